@@ -1,0 +1,1 @@
+"""The laboratory for KVM's x86 shadow MMU."""

@@ -1,0 +1,1 @@
+//! Text of the kvmmmu and kvm tracepoints: bytes to events and back.

@@ -1,0 +1,1 @@
+//! The core: words, nouns, verbs. No Python, no I/O, no clock, no randomness.
