@@ -1,7 +1,7 @@
-"""What every test may ask for: where the data are, how long a test may take, and the same random choices every time.
+"""What every test may ask for: the data, how long it may take, and the same random choices every time.
 
-`data` is the recorded material that the project carries (tests/data/README.md), `shared` the larger set beside the
-project when it is there. Tests marked `soak` run only with KVM_MMU_SOAK=1 (`make soak`).
+`data` is the recorded material that the project carries (tests/data/README.md), `shared` the larger set
+beside the project when it is there. Tests marked `soak` run only with KVM_MMU_SOAK=1 (`make soak`).
 """
 
 from __future__ import annotations
