@@ -1,0 +1,124 @@
+//! `Config`: what a VM is made from. Checked once; nothing in it changes while the VM lives, except the plans.
+
+use super::error::{Error, Result};
+use super::generation::GenerationLayout;
+use super::plan::Plans;
+use super::profile::KernelProfile;
+
+/// Which set of SPTE masks the host uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// AMD's nested paging: the legacy 64-bit masks.
+    Npt,
+    /// Intel's EPT with accessed and dirty bits.
+    EptAd,
+    /// Intel's EPT without them.
+    EptNoad,
+}
+
+impl Family {
+    /// The family of this name.
+    pub fn by_name(name: &str) -> Result<Self> {
+        match name {
+            "npt" => Ok(Self::Npt),
+            "ept_ad" => Ok(Self::EptAd),
+            "ept_noad" => Ok(Self::EptNoad),
+            _ => Err(Error::UnknownFamily(name.to_owned())),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Npt => "npt",
+            Self::EptAd => "ept_ad",
+            Self::EptNoad => "ept_noad",
+        }
+    }
+}
+
+/// How many tracepoint events are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventMode {
+    /// None.
+    Off,
+    /// The last so many.
+    Ring(usize),
+    /// All.
+    All,
+}
+
+/// How shadow pages are hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GfnHash {
+    /// The kernel's 4,096 buckets, with its collision statistic.
+    Kernel,
+    /// As many buckets as there are pages; no collision statistic.
+    Wide,
+}
+
+/// What a VM is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The kernel's rules.
+    pub kernel: KernelProfile,
+    /// SPTE masks.
+    pub family: Family,
+    /// Host physical address width.
+    pub phys_bits: u8,
+    /// EPT supports execute-only entries.
+    pub execonly: bool,
+    /// Intel's page-modification logging.
+    pub pml: bool,
+    /// Root level of two-dimensional paging.
+    pub tdp_level: u8,
+    /// Largest leaf level.
+    pub lpage_level: u8,
+    /// Number of vCPUs.
+    pub vcpus: u16,
+    /// A ranged-flush hook exists.
+    pub flush_range: bool,
+    /// How the generation lies in an MMIO SPTE.
+    pub generation: GenerationLayout,
+    /// Which plan answers which trigger.
+    pub plans: Plans,
+    /// How many events are kept.
+    pub events: EventMode,
+    /// How shadow pages are hashed.
+    pub gfn_hash: GfnHash,
+}
+
+impl Config {
+    /// The vectors' defaults for a kernel: `ept_ad`, 46 physical bits, one vCPU.
+    #[must_use]
+    pub fn new(kernel: KernelProfile) -> Self {
+        Self {
+            kernel,
+            family: Family::EptAd,
+            phys_bits: 46,
+            execonly: true,
+            pml: false,
+            tdp_level: 4,
+            lpage_level: 3,
+            vcpus: 1,
+            flush_range: false,
+            generation: kernel.generation_layout(),
+            plans: kernel.plans(),
+            events: EventMode::All,
+            gfn_hash: GfnHash::Kernel,
+        }
+    }
+
+    /// Refuses values out of range.
+    pub fn check(&self) -> Result<()> {
+        let range = |key, value: u64, low: u64, high: u64, allowed| {
+            if (low..=high).contains(&value) { Ok(()) } else { Err(Error::Config { key, value, allowed }) }
+        };
+        range("phys_bits", self.phys_bits.into(), 36, 52, "36..=52")?;
+        range("tdp_level", self.tdp_level.into(), 4, 5, "4..=5")?;
+        range("lpage_level", self.lpage_level.into(), 1, 3, "1..=3")?;
+        range("vcpus", self.vcpus.into(), 1, 4096, "1..=4096")?;
+        self.generation.check()
+    }
+}

@@ -1,0 +1,77 @@
+//! What the facade refuses: a wrong argument, or a limit of the model. A guest fault, an MMIO exit or a kernel errno is
+//! never an [`Error`]; those are results.
+
+use thiserror::Error;
+
+/// A refused call. The state is unchanged unless the variant says otherwise.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// No profile has this name.
+    #[error("unknown kernel {0:?} (known: v5.0, v5.0-seed, v5.2)")]
+    UnknownKernel(String),
+    /// No named plan has this name.
+    #[error("unknown zap plan {0:?}")]
+    UnknownPlan(String),
+    /// No mask family has this name.
+    #[error("unknown family {0:?} (known: npt, ept_ad, ept_noad)")]
+    UnknownFamily(String),
+    /// A configuration value is out of its range.
+    #[error("config {key}: {value} is not in {allowed}")]
+    Config {
+        /// The configuration key.
+        key: &'static str,
+        /// The value given.
+        value: u64,
+        /// What would have been accepted.
+        allowed: &'static str,
+    },
+    /// A generation layout that cannot be encoded.
+    #[error("generation layout: {0}")]
+    Layout(&'static str),
+    /// There is no vCPU with this number.
+    #[error("no vcpu {vcpu} (the VM has {vcpus})")]
+    Vcpu {
+        /// The number asked for.
+        vcpu: u16,
+        /// How many there are.
+        vcpus: u16,
+    },
+    /// There is no address space with this number.
+    #[error("no address space {0} (0 is normal, 1 is SMM)")]
+    AddressSpace(u8),
+    /// There is no such memslot.
+    #[error("no memslot {id} in address space {as_id}")]
+    NoSlot {
+        /// Address space.
+        as_id: u8,
+        /// Slot id.
+        id: u32,
+    },
+    /// A memslot that cannot be stored.
+    #[error("memslot {id}: {why}")]
+    Slot {
+        /// Slot id.
+        id: u32,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// No live shadow page has this id.
+    #[error("no active shadow page {0}")]
+    Page(u32),
+    /// The run was finished, abandoned or never existed.
+    #[error("no run {0} in progress")]
+    Run(u32),
+    /// The batch was committed or never existed.
+    #[error("no batch {0} in progress")]
+    Batch(u32),
+    /// The plan walks a slot or a range and the task names none.
+    #[error("the plan needs {0}")]
+    PlanNeeds(&'static str),
+    /// The model's tables are full (2^22 shadow pages).
+    #[error("no room for another shadow page (limit 4194303)")]
+    TooManyPages,
+}
+
+/// The facade's result.
+pub type Result<T> = std::result::Result<T, Error>;

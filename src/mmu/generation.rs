@@ -1,0 +1,128 @@
+//! How a memslot generation is kept inside an MMIO SPTE: the layout, as data. What a generation *is* (first value, step,
+//! wrap) is not known here; that is the caller's policy.
+//!
+//! Models the generation bits of v5.0 `generation_mmio_spte_mask` and of v5.1-v5.10, known bug included.
+
+use super::error::{Error, Result};
+
+/// One run of bits copied from the generation into the SPTE and OR-ed back when reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationField {
+    /// Lowest bit of the generation that is copied.
+    pub gen_shift: u8,
+    /// How many bits.
+    pub bits: u8,
+    /// Where the lowest of them lands in the SPTE.
+    pub spte_shift: u8,
+}
+
+impl GenerationField {
+    const fn low_mask(self) -> u64 {
+        if self.bits >= 64 { u64::MAX } else { (1 << self.bits) - 1 }
+    }
+
+    const fn spte_mask(self) -> u64 {
+        self.low_mask() << self.spte_shift
+    }
+}
+
+/// How the generation is compared and where its bits lie in an MMIO SPTE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenerationLayout {
+    /// The value compared is the generation modulo 2^width.
+    pub width: u8,
+    /// Bits that mark an update in progress.
+    pub in_progress: u64,
+    /// While those bits are set: nothing enters the vCPU's MMIO cache and no MMIO SPTE is fresh (v5.1 and later).
+    pub refuse_in_progress: bool,
+    /// The fields, each OR-ed in and OR-ed back.
+    pub fields: Vec<GenerationField>,
+}
+
+impl GenerationLayout {
+    /// v5.0: 20 bits of which bit 0 is not stored; bits 1-9 in SPTE bits 3-11, bits 10-19 in 52-61.
+    #[must_use]
+    pub fn v5_0() -> Self {
+        Self {
+            width: 20,
+            in_progress: 1,
+            refuse_in_progress: false,
+            fields: vec![
+                GenerationField { gen_shift: 1, bits: 9, spte_shift: 3 },
+                GenerationField { gen_shift: 10, bits: 10, spte_shift: 52 },
+            ],
+        }
+    }
+
+    /// v5.1 to v5.10: 19 bits; the high field holds generation bits 0-9 again instead of 9-18 (the kernel's known bug).
+    #[must_use]
+    pub fn v5_2() -> Self {
+        Self {
+            width: 19,
+            in_progress: 1 << 63,
+            refuse_in_progress: true,
+            fields: vec![
+                GenerationField { gen_shift: 0, bits: 9, spte_shift: 3 },
+                GenerationField { gen_shift: 0, bits: 10, spte_shift: 52 },
+            ],
+        }
+    }
+
+    /// Refuses a layout whose fields leave the word or touch the bits an MMIO SPTE needs for itself.
+    pub fn check(&self) -> Result<()> {
+        if self.width == 0 || self.width > 63 {
+            return Err(Error::Layout("the width must be 1 to 63"));
+        }
+        for field in &self.fields {
+            if field.bits == 0 || field.spte_shift < 3 || u16::from(field.spte_shift) + u16::from(field.bits) > 63 {
+                return Err(Error::Layout("a field must have bits and lie in SPTE bits 3 to 62"));
+            }
+            if u16::from(field.gen_shift) + u16::from(field.bits) > 64 {
+                return Err(Error::Layout("a field reads past bit 63 of the generation"));
+            }
+            let low = u16::from(field.spte_shift);
+            let high = low + u16::from(field.bits);
+            if low < 52 && high > 12 {
+                return Err(Error::Layout("a field overlaps the address bits 12 to 51"));
+            }
+            if high > 62 {
+                return Err(Error::Layout("a field overlaps bit 62"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The value two generations are compared by.
+    #[must_use]
+    pub const fn compared(&self, slots_gen: u64) -> u64 {
+        slots_gen & ((1 << self.width) - 1)
+    }
+
+    /// Whether this generation says that an update is in flight and the kernel refuses to cache meanwhile.
+    #[must_use]
+    pub const fn is_refused(&self, slots_gen: u64) -> bool {
+        self.refuse_in_progress && slots_gen & self.in_progress != 0
+    }
+
+    /// SPTE bits that hold the generation.
+    #[must_use]
+    pub fn spte_mask(&self) -> u64 {
+        self.fields.iter().fold(0, |mask, field| mask | field.spte_mask())
+    }
+
+    /// The generation's bits of an MMIO SPTE.
+    #[must_use]
+    pub fn encode(&self, mmio_gen: u64) -> u64 {
+        self.fields
+            .iter()
+            .fold(0, |spte, field| spte | ((mmio_gen >> field.gen_shift) & field.low_mask()) << field.spte_shift)
+    }
+
+    /// The generation read back from an MMIO SPTE.
+    #[must_use]
+    pub fn decode(&self, spte: u64) -> u64 {
+        self.fields
+            .iter()
+            .fold(0, |mmio_gen, field| mmio_gen | ((spte >> field.spte_shift) & field.low_mask()) << field.gen_shift)
+    }
+}

@@ -1,0 +1,5 @@
+//! SPTE words: layout, run-time masks, pure construction, MMIO codec. Knows no structure.
+
+pub mod layout;
+pub mod masks;
+pub mod mmio;
