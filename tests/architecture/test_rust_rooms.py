@@ -17,8 +17,8 @@ FLOORS: list[tuple[str, str]] = [
     ("words", "addr level access role profile spte generation work error plan config"),
     (
         "nouns",
-        "shadow_page page_arena page_hash active_pages mmio_pages pte_list rmap slots vcpu_mmu tlb host_memory"
-        " guest_memory stats events lock state",
+        "shadow_page page_arena page_hash active_pages mmio_pages pte_list rmap slots vcpu_mmu tlb"
+        " host_memory guest_memory stats events lock state",
     ),
     (
         "verbs",
