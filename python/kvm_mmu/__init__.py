@@ -1,1 +1,110 @@
-"""The laboratory for KVM's x86 shadow MMU."""
+"""The laboratory for KVM's x86 shadow MMU: shadow pages, memslot generations and zap plans in userspace.
+
+    import kvm_mmu as km
+    vm = km.Vm(kernel="v5.0", family="npt")
+
+Names load on first use, so that `kvm_mmu.reference` works where the native module does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from kvm_mmu.types import GIB, KIB, MIB, PAGE_SIZE, TIB
+
+if TYPE_CHECKING:
+    from kvm_mmu.errors import (
+        KvmMmuError,
+        MemslotError,
+        RunStateError,
+        ScenarioError,
+        SnapshotError,
+        StaleNextError,
+        TraceError,
+        UsageError,
+    )
+    from kvm_mmu.lab.compare import compare
+    from kvm_mmu.lab.scenario import Scenario, run_scenario
+    from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
+    from kvm_mmu.machine.profiles import KernelProfile, kernels
+    from kvm_mmu.machine.vm import Vm
+    from kvm_mmu.machine.words import (
+        decode_mmio,
+        decode_role,
+        decode_spte,
+        encode_mmio,
+    )
+    from kvm_mmu.machine.zap_plan import ZapPlan, plans
+
+logging.getLogger("kvm_mmu").addHandler(logging.NullHandler())
+
+_HOMES = {
+    "kvm_mmu.errors": (
+        "KvmMmuError",
+        "MemslotError",
+        "RunStateError",
+        "ScenarioError",
+        "SnapshotError",
+        "StaleNextError",
+        "TraceError",
+        "UsageError",
+    ),
+    "kvm_mmu.lab.compare": ("compare",),
+    "kvm_mmu.lab.scenario": ("Scenario", "run_scenario"),
+    "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
+    "kvm_mmu.machine.profiles": ("KernelProfile", "kernels"),
+    "kvm_mmu.machine.vm": ("Vm",),
+    "kvm_mmu.machine.words": ("decode_mmio", "decode_role", "decode_spte", "encode_mmio"),
+    "kvm_mmu.machine.zap_plan": ("ZapPlan", "plans"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "PAGE_SIZE",
+    "TIB",
+    "GenerationField",
+    "GenerationLayout",
+    "GenerationPolicy",
+    "KernelProfile",
+    "KvmMmuError",
+    "MemslotError",
+    "RunStateError",
+    "Scenario",
+    "ScenarioError",
+    "SnapshotError",
+    "StaleNextError",
+    "TraceError",
+    "UsageError",
+    "Vm",
+    "ZapPlan",
+    "__version__",
+    "compare",
+    "decode_mmio",
+    "decode_role",
+    "decode_spte",
+    "encode_mmio",
+    "kernels",
+    "plans",
+    "run_scenario",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kvm_mmu")
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'kvm_mmu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,9 +1,21 @@
-//! The border: convert, release the GIL, lock, call one facade method, map the error.
+//! The border: convert, release the GIL, lock, call one facade method, map the error. Nothing is decided here.
+
+mod arguments;
+mod codec;
+mod errors;
+mod machine;
+mod reports;
+
 use pyo3::prelude::*;
 
-/// The native half of `kvm_mmu`.
+/// The native half of `kvm_mmu`: the core behind a lock, and the codec over arrays.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::codec::Codec;
+    #[pymodule_export]
+    use super::machine::Mmu;
+
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 }

@@ -1,0 +1,120 @@
+"""`kvm-mmu trace`: strip a recording of its outputs, replay one.
+
+Owns the options and the exit status: 0 equal (or nothing to compare), 1 a difference, 2 an input that cannot
+be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+
+from kvm_mmu.errors import TraceError
+from kvm_mmu.trace import host as host_facts
+from kvm_mmu.trace.engine import Engine, EngineFactory
+from kvm_mmu.trace.replaying import replay
+from kvm_mmu.trace.source import display_name, read_lines
+from kvm_mmu.trace.stripping import is_stripped, operations_beside, read_operations, strip, wants_answers
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `trace` and its commands."""
+    parser = subparsers.add_parser("trace", help="real ftrace recordings: strip, replay")
+    commands = parser.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
+    _add_replay(commands)
+    _add_strip(commands)
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay", help="drive the model with a recording's inputs and predict its outputs"
+    )
+    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument("--kernel", help="kernel profile; without it the one of the host facts")
+    parser.add_argument(
+        "--host", metavar="FILE|JSON", help="facts of the host; they win over the trace's own"
+    )
+    parser.add_argument(
+        "--ops", metavar="OPS", help="ops.jsonl of the recorder (full text of shortened markers)"
+    )
+    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.add_argument(
+        "--emit", action="store_true", help="print each predicted line after its cause's line number"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=run_replay)
+
+
+def _add_strip(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("strip", help="print the recording without its outputs")
+    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument(
+        "--ops", metavar="OPS", help="ops.jsonl of the recorder (full text of shortened markers)"
+    )
+    parser.add_argument(
+        "--host", metavar="FILE|JSON", help="facts of the host; without it host.json beside the trace"
+    )
+    parser.add_argument(
+        "--answers",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="add what host memory answered (default: auto)",
+    )
+    parser.set_defaults(run=run_strip)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen command."""
+    result = args.run(args)
+    return int(result)
+
+
+def run_replay(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace replay`"""
+    host = None if args.host is None else host_facts.facts_from(args.host)
+    operations = None if args.ops is None else read_operations(args.ops)
+    report = replay(
+        args.file, engine_factory(args.backend), kernel=args.kernel, host=host, operations=operations
+    )
+    if args.emit:
+        sys.stdout.writelines(f"{p.line} {p.event}: {p.body}\n" for p in report.predictions)
+        for key, value in report.inferred.items():
+            sys.stderr.write(f"inferred: {key} = {value}\n")
+        return 0
+    sys.stdout.write((json.dumps(report.as_json()) if args.json else report.as_text()) + "\n")
+    return 0 if report.is_equal else 1
+
+
+def run_strip(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace strip`"""
+    name = display_name(args.file)
+    lines = read_lines(args.file)
+    if is_stripped(lines):
+        raise TraceError(f"{name}: is stripped already")
+    host = (host_facts.beside(args.file) or {}) if args.host is None else host_facts.facts_from(args.host)
+    operations: Mapping[int, str] | None
+    if args.ops is not None:
+        operations = read_operations(args.ops)
+    else:
+        is_5x = host_facts.kernel_name(str(host.get("kernel", ""))).startswith("v5")
+        operations = None if is_5x else operations_beside(args.file)
+    answers = wants_answers(host, lines) if args.answers == "auto" else args.answers == "yes"
+    sys.stdout.write(strip(lines, host, operations, answers=answers).text())
+    return 0
+
+
+def engine_factory(backend: str) -> EngineFactory:
+    """The factory of a backend's VMs."""
+
+    def make(kernel: str, config: Mapping[str, object]) -> Engine:
+        if backend == "reference":
+            from kvm_mmu import reference
+
+            return reference.Engine(kernel=kernel, config=dict(config))
+        from kvm_mmu.lab.scenario import MachineEngine
+
+        return MachineEngine(kernel=kernel, config=dict(config))
+
+    return make

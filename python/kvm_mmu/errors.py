@@ -1,0 +1,41 @@
+"""Every exception of the package, under one root; those about a bad value are also `ValueError`."""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class KvmMmuError(Exception):
+    """Root of all exceptions raised by `kvm_mmu`."""
+
+
+class UsageError(KvmMmuError, ValueError):
+    """An argument is outside what the model accepts; the message names it and what was expected."""
+
+
+class ScenarioError(KvmMmuError, ValueError):
+    """A scenario, snapshot or value stream cannot be read; the message names file and line."""
+
+
+class TraceError(KvmMmuError, ValueError):
+    """A trace cannot be read or replayed; the message names file and line."""
+
+
+class SnapshotError(KvmMmuError, ValueError):
+    """Bytes that are not a snapshot of this package, or a damaged or foreign one."""
+
+
+class StaleNextError(KvmMmuError, RuntimeError):
+    """The next page of a list walk has left the active list while the walk was paused on its neighbour."""
+
+
+class RunStateError(KvmMmuError, RuntimeError):
+    """A run or batch is used after its end, or something is asked that only a finished run can answer."""
+
+
+class MemslotError(KvmMmuError, OSError):
+    """A refused memslot operation, with the kernel's errno and a sentence that says why."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(code, f"{sentence} ({_errno.errorcode.get(code, code)}: {os.strerror(code)})")

@@ -1,0 +1,1 @@
+"""Scenarios, runs, comparisons: what is asked of machines and references."""

@@ -1,0 +1,246 @@
+"""The scenario language: reading scenario files, running their operations on an engine, writing the results.
+
+A file is a header line and one operation a line (vectors README). Other keys of an operation line are ignored, so a
+result file is a scenario too. Engines: `machine_engine.MachineEngine` (core) and `kvm_mmu.reference.Engine`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from kvm_mmu.errors import ScenarioError, UsageError
+from kvm_mmu.machine.profiles import kernel_profile
+from kvm_mmu.machine.vm import DEFAULTS
+
+FORMAT = 1
+SPARSE_EVERY = 100
+#: Variant names of the vector files and the kernels they mean.
+VARIANTS = {"seed": "v5.0-seed"}
+
+
+class Engine(Protocol):
+    """A model that operations can be applied to."""
+
+    def apply(self, op: dict[str, Any]) -> dict[str, Any]:
+        """Run one operation: `ret`, `out`?, `nested`?, `events`, `ctr`."""
+
+    def state(self) -> dict[str, Any]:
+        """The whole state (vectors README, section 7)."""
+
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the canonical JSON of the state."""
+
+    def masks(self) -> dict[str, Any]:
+        """The SPTE masks of the header."""
+
+
+@dataclass
+class Scenario:
+    """A header and its operations; `lines` is the file's line of each operation (1-based)."""
+
+    name: str = "unnamed"
+    kernel: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    plans: dict[str, Any] = field(default_factory=dict)
+    dump: str = "all"
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    expected: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    path: str = "-"
+
+    def __repr__(self) -> str:
+        return f"<Scenario {self.name} {self.kernel or 'any kernel'}, {len(self.ops)} operations>"
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+
+def open_text(path: str | Path) -> TextIO:
+    """A text stream of a file, `.gz` or `.xz` unpacked, `-` for stdin.
+
+    Raises:
+        ScenarioError: the file cannot be opened.
+    """
+    name = str(path)
+    if name == "-":
+        return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
+    try:
+        if name.endswith(".xz"):
+            return lzma.open(name, "rt", encoding="utf-8", errors="replace")
+        if name.endswith(".gz"):
+            return gzip.open(name, "rt", encoding="utf-8", errors="replace")
+        return Path(name).open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ScenarioError(f"{name}: {error.strerror or error}") from error
+
+
+def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
+    """Lines with their 1-based numbers; a damaged archive becomes an error that names file and line."""
+    number = 0
+    iterator = iter(stream)
+    while True:
+        try:
+            line = next(iterator)
+        except StopIteration:
+            return
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
+            raise ScenarioError(f"{name}:{number + 1}: the compressed file ends in the middle ({error})") from error
+        number += 1
+        yield number, line
+
+
+def _json(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError(f"{where}: not a JSON object ({error})") from error
+    if not isinstance(value, dict):
+        raise ScenarioError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_scenario(path: str | Path | Iterable[str], name: str | None = None) -> Scenario:
+    """Read a scenario or result file (`-`: stdin; `.gz`, `.xz`), or an iterable of lines.
+
+    Raises:
+        ScenarioError: with file, line and what was expected.
+    """
+    if isinstance(path, str | Path):
+        label = "<stdin>" if str(path) == "-" else str(path)
+        with open_text(path) as stream:
+            return _read(numbered_lines(stream, label), label)
+    return _read(numbered_lines(path, name or "<lines>"), name or "<lines>")
+
+
+def _read(lines: Iterator[tuple[int, str]], label: str) -> Scenario:
+    scenario = Scenario(path=label)
+    first = True
+    for number, line in lines:
+        if not line.strip():
+            continue
+        where = f"{label}:{number}"
+        value = _json(line, where)
+        if first and "op" not in value:
+            _header(scenario, value, where)
+        else:
+            op = value.get("op")
+            if not isinstance(op, dict) or not isinstance(op.get("op"), str):
+                raise ScenarioError(f'{where}: expected an operation {{"op":{{"op":NAME,...}}}}')
+            scenario.ops.append(op)
+            scenario.expected.append(value)
+            scenario.lines.append(number)
+        first = False
+    return scenario
+
+
+def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
+    if value.get("format", FORMAT) != FORMAT:
+        raise ScenarioError(f"{where}: format {value['format']!r}, expected {FORMAT}")
+    scenario.name = str(value.get("scenario", "unnamed"))
+    variant = value.get("variant")
+    if variant is not None:
+        scenario.kernel = VARIANTS.get(str(variant), str(variant))
+    config = value.get("config", {})
+    if not isinstance(config, dict):
+        raise ScenarioError(f"{where}: config is not an object")
+    for key, number in config.items():
+        if key not in DEFAULTS:
+            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join(DEFAULTS)}")
+        if key != "family" and (not isinstance(number, int) or number < 0):
+            raise ScenarioError(f"{where}: config {key}={number!r}, expected a non-negative integer")
+    scenario.config = dict(config)
+    plans = value.get("plans", {})
+    if not isinstance(plans, dict):
+        raise ScenarioError(f"{where}: plans is not an object")
+    scenario.plans = plans
+    dump = value.get("dump", "all")
+    if dump not in ("all", "sparse"):
+        raise ScenarioError(f"{where}: dump {dump!r}, expected all or sparse")
+    scenario.dump = dump
+
+
+def make_engine(scenario: Scenario, kernel: str | None = None, backend: str = "core") -> Engine:
+    """A fresh engine for a scenario: `core` (machine + Rust) or `reference` (pure Python).
+
+    Raises:
+        UsageError: no kernel given and none in the header, or an unknown backend, kernel or configuration.
+    """
+    chosen = kernel or scenario.kernel
+    if chosen is None:
+        raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
+    name = kernel_profile(chosen).name
+    if backend == "core":
+        from kvm_mmu.lab.machine_engine import MachineEngine
+
+        return MachineEngine(name, scenario.config, scenario.plans)
+    if backend == "reference":
+        from kvm_mmu import reference
+
+        family = {**DEFAULTS, **scenario.config}["family"]
+        if family not in ("npt", "ept_ad", "ept_noad"):
+            raise UsageError(f"family {family!r}: expected npt, ept_ad or ept_noad")
+        plans: dict[str, Any] = {}
+        for event, plan in scenario.plans.items():
+            plans[event] = plan
+        return reference.Engine(kernel=name, config={**DEFAULTS, **scenario.config}, plans=plans or None)
+    raise UsageError(f"backend {backend!r}: expected core or reference")
+
+
+def has_state(dump: str, index: int, last: bool, op: Mapping[str, Any]) -> bool:
+    """Whether the result line of this operation carries the state, by the dump rule."""
+    return dump == "all" or last or index % SPARSE_EVERY == SPARSE_EVERY - 1 or op.get("op") == "dump"
+
+
+def run_scenario(
+    scenario: Scenario,
+    kernel: str | None = None,
+    backend: str = "core",
+    dump: str | None = None,
+    engine: Engine | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run a scenario; yields the header, then one result an operation, as `kvm-mmu run` writes them.
+
+    Raises:
+        ScenarioError: an operation that cannot be read, with file and line; results before it were yielded.
+    """
+    engine = engine or make_engine(scenario, kernel, backend)
+    rule = dump or scenario.dump
+    chosen = kernel_profile(kernel or scenario.kernel or "v5.0").name
+    header: dict[str, Any] = {
+        "scenario": scenario.name,
+        "format": FORMAT,
+        "variant": {v: k for k, v in VARIANTS.items()}.get(chosen, chosen),
+        "config": {**DEFAULTS, **scenario.config},
+        "masks": engine.masks(),
+        "dump": rule,
+    }
+    if scenario.plans:
+        header["plans"] = scenario.plans
+    yield header
+    count = len(scenario.ops)
+    for i, op in enumerate(scenario.ops):
+        try:
+            result = engine.apply(op)
+        except (ScenarioError, UsageError, ValueError) as error:
+            raise ScenarioError(f"{scenario.path}:{scenario.lines[i]}: {error}") from error
+        line: dict[str, Any] = {"i": i, "op": op, "ret": result["ret"]}
+        for key in ("out", "nested"):
+            if key in result:
+                line[key] = result[key]
+        line["events"] = result["events"]
+        line["ctr"] = result["ctr"]
+        line["digest"] = engine.digest()
+        if has_state(rule, i, i == count - 1, op):
+            line["state"] = engine.state()
+        yield line
+        if on_step is not None:
+            on_step(i)

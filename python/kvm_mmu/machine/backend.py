@@ -1,0 +1,43 @@
+"""What the machine layer needs of a core to change memslots: the seam between policy and mechanism.
+
+`VmBackend` is what `memory_region` runs against; `Vm` provides it over the Rust core. Everything that may drop
+`mmu_lock` is called through it too, so that lock breaks can be interleaved in one place.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvm_mmu.machine.zap_plan import ZapPlan
+
+
+class VmBackend(Protocol):
+    """The memslot side of a VM, one method per thing a memslot update makes happen."""
+
+    def install_slot(self, as_id: int, generation: int, slot: tuple[int, int, int, int, int]) -> None:
+        """Make an array with this slot `(id, base gfn, npages, hva, flags)` visible, with this generation."""
+
+    def remove_slot(self, as_id: int, generation: int, slot_id: int) -> None:
+        """Make an array without this slot visible, with this generation."""
+
+    def generation(self, as_id: int) -> int:
+        """The memslot generation that is visible now."""
+
+    def set_generation(self, as_id: int, generation: int) -> None:
+        """Make this generation visible."""
+
+    def zap(self, plan: ZapPlan, slot: tuple[int, int] | None = None) -> object:
+        """Run a plan to its end; `slot` is (address space, id) for plans that need one."""
+
+    def slot_walk(self, as_id: int, slot_id: int, what: str) -> object:
+        """Walk the slot's rmaps: remove_write_access, leaf_clear_dirty, largepage_remove_write_access, set_dirty,
+        zap_collapsible."""
+
+    def total_slot_pages(self) -> int:
+        """Pages of all slots of both address spaces."""
+
+    def requested_mmu_pages(self) -> int:
+        """The limit user space asked for, 0: none."""
+
+    def change_mmu_pages(self, goal: int) -> None:
+        """Set the limit of shadow pages, zapping the oldest above it."""

@@ -1,0 +1,221 @@
+"""One memslot update, from the user's request to the ordered steps that carry it out.
+
+`check` refuses or classifies (create, delete, move, flags, nothing), `steps` says what will happen in which order,
+`carry_out` does it over a backend. Models `__kvm_set_memory_region` and the x86 commit hooks of v5.0 to v5.2
+(DIRECT.md C; KERNEL.md 2.4, 8.4, 8.5, 12). The order of publication and wrap check belongs to the generation policy.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from kvm_mmu.errors import MemslotError
+from kvm_mmu.machine.backend import VmBackend
+from kvm_mmu.machine.generation import GenerationPolicy
+from kvm_mmu.machine.profiles import KernelProfile
+from kvm_mmu.types import (
+    KVM_ADDRESS_SPACE_NUM,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEM_SLOTS_NUM,
+    KVM_MEMSLOT_INVALID,
+    KVM_USER_MEM_SLOTS,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+)
+
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+KVM_PERMILLE_MMU_PAGES = 20
+KVM_MIN_ALLOC_MMU_PAGES = 64
+#: First host address that user space cannot own (4-level hosts).
+USER_ADDRESS_LIMIT = 0x7FFF_FFFF_F000
+
+Change = Literal["create", "delete", "move", "flags", "none"]
+
+
+class Slot(NamedTuple):
+    """One memslot: addresses in frames (`base`, `npages`) and bytes (`hva`), flags as user space set them."""
+
+    id: int
+    base: int
+    npages: int
+    hva: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A set-user-memory-region request; `size` 0 deletes. Addresses and size in bytes."""
+
+    as_id: int
+    slot: int
+    gpa: int
+    size: int
+    hva: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of an update: what, and the slot array entry it is about (None: the slot leaves the array)."""
+
+    what: Literal["swap", "flush_slot", "placed", "limit", "slot_walk"]
+    slot: Slot | None = None
+    walk: str = ""
+
+
+def _refuse(code: int, sentence: str) -> MemslotError:
+    return MemslotError(code, sentence)
+
+
+def check(request: Request, live: Sequence[Slot], max_slots: int = KVM_MEM_SLOTS_NUM) -> tuple[Change, Slot | None]:
+    """Classify a request against the live slots of its address space, or refuse it.
+
+    Returns:
+        The change and the slot it is about as it is now (None for create).
+
+    Raises:
+        MemslotError: with EINVAL or EEXIST, in the kernel's order of checks.
+    """
+    r = request
+    einval = errno.EINVAL
+    user_slots = KVM_USER_MEM_SLOTS if max_slots == KVM_MEM_SLOTS_NUM else max_slots
+    if r.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY):
+        raise _refuse(einval, f"slot {r.slot}: flags {r.flags:#x} has a bit other than 0 (log dirty) and 1 (read-only)")
+    if r.size % PAGE_SIZE:
+        raise _refuse(einval, f"slot {r.slot}: size {r.size:#x} is not a multiple of the page size")
+    if r.gpa % PAGE_SIZE:
+        raise _refuse(einval, f"slot {r.slot}: gpa {r.gpa:#x} is not page aligned")
+    if r.slot < user_slots and (r.hva % PAGE_SIZE or r.hva + r.size > USER_ADDRESS_LIMIT):
+        raise _refuse(einval, f"slot {r.slot}: hva {r.hva:#x} is not a page aligned user address")
+    if not 0 <= r.as_id < KVM_ADDRESS_SPACE_NUM:
+        raise _refuse(einval, f"address space {r.as_id}: expected 0 or 1")
+    if not 0 <= r.slot < max_slots:
+        raise _refuse(einval, f"slot {r.slot}: too many slots, ids are 0 to {max_slots - 1}")
+    if r.gpa and r.gpa + r.size >= 1 << 64:
+        raise _refuse(einval, f"slot {r.slot}: gpa {r.gpa:#x} + size {r.size:#x} wraps around")
+    npages = r.size >> PAGE_SHIFT
+    if npages > KVM_MEM_MAX_NR_PAGES:
+        raise _refuse(einval, f"slot {r.slot}: {npages} pages, the kernel allows {KVM_MEM_MAX_NR_PAGES}")
+
+    old = next((slot for slot in live if slot.id == r.slot), None)
+    base = r.gpa >> PAGE_SHIFT
+    if not npages:
+        if old is None:
+            raise _refuse(einval, f"slot {r.slot}: there is no such slot to delete")
+        return "delete", old
+    change: Change = "create"
+    if old is not None:
+        if old.hva != r.hva:
+            raise _refuse(einval, f"slot {r.slot}: its hva cannot change from {old.hva:#x} to {r.hva:#x}")
+        if old.npages != npages:
+            raise _refuse(einval, f"slot {r.slot}: it cannot be resized from {old.npages} to {npages} pages")
+        if (old.flags ^ r.flags) & KVM_MEM_READONLY:
+            raise _refuse(einval, f"slot {r.slot}: its read-only flag cannot change")
+        if old.base != base:
+            change = "move"
+        elif old.flags != r.flags:
+            return "flags", old
+        else:
+            return "none", old
+    for slot in live:
+        if slot.id != r.slot and base < slot.base + slot.npages and slot.base < base + npages:
+            raise _refuse(errno.EEXIST, f"slot {r.slot}: overlaps slot {slot.id} of address space {r.as_id}")
+    return change, old
+
+
+def steps(request: Request, change: Change, old: Slot | None, pml: bool) -> list[Step]:
+    """What an accepted request makes happen, in order."""
+    if change == "none":
+        return []
+    new = None
+    if change != "delete":
+        new = Slot(request.slot, request.gpa >> PAGE_SHIFT, request.size >> PAGE_SHIFT, request.hva, request.flags)
+    plan: list[Step] = []
+    if old is not None and change in ("delete", "move"):
+        gone = old._replace(flags=old.flags | KVM_MEMSLOT_INVALID)
+        plan += [Step("swap", gone), Step("flush_slot", old)]
+    plan.append(Step("swap", new))
+    if change in ("create", "move"):
+        plan.append(Step("placed", new))
+    plan.append(Step("limit"))
+    if new is None:
+        return plan
+    was_logging = old is not None and bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES)
+    is_logging = bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
+    walks: tuple[str, ...] = ()
+    if was_logging and not is_logging:
+        walks += ("zap_collapsible",)
+    if new.flags & KVM_MEM_READONLY:
+        walks += ("remove_write_access",)
+    elif is_logging:
+        walks += ("leaf_clear_dirty", "largepage_remove_write_access") if pml else ("remove_write_access",)
+    elif pml:
+        walks += ("set_dirty",)
+    return plan + [Step("slot_walk", new, walk) for walk in walks]
+
+
+def swap(
+    backend: VmBackend,
+    profile: KernelProfile,
+    policy: GenerationPolicy,
+    as_id: int,
+    slot_id: int,
+    slot: Slot | None,
+    published: Callable[[], None],
+) -> None:
+    """One publication: the array with the in-flight generation, whatever runs meanwhile, the final generation."""
+    in_flight = policy.begin(backend.generation(as_id))
+    if slot is None:
+        backend.remove_slot(as_id, in_flight, slot_id)
+    else:
+        backend.install_slot(as_id, in_flight, tuple(slot))
+    published()
+    policy.conclude(
+        policy.next(in_flight),
+        lambda generation: backend.set_generation(as_id, generation),
+        lambda generation: check_wrap(backend, profile, policy, as_id, generation),
+    )
+
+
+def check_wrap(
+    backend: VmBackend, profile: KernelProfile, policy: GenerationPolicy, as_id: int, generation: int
+) -> bool:
+    """Zap by the profile's wrap plan if this generation is a wrap; whether it was."""
+    if not policy.is_wrap(generation):
+        return False
+    policy.wrapped(as_id, generation)
+    backend.zap(profile.wrap)
+    return True
+
+
+def carry_out(
+    backend: VmBackend,
+    profile: KernelProfile,
+    policy: GenerationPolicy,
+    request: Request,
+    todo: Sequence[Step],
+    published: Callable[[], None],
+) -> None:
+    """Do the steps. `published` is called after each publication, while its generation is still in flight."""
+    for step in todo:
+        if step.what == "swap":
+            swap(backend, profile, policy, request.as_id, request.slot, step.slot, published)
+        elif step.what == "flush_slot":
+            backend.zap(profile.slot_removal, slot=(request.as_id, request.slot))
+        elif step.what == "placed":
+            if profile.create_move is not None:
+                backend.zap(profile.create_move)
+        elif step.what == "limit":
+            if backend.requested_mmu_pages() == 0:
+                backend.change_mmu_pages(default_mmu_pages(backend.total_slot_pages()))
+        else:
+            backend.slot_walk(request.as_id, request.slot, step.walk)
+
+
+def default_mmu_pages(npages: int) -> int:
+    """The automatic limit of shadow pages for so many pages of memslots."""
+    return max(KVM_MIN_ALLOC_MMU_PAGES, npages * KVM_PERMILLE_MMU_PAGES // 1000)

@@ -1,0 +1,152 @@
+"""The memslots of a VM: create, delete, move, change flags; errors carry the kernel's errno and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.machine import memory_region
+from kvm_mmu.machine.memory_region import Change, Request, Slot
+from kvm_mmu.types import GIB, KVM_ADDRESS_SPACE_NUM, PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from kvm_mmu.machine.vm import Vm
+
+#: Where host memory that the caller did not place is put: after 8 GiB, each slot congruent to its gpa modulo 1 GiB.
+FIRST_HVA = 8 * GIB
+
+
+def _nothing() -> None:
+    return None
+
+
+class Memslots:
+    """The memslots of both address spaces of one VM. Iterating yields `(as_id, Slot)` in array order."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+
+    def __iter__(self) -> Iterator[tuple[int, Slot]]:
+        for as_id in range(KVM_ADDRESS_SPACE_NUM):
+            for slot in self.of(as_id):
+                yield as_id, slot
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<Memslots {len(self)} slots, generations {', '.join(f'{g:#x}' for g in self.generations)}>"
+
+    def of(self, as_id: int) -> list[Slot]:
+        """The slots of one address space, in array order (descending base)."""
+        return [Slot(*slot) for slot in self._vm.core.slots(as_id)]
+
+    def get(self, slot: int, as_id: int = 0) -> Slot:
+        """The slot with this id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for found in self.of(as_id):
+            if found.id == slot:
+                return found
+        raise KeyError(f"no slot {slot} in address space {as_id}")
+
+    @property
+    def generations(self) -> tuple[int, ...]:
+        """The visible generation of each address space (unsigned 64-bit)."""
+        return tuple(self._vm.core.generation(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM))
+
+    def set_region(
+        self,
+        *,
+        slot: int,
+        gpa: int,
+        size: int,
+        hva: int,
+        flags: int = 0,
+        as_id: int = 0,
+        published: Callable[[], None] = _nothing,
+    ) -> Change:
+        """The set-user-memory-region request as user space makes it; `size` 0 deletes.
+
+        Args:
+            slot: slot id. gpa, size, hva: bytes. flags: bit 0 log dirty, bit 1 read-only.
+            published: called while a new slot array is visible and its generation is still in flight.
+
+        Returns:
+            What the request was: create, delete, move, flags or none.
+
+        Raises:
+            MemslotError: refused, with the kernel's errno. Nothing has changed then.
+        """
+        for name, value in (("slot", slot), ("gpa", gpa), ("size", size), ("hva", hva), ("flags", flags)):
+            if not isinstance(value, int) or not 0 <= value < 1 << 64:
+                raise UsageError(f"memslot {name}={value!r}: expected an integer from 0 to 2^64-1")
+        vm = self._vm
+        request = Request(as_id, slot, gpa, size, hva, flags)
+        live = self.of(as_id) if as_id in range(KVM_ADDRESS_SPACE_NUM) else []
+        change, old = memory_region.check(request, live, vm.max_memslots)
+        todo = memory_region.steps(request, change, old, vm.pml)
+        with vm.updating():
+            memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published)
+        return change
+
+    def create(
+        self, slot: int, gpa: int, size: int, hva: int | None = None, flags: int = 0, as_id: int = 0
+    ) -> Slot:
+        """Create a slot; without `hva` host memory is placed after all other slots' (bytes everywhere).
+
+        Raises:
+            MemslotError: EEXIST when it overlaps or the id is taken, EINVAL for anything the kernel refuses.
+        """
+        if any(found.id == slot for found in self.of(as_id)):
+            raise memory_region._refuse(17, f"slot {slot}: exists already in address space {as_id}")
+        if not size:
+            raise memory_region._refuse(22, f"slot {slot}: size 0 would delete it")
+        self.set_region(
+            slot=slot, gpa=gpa, size=size, hva=self._place(gpa) if hva is None else hva, flags=flags, as_id=as_id
+        )
+        return self.get(slot, as_id)
+
+    def delete(self, slot: int, as_id: int = 0) -> None:
+        """Delete a slot: an invalid copy is published, the slot's pages are zapped, it leaves the array."""
+        self.set_region(slot=slot, gpa=0, size=0, hva=0, as_id=as_id)
+
+    def move(self, slot: int, gpa: int, as_id: int = 0) -> Slot:
+        """Move a slot to another guest address; zapped like a delete."""
+        old = self._old(slot, as_id)
+        self.set_region(
+            slot=slot, gpa=gpa, size=old.npages << PAGE_SHIFT, hva=old.hva, flags=old.flags, as_id=as_id
+        )
+        return self.get(slot, as_id)
+
+    def set_flags(self, slot: int, flags: int, as_id: int = 0) -> Slot:
+        """Change a slot's flags (bit 0 log dirty; bit 1 read-only cannot change)."""
+        old = self._old(slot, as_id)
+        self.set_region(
+            slot=slot,
+            gpa=old.base << PAGE_SHIFT,
+            size=old.npages << PAGE_SHIFT,
+            hva=old.hva,
+            flags=flags,
+            as_id=as_id,
+        )
+        return self.get(slot, as_id)
+
+    def touch(self, slot: int, as_id: int = 0) -> None:
+        """The cheapest update there is: turn the slot's dirty log on and off again (two installs)."""
+        old = self._old(slot, as_id)
+        self.set_flags(slot, old.flags ^ 1, as_id)
+        self.set_flags(slot, old.flags, as_id)
+
+    def _old(self, slot: int, as_id: int) -> Slot:
+        try:
+            return self.get(slot, as_id)
+        except KeyError:
+            raise memory_region._refuse(22, f"slot {slot}: there is no such slot in address space {as_id}") from None
+
+    def _place(self, gpa: int) -> int:
+        top = max((slot.hva + (slot.npages << PAGE_SHIFT) for _, slot in self), default=FIRST_HVA)
+        return (max(top, FIRST_HVA) + GIB - 1) // GIB * GIB + gpa % GIB

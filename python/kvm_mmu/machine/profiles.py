@@ -1,0 +1,120 @@
+"""Kernel profiles, the policy half: which generation policy, which plan for which event, which checks a kernel has.
+
+The mechanism half (layouts, list rules) is the core's `KernelProfile` of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.generation import GenerationPolicy, GenerationV50, GenerationV51
+from kvm_mmu.machine.zap_plan import ZapPlan, plans
+
+EVENTS = ("wrap", "slot_removal", "teardown", "flush_all", "create_move")
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """One kernel as the machine layer sees it.
+
+    `wrap`, `slot_removal`, `teardown`, `flush_all` are the plans it uses for those events; `create_move` one that it
+    runs after a slot was created or moved (v3.10 did; None: nothing).
+    """
+
+    name: str
+    title: str
+    generation: type[GenerationPolicy]
+    wrap: ZapPlan
+    slot_removal: ZapPlan
+    teardown: ZapPlan
+    flush_all: ZapPlan
+    create_move: ZapPlan | None = None
+
+    @property
+    def plans(self) -> dict[str, ZapPlan]:
+        """The plan of each event, by name."""
+        return {event: getattr(self, event) for event in EVENTS if getattr(self, event) is not None}
+
+
+def _profile(name: str, title: str, generation: type[GenerationPolicy], **chosen: str) -> KernelProfile:
+    return KernelProfile(name, title, generation, **{event: plans[plan] for event, plan in chosen.items()})
+
+
+kernels: dict[str, KernelProfile] = {
+    profile.name: profile
+    for profile in (
+        _profile(
+            "v5.0",
+            "Linux 5.0 (5.0.1), fast invalidate for everything",
+            GenerationV50,
+            wrap="v5.0-fast",
+            slot_removal="v5.0-fast",
+            teardown="v5.0-fast",
+            flush_all="v5.0-fast",
+        ),
+        _profile(
+            "v5.0-seed",
+            "Linux 5.0 with the seed patch: a dedicated zap of MMIO-caching pages at the wrap",
+            GenerationV50,
+            wrap="seed",
+            slot_removal="v5.0-fast",
+            teardown="v5.0-fast",
+            flush_all="v5.0-fast",
+        ),
+        _profile(
+            "v5.2",
+            "Linux 5.2 (5.2.1): the merged series, slot-only removal, no fast invalidate",
+            GenerationV51,
+            wrap="merged",
+            slot_removal="v5.2-slot",
+            teardown="zap-all",
+            flush_all="zap-all",
+        ),
+    )
+}
+
+#: Names that vectors and recordings use for the same kernels.
+ALIASES: dict[str, str] = {
+    "seed": "v5.0-seed",
+    "5.0": "v5.0",
+    "5.0.1": "v5.0",
+    "v5.0.1": "v5.0",
+    "5.2": "v5.2",
+    "5.2.1": "v5.2",
+    "v5.2.1": "v5.2",
+}
+
+
+def kernel_profile(name: str | KernelProfile) -> KernelProfile:
+    """The profile of a kernel by name.
+
+    Raises:
+        UsageError: the name is none of `kernels`; the message lists them.
+    """
+    if isinstance(name, KernelProfile):
+        return name
+    found = kernels.get(ALIASES.get(name, name))
+    if found is None:
+        raise UsageError(f"kernel {name!r}: expected one of {', '.join(kernels)}")
+    return found
+
+
+def with_plans(profile: KernelProfile, chosen: Mapping[str, ZapPlan | str | Mapping[str, object]]) -> KernelProfile:
+    """The profile with the plan of some events replaced (keys: `EVENTS`)."""
+    fixed: dict[str, ZapPlan] = {}
+    for event, plan in chosen.items():
+        if event not in EVENTS:
+            raise UsageError(f"plan for event {event!r}: expected one of {', '.join(EVENTS)}")
+        fixed[event] = as_plan(plan)
+    return replace(profile, **fixed)  # type: ignore[arg-type]
+
+
+def as_plan(plan: ZapPlan | str | Mapping[str, object]) -> ZapPlan:
+    """A plan from a plan, its name or text, or a dict."""
+    if isinstance(plan, ZapPlan):
+        return plan
+    if isinstance(plan, str):
+        return ZapPlan.parse(plan)
+    return ZapPlan.from_dict(dict(plan))

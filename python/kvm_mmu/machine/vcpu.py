@@ -1,0 +1,120 @@
+"""A vCPU as the machine layer shows it: guest accesses, faults, entry, registers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.types import AccessKind, Outcome
+
+if TYPE_CHECKING:
+    from kvm_mmu.machine.vm import Vm
+
+OUTCOMES: tuple[Outcome, ...] = ("hit", "emulate", "error", "stuck")
+
+
+class AccessResult(NamedTuple):
+    """How a guest access ended, how many faults it took, what the last fault handler returned."""
+
+    outcome: Outcome
+    faults: int
+    ret: int
+
+
+class AccessColumns(NamedTuple):
+    """One row an access: `outcome` u8 (index into `OUTCOMES`), `faults` u8, `ret` i32."""
+
+    outcome: npt.NDArray[np.uint8]
+    faults: npt.NDArray[np.uint8]
+    ret: npt.NDArray[np.int32]
+
+    def counts(self) -> dict[str, int]:
+        """How many accesses ended each way."""
+        found = np.bincount(self.outcome, minlength=len(OUTCOMES))
+        return {name: int(found[i]) for i, name in enumerate(OUTCOMES)}
+
+
+class Vcpu:
+    """One vCPU of a VM."""
+
+    def __init__(self, vm: Vm, index: int) -> None:
+        self._vm = vm
+        self.index = index
+
+    def __repr__(self) -> str:
+        state = self.state
+        return f"<Vcpu {self.index} root={state['root']} smm={state['smm']} requests={state['requests']}>"
+
+    def access(self, gpa: int, kind: AccessKind = "r") -> AccessResult:
+        """A guest access by physical address: vCPU entry, hardware walk, faults until it succeeds or is emulated.
+
+        Args:
+            gpa: guest physical address, bytes. kind: `r`, `w` or `x`.
+        """
+        outcome, faults, ret = self._vm.core.access(self.index, gpa, kind)
+        return AccessResult(OUTCOMES[outcome], faults, ret)
+
+    def access_many(self, gpas: npt.ArrayLike, kind: AccessKind = "r") -> AccessColumns:
+        """Many accesses in order, with the GIL released; Ctrl-C stops between two of them.
+
+        Args:
+            gpas: one-dimensional, integer guest physical addresses (any integer dtype without negative values;
+                uint64 is taken without a copy).
+
+        Raises:
+            UsageError: another dtype or shape. KeyboardInterrupt: accesses so far have happened.
+        """
+        array = np.asarray(gpas)
+        if array.ndim != 1:
+            raise UsageError(f"access_many: gpas has shape {array.shape}, expected one dimension")
+        if array.size == 0:
+            array = array.astype(np.uint64)
+        if array.dtype.kind not in "ui":
+            raise UsageError(f"access_many: gpas has dtype {array.dtype}, expected unsigned 64-bit integers")
+        if array.dtype.kind == "i" and int(array.min()) < 0:
+            raise UsageError(f"access_many: gpas has a negative address {int(array.min())}")
+        array = np.ascontiguousarray(array, dtype=np.uint64)
+        return AccessColumns(*self._vm.core.access_many(self.index, array, kind))
+
+    def fault(self, gpa: int, error_code: int) -> int:
+        """The page fault entry directly, without vCPU entry; returns what the handler returned."""
+        return self._vm.core.fault(self.index, gpa, error_code)
+
+    def enter(self) -> int:
+        """vCPU entry: serve requests, load a root if there is none; 0 or -ENOSPC."""
+        return self._vm.core.enter(self.index)
+
+    def load(self) -> int:
+        """Load the root."""
+        return self._vm.core.load(self.index)
+
+    def unload(self) -> None:
+        """Drop the root."""
+        self._vm.core.unload(self.index)
+
+    def set_smm(self, on: bool) -> None:
+        """Enter or leave system management mode."""
+        self._vm.core.set_smm(self.index, on)
+
+    def set_regs(
+        self,
+        cr0: int | None = None,
+        cr4: int | None = None,
+        efer: int | None = None,
+        smm: bool | None = None,
+    ) -> None:
+        """Set control registers and reset the MMU context."""
+        self._vm.core.set_regs(self.index, cr0, cr4, efer, smm)
+
+    def clear_mmio_info(self) -> None:
+        """Forget the cached MMIO address (a test aid of the scenario language)."""
+        self._vm.core.clear_mmio_info(self.index)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Root, requests, SMM, cached MMIO, as in a snapshot."""
+        found: dict[str, Any] = self._vm.snapshot()["vcpus"][self.index]
+        return found

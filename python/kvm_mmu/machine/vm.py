@@ -1,0 +1,390 @@
+"""`Vm`: the machine. It owns a core, applies policy to it, and drives what may drop `mmu_lock`.
+
+The core returns at every lock break; `Vm` runs `on_lock_break` there and resumes. Models the parts of a KVM VM that
+decide: `virt/kvm/kvm_main.c` memslots and the x86 commit hooks, v5.0 to v5.2.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from kvm_mmu import _core
+from kvm_mmu.errors import RunStateError, UsageError
+from kvm_mmu.machine import memory_region
+from kvm_mmu.machine.generation import GenerationPolicy
+from kvm_mmu.machine.memslots import Memslots
+from kvm_mmu.machine.profiles import KernelProfile, as_plan, kernel_profile, with_plans
+from kvm_mmu.machine.vcpu import Vcpu
+from kvm_mmu.machine.zap_batch import ActivePages, Page, ZapBatch
+from kvm_mmu.machine.zap_plan import ZapPlan
+from kvm_mmu.machine.zap_run import Pause, ZapRun
+from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM, KVM_MEM_SLOTS_NUM, Family
+
+#: Defaults of the scenario header (units: bits, levels, counts).
+DEFAULTS: dict[str, Any] = {
+    "family": "ept_ad",
+    "phys_bits": 46,
+    "execonly": 1,
+    "pml": 0,
+    "tdp_level": 4,
+    "lpage_level": 3,
+    "vcpus": 1,
+    "flush_range": 0,
+}
+
+
+def _event_limit(events: str | int) -> int:
+    if events == "all":
+        return -1
+    if events == "off":
+        return 0
+    if isinstance(events, int) and not isinstance(events, bool) and events >= 0:
+        return events
+    raise UsageError(f"events={events!r}: expected 'all', 'off' or the length of a ring")
+
+
+class Vm:
+    """One virtual machine's MMU, memslots and vCPUs.
+
+    Args:
+        kernel: profile name (`kvm-mmu kernels`) or a `KernelProfile`.
+        family: `npt`, `ept_ad` or `ept_noad`. phys_bits: host physical address width.
+        execonly, pml, flush_range: hardware facts, as in the scenario header. tdp_level: 4 or 5. lpage_level: 2 or 3.
+        vcpus: how many. generation: a policy of one's own. plans: replaces the plan of events
+            (`wrap`, `slot_removal`, `teardown`, `flush_all`, `create_move`).
+        events: `"all"`, `"off"` or a ring of the last N (default).
+        max_memslots: above the kernel's 512 only on purpose: results are then not the kernel's.
+        gfn_hash: `"kernel"` (4,096 buckets) or `"wide"` (a faster one, ours).
+
+    Raises:
+        UsageError: an unknown word or a value out of range.
+    """
+
+    def __init__(
+        self,
+        kernel: str | KernelProfile = "v5.0",
+        family: Family = "ept_ad",
+        phys_bits: int = 46,
+        execonly: bool = True,
+        pml: bool = False,
+        tdp_level: int = 4,
+        lpage_level: int = 3,
+        vcpus: int = 1,
+        flush_range: bool = False,
+        *,
+        generation: GenerationPolicy | None = None,
+        plans: Mapping[str, ZapPlan | str | Mapping[str, object]] | None = None,
+        events: str | int = 1024,
+        max_memslots: int = KVM_MEM_SLOTS_NUM,
+        gfn_hash: str = "kernel",
+    ) -> None:
+        profile = kernel_profile(kernel)
+        if plans:
+            profile = with_plans(profile, plans)
+        if not isinstance(max_memslots, int) or not 1 <= max_memslots <= 1 << 20:
+            raise UsageError(f"max_memslots={max_memslots!r}: expected 1 to {1 << 20}")
+        self.profile = profile
+        self.generation_policy = generation if generation is not None else profile.generation()
+        self.max_memslots = max_memslots
+        self.pml = bool(pml)
+        for name, value in (("phys_bits", phys_bits), ("tdp_level", tdp_level), ("vcpus", vcpus)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UsageError(f"{name}={value!r}: expected an integer")
+        self.core = _core.Mmu(
+            kernel=profile.name,
+            family=family,
+            phys_bits=phys_bits,
+            execonly=bool(execonly),
+            pml=bool(pml),
+            tdp_level=tdp_level,
+            lpage_level=lpage_level,
+            vcpus=vcpus,
+            flush_range=bool(flush_range),
+            generation=self.generation_policy.layout,
+            plans=profile.plans,
+            events=_event_limit(events),
+            gfn_hash=gfn_hash,
+        )
+        for as_id in range(KVM_ADDRESS_SPACE_NUM):
+            self.core.set_generation(as_id, self.generation_policy.initial(as_id))
+        self._finish()
+
+    def _finish(self) -> None:
+        self.memslots = Memslots(self)
+        self.vcpus = [Vcpu(self, i) for i in range(self.core.nr_vcpus)]
+        #: Called at every lock break, with the lock dropped; it may do anything to this VM.
+        self.on_lock_break: Callable[[Vm], None] | None = None
+        self._slots_lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        stats = self.core.stats()
+        return (
+            f"<Vm {self.profile.name} {self.core.family} {len(self.vcpus)} vcpus, {len(self.memslots)} slots, "
+            f"{stats['used']} of {stats['max']} shadow pages>"
+        )
+
+    def _repr_html_(self) -> str:
+        from kvm_mmu.view.html import vm_html
+
+        return vm_html(self)
+
+    def __enter__(self) -> Vm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
+
+    # -- what it is made of -------------------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel this VM models."""
+        return self.profile.name
+
+    @property
+    def family(self) -> str:
+        """Paging family: npt, ept_ad or ept_noad."""
+        return self.core.family
+
+    @property
+    def masks(self) -> dict[str, int]:
+        """SPTE masks at run time, by the names of the scenario header."""
+        return self.core.masks()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, as in a scenario header."""
+        return self.core.config()
+
+    # -- what can be read ---------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> list[list[Any]]:
+        """Tracepoint events kept so far, oldest first, each `[name, field, ...]` (vectors README, section 5)."""
+        found: list[list[Any]] = json.loads(self.core.events_json())
+        return found
+
+    @property
+    def rich_events(self) -> list[dict[str, Any]]:
+        """The same events with every field, as dicts."""
+        found: list[dict[str, Any]] = json.loads(self.core.events_json_rich())
+        return found
+
+    def clear_events(self) -> None:
+        """Forget the events kept so far."""
+        self.core.clear_events()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Statistics under the kernel's names, running numbers since the start."""
+        return self.core.stats()
+
+    @property
+    def work(self) -> dict[str, int]:
+        """Exact work counters, running numbers since the start."""
+        return self.core.work()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole state as plain data (vectors README, section 7)."""
+        found: dict[str, Any] = json.loads(self.core.state_json())
+        return found
+
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the canonical JSON of the state."""
+        return self.core.digest()
+
+    def audit(self) -> list[tuple[str, str]]:
+        """Every broken invariant as (name, what was found); empty when all hold (docs/invariants.md)."""
+        return self.core.audit()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes this VM's structures take, by kind."""
+        return self.core.memory()
+
+    def page(self, page_id: int) -> Page:
+        """The live shadow page with this creation number.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return Page(self, page_id)
+
+    # -- the whole MMU ------------------------------------------------------------------------------------------
+
+    def clone(self) -> Vm:
+        """An independent copy: same state, same policy; the hook `on_lock_break` is not copied."""
+        twin = object.__new__(Vm)
+        twin.profile = self.profile
+        twin.generation_policy = self.generation_policy
+        twin.max_memslots = self.max_memslots
+        twin.pml = self.pml
+        twin.core = self.core.clone()
+        twin._finish()
+        return twin
+
+    def destroy(self) -> ZapRun:
+        """Tear the VM down: flush all shadow pages by the profile's teardown plan, then drop every root."""
+        run = self.zap(self.profile.teardown)
+        for vcpu in self.vcpus:
+            vcpu.unload()
+        return run
+
+    def zap(
+        self,
+        plan: ZapPlan | str | Mapping[str, object],
+        slot: tuple[int, int] | None = None,
+        gfn_range: tuple[int, int] | None = None,
+    ) -> ZapRun:
+        """Run a plan to its end, with `on_lock_break` at every lock break.
+
+        Args:
+            plan: a plan, its name or text. slot: (address space, slot id) for `only=slot`.
+            gfn_range: first gfn and end (exclusive) for `only=gfn_range`.
+        """
+        return self._drive(self._start_zap(plan, slot, gfn_range))
+
+    def zap_steps(
+        self,
+        plan: ZapPlan | str | Mapping[str, object],
+        slot: tuple[int, int] | None = None,
+        gfn_range: tuple[int, int] | None = None,
+    ) -> Iterator[Pause]:
+        """As `zap`, yielding at every lock break so that other vCPUs can act; leaving the loop early commits."""
+        run = self._start_zap(plan, slot, gfn_range)
+        try:
+            while run.paused:
+                yield Pause(run)
+                run.resume()
+        finally:
+            run.close()
+
+    def zap_batch(self) -> ZapBatch:
+        """A context manager for a zap loop of one's own: `prepare` pages; on exit flush, then free."""
+        return ZapBatch(self)
+
+    def active_pages(self, from_tail: bool = False) -> ActivePages:
+        """The active list, newest first (or oldest first), as a safe walk that is counted like a plan's."""
+        return ActivePages(self, from_tail)
+
+    def _start_zap(
+        self,
+        plan: ZapPlan | str | Mapping[str, object],
+        slot: tuple[int, int] | None,
+        gfn_range: tuple[int, int] | None,
+    ) -> ZapRun:
+        chosen = as_plan(plan)
+        if chosen.only == "slot" and slot is None:
+            raise UsageError(f"plan {chosen}: only=slot needs slot=(as_id, id)")
+        if chosen.only == "gfn_range" and gfn_range is None:
+            raise UsageError(f"plan {chosen}: only=gfn_range needs gfn_range=(start, end)")
+        return ZapRun(self, chosen, self.core.start_zap(chosen, slot, gfn_range))
+
+    def _drive(self, run: ZapRun) -> ZapRun:
+        try:
+            while run.paused:
+                if self.on_lock_break is not None:
+                    self.on_lock_break(self)
+                run.resume()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    # -- memory_region's backend --------------------------------------------------------------------------------
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Hold `slots_lock`: one memslot update at a time, also between threads."""
+        with self._slots_lock:
+            yield
+
+    def install_slot(self, as_id: int, generation: int, slot: tuple[int, int, int, int, int]) -> None:
+        """See `VmBackend`."""
+        self.core.install_slot(as_id, generation, *slot)
+
+    def remove_slot(self, as_id: int, generation: int, slot_id: int) -> None:
+        """See `VmBackend`."""
+        self.core.remove_slot(as_id, generation, slot_id)
+
+    def generation(self, as_id: int) -> int:
+        """See `VmBackend`."""
+        return self.core.generation(as_id)
+
+    def set_generation(self, as_id: int, generation: int) -> None:
+        """See `VmBackend`."""
+        self.core.set_generation(as_id, generation)
+
+    def total_slot_pages(self) -> int:
+        """See `VmBackend`."""
+        return self.core.total_slot_pages()
+
+    def requested_mmu_pages(self) -> int:
+        """See `VmBackend`."""
+        return self.core.requested_mmu_pages()
+
+    def slot_walk(self, as_id: int, slot_id: int, what: str) -> ZapRun:
+        """See `VmBackend`."""
+        return self._drive(ZapRun(self, None, self.core.start_slot_walk(as_id, slot_id, what)))
+
+    # -- the ioctls and notifiers that are not memslots ----------------------------------------------------------
+
+    def check_wrap(self, as_id: int) -> bool:
+        """The generation-wrap check with the current generation; whether it was a wrap."""
+        return memory_region.check_wrap(
+            self, self.profile, self.generation_policy, as_id, self.core.generation(as_id)
+        )
+
+    def flush_all(self) -> ZapRun:
+        """Flush all shadow pages by the profile's plan."""
+        return self.zap(self.profile.flush_all)
+
+    def flush_slot(self, slot: int, as_id: int = 0) -> ZapRun:
+        """The memslot-flush notifier: the profile's slot removal plan on this slot."""
+        return self.zap(self.profile.slot_removal, slot=(as_id, slot))
+
+    def zap_gfn_range(self, start: int, end: int) -> ZapRun:
+        """Zap the rmaps of all gfns from `start` to `end` (exclusive) in every slot."""
+        return self._drive(ZapRun(self, None, self.core.start_zap_gfn_range(start, end)))
+
+    def set_nr_mmu_pages(self, n: int) -> None:
+        """KVM_SET_NR_MMU_PAGES: at least 64.
+
+        Raises:
+            UsageError: fewer (EINVAL in the kernel).
+        """
+        if n < memory_region.KVM_MIN_ALLOC_MMU_PAGES:
+            raise UsageError(f"set_nr_mmu_pages({n}): expected at least {memory_region.KVM_MIN_ALLOC_MMU_PAGES}")
+        self.core.change_mmu_pages(n)
+        self.core.set_requested_mmu_pages(n)
+
+    def change_mmu_pages(self, goal: int) -> None:
+        """The inner resize: zap the oldest pages until at most `goal` are used, then set the limit."""
+        self.core.change_mmu_pages(goal)
+
+    def shrink(self, nr_to_scan: int) -> int:
+        """A shrinker scan; how many pages it freed."""
+        return self.core.shrink(nr_to_scan)
+
+    def get_dirty_log(self, slot: int, as_id: int = 0, manual: bool = False) -> list[int]:
+        """Dirty bitmap of a slot as 64-bit words; cleared and write-protected again unless `manual`.
+
+        Raises:
+            UsageError: no such slot, or it has no dirty log (ENOENT in the kernel).
+        """
+        ret, words = self.core.get_dirty_log(as_id, slot, manual)
+        if ret:
+            raise UsageError(f"slot {slot} of address space {as_id} has no dirty log")
+        return words
+
+    def require_idle(self) -> None:
+        """Raises RunStateError when a zap run is paused at a lock break."""
+        if self.core.paused_runs:
+            raise RunStateError("a zap run is paused at a lock break; resume or close it first")

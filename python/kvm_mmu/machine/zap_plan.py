@@ -1,0 +1,269 @@
+"""Zap plans: a way to zap shadow pages, as a value that can be printed, parsed, swept and handed to any VM.
+
+Each field is one decision that the kernels took differently over the years (KERNEL.md 8.3, 16, 17). The core runs
+every plan through one resumable loop; nothing here walks a list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvm_mmu.errors import UsageError
+
+WALKS = ("head", "tail", "index", "slot")
+ONLY = ("all", "mmio_cached", "obsolete", "slot", "gfn_range")
+STOPS = ("none", "first_not_obsolete")
+SKIPS = ("none", "invalid", "invalid_in_use")
+RESTARTS = ("on_nonzero", "on_unstable", "on_lock_drop")
+BEFORE_DROP = ("keep", "commit")
+RELOADS = ("no", "before", "after")
+_OFFER = re.compile(r"never|each_page|when_wanted|batch:[1-9][0-9]{0,8}")
+
+
+def _offer(value: object) -> str:
+    """The text form of an offer: `never`, `each_page`, `when_wanted` or `batch:N`; `("batch", N)` is accepted."""
+    if isinstance(value, tuple | list) and len(value) == 2 and value[0] == "batch" and isinstance(value[1], int):
+        value = f"batch:{value[1]}"
+    if not isinstance(value, str) or not _OFFER.fullmatch(value):
+        raise UsageError(f"zap plan offer {value!r}: expected never, each_page, when_wanted or ('batch', N)")
+    return value
+
+
+@dataclass(frozen=True)
+class ZapPlan:
+    """How to zap: which list from which end, which pages, when to stop, skip, restart and offer the lock.
+
+    Args:
+        walk: `head` (newest first) or `tail` (oldest first) of the active list, `index` (the list of only the
+            MMIO-caching pages), `slot` (rmaps of the slot, then a hash lookup per gfn).
+        only: which pages: `all`, `mmio_cached`, `obsolete`, `slot`, `gfn_range`.
+        stop: `none` or `first_not_obsolete`.
+        skip: `none`, `invalid`, `invalid_in_use` (invalid with a root count).
+        restart: any of `on_nonzero` (prepare returned non-zero), `on_unstable` (a child was zapped),
+            `on_lock_drop`; empty: never.
+        offer: when the lock may be dropped: `never`, `each_page`, `when_wanted` (a need_resched poll before each
+            page), `("batch", N)`.
+        before_drop: `keep` what was prepared on the list, or `commit` it before the lock is dropped.
+        bump_valid_gen: make every page obsolete first.
+        reload_roots: ask every vCPU to reload its root: `no`, `before` or `after` the walk; True means `before`.
+        name: how the plan is called in tables; not part of its behaviour.
+
+    Raises:
+        UsageError: a word outside these.
+    """
+
+    walk: str = "head"
+    only: str = "all"
+    stop: str = "none"
+    skip: str = "none"
+    restart: frozenset[str] = frozenset()
+    offer: str = "never"
+    before_drop: str = "keep"
+    bump_valid_gen: bool = False
+    reload_roots: str = "no"
+    name: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        def one_of(field: str, words: tuple[str, ...]) -> None:
+            value = getattr(self, field)
+            if value not in words:
+                raise UsageError(f"zap plan {field}={value!r}: expected one of {', '.join(words)}")
+
+        restart = self.restart
+        if isinstance(restart, str):
+            restart = frozenset(restart.split("+")) - {"", "never"}
+        object.__setattr__(self, "restart", frozenset(restart))
+        unknown = self.restart - set(RESTARTS)
+        if unknown:
+            raise UsageError(
+                f"zap plan restart={'+'.join(sorted(unknown))}: expected a set of {', '.join(RESTARTS)}"
+            )
+        if isinstance(self.reload_roots, bool):
+            object.__setattr__(self, "reload_roots", "before" if self.reload_roots else "no")
+        object.__setattr__(self, "offer", _offer(self.offer))
+        one_of("walk", WALKS)
+        one_of("only", ONLY)
+        one_of("stop", STOPS)
+        one_of("skip", SKIPS)
+        one_of("before_drop", BEFORE_DROP)
+        one_of("reload_roots", RELOADS)
+        if self.walk == "slot" and self.only != "slot":
+            raise UsageError("zap plan walk=slot: expected only=slot with it")
+        if self.walk == "index" and self.only not in ("mmio_cached", "all"):
+            raise UsageError("zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached")
+
+    def __str__(self) -> str:
+        return self.name or self.spec
+
+    @property
+    def spec(self) -> str:
+        """The canonical text, `walk=..,only=..,...`, that `ZapPlan.parse` reads back."""
+        parts = []
+        for field in dataclasses.fields(self):
+            if field.name == "name":
+                continue
+            value = getattr(self, field.name)
+            if value == field.default and field.name not in ("walk", "only"):
+                continue
+            if field.name == "restart":
+                value = "+".join(sorted(value)) or "never"
+            elif isinstance(value, bool):
+                value = "yes" if value else "no"
+            parts.append(f"{field.name}={value}")
+        return ",".join(parts)
+
+    @property
+    def can_livelock(self) -> bool:
+        """Whether pages added while the lock is dropped can keep the walk from ending: it restarts from the newest
+        page after a lock drop and nothing separates pages made before its start from those made after."""
+        return "on_lock_drop" in self.restart and self.stop == "none" and self.only in ("all", "mmio_cached")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, fit for JSON and for a scenario's `plans`."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+        out["restart"] = sorted(self.restart)
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], name: str = "") -> ZapPlan:
+        """The plan of such a dict; unknown keys are refused."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise UsageError(f"zap plan key {unknown[0]!r}: expected one of {', '.join(sorted(known))}")
+        values = dict(data)
+        if "restart" in values and not isinstance(values["restart"], str):
+            values["restart"] = frozenset(values["restart"])
+        values.setdefault("name", name)
+        return cls(**values)
+
+    @classmethod
+    def parse(cls, text: str) -> ZapPlan:
+        """A plan from the command line: a name of `plans`, `walk=..,only=..`, or `module:object`.
+
+        Raises:
+            UsageError: none of the three, with what was expected.
+        """
+        if text in plans:
+            return plans[text]
+        if "=" in text:
+            values: dict[str, Any] = {}
+            for part in text.split(","):
+                key, sep, value = part.partition("=")
+                if not sep:
+                    raise UsageError(f"zap plan {text!r}: {part!r} is not key=value")
+                values[key.strip()] = value.strip()
+            if values.get("bump_valid_gen") in ("yes", "no", "true", "false"):
+                values["bump_valid_gen"] = values["bump_valid_gen"] in ("yes", "true")
+            if values.get("reload_roots") in ("yes", "true", "false"):
+                values["reload_roots"] = "before" if values["reload_roots"] != "false" else "no"
+            return cls.from_dict(values, name=text)
+        if ":" in text:
+            module, _, attribute = text.partition(":")
+            try:
+                found = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise UsageError(f"zap plan {text!r}: {error}") from error
+            if not isinstance(found, cls):
+                raise UsageError(f"zap plan {text!r}: expected a ZapPlan, found {type(found).__name__}")
+            return found if found.name else dataclasses.replace(found, name=text)
+        raise UsageError(
+            f"zap plan {text!r}: expected one of {', '.join(plans)}, walk=..,only=.., or module:object"
+        )
+
+    @classmethod
+    def space(cls, only: Iterable[str] = ("all", "mmio_cached", "obsolete")) -> Iterator[ZapPlan]:
+        """Every plan that walks the active list or the index, in a fixed order: the whole space, for sweeps."""
+        restarts = [frozenset(c) for n in range(4) for c in itertools.combinations(RESTARTS, n)]
+        offers = ("never", "each_page", "when_wanted", "batch:10")
+        for which in only:
+            for walk, stop, skip, restart, offer, before in itertools.product(
+                ("head", "tail", "index"), STOPS, SKIPS, restarts, offers, BEFORE_DROP
+            ):
+                if walk == "index" and which != "mmio_cached":
+                    continue
+                obsolete = which == "obsolete"
+                if stop == "first_not_obsolete" and not (obsolete and walk == "tail"):
+                    continue
+                if offer == "never" and (before == "commit" or "on_lock_drop" in restart):
+                    continue
+                plan = cls(
+                    walk=walk,
+                    only=which,
+                    stop=stop,
+                    skip=skip,
+                    restart=restart,
+                    offer=offer,
+                    before_drop=before,
+                    bump_valid_gen=obsolete,
+                    reload_roots="before" if obsolete else "no",
+                )
+                yield dataclasses.replace(plan, name=plan.spec)
+
+
+_ON_NONZERO = frozenset({"on_nonzero"})
+_ON_UNSTABLE = frozenset({"on_unstable", "on_lock_drop"})
+
+#: The plans of history, and one of ours, by name.
+plans: dict[str, ZapPlan] = {
+    plan.name: plan
+    for plan in (
+        ZapPlan(name="seed", walk="head", only="mmio_cached", restart=_ON_NONZERO),
+        ZapPlan(
+            name="v3.10-mmio", walk="head", only="mmio_cached", restart=_ON_NONZERO, reload_roots="after"
+        ),
+        ZapPlan(
+            name="v5.0-fast",
+            walk="tail",
+            only="obsolete",
+            stop="first_not_obsolete",
+            skip="invalid",
+            restart=frozenset({"on_nonzero", "on_lock_drop"}),
+            offer="batch:10",
+            bump_valid_gen=True,
+            reload_roots="before",
+        ),
+        ZapPlan(
+            name="merged",
+            walk="head",
+            only="mmio_cached",
+            skip="invalid_in_use",
+            restart=_ON_UNSTABLE,
+            offer="each_page",
+        ),
+        ZapPlan(
+            name="zap-all", walk="head", only="all", skip="invalid_in_use", restart=_ON_UNSTABLE, offer="each_page"
+        ),
+        ZapPlan(name="v5.2-slot", walk="slot", only="slot", offer="each_page", before_drop="commit"),
+        ZapPlan(
+            name="v5.3-fast",
+            walk="tail",
+            only="obsolete",
+            stop="first_not_obsolete",
+            skip="invalid",
+            restart=_ON_UNSTABLE,
+            offer="when_wanted",
+            before_drop="commit",
+            bump_valid_gen=True,
+        ),
+        ZapPlan(name="indexed", walk="index", only="mmio_cached", offer="each_page"),
+    )
+}
+
+#: One sentence for each named plan, for `kvm-mmu plans`.
+DESCRIPTIONS: dict[str, str] = {
+    "seed": "the patch of January 2019: restart from the head after every zap that returned non-zero",
+    "v3.10-mmio": "the dedicated walk of v3.10, run when a memslot is created or moved, then every root is reloaded",
+    "v5.0-fast": "the fast invalidate of v3.11 to v5.0: bump the valid generation, zap obsolete pages from the tail",
+    "merged": "as merged in v5.1: restart only when the list became unstable or the lock was dropped",
+    "zap-all": "the reviewer's wish: the merged walk over every page",
+    "v5.2-slot": "slot removal of v5.1 to v5.2.10: only the slot's rmaps and pages",
+    "v5.3-fast": "the fast invalidate as it came back in v5.3: no batch, no reload request",
+    "indexed": "ours: a list of only the MMIO-caching pages, kept as they are marked and zapped",
+}

@@ -1,0 +1,102 @@
+"""A run of a plan (or another walk under `mmu_lock`): resumable at every lock break, counted exactly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvm_mmu.errors import RunStateError
+
+if TYPE_CHECKING:
+    from kvm_mmu.machine.vm import Vm
+    from kvm_mmu.machine.zap_plan import ZapPlan
+
+
+class ZapRun:
+    """What a run did: `work` (exact counts of this run), `outcome`, `nr_zapped`, `longest_hold` (work units).
+
+    `outcome` is `done`, or `stale_next` with `page` and `step`: the walk's cached next page had left the active list.
+    """
+
+    def __init__(self, vm: Vm, plan: ZapPlan | None, progress: tuple[int | None, dict[str, Any] | None]) -> None:
+        self._vm = vm
+        self.plan = plan
+        self._run, self._report = progress
+
+    def __repr__(self) -> str:
+        if self._report is None:
+            return f"<ZapRun {self.plan} paused at a lock break>"
+        return f"<ZapRun {self.plan} {self.outcome}, {self.nr_zapped} zapped, {self.work['walk_visited']} visited>"
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run waits at a lock break."""
+        return self._report is None
+
+    def resume(self) -> None:
+        """Take the lock again and go on to the next lock break or the end."""
+        if self._run is None:
+            raise RunStateError("this run has ended")
+        self._run, self._report = self._vm.core.resume(self._run)
+
+    def close(self) -> None:
+        """End a paused run: commit what was prepared (flush, then free). Does nothing to a finished one."""
+        if self._run is not None:
+            self._report = self._vm.core.abandon(self._run)
+            self._run = None
+
+    def _of(self, key: str) -> Any:
+        if self._report is None:
+            raise RunStateError("the run is paused at a lock break; it has no result yet")
+        return self._report[key]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything below as one dict."""
+        if self._report is None:
+            raise RunStateError("the run is paused at a lock break; it has no result yet")
+        return dict(self._report)
+
+    @property
+    def ret(self) -> int:
+        """What the kernel function would have returned."""
+        return int(self._of("ret"))
+
+    @property
+    def outcome(self) -> str:
+        """`done`, `stale_next` or `abandoned`."""
+        return str(self._of("outcome"))
+
+    @property
+    def page(self) -> int | None:
+        """With `stale_next`: the page that had left the list."""
+        return self._of("page")
+
+    @property
+    def step(self) -> int | None:
+        """With `stale_next`: how many list nodes had been visited."""
+        return self._of("step")
+
+    @property
+    def work(self) -> dict[str, int]:
+        """Exact work counts of this run alone (operations run inside its lock breaks excluded)."""
+        return dict(self._of("work"))
+
+    @property
+    def nr_zapped(self) -> int:
+        """Pages prepared for zapping, in-use roots not counted (prepare's own count, summed)."""
+        return int(self._of("nr_zapped"))
+
+    @property
+    def longest_hold(self) -> int:
+        """The longest time the lock was held without a break, in work units."""
+        return int(self._of("longest_hold"))
+
+
+class Pause:
+    """A lock break of a run: the lock is dropped until the loop goes on."""
+
+    def __init__(self, run: ZapRun) -> None:
+        self.run = run
+
+    def __repr__(self) -> str:
+        return f"<Pause of {self.run.plan}>"

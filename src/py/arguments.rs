@@ -1,0 +1,206 @@
+//! Words and values that come from Python: plans, layouts, kinds.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::errors::usage;
+use crate::mmu::{
+    AccessKind, BeforeDrop, EventMode, GenerationField, GenerationLayout, GfnHash, HostHuge, HostState, Offer, Only,
+    Plans, PtMasked, ReloadRoots, RestartRules, Skip, SlotWalk, Stop, Walk, ZapPlan,
+};
+
+fn word<T: Copy>(py: Python<'_>, what: &str, text: &str, words: &[(&str, T)]) -> PyResult<T> {
+    words.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        usage(py, format!("{what} {text:?}: expected one of {}", names.join(", ")))
+    })
+}
+
+/// `r`, `w` or `x`.
+pub fn access_kind(py: Python<'_>, text: &str) -> PyResult<AccessKind> {
+    word(py, "access kind", text, &[("r", AccessKind::Read), ("w", AccessKind::Write), ("x", AccessKind::Exec)])
+}
+
+/// What host memory says.
+pub fn host_state(py: Python<'_>, text: &str) -> PyResult<HostState> {
+    word(
+        py,
+        "host state",
+        text,
+        &[
+            ("rw", HostState::Rw),
+            ("cow", HostState::Cow),
+            ("fault", HostState::Fault),
+            ("hwpoison", HostState::Hwpoison),
+            ("absent", HostState::Absent),
+            ("zero", HostState::Zero),
+            ("ro", HostState::ReadOnly),
+        ],
+    )
+}
+
+/// How host memory is mapped.
+pub fn host_huge(py: Python<'_>, text: &str) -> PyResult<HostHuge> {
+    word(
+        py,
+        "host mapping",
+        text,
+        &[
+            ("none", HostHuge::None),
+            ("thp", HostHuge::Thp),
+            ("hugetlb2m", HostHuge::Hugetlb2m),
+            ("hugetlb1g", HostHuge::Hugetlb1g),
+        ],
+    )
+}
+
+/// What a whole-slot walk does.
+pub fn slot_walk(py: Python<'_>, text: &str) -> PyResult<SlotWalk> {
+    word(
+        py,
+        "slot walk",
+        text,
+        &[
+            ("remove_write_access", SlotWalk::RemoveWriteAccess),
+            ("leaf_clear_dirty", SlotWalk::LeafClearDirty),
+            ("largepage_remove_write_access", SlotWalk::LargepageRemoveWriteAccess),
+            ("set_dirty", SlotWalk::SetDirty),
+            ("zap_collapsible", SlotWalk::ZapCollapsible),
+        ],
+    )
+}
+
+/// What is done to the gfns of a mask.
+pub fn pt_masked(py: Python<'_>, text: &str) -> PyResult<PtMasked> {
+    word(
+        py,
+        "masked operation",
+        text,
+        &[("write_protect", PtMasked::WriteProtect), ("clear_dirty", PtMasked::ClearDirty)],
+    )
+}
+
+/// Which hash of shadow pages.
+pub fn gfn_hash(py: Python<'_>, text: &str) -> PyResult<GfnHash> {
+    word(py, "gfn hash", text, &[("kernel", GfnHash::Kernel), ("wide", GfnHash::Wide)])
+}
+
+/// -1: all events, 0: none, n: a ring.
+pub fn event_mode(py: Python<'_>, limit: i64) -> PyResult<EventMode> {
+    match limit {
+        -1 => Ok(EventMode::All),
+        0 => Ok(EventMode::Off),
+        _ => usize::try_from(limit)
+            .map(EventMode::Ring)
+            .map_err(|_| usage(py, format!("events {limit}: expected -1, 0 or a length"))),
+    }
+}
+
+fn text(plan: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
+    plan.getattr(name)?.extract()
+}
+
+fn offer(py: Python<'_>, text: &str) -> PyResult<Offer> {
+    if let Some(n) = text.strip_prefix("batch:") {
+        return n.parse().map(Offer::Batch).map_err(|_| usage(py, format!("offer {text:?}: expected batch:N")));
+    }
+    word(
+        py,
+        "offer",
+        text,
+        &[("never", Offer::Never), ("each_page", Offer::EachPage), ("when_wanted", Offer::WhenWanted)],
+    )
+}
+
+/// A `kvm_mmu.machine.zap_plan.ZapPlan`, field by field.
+pub fn zap_plan(plan: &Bound<'_, PyAny>) -> PyResult<ZapPlan> {
+    let py = plan.py();
+    let restart: Vec<String> = plan.getattr("restart")?.try_iter()?.map(|w| w?.extract()).collect::<PyResult<_>>()?;
+    let has = |name: &str| restart.iter().any(|word| word == name);
+    Ok(ZapPlan {
+        walk: word(
+            py,
+            "walk",
+            &text(plan, "walk")?,
+            &[("head", Walk::Head), ("tail", Walk::Tail), ("index", Walk::Index), ("slot", Walk::Slot)],
+        )?,
+        only: word(
+            py,
+            "only",
+            &text(plan, "only")?,
+            &[
+                ("all", Only::All),
+                ("mmio_cached", Only::MmioCached),
+                ("obsolete", Only::Obsolete),
+                ("slot", Only::Slot),
+                ("gfn_range", Only::GfnRange),
+            ],
+        )?,
+        stop: word(
+            py,
+            "stop",
+            &text(plan, "stop")?,
+            &[("none", Stop::None), ("first_not_obsolete", Stop::FirstNotObsolete)],
+        )?,
+        skip: word(
+            py,
+            "skip",
+            &text(plan, "skip")?,
+            &[("none", Skip::None), ("invalid", Skip::Invalid), ("invalid_in_use", Skip::InvalidInUse)],
+        )?,
+        restart: RestartRules {
+            on_nonzero: has("on_nonzero"),
+            on_unstable: has("on_unstable"),
+            on_lock_drop: has("on_lock_drop"),
+        },
+        offer: offer(py, &text(plan, "offer")?)?,
+        before_drop: word(
+            py,
+            "before_drop",
+            &text(plan, "before_drop")?,
+            &[("keep", BeforeDrop::Keep), ("commit", BeforeDrop::Commit)],
+        )?,
+        bump_valid_gen: plan.getattr("bump_valid_gen")?.extract()?,
+        reload_roots: word(
+            py,
+            "reload_roots",
+            &text(plan, "reload_roots")?,
+            &[("no", ReloadRoots::No), ("before", ReloadRoots::Before), ("after", ReloadRoots::After)],
+        )?,
+    })
+}
+
+/// The plans of a profile; events that the core does not know (`create_move`) stay in Python.
+pub fn plans(given: &Bound<'_, PyDict>, defaults: Plans) -> PyResult<Plans> {
+    let of = |name: &str, default: ZapPlan| -> PyResult<ZapPlan> {
+        given.get_item(name)?.map_or(Ok(default), |plan| zap_plan(&plan))
+    };
+    Ok(Plans {
+        wrap: of("wrap", defaults.wrap)?,
+        slot_removal: of("slot_removal", defaults.slot_removal)?,
+        teardown: of("teardown", defaults.teardown)?,
+        flush_all: of("flush_all", defaults.flush_all)?,
+    })
+}
+
+/// A `kvm_mmu.machine.generation.GenerationLayout`, field by field.
+pub fn generation_layout(layout: &Bound<'_, PyAny>) -> PyResult<GenerationLayout> {
+    let fields = layout
+        .getattr("fields")?
+        .try_iter()?
+        .map(|field| {
+            let field = field?;
+            Ok(GenerationField {
+                gen_shift: field.getattr("gen_shift")?.extract()?,
+                bits: field.getattr("bits")?.extract()?,
+                spte_shift: field.getattr("spte_shift")?.extract()?,
+            })
+        })
+        .collect::<PyResult<_>>()?;
+    Ok(GenerationLayout {
+        width: layout.getattr("width")?.extract()?,
+        in_progress: layout.getattr("in_progress")?.extract()?,
+        refuse_in_progress: layout.getattr("refuse_in_progress")?.extract()?,
+        fields,
+    })
+}

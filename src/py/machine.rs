@@ -1,0 +1,492 @@
+//! `_core.Mmu`: one VM's MMU behind a lock. Every method converts, releases the GIL, locks, calls one facade method and
+//! maps its error; the lock is never held while Python code runs.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use numpy::{PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::{arguments, errors, reports};
+use crate::mmu::{
+    self, BatchId, Config, Error, Family, KernelProfile, RunId, SlotChange, SlotSpec, Task, ZapPlan, named_masks,
+};
+
+/// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
+const CHUNK: usize = 1 << 15;
+
+/// One row of each result column.
+type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>);
+
+/// A walk over the active list with its next page cached.
+#[pyclass(frozen, module = "kvm_mmu._core")]
+pub struct ActiveWalk {
+    next: Mutex<Option<u32>>,
+    from_tail: bool,
+}
+
+/// One VM's MMU. Methods are those of the core's facade.
+#[pyclass(frozen, module = "kvm_mmu._core")]
+pub struct Mmu {
+    state: Mutex<mmu::Mmu>,
+}
+
+impl Mmu {
+    fn lock(&self) -> MutexGuard<'_, mmu::Mmu> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut mmu::Mmu) -> T + Send) -> T {
+        py.detach(|| work(&mut self.lock()))
+    }
+
+    fn try_call<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut mmu::Mmu) -> Result<T, Error> + Send,
+    ) -> PyResult<T> {
+        self.call(py, work).map_err(|error| errors::from_core(py, &error))
+    }
+
+    fn start<'py>(&self, py: Python<'py>, task: Task) -> PyResult<Bound<'py, PyTuple>> {
+        let progress = self.try_call(py, |mmu| mmu.start(task))?;
+        reports::progress(py, &progress)
+    }
+}
+
+#[pymethods]
+impl Mmu {
+    #[new]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash))]
+    #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
+    fn new(
+        py: Python<'_>,
+        kernel: &str,
+        family: &str,
+        phys_bits: i64,
+        execonly: bool,
+        pml: bool,
+        tdp_level: i64,
+        lpage_level: i64,
+        vcpus: i64,
+        flush_range: bool,
+        generation: &Bound<'_, PyAny>,
+        plans: &Bound<'_, PyDict>,
+        events: i64,
+        gfn_hash: &str,
+    ) -> PyResult<Self> {
+        let core = |error: Error| errors::from_core(py, &error);
+        let small = |name: &str, value: i64| {
+            u8::try_from(value).map_err(|_| errors::usage(py, format!("{name}={value}: expected a small number")))
+        };
+        let profile = KernelProfile::by_name(kernel).map_err(core)?;
+        let config = Config {
+            kernel: profile,
+            family: Family::by_name(family).map_err(core)?,
+            phys_bits: small("phys_bits", phys_bits)?,
+            execonly,
+            pml,
+            tdp_level: small("tdp_level", tdp_level)?,
+            lpage_level: small("lpage_level", lpage_level)?,
+            vcpus: u16::try_from(vcpus)
+                .map_err(|_| errors::usage(py, format!("vcpus={vcpus}: expected 1 to 4096")))?,
+            flush_range,
+            generation: arguments::generation_layout(generation)?,
+            plans: arguments::plans(plans, profile.plans())?,
+            events: arguments::event_mode(py, events)?,
+            gfn_hash: arguments::gfn_hash(py, gfn_hash)?,
+        };
+        Ok(Self { state: Mutex::new(mmu::Mmu::new(config).map_err(core)?) })
+    }
+
+    fn clone(&self, py: Python<'_>) -> Self {
+        Self { state: Mutex::new(self.call(py, |mmu| mmu.clone())) }
+    }
+
+    // -- guest side ---------------------------------------------------------------------------------------------
+
+    fn access(&self, py: Python<'_>, vcpu: u16, gpa: u64, kind: &str) -> PyResult<(u8, u8, i32)> {
+        let kind = arguments::access_kind(py, kind)?;
+        let done = self.try_call(py, |mmu| mmu.access(vcpu, gpa, kind))?;
+        Ok((done.outcome as u8, done.faults, done.ret))
+    }
+
+    fn access_many<'py>(
+        &self,
+        py: Python<'py>,
+        vcpu: u16,
+        gpas: PyReadonlyArray1<'py, u64>,
+        kind: &str,
+    ) -> PyResult<Columns<'py>> {
+        let kind = arguments::access_kind(py, kind)?;
+        let gpas = gpas.as_slice().map_err(|_| errors::usage(py, "access_many: gpas is not contiguous"))?;
+        let mut outcomes = Vec::with_capacity(gpas.len());
+        let mut faults = Vec::with_capacity(gpas.len());
+        let mut rets = Vec::with_capacity(gpas.len());
+        for chunk in gpas.chunks(CHUNK) {
+            // A copy, because other threads may write to the caller's array while the GIL is released.
+            let chunk = chunk.to_vec();
+            self.try_call(py, |mmu| {
+                for &gpa in &chunk {
+                    let done = mmu.access(vcpu, gpa, kind)?;
+                    outcomes.push(done.outcome as u8);
+                    faults.push(done.faults);
+                    rets.push(done.ret);
+                }
+                Ok(())
+            })?;
+            py.check_signals()?;
+        }
+        Ok((PyArray1::from_vec(py, outcomes), PyArray1::from_vec(py, faults), PyArray1::from_vec(py, rets)))
+    }
+
+    fn fault(&self, py: Python<'_>, vcpu: u16, gpa: u64, error_code: u64) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.fault(vcpu, gpa, error_code))
+    }
+
+    fn fault_many<'py>(
+        &self,
+        py: Python<'py>,
+        vcpu: u16,
+        gpas: PyReadonlyArray1<'py, u64>,
+        error_code: u64,
+    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let gpas = gpas.as_slice().map_err(|_| errors::usage(py, "fault_many: gpas is not contiguous"))?;
+        let mut rets = Vec::with_capacity(gpas.len());
+        for chunk in gpas.chunks(CHUNK) {
+            let chunk = chunk.to_vec();
+            self.try_call(py, |mmu| {
+                for &gpa in &chunk {
+                    rets.push(mmu.fault(vcpu, gpa, error_code)?);
+                }
+                Ok(())
+            })?;
+            py.check_signals()?;
+        }
+        Ok(PyArray1::from_vec(py, rets))
+    }
+
+    fn enter(&self, py: Python<'_>, vcpu: u16) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.enter(vcpu))
+    }
+
+    fn load(&self, py: Python<'_>, vcpu: u16) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.load(vcpu))
+    }
+
+    fn unload(&self, py: Python<'_>, vcpu: u16) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.unload(vcpu))
+    }
+
+    fn set_smm(&self, py: Python<'_>, vcpu: u16, on: bool) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.set_smm(vcpu, on))
+    }
+
+    #[pyo3(signature = (vcpu, cr0, cr4, efer, smm))]
+    fn set_regs(
+        &self,
+        py: Python<'_>,
+        vcpu: u16,
+        cr0: Option<u64>,
+        cr4: Option<u64>,
+        efer: Option<u64>,
+        smm: Option<bool>,
+    ) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.set_regs(vcpu, cr0, cr4, efer, smm))
+    }
+
+    fn clear_mmio_info(&self, py: Python<'_>, vcpu: u16) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.clear_mmio_info(vcpu))
+    }
+
+    // -- memslots and limits ------------------------------------------------------------------------------------
+
+    #[expect(clippy::too_many_arguments, reason = "a slot is five numbers")]
+    fn install_slot(
+        &self,
+        py: Python<'_>,
+        as_id: u8,
+        generation: u64,
+        id: u32,
+        base: u64,
+        npages: u64,
+        hva: u64,
+        flags: u32,
+    ) -> PyResult<()> {
+        let change = SlotChange::Put(SlotSpec { id, base, npages, hva, flags });
+        self.try_call(py, |mmu| mmu.install_slot(as_id, generation, change))
+    }
+
+    fn remove_slot(&self, py: Python<'_>, as_id: u8, generation: u64, id: u32) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.install_slot(as_id, generation, SlotChange::Remove(id)))
+    }
+
+    fn set_generation(&self, py: Python<'_>, as_id: u8, generation: u64) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.set_generation(as_id, generation))
+    }
+
+    fn generation(&self, py: Python<'_>, as_id: u8) -> PyResult<u64> {
+        self.try_call(py, |mmu| mmu.generation(as_id))
+    }
+
+    fn slots(&self, py: Python<'_>, as_id: u8) -> PyResult<Vec<(u32, u64, u64, u64, u32)>> {
+        let found = self.try_call(py, |mmu| mmu.slots(as_id))?;
+        Ok(found.into_iter().map(|s| (s.id, s.base, s.npages, s.hva, s.flags)).collect())
+    }
+
+    fn total_slot_pages(&self, py: Python<'_>) -> u64 {
+        self.call(py, |mmu| mmu.total_slot_pages())
+    }
+
+    fn change_mmu_pages(&self, py: Python<'_>, goal: u64) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.change_mmu_pages(goal))
+    }
+
+    fn requested_mmu_pages(&self, py: Python<'_>) -> u64 {
+        self.call(py, |mmu| mmu.requested_mmu_pages())
+    }
+
+    fn set_requested_mmu_pages(&self, py: Python<'_>, n: u64) {
+        self.call(py, |mmu| mmu.set_requested_mmu_pages(n));
+    }
+
+    fn set_max_raw(&self, py: Python<'_>, n: u64) {
+        self.call(py, |mmu| mmu.set_max_raw(n));
+    }
+
+    fn shrink(&self, py: Python<'_>, nr_to_scan: u64) -> u64 {
+        self.call(py, |mmu| mmu.shrink(nr_to_scan))
+    }
+
+    // -- host memory, notifiers, dirty log ----------------------------------------------------------------------
+
+    fn set_host_state(&self, py: Python<'_>, hva: u64, npages: u64, state: &str) -> PyResult<()> {
+        let state = arguments::host_state(py, state)?;
+        self.call(py, |mmu| mmu.set_host_state(hva, npages, state));
+        Ok(())
+    }
+
+    fn set_host_huge(&self, py: Python<'_>, hva: u64, npages: u64, kind: &str) -> PyResult<()> {
+        let kind = arguments::host_huge(py, kind)?;
+        self.call(py, |mmu| mmu.set_host_huge(hva, npages, kind));
+        Ok(())
+    }
+
+    fn unmap_hva(&self, py: Python<'_>, start: u64, end: u64) {
+        self.call(py, |mmu| mmu.unmap_hva(start, end));
+    }
+
+    fn age_hva(&self, py: Python<'_>, start: u64, end: u64, flush: bool) -> i32 {
+        self.call(py, |mmu| mmu.age_hva(start, end, flush))
+    }
+
+    fn test_age_hva(&self, py: Python<'_>, hva: u64) -> i32 {
+        self.call(py, |mmu| mmu.test_age_hva(hva))
+    }
+
+    fn change_pte(&self, py: Python<'_>, hva: u64, pfn: u64, write: bool) {
+        self.call(py, |mmu| mmu.change_pte(hva, pfn, write));
+    }
+
+    fn get_dirty_log(&self, py: Python<'_>, as_id: u8, id: u32, manual: bool) -> PyResult<(i32, Vec<u64>)> {
+        self.try_call(py, |mmu| mmu.get_dirty_log(as_id, id, manual))
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "a list from Python")]
+    fn clear_dirty_log(
+        &self,
+        py: Python<'_>,
+        as_id: u8,
+        id: u32,
+        first: u64,
+        num: u64,
+        mask: Vec<u64>,
+    ) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.clear_dirty_log(as_id, id, first, num, &mask))
+    }
+
+    fn pt_masked(&self, py: Python<'_>, as_id: u8, id: u32, offset: u64, mask: u64, what: &str) -> PyResult<i32> {
+        let what = arguments::pt_masked(py, what)?;
+        self.try_call(py, |mmu| mmu.pt_masked(as_id, id, offset, mask, what))
+    }
+
+    fn gfn_write_protect(&self, py: Python<'_>, as_id: u8, gfn: u64) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.gfn_write_protect(as_id, gfn))
+    }
+
+    fn track(&self, py: Python<'_>, as_id: u8, gfn: u64, on: bool) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.track(as_id, gfn, on))
+    }
+
+    // -- what may drop the lock ---------------------------------------------------------------------------------
+
+    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64) {
+        self.call(py, |mmu| mmu.set_lock_break(cond, need));
+    }
+
+    fn push_nested_begin(&self, py: Python<'_>, kind: u8) {
+        self.call(py, |mmu| mmu.push_nested_begin(kind));
+    }
+
+    fn push_nested_end(&self, py: Python<'_>, kind: u8) {
+        self.call(py, |mmu| mmu.push_nested_end(kind));
+    }
+
+    #[pyo3(signature = (plan, slot=None, gfn_range=None))]
+    fn start_zap<'py>(
+        &self,
+        py: Python<'py>,
+        plan: &Bound<'_, PyAny>,
+        slot: Option<(u8, u32)>,
+        gfn_range: Option<(u64, u64)>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let plan: ZapPlan = arguments::zap_plan(plan)?;
+        self.start(py, Task::Zap { plan, slot, range: gfn_range })
+    }
+
+    fn start_slot_walk<'py>(&self, py: Python<'py>, as_id: u8, id: u32, what: &str) -> PyResult<Bound<'py, PyTuple>> {
+        let what = arguments::slot_walk(py, what)?;
+        self.start(py, Task::SlotWalk { as_id, id, what })
+    }
+
+    fn start_zap_gfn_range<'py>(&self, py: Python<'py>, start: u64, end: u64) -> PyResult<Bound<'py, PyTuple>> {
+        self.start(py, Task::ZapGfnRange { start, end })
+    }
+
+    fn resume<'py>(&self, py: Python<'py>, run: u32) -> PyResult<Bound<'py, PyTuple>> {
+        let progress = self.try_call(py, |mmu| mmu.resume(RunId(run)))?;
+        reports::progress(py, &progress)
+    }
+
+    fn abandon<'py>(&self, py: Python<'py>, run: u32) -> PyResult<Bound<'py, PyDict>> {
+        let report = self.try_call(py, |mmu| mmu.abandon(RunId(run)))?;
+        reports::run_report(py, &report)
+    }
+
+    fn batch_begin(&self, py: Python<'_>) -> u32 {
+        self.call(py, |mmu| mmu.batch_begin().0)
+    }
+
+    fn batch_prepare(&self, py: Python<'_>, batch: u32, page: u32) -> PyResult<(u32, u32, bool)> {
+        let prepared = self.try_call(py, |mmu| mmu.batch_prepare(BatchId(batch), page))?;
+        Ok((prepared.nr_children, prepared.nr_zapped, prepared.is_list_unstable))
+    }
+
+    fn batch_commit<'py>(&self, py: Python<'py>, batch: u32) -> PyResult<Bound<'py, PyDict>> {
+        let report = self.try_call(py, |mmu| mmu.batch_commit(BatchId(batch)))?;
+        reports::run_report(py, &report)
+    }
+
+    fn active_walk(&self, py: Python<'_>, from_tail: bool) -> ActiveWalk {
+        let first = self.call(py, |mmu| mmu.active_first(from_tail));
+        ActiveWalk { next: Mutex::new(first), from_tail }
+    }
+
+    fn active_walk_next(&self, py: Python<'_>, walk: &ActiveWalk) -> PyResult<Option<u32>> {
+        let mut next = walk.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(page) = *next else { return Ok(None) };
+        let after = self.call(py, |mmu| mmu.active_next(page, walk.from_tail)).map_err(|_| {
+            errors::stale_next(
+                py,
+                format!("shadow page {page} has left the active list while the walk had it cached as its next"),
+            )
+        })?;
+        *next = after;
+        Ok(Some(page))
+    }
+
+    // -- observers ----------------------------------------------------------------------------------------------
+
+    fn page<'py>(&self, py: Python<'py>, id: u32) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let view = self.call(py, |mmu| mmu.page(id));
+        view.map(|view| reports::page(py, &view)).transpose()
+    }
+
+    fn active_page_ids(&self, py: Python<'_>) -> Vec<u32> {
+        self.call(py, |mmu| mmu.active_page_ids())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (stats, used, max) =
+            self.call(py, |mmu| (mmu.stats(), mmu.used_mmu_pages(), mmu.max_mmu_pages()));
+        let dict = PyDict::new(py);
+        for (name, value) in stats.named() {
+            dict.set_item(name, value)?;
+        }
+        dict.set_item("used", used)?;
+        dict.set_item("max", max)?;
+        Ok(dict)
+    }
+
+    fn work<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let work = self.call(py, |mmu| mmu.work());
+        reports::work(py, &work)
+    }
+
+    fn masks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let masks = self.call(py, |mmu| named_masks(mmu.masks()));
+        let dict = PyDict::new(py);
+        for (name, value) in masks {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let config = self.call(py, |mmu| mmu.config().clone());
+        let dict = PyDict::new(py);
+        dict.set_item("family", config.family.name())?;
+        dict.set_item("phys_bits", config.phys_bits)?;
+        dict.set_item("execonly", u8::from(config.execonly))?;
+        dict.set_item("pml", u8::from(config.pml))?;
+        dict.set_item("tdp_level", config.tdp_level)?;
+        dict.set_item("lpage_level", config.lpage_level)?;
+        dict.set_item("vcpus", config.vcpus)?;
+        dict.set_item("flush_range", u8::from(config.flush_range))?;
+        Ok(dict)
+    }
+
+    #[getter]
+    fn family(&self, py: Python<'_>) -> &'static str {
+        self.call(py, |mmu| mmu.config().family.name())
+    }
+
+    #[getter]
+    fn nr_vcpus(&self, py: Python<'_>) -> u16 {
+        self.call(py, |mmu| mmu.config().vcpus)
+    }
+
+    #[getter]
+    fn nr_active_pages(&self, py: Python<'_>) -> usize {
+        self.call(py, |mmu| mmu.active_page_ids().len())
+    }
+
+    fn events_json(&self, py: Python<'_>) -> String {
+        self.call(py, |mmu| mmu.events_json())
+    }
+
+    fn events_json_rich(&self, py: Python<'_>) -> String {
+        self.call(py, |mmu| mmu.events_json_rich())
+    }
+
+    fn clear_events(&self, py: Python<'_>) {
+        self.call(py, |mmu| mmu.clear_events());
+    }
+
+    fn state_json(&self, py: Python<'_>) -> String {
+        self.call(py, |mmu| mmu.state_json())
+    }
+
+    fn digest(&self, py: Python<'_>) -> String {
+        self.call(py, |mmu| mmu.digest())
+    }
+
+    fn audit(&self, py: Python<'_>) -> Vec<(&'static str, String)> {
+        self.call(py, |mmu| mmu.audit()).into_iter().map(|found| (found.invariant, found.detail)).collect()
+    }
+
+    fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let report = self.call(py, |mmu| mmu.memory());
+        reports::memory(py, &report)
+    }
+}
