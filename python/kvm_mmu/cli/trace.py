@@ -113,7 +113,7 @@ def engine_factory(backend: str) -> EngineFactory:
             from kvm_mmu import reference
 
             return reference.Engine(kernel=kernel, config=dict(config))
-        from kvm_mmu.lab.scenario import MachineEngine
+        from kvm_mmu.lab.machine_engine import MachineEngine
 
         return MachineEngine(kernel=kernel, config=dict(config))
 

@@ -1,0 +1,113 @@
+"""Facts of the host and of the VM's start that no trace line shows: kernel, two-dimensional paging or not,
+widths.
+
+Owns: the `# replay-host:` line, its keys, where they may come from (the user, the line, `host.json` beside
+the trace, an assumption) and the rule that an assumption is always reported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvm_mmu.errors import TraceError
+
+PREFIX = "# replay-host: "
+#: key -> value assumed when nobody says (kernel and mmu are never assumed silently: see
+#: `HostFacts.inferred`).
+_ASSUMED: dict[str, object] = {
+    "mmu": "npt",
+    "tdp_mmu": 0,
+    "phys_bits": 40,
+    "la57": 0,
+    "l1tf_mask": 0,
+    "nx_huge_pages": 0,
+    "mmio_caching": 1,
+    "eager_page_split": 1,
+    "initial_efer_nx": 1,
+}
+_TEXT_KEYS = frozenset({"kernel", "release", "mmu", "event_set", "guest_mode"})
+_KERNEL = re.compile(r"v?(\d+)\.(\d+)")
+
+
+@dataclass
+class HostFacts:
+    """What is known of the host; `inferred` lists the keys that were asked for and had to be assumed."""
+
+    values: dict[str, object] = field(default_factory=dict)
+    inferred: dict[str, object] = field(default_factory=dict)
+
+    def get(self, key: str) -> object:
+        """The value of a fact; one that nobody gave is assumed and remembered as inferred."""
+        if key in self.values:
+            return self.values[key]
+        value = _ASSUMED.get(key, "")
+        if key in _ASSUMED:
+            self.inferred[key] = value
+        return value
+
+    def number(self, key: str) -> int:
+        """A numeric fact."""
+        value = self.get(key)
+        return value if isinstance(value, int) else 0
+
+    def text(self, key: str) -> str:
+        """A textual fact."""
+        return str(self.get(key))
+
+    def updated(self, other: Mapping[str, object]) -> HostFacts:
+        """These facts with those of `other` winning."""
+        return HostFacts({**self.values, **other})
+
+
+def check_facts(values: object, where: str) -> dict[str, object]:
+    """A host object as read from JSON, with the types checked.
+
+    Raises:
+        TraceError: not an object, or a known key with a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise TraceError(f"{where}: host facts must be a JSON object, not {type(values).__name__}")
+    for key, value in values.items():
+        if key in _TEXT_KEYS and not isinstance(value, str):
+            raise TraceError(f"{where}: host fact {key!r} must be text, not {value!r}")
+        if key in _ASSUMED and key not in _TEXT_KEYS and (not isinstance(value, int) or not 0 <= value <= 64):
+            raise TraceError(f"{where}: host fact {key!r} must be a number from 0 to 64, not {value!r}")
+    if values.get("mmu", "npt") not in ("npt", "shadow"):
+        raise TraceError(f"{where}: host fact 'mmu' must be npt or shadow, not {values['mmu']!r}")
+    return values
+
+
+def parse_facts(text: str, where: str) -> dict[str, object]:
+    """A host object from JSON text."""
+    try:
+        return check_facts(json.loads(text), where)
+    except json.JSONDecodeError as err:
+        raise TraceError(f"{where}: not JSON: {err.msg} at column {err.colno}") from err
+    except RecursionError as err:
+        raise TraceError(f"{where}: not JSON: nested too deeply") from err
+
+
+def facts_from(option: str) -> dict[str, object]:
+    """The value of `--host`: JSON text when it starts with a brace, else a file."""
+    if option.lstrip().startswith("{"):
+        return parse_facts(option, "--host")
+    try:
+        return parse_facts(Path(option).read_text(encoding="utf-8"), option)
+    except (OSError, UnicodeDecodeError) as err:
+        raise TraceError(f"{option}: cannot be read: {err}") from err
+
+
+def beside(trace: str | Path) -> dict[str, object] | None:
+    """The facts in `host.json` beside a trace, None where there is none."""
+    candidate = Path(trace).parent / "host.json"
+    return facts_from(str(candidate)) if str(trace) != "-" and candidate.is_file() else None
+
+
+def kernel_name(release: str) -> str:
+    """`5.0.1`, `v5.0`, `6.1.0-56-amd64` -> `v5.0`, `v6.1`; text without a version comes back as it is."""
+    found = _KERNEL.match(release)
+    return f"v{found[1]}.{found[2]}" if found and not release.endswith("-seed") else release

@@ -1,0 +1,152 @@
+"""Residency of the recorder's host memory, page by page: what a lookup of a page for a fault will find.
+
+Owns: the states a page of the 5.x recorder can be in and how a fault changes them. Pages are named by
+(address space, slot id, page offset), since markers of that recorder carry no host address; each slot gets a
+host range of its own here. The engine knows only what it needs for the next fault (`rw`, `cow`, a lookup that
+retries); this module decides which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+Op = dict[str, object]
+Apply = Callable[[Op], dict[str, object]]
+
+#: Distance of two slots' host ranges, and where they begin. A multiple of 1 GiB: a slot's base and its host
+#: address then agree modulo every page size that its base is aligned to.
+_RANGE = 1 << 40
+_FIRST = 1 << 45
+_SLOTS = 512
+_PAGES_2M = 512
+_WRITE, _RESERVED = 1 << 1, 1 << 3
+
+
+class Residency(Enum):
+    """A host page that is not simply resident and writable."""
+
+    ABSENT = "absent"
+    ZERO = "zero page"
+
+
+@dataclass
+class Slot:
+    """A memslot of the recorder."""
+
+    as_id: int
+    id: int
+    base: int
+    npages: int
+    hva: int
+
+
+@dataclass
+class HostMemory:
+    """Host memory behind the slots; pages not listed are resident and writable."""
+
+    apply: Apply
+    slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
+    pages: dict[int, Residency] = field(default_factory=dict)
+    read_only: set[int] = field(default_factory=set)
+
+    @staticmethod
+    def hva_of(as_id: int, slot_id: int) -> int:
+        """The host address of a slot's first page."""
+        return _FIRST + (as_id * _SLOTS + slot_id) * _RANGE
+
+    def find(self, gfn: int, as_id: int = 0) -> Slot | None:
+        """The slot a gfn lies in."""
+        for slot in self.slots.values():
+            if slot.as_id == as_id and slot.base <= gfn < slot.base + slot.npages:
+                return slot
+        return None
+
+    def make_huge(self, slot: Slot) -> None:
+        """The slot's memory consists of transparent huge pages."""
+        self.apply({"op": "host_huge", "hva": slot.hva, "npages": slot.npages, "kind": "thp"})
+
+    def drop(self, gpa: int, size: int) -> None:
+        """The VMM gave the pages back (MADV_DONTNEED): mappings go, huge pages split, pages are absent."""
+        slot = self.find(gpa >> 12)
+        if slot is None:
+            return
+        first = (slot.hva >> 12) + (gpa >> 12) - slot.base
+        count = (size + 0xFFF) >> 12
+        self._unmap(first, count)
+        self._state(first, count, "cow")
+        start, end = first & -_PAGES_2M, (first + count + _PAGES_2M - 1) & -_PAGES_2M
+        self.apply({"op": "host_huge", "hva": start << 12, "npages": end - start, "kind": "4k"})
+        for page in range(first, first + count):
+            self.pages[page] = Residency.ABSENT
+
+    def protect(self, gpa: int, read_only: bool) -> None:
+        """The VMM changed a page's protection (mprotect): its mapping goes, reads map it read-only while it
+        lasts."""
+        slot = self.find(gpa >> 12)
+        if slot is None:
+            return
+        page = (slot.hva >> 12) + (gpa >> 12) - slot.base
+        self._unmap(page, 1)
+        if read_only:
+            self.read_only.add(page)
+        else:
+            self.read_only.discard(page)
+        self._state(page, 1, "cow" if read_only or page in self.pages else "rw")
+
+    def fault(self, op: Op, gpa: int, error_code: int) -> dict[str, object]:
+        """Apply a fault, with the lookup of its page answered from residency, and follow what the fault
+        changed."""
+        slot = self.find(gpa >> 12)
+        page = -1 if slot is None else (slot.hva >> 12) + (gpa >> 12) - slot.base
+        state = self.pages.get(page)
+        write = bool(error_code & _WRITE)
+        if state is None and not (write and page in self.read_only):
+            return self.apply(op)
+        # What the page becomes if the fault gets as far as its lookup; an emulated access does not.
+        if not write:
+            result = self.apply(op)
+            if state is Residency.ABSENT and not _emulated(result):
+                self.pages[page] = Residency.ZERO
+            return result
+        looked_up = "fault" if page in self.read_only else "rw" if state is Residency.ABSENT else "hwpoison"
+        self._state(page, 1, looked_up)
+        result = self.apply(op)
+        if looked_up == "hwpoison":
+            return self._broke_zero_page(page, result)
+        if looked_up == "fault" or _emulated(result):
+            self._state(page, 1, "cow")
+        else:
+            del self.pages[page]
+        return result
+
+    def _broke_zero_page(self, page: int, result: dict[str, object]) -> dict[str, object]:
+        """A write to the zero page: breaking it invalidates the range, so the fault maps nothing and comes
+        again.
+
+        To the engine the page was one whose lookup is retried (`hwpoison`, whose signal is no output of a
+        replay).
+        """
+        if not any(event[0] == "hwpoison_signal" for event in _events(result)):
+            self._state(page, 1, "cow")
+            return result
+        self._unmap(page, 1)
+        self._state(page, 1, "rw")
+        del self.pages[page]
+        return result
+
+    def _unmap(self, first: int, count: int) -> None:
+        self.apply({"op": "unmap_hva", "start": first << 12, "end": first + count << 12})
+
+    def _state(self, first: int, count: int, state: str) -> None:
+        self.apply({"op": "host_state", "hva": first << 12, "npages": count, "state": state})
+
+
+def _events(result: dict[str, object]) -> list[list[object]]:
+    events = result.get("events")
+    return events if isinstance(events, list) else []
+
+
+def _emulated(result: dict[str, object]) -> bool:
+    return any(event[0] == "emulate" for event in _events(result))

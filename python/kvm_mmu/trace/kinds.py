@@ -1,0 +1,81 @@
+"""Which trace events are outputs of the MMU (a replay predicts them) and which of them a recording had
+switched on.
+
+Owns: the list of outputs, the families of kernels, the event sets of the recordings. Everything that is not
+an output is an input or is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+#: Every output of any kernel. What a recording does not have switched on is dropped from the prediction.
+OUTPUTS: frozenset[str] = frozenset(
+    {
+        "kvm_mmu_get_page",
+        "kvm_mmu_prepare_zap_page",
+        "kvm_mmu_sync_page",
+        "kvm_mmu_unsync_page",
+        "kvm_mmu_set_spte",
+        "mark_mmio_spte",
+        "check_mmio_spte",
+        "handle_mmio_page_fault",
+        "fast_page_fault",
+        "kvm_mmu_set_accessed_bit",
+        "kvm_mmu_set_dirty_bit",
+        "kvm_mmu_walker_error",
+        "kvm_mmu_zap_all_fast",
+        "kvm_mmu_invalidate_zap_all_pages",
+        "kvm_mmu_split_huge_page",
+        "memslots_updated",
+        "invalidate_mmio",
+        "flush_shadow_memslot",
+        "zap_all_fast_enter",
+        "commit_zap",
+        "change_mmu_pages",
+        "page_zap_pte",
+        "make_mmio_spte",
+        "make_mmio_spte_ret",
+        "zap_oldest_ret",
+        "try_unsync",
+        "try_unsync_ret",
+        "unprotect_page_ret",
+    }
+)
+
+#: The tracepoints among them (the others are kprobes of the recording set-up).
+TRACEPOINTS: frozenset[str] = frozenset(
+    name
+    for name in OUTPUTS
+    if name.startswith("kvm_mmu_")
+    or name in ("mark_mmio_spte", "check_mmio_spte", "handle_mmio_page_fault", "fast_page_fault")
+)
+
+_GUEST_TABLE_BITS = frozenset({"kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"})
+_UPDATE_PROBES = frozenset({"memslots_updated", "swap_memslots", "set_memslot"})
+_MODEL_PROBES = frozenset(
+    {"memslots_updated", "change_mmu_pages", "flush_shadow_memslot", "commit_zap", "zap_oldest_ret"}
+)
+_NOT_ON_6_12 = frozenset({"zap_all_fast_enter", "unprotect_page_ret"})
+
+
+def outputs_of(names: Set[str]) -> frozenset[str]:
+    """The outputs to strip from a recording in which these events occur.
+
+    Without any probe on memslot updates the generation probe is the only sign of one, and so an input.
+    """
+    return OUTPUTS if names & _UPDATE_PROBES else OUTPUTS - {"invalidate_mmio"}
+
+
+def switched_on(kernel: str, names: Set[str]) -> frozenset[str]:
+    """The outputs a recording of this kernel (`5.0.1`, `v6.12`) had switched on, judged by its event set."""
+    release = kernel.removeprefix("v")
+    if release.startswith("5"):
+        return TRACEPOINTS
+    if "kvm_entry" in names:
+        return OUTPUTS - (_NOT_ON_6_12 if release.startswith("6.12") else frozenset())
+    if "memslots_updated" in names:
+        return (TRACEPOINTS - _GUEST_TABLE_BITS) | _MODEL_PROBES
+    if "invalidate_mmio" in names:
+        return (TRACEPOINTS - _GUEST_TABLE_BITS) | {"invalidate_mmio"}
+    return TRACEPOINTS

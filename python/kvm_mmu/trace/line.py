@@ -1,0 +1,59 @@
+"""One line of ftrace text: `TASK-PID [CPU] FLAGS TIMESTAMP: event: body`, as tracefs and `trace-cmd report`
+print it.
+
+Owns: the grammar of the prefix, as the recording's checker reads it. The fast reader of whole files is the
+Rust core's `ftrace`; this one exists because strip must keep the prefix of a line verbatim and must add lines
+with the same prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+#: The prefix is short; looking no further keeps a hostile 10 MB line from costing more than any other.
+_PREFIX_MAX = 512
+_PREFIX = re.compile(r"\s*(.{16,}?)\s+\[(\d+)\]\s+(\S+\s+)?(\d+\.\d+):\s+(\w+):\s?")
+_PROBE_ADDRESS = re.compile(r"\([\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+( \[\w+\])?( <- [^)]*)?\)\s*")
+_LOST = re.compile(r"^CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
+
+
+class Line(NamedTuple):
+    """A line that names an event. `event_at` and `body_at` are positions in the text of the line."""
+
+    task: str
+    cpu: int
+    timestamp: str
+    event: str
+    body: str
+    event_at: int
+    body_at: int
+
+
+def parse_line(text: str) -> Line | None:
+    """The event of a line, or None: a header, a comment, a lost-events note, or not ftrace text at all."""
+    found = _PREFIX.match(text[:_PREFIX_MAX])
+    if found is None:
+        return None
+    cpu = int(found[2]) if len(found[2]) < 10 else -1
+    return Line(found[1], cpu, found[4], found[5], text[found.end() :], found.start(5), found.end())
+
+
+def clean_body(body: str) -> str:
+    """The body without the NUL bytes some kernels print and without a kprobe's `(symbol+0x..)`."""
+    return (
+        _PROBE_ADDRESS.sub("", body.replace("\0", "").strip(), count=1)
+        if body.startswith("(")
+        else _no_nul(body)
+    )
+
+
+def lost_events(text: str) -> int | None:
+    """How many events this line says were lost (0 when it does not say how many), None when it says no such
+    thing."""
+    found = _LOST.match(text)
+    return None if found is None else int(found[1] or 0)
+
+
+def _no_nul(body: str) -> str:
+    return body.replace("\0", "").strip()

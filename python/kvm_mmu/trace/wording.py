@@ -1,0 +1,89 @@
+"""Events to the text a kernel prints for them.
+
+Owns: the wording of each kernel (KERNEL.md, tracepoints of group kvmmmu). Values come in, text goes out; a
+pointer that the model does not have is printed as the kernel prints one it hides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvm_mmu.errors import TraceError
+
+_ACCESS = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
+_PFERR = ((1, "P"), (2, "W"), (4, "U"), (8, "RSVD"), (16, "F"))
+HIDDEN_POINTER = "(____ptrval____)"
+_DIRECT, _PAE, _INVALID, _NXE, _AD_DISABLED = 1 << 7, 1 << 4, 1 << 11, 1 << 12, 1 << 16
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How one range of kernels prints its events.
+
+    `gen` is the base of the valid generation in page texts (None: not printed); `gpte_bytes` says that the
+    size of a guest entry is printed in place of ` pae`.
+    """
+
+    gen: str | None
+    gpte_bytes: bool
+
+    def page(self, gfn: int, role: int, root_count: int, unsync: bool, valid_gen: int) -> str:
+        """The text that all page events share."""
+        gen = "" if self.gen is None else f"gen {valid_gen:{self.gen}} "
+        size = (f" {8 if role & _PAE else 4}-byte") if self.gpte_bytes else (" pae" if role & _PAE else "")
+        return (
+            f"sp {gen}gfn {gfn:x} l{role & 0xF}{size} q{role >> 5 & 3}{' direct' if role & _DIRECT else ''} "
+            f"{_ACCESS[role >> 8 & 7]}{' invalid' if role & _INVALID else ''} "
+            f"{'' if role & _NXE else '!'}nxe {'!' if role & _AD_DISABLED else ''}ad root {root_count} "
+            f"{'unsync' if unsync else 'sync'}"
+        )
+
+    @staticmethod
+    def mark_mmio(gfn: int, access: int, gen: int) -> str:
+        """mark_mmio_spte"""
+        return f"sptep:{HIDDEN_POINTER} gfn {gfn:x} access {access:x} gen {gen:x}"
+
+    @staticmethod
+    def check_mmio(spte: int, kvm_gen: int, spte_gen: int) -> str:
+        """check_mmio_spte"""
+        return f"spte {spte:x} kvm_gen {kvm_gen:x} spte-gen {spte_gen:x} valid {int(kvm_gen == spte_gen)}"
+
+    @staticmethod
+    def handle_mmio(addr: int, gfn: int, access: int) -> str:
+        """handle_mmio_page_fault"""
+        return f"addr:{addr:x} gfn {gfn:x} access {access:x}"
+
+    @staticmethod
+    def fast_page_fault(vcpu: int, addr: int, error_code: int, old: int, new: int, handled: bool) -> str:
+        """fast_page_fault up to v5.7: spurious and fixed both follow from the W bits."""
+        spurious, fixed = int(handled and bool(old & 2)), int(handled and bool(new & 2))
+        return (
+            f"vcpu {vcpu} gva {addr:x} error_code {error_text(error_code)} sptep {HIDDEN_POINTER} "
+            f"old {old:#x} new {new:x} spurious {spurious} fixed {fixed}"
+        )
+
+    @staticmethod
+    def invalidate_zap_all(valid_gen: int, used: int) -> str:
+        """kvm_mmu_invalidate_zap_all_pages"""
+        return f"kvm-mmu-valid-gen {valid_gen:x} used_pages {used:x}"
+
+
+def error_text(error_code: int) -> str:
+    """The flags of a page-fault error code, as the kernel prints the known ones."""
+    return "|".join(name for bit, name in _PFERR if error_code & bit)
+
+
+_WORDINGS = {"v5.0": Wording(gen="x", gpte_bytes=False), "v5.2": Wording(gen=None, gpte_bytes=True)}
+_ALIKE = {"v5.0-seed": "v5.0", "v5.1": "v5.2", "v5.3": "v5.2"}
+
+
+def wording_of(kernel: str) -> Wording:
+    """The wording of a kernel.
+
+    Raises:
+        TraceError: no wording is known for it.
+    """
+    found = _WORDINGS.get(_ALIKE.get(kernel, kernel))
+    if found is None:
+        raise TraceError(f"kernel {kernel!r}: replay knows the wording of {', '.join(_WORDINGS)}")
+    return found
