@@ -1,0 +1,30 @@
+"""Sphinx configuration: MyST pages, the furo theme, no network (intersphinx is off), warnings are errors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed
+
+project = "kvm_mmu"
+author = "The kvm_mmu contributors"
+copyright = "2026, The kvm_mmu contributors"
+release = installed("kvm_mmu")
+version = release
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+# Pages link to files of the repository (LICENSE-MIT, tests/...): those are no pages.
+suppress_warnings = ["myst.xref_missing"]
+nitpicky = False
+
+html_theme = "furo"
+html_title = f"kvm_mmu {release}"
+html_show_sourcelink = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
