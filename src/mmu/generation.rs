@@ -14,11 +14,17 @@ pub struct GenerationField {
     pub bits: u8,
     /// Where the lowest of them lands in the SPTE.
     pub spte_shift: u8,
+    /// How many bits are read back; v5.0 does not mask its high field, so bits 62 and 63 of a foreign word come along.
+    pub read_bits: u8,
 }
 
 impl GenerationField {
     const fn low_mask(self) -> u64 {
         if self.bits >= 64 { u64::MAX } else { (1 << self.bits) - 1 }
+    }
+
+    const fn read_mask(self) -> u64 {
+        if self.read_bits >= 64 { u64::MAX } else { (1 << self.read_bits) - 1 }
     }
 
     const fn spte_mask(self) -> u64 {
@@ -48,8 +54,8 @@ impl GenerationLayout {
             in_progress: 1,
             refuse_in_progress: false,
             fields: vec![
-                GenerationField { gen_shift: 1, bits: 9, spte_shift: 3 },
-                GenerationField { gen_shift: 10, bits: 10, spte_shift: 52 },
+                GenerationField { gen_shift: 1, bits: 9, spte_shift: 3, read_bits: 9 },
+                GenerationField { gen_shift: 10, bits: 10, spte_shift: 52, read_bits: 12 },
             ],
         }
     }
@@ -62,8 +68,8 @@ impl GenerationLayout {
             in_progress: 1 << 63,
             refuse_in_progress: true,
             fields: vec![
-                GenerationField { gen_shift: 0, bits: 9, spte_shift: 3 },
-                GenerationField { gen_shift: 0, bits: 10, spte_shift: 52 },
+                GenerationField { gen_shift: 0, bits: 9, spte_shift: 3, read_bits: 9 },
+                GenerationField { gen_shift: 0, bits: 10, spte_shift: 52, read_bits: 10 },
             ],
         }
     }
@@ -123,6 +129,6 @@ impl GenerationLayout {
     pub fn decode(&self, spte: u64) -> u64 {
         self.fields
             .iter()
-            .fold(0, |mmio_gen, field| mmio_gen | ((spte >> field.spte_shift) & field.low_mask()) << field.gen_shift)
+            .fold(0, |mmio_gen, field| mmio_gen | ((spte >> field.spte_shift) & field.read_mask()) << field.gen_shift)
     }
 }

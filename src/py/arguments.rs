@@ -194,6 +194,7 @@ pub fn generation_layout(layout: &Bound<'_, PyAny>) -> PyResult<GenerationLayout
                 gen_shift: field.getattr("gen_shift")?.extract()?,
                 bits: field.getattr("bits")?.extract()?,
                 spte_shift: field.getattr("spte_shift")?.extract()?,
+                read_bits: field.getattr("read_bits")?.extract()?,
             })
         })
         .collect::<PyResult<_>>()?;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log at debug level to stderr")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name in SUBCOMMANDS:
+        if importlib.util.find_spec(f"kvm_mmu.cli.{name}") is None:
+            continue
         importlib.import_module(f"kvm_mmu.cli.{name}").add_parser(subparsers)
     return parser
 

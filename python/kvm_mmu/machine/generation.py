@@ -29,11 +29,19 @@ STARTS: dict[str, Callable[[int], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class GenerationField:
-    """`bits` bits of the generation from bit `gen_shift` on, stored in an MMIO SPTE from bit `spte_shift` on."""
+    """`bits` bits of the generation from bit `gen_shift` on, stored in an MMIO SPTE from bit `spte_shift` on.
+
+    `read_bits` (default: `bits`) are read back: v5.0 does not mask its high field when it reads.
+    """
 
     gen_shift: int
     bits: int
     spte_shift: int
+    read_bits: int = 0
+
+    def __post_init__(self) -> None:
+        if self.read_bits == 0:
+            object.__setattr__(self, "read_bits", self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +144,7 @@ class GenerationV50(GenerationPolicy):
         width=20,
         in_progress=1,
         refuse_in_progress=False,
-        fields=(GenerationField(1, 9, 3), GenerationField(10, 10, 52)),
+        fields=(GenerationField(1, 9, 3), GenerationField(10, 10, 52, read_bits=12)),
     )
     default_start = "i*2-150"
 

@@ -1,0 +1,44 @@
+"""`kvm-mmu decode spte|mmio|role VALUE...`: every bit of a word, for one kernel on one host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from kvm_mmu.cli.words import add_host, any_number, codec, hex_word, values
+from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.words import decode_role, explain_role
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("decode", help="explain SPTEs, MMIO SPTEs and page roles", description=__doc__)
+    parser.add_argument("what", choices=("spte", "mmio", "role"), help="what kind of word")
+    parser.add_argument("values", nargs="+", metavar="VALUE", help="hexadecimal words; - reads one a line")
+    add_host(parser)
+    parser.add_argument("--gen", type=any_number, metavar="G", help="memslot generation to compare MMIO SPTEs with")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line (always so with -)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain the words."""
+    machine = codec(args)
+    as_json = args.json or "-" in args.values
+    for place, text in values(args.values):
+        raw = hex_word(place, text)
+        if args.what == "role":
+            if raw >> 32:
+                raise UsageError(f"{place}: role {raw:#x}: expected 32 bits")
+            print(json.dumps(decode_role(raw, args.kernel)) if as_json else explain_role(raw, args.kernel))
+        elif as_json:
+            found = machine.decode_spte(raw, args.gen)
+            if args.what == "mmio":
+                found.pop("bits" if not found["is_mmio"] else "", None)
+            print(json.dumps(found))
+        elif args.what == "mmio" and not machine.decode_mmio(raw)["is_mmio"]:
+            print(f"{raw:#x}  not an MMIO SPTE  ({args.kernel}, {machine.family}, {machine.phys_bits} physical bits)")
+        else:
+            print(machine.explain(raw, args.gen))
+    return 0

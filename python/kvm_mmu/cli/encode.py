@@ -1,0 +1,69 @@
+"""`kvm-mmu encode mmio`: the MMIO SPTE that a kernel makes of gfn, access and memslot generation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from kvm_mmu.cli.words import add_host, any_number, codec
+from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.words import Codec
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("encode", help="make MMIO SPTEs", description=__doc__)
+    parser.add_argument("what", choices=("mmio",), help="what kind of word")
+    parser.add_argument("stream", nargs="?", choices=("-",), help='read {"gfn","access","gen"} objects, one a line')
+    parser.add_argument("--gfn", type=any_number, help="guest frame number")
+    parser.add_argument("--access", type=any_number, default=6, help="1 exec, 2 write, 4 user (default: 6)")
+    parser.add_argument("--gen", type=any_number, help="memslot generation, all 64 bits")
+    add_host(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON (always so with -)")
+    parser.set_defaults(run=run)
+
+
+def _number(value: object, place: str, key: str) -> int:
+    try:
+        number = int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 64:
+        raise UsageError(f"{place}: {key}={value!r}, expected a number from 0 to 2^64-1")
+    return number
+
+
+def _encode(machine: Codec, fields: object, place: str) -> str:
+    if not isinstance(fields, dict):
+        raise UsageError(f'{place}: expected an object {{"gfn","access","gen"}}')
+    numbers = []
+    for key in ("gfn", "access", "gen"):
+        if key not in fields:
+            raise UsageError(f"{place}: {key} is missing")
+        numbers.append(_number(fields[key], place, key))
+    try:
+        return hex(machine.make_mmio_spte(*numbers))
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the words."""
+    machine = codec(args)
+    if args.stream is None:
+        if args.gfn is None or args.gen is None:
+            raise UsageError("expected --gfn and --gen, or - to read objects from stdin")
+        spte = _encode(machine, {"gfn": args.gfn, "access": args.access, "gen": args.gen}, "arguments")
+        print(json.dumps({"kernel": machine.profile.name, "spte": spte}) if args.json else spte)
+        return 0
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"<stdin>:{number}: not JSON ({error})") from None
+        print(json.dumps({"spte": _encode(machine, fields, f"<stdin>:{number}")}))
+    return 0
