@@ -1,0 +1,123 @@
+"""The state of a VM in the dump format, and its digest.
+
+Reads everything, changes nothing. The digest is the first 16 hex digits of SHA-256 over the canonical JSON of the
+state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from . import spte as word
+from .active_list import list_pages
+from .constants import PT64_BASE_ADDR_MASK
+from .pte_list import pte_list_entries
+from .role import role_access, role_is_ad_disabled, role_is_direct, role_is_invalid, role_level, role_smm
+from .state import Kvm, KvmMemorySlot, ShadowPage, Vcpu
+
+
+def dump_state(kvm: Kvm) -> dict[str, Any]:
+    """The whole state as JSON values; what the modelled kernel does not have is null."""
+    return {
+        "as": [
+            {"gen": hex(memslots.generation), "slots": [dump_slot(slot) for slot in memslots.memslots]}
+            for memslots in kvm.memslots
+        ],
+        "used": kvm.n_used_mmu_pages,
+        "max": kvm.n_max_mmu_pages,
+        "requested": kvm.n_requested_mmu_pages,
+        "indirect": 0,
+        "mmu_valid_gen": kvm.mmu_valid_gen if kvm.rules.shows_valid_gen else None,
+        "zapped_obsolete": list(kvm.zapped_obsolete_pages) if kvm.rules.has_zapped_obsolete_list else None,
+        "active": [dump_page(kvm, kvm.pages[page_id]) for page_id in list_pages(kvm.active)],
+        "vcpus": [dump_vcpu(vcpu) for vcpu in kvm.vcpus],
+    }
+
+
+def dump_runs(pages: set[int]) -> list[list[int]]:
+    """Set bits as runs [first, count]."""
+    runs: list[list[int]] = []
+    for page in sorted(pages):
+        if runs and page == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([page, 1])
+    return runs
+
+
+def dump_slot(slot: KvmMemorySlot) -> dict[str, Any]:
+    dumped: dict[str, Any] = {
+        "id": slot.id,
+        "base": slot.base_gfn,
+        "npages": slot.npages,
+        "hva": hex(slot.userspace_addr),
+        "flags": slot.flags,
+        "rmap": [
+            [level, index, [list(sptep) for sptep in pte_list_entries(slot.rmap[level][index])]]
+            for level in sorted(slot.rmap)
+            for index in sorted(slot.rmap[level])
+        ],
+        "disallow": [
+            [level, index, count]
+            for level, counts in sorted(slot.disallow_lpage.items())
+            for index, count in sorted(counts.items())
+            if count
+        ],
+        "track": [[index, count] for index, count in sorted(slot.gfn_track.items()) if count],
+    }
+    if slot.dirty_bitmap is not None:
+        dumped["dirty"] = dump_runs(slot.dirty_bitmap)
+    return dumped
+
+
+def dump_page(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
+    return {
+        "id": sp.id,
+        "gfn": sp.gfn,
+        "role": hex(sp.role),
+        "level": role_level(sp.role),
+        "direct": int(role_is_direct(sp.role)),
+        "access": role_access(sp.role),
+        "smm": role_smm(sp.role),
+        "invalid": int(role_is_invalid(sp.role)),
+        "ad_disabled": int(role_is_ad_disabled(sp.role)),
+        "root_count": sp.root_count,
+        "unsync": 0,
+        "unsync_children": 0,
+        "valid_gen": sp.mmu_valid_gen if kvm.rules.shows_valid_gen else None,
+        "mmio_cached": int(sp.mmio_cached) if kvm.rules.shows_mmio_cached else None,
+        "parents": [list(sptep) for sptep in pte_list_entries(sp.parent_ptes)],
+        "sptes": dump_sptes(kvm, sp),
+    }
+
+
+def dump_sptes(kvm: Kvm, sp: ShadowPage) -> list[list[Any]]:
+    """Leaves and MMIO entries whole; entries that point to a table with its id in place of its address."""
+    if role_level(sp.role) == 1:
+        return [[index, hex(spte)] for index, spte in sorted(sp.sptes.items())]
+    dumped: list[list[Any]] = []
+    for index, spte in sorted(sp.sptes.items()):
+        is_present = word.is_shadow_present_pte(kvm.masks, spte)
+        if is_present and not word.is_last_spte(spte, role_level(sp.role)):
+            dumped.append([index, hex(spte & ~PT64_BASE_ADDR_MASK), word.spte_to_pfn(spte)])
+        else:
+            dumped.append([index, hex(spte)])
+    return dumped
+
+
+def dump_vcpu(vcpu: Vcpu) -> dict[str, Any]:
+    return {
+        "root": vcpu.root,
+        "cr3": hex(vcpu.cr3),
+        "prev_roots": [None, None, None],
+        "requests": hex(vcpu.requests),
+        "smm": vcpu.smm,
+        "mmio": [hex(vcpu.mmio_gva), vcpu.mmio_gfn, vcpu.mmio_access, hex(vcpu.mmio_gen)],
+    }
+
+
+def digest_of(state: dict[str, Any]) -> str:
+    canonical = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]

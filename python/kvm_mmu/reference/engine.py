@@ -1,0 +1,97 @@
+"""The engine: one VM that takes operations and gives back lines, as the run engine and the lockstep tests use it.
+
+Stands above everything else here; owns the VM's start state and what an operation adds to events and counters.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from .constants import KVM_ADDRESS_SPACE_NUM
+from .dump import digest_of, dump_state
+from .kernels import kernel_rules
+from .masks import make_masks
+from .memslots import initial_generation
+from .operations import run_nested_op, run_op
+from .roots import init_kvm_mmu
+from .scenario import parse_config, parse_op
+from .state import Config, Kvm, KvmMemslots, Vcpu
+from .zap_plan import parse_plans
+
+
+def new_kvm(kernel: str, config: Config, plans: Mapping[str, Any] | None) -> Kvm:
+    """A VM without slots, pages and roots, its vCPUs in 64-bit mode."""
+    rules = kernel_rules(kernel)
+    chosen = parse_plans(plans, dict(rules.plans))
+    kvm = Kvm(
+        rules=rules,
+        config=config,
+        masks=make_masks(config.family, config.phys_bits, config.execonly),
+        plans=chosen,
+        run_nested=run_nested_op,
+        memslots=[KvmMemslots(initial_generation(rules, as_id)) for as_id in range(KVM_ADDRESS_SPACE_NUM)],
+        vcpus=[Vcpu(id=number) for number in range(config.vcpus)],
+        filters_obsolete=any(plan.bump_valid_gen for plan in chosen.values()),
+    )
+    for vcpu in kvm.vcpus:
+        init_kvm_mmu(kvm, vcpu)
+    return kvm
+
+
+class Engine:
+    """The reference backend. Raises ScenarioError for what it does not understand, before anything changes."""
+
+    def __init__(
+        self,
+        kernel: str,
+        config: Mapping[str, Any] | None = None,
+        plans: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self.kvm = new_kvm(kernel, parse_config(config), plans)
+
+    def __repr__(self) -> str:
+        kvm = self.kvm
+        return f"<reference.Engine {self.kernel} {kvm.config.family} {kvm.n_used_mmu_pages} shadow pages>"
+
+    def masks(self) -> dict[str, str]:
+        """The SPTE masks as a scenario header gives them."""
+        return self.kvm.masks.to_header()
+
+    def apply(self, op: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one operation: `ret`, `out` and `nested` where there is one, `events`, and the changed counters."""
+        kvm = self.kvm
+        checked = parse_op(op, len(kvm.vcpus))
+        kvm.events = []
+        kvm.nested = []
+        before = dict(kvm.ctr)
+        ret, out = run_op(kvm, checked)
+        line: dict[str, Any] = {"ret": ret}
+        if out is not None:
+            line["out"] = out
+        if kvm.nested:
+            line["nested"] = kvm.nested
+        line["events"] = kvm.events
+        line["ctr"] = {name: now - before[name] for name, now in kvm.ctr.items() if now != before[name]}
+        return line
+
+    def state(self) -> dict[str, Any]:
+        """The whole state in the dump format."""
+        return dump_state(self.kvm)
+
+    def digest(self) -> str:
+        """The digest of the state, as every line carries it."""
+        return digest_of(dump_state(self.kvm))
+
+    def work(self) -> dict[str, int]:
+        """The exact work counters since the VM's start; `reference.work` says what each counts."""
+        return dict(self.kvm.work)
+
+    def clone(self) -> Engine:
+        """An independent copy of the VM with everything in it."""
+        copy = Engine.__new__(Engine)
+        copy.kernel = self.kernel
+        copy.kvm = pickle.loads(pickle.dumps(self.kvm, pickle.HIGHEST_PROTOCOL))
+        return copy

@@ -1,0 +1,11 @@
+"""The one error of the reference: an input that is not a scenario.
+
+A guest fault, an errno or a retry is an outcome, never an exception; only an operation, a configuration or
+a plan that cannot be understood raises.
+"""
+
+from __future__ import annotations
+
+
+class ScenarioError(ValueError):
+    """An operation, configuration or plan that is not understood; the message says what was expected."""

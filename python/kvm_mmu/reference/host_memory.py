@@ -1,0 +1,61 @@
+"""The host behind the slots: what a host page is like and what pinning it gives.
+
+Owns the reading and writing of `HostMemory`. The host frame of a host virtual address is always the address
+divided by the page size; this replaces get_user_pages, vma sizes and transparent huge pages of the real host.
+"""
+
+from __future__ import annotations
+
+from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT
+from .slots import gfn_to_memslot
+from .state import HostMemory, Kvm
+
+HOST_STATES = ("rw", "cow", "fault", "hwpoison")
+HOST_PAGE_KINDS = ("none", "thp", "hugetlb2m", "hugetlb1g")
+HOST_LEVEL = {"none": 1, "thp": 1, "hugetlb2m": 2, "hugetlb1g": 3}
+
+
+def set_host_state(host: HostMemory, first_pfn: int, npages: int, state: str) -> None:
+    host.states.append((first_pfn, first_pfn + npages, state))
+
+
+def set_host_huge(host: HostMemory, first_pfn: int, npages: int, kind: str) -> None:
+    host.huge.append((first_pfn, first_pfn + npages, kind))
+
+
+def latest(ranges: list[tuple[int, int, str]], pfn: int, default: str) -> str:
+    for first, end, what in reversed(ranges):
+        if first <= pfn < end:
+            return what
+    return default
+
+
+def host_state(host: HostMemory, pfn: int) -> str:
+    return latest(host.states, pfn, "rw")
+
+
+def host_page_kind(host: HostMemory, pfn: int) -> str:
+    return latest(host.huge, pfn, "none")
+
+
+def is_compound_page(host: HostMemory, pfn: int) -> bool:
+    """PageTransCompoundMap: a real hugetlb page is a compound page too."""
+    return host_page_kind(host, pfn) != "none"
+
+
+def host_mapping_level(kvm: Kvm, gfn: int) -> int:
+    """kvm_host_page_size: always through address space 0 and for writing, whatever the vCPU is in."""
+    slot = gfn_to_memslot(kvm, 0, gfn)
+    if slot is None or slot.flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY):
+        return 1
+    pfn = (slot.userspace_addr >> PAGE_SHIFT) + gfn - slot.base_gfn
+    return HOST_LEVEL[host_page_kind(kvm.host, pfn)]
+
+
+def can_pin_for_write_atomically(host: HostMemory, pfn: int) -> bool:
+    return host_state(host, pfn) == "rw"
+
+
+def break_cow(host: HostMemory, pfn: int) -> None:
+    """A write request gives the host page an own copy: from now on it is writable."""
+    set_host_state(host, pfn, 1, "rw")

@@ -1,0 +1,224 @@
+"""Building the path to a direct mapping and storing it, with the prefetch of its neighbours.
+
+Owns the writing of new leaves. Models __direct_map, mmu_set_spte, set_spte, mark_mmio_spte,
+mmu_need_write_protect and direct_pte_prefetch of v5.0 and v5.2.
+"""
+
+from __future__ import annotations
+
+from . import spte as word
+from .constants import (
+    ACC_USER_MASK,
+    ACC_WRITE_MASK,
+    KVM_REQ_TLB_FLUSH,
+    PAGE_SHIFT,
+    PT64_BASE_ADDR_MASK,
+    PT_PAGE_SIZE_MASK,
+    PT_PAGE_TABLE_LEVEL,
+    PT_WRITABLE_MASK,
+    PTE_PREFETCH_NUM,
+    RET_PF_EMULATE,
+    RET_PF_RETRY,
+    SET_SPTE_NEED_REMOTE_TLB_FLUSH,
+    SET_SPTE_WRITE_PROTECTED_PT,
+    SPTE_HOST_WRITEABLE,
+    SPTE_MMU_WRITEABLE,
+    SPTE_SPECIAL_MASK,
+    U64,
+    kvm_pages_per_hpage,
+    spte_index,
+)
+from .flush import kvm_flush_remote_tlbs_with_address
+from .host_memory import can_pin_for_write_atomically
+from .mmio import encode_mmio_spte, is_mmio_spte, mmio_generation
+from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page
+from .pin import PFN_NOSLOT, PinnedPfn
+from .rmap import (
+    drop_spte,
+    is_rmap_too_long,
+    kvm_mmu_page_get_gfn,
+    mmu_spte_update,
+    rmap_add,
+    rmap_recycle,
+    write_spte,
+)
+from .role import role_is_ad_disabled, role_level
+from .slots import (
+    gfn_to_pfn_in_slot,
+    kvm_page_track_is_active,
+    kvm_vcpu_gfn_to_memslot,
+    kvm_vcpu_mark_page_dirty,
+    memslot_is_readonly,
+    memslot_is_visible,
+    mmu_gfn_lpage_is_disallowed,
+    vcpu_address_space,
+)
+from .state import Kvm, ShadowPage, Vcpu
+
+
+def direct_map(
+    kvm: Kvm, vcpu: Vcpu, gpa: int, is_write: bool, level: int, gfn: int, pinned: PinnedPfn
+) -> int:
+    """Walk down from the root, building tables, and map the page at the level; no root means retry."""
+    if vcpu.root is None:
+        return RET_PF_RETRY
+    sp = kvm.pages[vcpu.root]
+    while role_level(sp.role) > level:
+        sp = table_below(kvm, vcpu, sp, gpa)
+    index = spte_index(gpa, level)
+    verdict = mmu_set_spte(kvm, vcpu, sp, index, gfn, pinned, is_write_fault=is_write, is_speculative=False)
+    direct_pte_prefetch(kvm, vcpu, sp, index)
+    return verdict
+
+
+def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, gpa: int) -> ShadowPage:
+    """The table under the entry for the address, found or made; a large leaf in the way is dropped."""
+    level = role_level(sp.role)
+    index = spte_index(gpa, level)
+    spte = sp.sptes.get(index, 0)
+    if word.is_shadow_present_pte(kvm.masks, spte) and word.is_large_pte(spte):
+        drop_spte(kvm, sp, index)
+        kvm.ctr["lpages"] -= 1
+        kvm_flush_remote_tlbs_with_address(kvm, sp.gfn, kvm_pages_per_hpage(level))
+        spte = 0
+    if word.is_shadow_present_pte(kvm.masks, spte):
+        return child_of(kvm, spte)
+    covered = (kvm_pages_per_hpage(level) << PAGE_SHIFT) - 1
+    child_gfn = (gpa & PT64_BASE_ADDR_MASK & ~covered) >> PAGE_SHIFT
+    child = kvm_mmu_get_page(kvm, vcpu, child_gfn, level - 1)
+    link_shadow_page(kvm, sp, index, child)
+    return child
+
+
+def mmu_set_spte(
+    kvm: Kvm,
+    vcpu: Vcpu,
+    sp: ShadowPage,
+    index: int,
+    gfn: int,
+    pinned: PinnedPfn,
+    *,
+    is_write_fault: bool,
+    is_speculative: bool,
+) -> int:
+    """Put a leaf into place, whatever was there; RET_PF_EMULATE for MMIO and for writes to tracked gfns."""
+    level = role_level(sp.role)
+    old = sp.sptes.get(index, 0)
+    flush = False
+    was_rmapped = False
+    if word.is_shadow_present_pte(kvm.masks, old):
+        if level > PT_PAGE_TABLE_LEVEL and not word.is_large_pte(old):
+            drop_parent_pte(kvm, child_of(kvm, old), sp, index)
+            flush = True
+        elif pinned.pfn != word.spte_to_pfn(old):
+            drop_spte(kvm, sp, index)
+            flush = True
+        else:
+            was_rmapped = True
+    verdict = RET_PF_RETRY
+    result = set_spte(kvm, vcpu, sp, index, gfn, pinned, is_speculative=is_speculative)
+    if result & SET_SPTE_WRITE_PROTECTED_PT:
+        if is_write_fault:
+            verdict = RET_PF_EMULATE
+        vcpu.requests |= KVM_REQ_TLB_FLUSH
+    if result & SET_SPTE_NEED_REMOTE_TLB_FLUSH or flush:
+        kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(level))
+    stored = sp.sptes.get(index, 0)
+    if is_mmio_spte(kvm.masks, stored):
+        verdict = RET_PF_EMULATE
+    if not was_rmapped and word.is_large_pte(stored):
+        kvm.ctr["lpages"] += 1  # counts MMIO entries too, where a generation bit looks like a large page
+    if not was_rmapped and word.is_shadow_present_pte(kvm.masks, stored):
+        rmap_count = rmap_add(kvm, sp, index, gfn)
+        if is_rmap_too_long(rmap_count):
+            rmap_recycle(kvm, sp, gfn)
+    return verdict
+
+
+def set_spte(
+    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, pinned: PinnedPfn, *, is_speculative: bool
+) -> int:
+    """Make and store the word of a leaf; direct pages have every access right."""
+    if pinned.pfn == PFN_NOSLOT:
+        mark_mmio_spte(kvm, vcpu, sp, index, gfn)
+        return 0
+    masks = kvm.masks
+    level = role_level(sp.role)
+    ad_disabled = role_is_ad_disabled(sp.role)
+    spte = masks.present | masks.x | masks.user | masks.leaf_memory_type | masks.me
+    spte |= SPTE_SPECIAL_MASK if ad_disabled else 0
+    spte |= masks.accessed if not ad_disabled and not is_speculative else 0
+    spte |= PT_PAGE_SIZE_MASK if level > PT_PAGE_TABLE_LEVEL else 0
+    spte |= pinned.pfn << PAGE_SHIFT
+    result = 0
+    if pinned.is_host_writable:
+        spte |= SPTE_HOST_WRITEABLE
+        slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
+        if level > PT_PAGE_TABLE_LEVEL and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
+            return 0  # a veto arrived since the level was chosen: map nothing, the guest comes again
+        if kvm_page_track_is_active(kvm, vcpu, gfn):
+            result |= SET_SPTE_WRITE_PROTECTED_PT
+        else:
+            spte |= PT_WRITABLE_MASK | SPTE_MMU_WRITEABLE
+            kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)
+            spte |= 0 if ad_disabled else masks.dirty
+    if is_speculative:
+        spte = word.mark_spte_for_access_track(masks, spte)
+    if mmu_spte_update(kvm, sp, index, spte & U64):
+        result |= SET_SPTE_NEED_REMOTE_TLB_FLUSH
+    return result
+
+
+def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
+    """Store an MMIO entry of the current generation of the vCPU's own address space."""
+    access = ACC_WRITE_MASK | ACC_USER_MASK
+    gen = mmio_generation(kvm.rules, kvm.memslots[vcpu_address_space(vcpu)].generation)
+    if not sp.mmio_cached:
+        sp.mmio_cached = True
+        kvm.mmio_pages[sp.id] = None
+    kvm.events.append(["mark_mmio", sp.id, index, gfn, access, gen])
+    write_spte(sp, index, encode_mmio_spte(kvm.rules, kvm.masks, gfn, access, gen))
+
+
+def direct_pte_prefetch(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, faulting: int) -> None:
+    """Map the runs of empty entries before present ones in the aligned group of eight.
+
+    Only backwards: a run that reaches the end of the group is left alone. Aging would be blind to what is
+    prefetched without an accessed bit, so such tables have no prefetch.
+    """
+    if role_is_ad_disabled(sp.role) or role_level(sp.role) > PT_PAGE_TABLE_LEVEL:
+        return
+    group = faulting & ~(PTE_PREFETCH_NUM - 1)
+    start = None
+    for index in range(group, group + PTE_PREFETCH_NUM):
+        spte = sp.sptes.get(index, 0)
+        if index == faulting or word.is_shadow_present_pte(kvm.masks, spte):
+            if start is not None and not direct_pte_prefetch_many(kvm, vcpu, sp, start, index):
+                return
+            start = None
+        elif start is None:
+            start = index
+
+
+def direct_pte_prefetch_many(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, start: int, end: int) -> bool:
+    """Map entries start..end (end exclusive) as far as their pages can be pinned at once."""
+    gfn = kvm_mmu_page_get_gfn(sp, start)
+    slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
+    if slot is None or not memslot_is_visible(slot):
+        return False
+    if slot.dirty_bitmap is not None or memslot_is_readonly(slot):
+        return False
+    if slot.base_gfn + slot.npages - gfn < end - start:
+        return False
+    pfns = []
+    for position in range(end - start):
+        pfn = gfn_to_pfn_in_slot(slot, gfn + position)
+        if not can_pin_for_write_atomically(kvm.host, pfn):
+            break
+        pfns.append(pfn)
+    for position, pfn in enumerate(pfns):
+        pinned = PinnedPfn(pfn, pfn << PAGE_SHIFT, is_host_writable=True)
+        mmu_set_spte(
+            kvm, vcpu, sp, start + position, gfn + position, pinned, is_write_fault=False, is_speculative=True
+        )
+    return bool(pfns)

@@ -1,0 +1,240 @@
+"""Memory slots and the memslot generation: creating, deleting, moving, re-flagging, publishing.
+
+Owns `Kvm.memslots`, with the reference's own generation arithmetic and order. Models __kvm_set_memory_region,
+install_new_memslots, kvm_arch_memslots_updated, kvm_mmu_invalidate_mmio_sptes and
+kvm_arch_commit_memory_region of v5.0 and v5.2.
+
+Invariants: slots are in descending base order; generations of the two address spaces never meet (v5.0 2 and 0
+modulo 4, v5.2 even and odd). v5.0 never detects the wrap of address space 0, because it starts at -150 and steps
+over zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import constants as c
+from .constants import EEXIST, EINVAL, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
+from .dirty_log import (
+    enable_pml_log,
+    kvm_mmu_slot_remove_write_access,
+    kvm_mmu_slot_set_dirty,
+    kvm_mmu_zap_collapsible_sptes,
+)
+from .kernels import KernelRules
+from .lock import NESTED_IN_PUBLICATION, run_nested_ops
+from .mmio import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, mmio_generation
+from .reclaim import kvm_mmu_calculate_default_mmu_pages, kvm_mmu_change_mmu_pages
+from .slots import id_to_memslot, slot_level_entries
+from .state import Kvm, KvmMemorySlot, KvmMemslots, Op
+from .zap_run import ZapTarget, run_zap_plan
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """struct kvm_userspace_memory_region and the address space it is for."""
+
+    as_id: int
+    slot: int
+    guest_phys_addr: int
+    memory_size: int
+    userspace_addr: int
+    flags: int
+
+
+@dataclass(slots=True)
+class Publications:
+    """The operations to run while each array of one call is published but still in progress."""
+
+    during: list[list[Op]]
+    done: int = 0
+
+
+def initial_generation(rules: KernelRules, as_id: int) -> int:
+    return as_id if rules.has_refactored_mmio_gen else (2 * as_id - 150) & c.U64
+
+
+def kvm_mmu_invalidate_mmio_sptes(kvm: Kvm, generation: int) -> None:
+    """The wrap check: when the kept part came round to zero, stale MMIO entries would look fresh."""
+    gen = mmio_generation(kvm.rules, generation)
+    if kvm.rules.has_refactored_mmio_gen:
+        gen &= ~(c.KVM_ADDRESS_SPACE_NUM - 1)  # the low bits tell the address spaces apart
+    if gen == 0:
+        run_zap_plan(kvm, kvm.plans["wrap"])
+
+
+def install_new_memslots(kvm: Kvm, memslots: KvmMemslots, publications: Publications) -> None:
+    """The end of an update: the new array, already in place, becomes visible and gets its generation."""
+    old = memslots.generation
+    if kvm.rules.has_refactored_mmio_gen:
+        memslots.generation = old | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+    else:
+        memslots.generation = (old + 1) & c.U64
+    kvm.events.append(["srcu_sync"])
+    number = publications.done
+    publications.done += 1
+    if number < len(publications.during):
+        run_nested_ops(kvm, NESTED_IN_PUBLICATION, publications.during[number])
+    if kvm.rules.has_refactored_mmio_gen:
+        # The check comes before anybody can see the final generation.
+        final = memslots.generation & ~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+        final = (final + c.KVM_ADDRESS_SPACE_NUM) & c.U64
+        kvm_mmu_invalidate_mmio_sptes(kvm, final)
+        memslots.generation = final
+    else:
+        memslots.generation = (memslots.generation + 2 * c.KVM_ADDRESS_SPACE_NUM - 1) & c.U64
+        kvm_mmu_invalidate_mmio_sptes(kvm, memslots.generation)
+
+
+def check_memory_region(region: MemoryRegion) -> int:
+    """What the kernel refuses before it looks at the slots."""
+    npages = region.memory_size >> c.PAGE_SHIFT
+    is_user_slot = region.slot < c.KVM_USER_MEM_SLOTS
+    refused = (
+        region.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)
+        or region.memory_size % c.PAGE_SIZE
+        or region.guest_phys_addr % c.PAGE_SIZE
+        or (is_user_slot and region.userspace_addr % c.PAGE_SIZE)
+        or (is_user_slot and region.userspace_addr + region.memory_size > c.TASK_SIZE_MAX)
+        or region.as_id >= c.KVM_ADDRESS_SPACE_NUM
+        or region.slot >= c.KVM_MEM_SLOTS_NUM
+        or (region.guest_phys_addr + region.memory_size) & c.U64 < region.guest_phys_addr
+        or npages > c.KVM_MEM_MAX_NR_PAGES
+    )
+    return -EINVAL if refused else 0
+
+
+def overlaps_another(memslots: KvmMemslots, region: MemoryRegion) -> bool:
+    base = region.guest_phys_addr >> c.PAGE_SHIFT
+    end = base + (region.memory_size >> c.PAGE_SHIFT)
+    return any(
+        slot.id != region.slot and slot.base_gfn < end and base < slot.base_gfn + slot.npages
+        for slot in memslots.memslots
+    )
+
+
+def new_lpage_vetoes(slot: KvmMemorySlot) -> None:
+    """kvm_arch_create_memslot: no large page over the slot's ragged ends, none at all if it cannot align."""
+    for level, counts in slot.disallow_lpage.items():
+        pages = c.kvm_pages_per_hpage(level)
+        entries = slot_level_entries(slot, level)
+        if slot.base_gfn % pages:
+            counts[0] = 1
+        if (slot.base_gfn + slot.npages) % pages:
+            counts[entries - 1] = 1
+        if (slot.base_gfn ^ (slot.userspace_addr >> c.PAGE_SHIFT)) % pages:
+            counts.update(dict.fromkeys(range(entries), 1))
+
+
+def insert_memslot(memslots: KvmMemslots, slot: KvmMemorySlot) -> None:
+    memslots.memslots.append(slot)
+    memslots.memslots.sort(key=lambda entry: -entry.base_gfn)
+
+
+def kvm_set_memory_region(kvm: Kvm, region: MemoryRegion, during: list[list[Op]]) -> int:
+    """KVM_SET_USER_MEMORY_REGION; size 0 deletes."""
+    error = check_memory_region(region)
+    if error:
+        return error
+    memslots = kvm.memslots[region.as_id]
+    slot = id_to_memslot(kvm, region.as_id, region.slot)
+    publications = Publications(during)
+    if region.memory_size == 0:
+        return -EINVAL if slot is None else delete_memslot(kvm, memslots, slot, publications)
+    base_gfn = region.guest_phys_addr >> c.PAGE_SHIFT
+    if slot is None:
+        if overlaps_another(memslots, region):
+            return -EEXIST
+        return create_memslot(kvm, memslots, region, publications)
+    if (
+        slot.userspace_addr != region.userspace_addr
+        or slot.npages != region.memory_size >> c.PAGE_SHIFT
+        or (slot.flags ^ region.flags) & KVM_MEM_READONLY
+    ):
+        return -EINVAL
+    if slot.base_gfn != base_gfn:
+        if overlaps_another(memslots, region):
+            return -EEXIST
+        return move_memslot(kvm, memslots, slot, region, publications)
+    if slot.flags != region.flags:
+        old_flags = slot.flags
+        set_slot_flags(slot, region.flags)
+        install_new_memslots(kvm, memslots, publications)
+        kvm_arch_commit_memory_region(kvm, slot, old_flags)
+    return 0
+
+
+def set_slot_flags(slot: KvmMemorySlot, flags: int) -> None:
+    """The bitmap goes with the log flag and stays while the flag stays."""
+    slot.flags = flags
+    if not flags & KVM_MEM_LOG_DIRTY_PAGES:
+        slot.dirty_bitmap = None
+    elif slot.dirty_bitmap is None:
+        slot.dirty_bitmap = set()
+
+
+def create_memslot(kvm: Kvm, memslots: KvmMemslots, region: MemoryRegion, publications: Publications) -> int:
+    slot = KvmMemorySlot(
+        id=region.slot,
+        base_gfn=region.guest_phys_addr >> c.PAGE_SHIFT,
+        npages=region.memory_size >> c.PAGE_SHIFT,
+        userspace_addr=region.userspace_addr,
+        flags=0,
+    )
+    new_lpage_vetoes(slot)
+    set_slot_flags(slot, region.flags)
+    insert_memslot(memslots, slot)
+    install_new_memslots(kvm, memslots, publications)
+    kvm_arch_commit_memory_region(kvm, slot, old_flags=0)
+    return 0
+
+
+def retire_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publications: Publications) -> None:
+    """First half of a delete or move: publish the slot as invalid, then take it out of the MMU."""
+    slot.flags |= KVM_MEMSLOT_INVALID
+    install_new_memslots(kvm, memslots, publications)
+    kvm_arch_flush_shadow_memslot(kvm, slot)
+
+
+def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    run_zap_plan(kvm, kvm.plans["slot_removal"], ZapTarget(slot=slot))
+
+
+def delete_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publications: Publications) -> int:
+    retire_memslot(kvm, memslots, slot, publications)
+    memslots.memslots = [other for other in memslots.memslots if other is not slot]
+    install_new_memslots(kvm, memslots, publications)
+    kvm_arch_commit_memory_region(kvm, None, old_flags=0)
+    return 0
+
+
+def move_memslot(
+    kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, region: MemoryRegion, publications: Publications
+) -> int:
+    """The arrays go along as they are, although they were made for the old base."""
+    old_flags = slot.flags
+    retire_memslot(kvm, memslots, slot, publications)
+    memslots.memslots = [other for other in memslots.memslots if other is not slot]
+    slot.base_gfn = region.guest_phys_addr >> c.PAGE_SHIFT
+    set_slot_flags(slot, region.flags)
+    insert_memslot(memslots, slot)
+    install_new_memslots(kvm, memslots, publications)
+    kvm_arch_commit_memory_region(kvm, slot, old_flags)
+    return 0
+
+
+def kvm_arch_commit_memory_region(kvm: Kvm, slot: KvmMemorySlot | None, old_flags: int) -> None:
+    """After the last publication; `slot` is None when it was deleted."""
+    if kvm.n_requested_mmu_pages == 0:
+        kvm_mmu_change_mmu_pages(kvm, kvm_mmu_calculate_default_mmu_pages(kvm))
+    if slot is None:
+        return
+    is_logged = slot.flags & KVM_MEM_LOG_DIRTY_PAGES
+    if old_flags & KVM_MEM_LOG_DIRTY_PAGES and not is_logged:
+        kvm_mmu_zap_collapsible_sptes(kvm, slot)
+    if slot.flags & KVM_MEM_READONLY or (is_logged and not kvm.config.pml):
+        kvm_mmu_slot_remove_write_access(kvm, slot)
+    elif is_logged:
+        enable_pml_log(kvm, slot)
+    elif kvm.config.pml:
+        kvm_mmu_slot_set_dirty(kvm, slot)

@@ -1,0 +1,105 @@
+"""The MMIO SPTE codec: gfn, access and a piece of the memslot generation in one non-mapping entry.
+
+Pure functions over words. Models mark_mmio_spte, get_mmio_spte_gfn, get_mmio_spte_access,
+get_mmio_spte_generation and check_mmio_spte of v5.0 and v5.2 (v5.1 to v5.10 store the low generation bits
+twice, a bug of those kernels that is kept).
+
+      bits   v5.0                       v5.2
+      1-2    access (write, user)       same, but under the MMIO mask with EPT
+      3-11   generation bits 1-9        generation bits 0-8
+      52-61  generation bits 10-19      generation bits 0-9 again (bits 9-18 were meant)
+"""
+
+from __future__ import annotations
+
+from .constants import ACC_USER_MASK, ACC_WRITE_MASK, PAGE_SHIFT, PAGE_SIZE, U64
+from .errors import ScenarioError
+from .kernels import KernelRules, kernel_rules
+from .masks import Masks, bits, make_masks
+
+MMIO_GEN_FIELD = bits(3, 11) | bits(52, 61)
+MMIO_ACCESS = ACC_WRITE_MASK | ACC_USER_MASK
+KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63  # v5.1+
+
+
+def is_mmio_spte(masks: Masks, spte: int) -> bool:
+    return spte & masks.mmio_mask == masks.mmio_value
+
+
+def mmio_generation(rules: KernelRules, memslot_generation: int) -> int:
+    """The kept part of a memslot generation: 20 bits in v5.0 (odd while an update runs), 19 in v5.2."""
+    return memslot_generation & (bits(0, 18) if rules.has_refactored_mmio_gen else bits(0, 19))
+
+
+def generation_mmio_spte_mask(rules: KernelRules, gen: int) -> int:
+    """The generation field for a kept generation."""
+    if rules.has_refactored_mmio_gen:
+        return (gen << 3) & bits(3, 11) | (gen << 52) & bits(52, 61)
+    return (gen & 0x3FE) << 2 | (gen >> 10) << 52
+
+
+def encode_mmio_spte(rules: KernelRules, masks: Masks, gfn: int, access: int, gen: int) -> int:
+    """The MMIO SPTE for a gfn, an access and the kept part of a generation."""
+    gpa = gfn << PAGE_SHIFT
+    spte = generation_mmio_spte_mask(rules, gen)
+    spte |= masks.mmio_value | access & MMIO_ACCESS | gpa
+    # The true address bits under the L1TF mask move up; the mask itself is all ones.
+    spte |= masks.nonpresent_or_rsvd | (gpa & masks.nonpresent_or_rsvd) << 5
+    return spte & U64
+
+
+def get_mmio_spte_gfn(masks: Masks, spte: int) -> int:
+    gpa = spte & masks.lower_gfn | (spte >> 5) & masks.nonpresent_or_rsvd
+    return gpa >> PAGE_SHIFT
+
+
+def get_mmio_spte_access(masks: Masks, spte: int) -> int:
+    return spte & ~(MMIO_GEN_FIELD | masks.mmio_mask) & (PAGE_SIZE - 1)
+
+
+def get_mmio_spte_generation(rules: KernelRules, masks: Masks, spte: int) -> int:
+    """What the kernel reads back; in v5.2 only the low ten bits survive."""
+    if rules.has_refactored_mmio_gen:
+        return (spte & bits(3, 11)) >> 3 | (spte & bits(52, 61)) >> 52
+    spte &= ~masks.mmio_mask & U64
+    return (spte >> 2) & 0x3FE | (spte >> 52) << 10
+
+
+def is_fresh_mmio_spte(rules: KernelRules, masks: Masks, spte: int, memslot_generation: int) -> bool:
+    """Whether the entry was marked in this generation; never while a v5.2 update is in progress."""
+    if rules.has_refactored_mmio_gen and memslot_generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
+        return False
+    return get_mmio_spte_generation(rules, masks, spte) == mmio_generation(rules, memslot_generation)
+
+
+def codec(kernel: str, phys_bits: int, family: str) -> tuple[KernelRules, Masks]:
+    """Rules and masks for the codec; `ept` means `ept_ad` and `seed` means `v5.0-seed`."""
+    if not 32 <= phys_bits <= 52:
+        raise ScenarioError(f"phys_bits is {phys_bits}; expected 32 to 52")
+    rules = kernel_rules("v5.0-seed" if kernel == "seed" else kernel)
+    return rules, make_masks("ept_ad" if family == "ept" else family, phys_bits, 1)
+
+
+def make_mmio_spte(kernel: str, phys_bits: int, family: str, gfn: int, access: int, gen: int) -> int:
+    """The MMIO SPTE that the kernel stores for gfn and access when the memslot generation is `gen`."""
+    rules, masks = codec(kernel, phys_bits, family)
+    return encode_mmio_spte(rules, masks, gfn, access, mmio_generation(rules, gen))
+
+
+def decode_mmio_spte(kernel: str, phys_bits: int, family: str, spte: int) -> dict[str, int]:
+    """What the kernel's readers give back for any 64-bit word."""
+    rules, masks = codec(kernel, phys_bits, family)
+    is_mmio = is_mmio_spte(masks, spte)
+    return {
+        "is_mmio": int(is_mmio),
+        "shadow_present": int(spte != 0 and not is_mmio),
+        "gfn": get_mmio_spte_gfn(masks, spte),
+        "access": get_mmio_spte_access(masks, spte),
+        "mmio_gen": get_mmio_spte_generation(rules, masks, spte),
+    }
+
+
+def check_mmio_spte_word(kernel: str, phys_bits: int, family: str, spte: int, gen: int) -> bool:
+    """Whether the kernel would accept the entry when the memslot generation is `gen`."""
+    rules, masks = codec(kernel, phys_bits, family)
+    return is_fresh_mmio_spte(rules, masks, spte, gen)

@@ -1,0 +1,321 @@
+"""What each operation of the scenario language runs.
+
+Owns the mapping from operation names to the kernel's functions; an operation gives its return value and, for some,
+an `out`. Operations come here already checked by `scenario`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .constants import EINVAL, ENOENT, PAGE_SHIFT
+from .dirty_log import (
+    clear_dirty_head,
+    handle_masked_gfns,
+    kvm_mmu_slot_largepage_remove_write_access,
+    kvm_mmu_slot_leaf_clear_dirty,
+    kvm_mmu_slot_remove_write_access,
+    kvm_mmu_slot_set_dirty,
+    kvm_mmu_zap_collapsible_sptes,
+    kvm_vm_ioctl_clear_dirty_log,
+    kvm_vm_ioctl_get_dirty_log,
+    write_protect_head,
+)
+from .errors import ScenarioError
+from .fault import clear_mmio_info, kvm_mmu_page_fault
+from .hardware import hardware_walk
+from .host_memory import set_host_huge, set_host_state
+from .lock import set_lock_breaks
+from .memslots import (
+    MemoryRegion,
+    kvm_arch_flush_shadow_memslot,
+    kvm_mmu_invalidate_mmio_sptes,
+    kvm_set_memory_region,
+)
+from .notifier import (
+    kvm_age_hva,
+    kvm_set_spte_hva,
+    kvm_test_age_hva,
+    kvm_unmap_hva_range,
+    kvm_zap_gfn_range,
+)
+from .reclaim import kvm_mmu_change_mmu_pages, kvm_vm_ioctl_set_nr_mmu_pages, mmu_shrink_scan
+from .roots import kvm_mmu_load, kvm_mmu_reset_context, kvm_mmu_unload, vcpu_enter_guest
+from .slots import gfn_to_memslot, id_to_memslot
+from .state import Kvm, KvmMemorySlot, Op, Vcpu
+from .track import (
+    kvm_mmu_slot_gfn_write_protect,
+    kvm_slot_page_track_add_page,
+    kvm_slot_page_track_remove_page,
+)
+from .zap_run import ZapTarget, run_zap_plan
+
+Result = tuple[int, dict[str, Any] | None]
+
+MAX_FAULTS_PER_ACCESS = 8
+DONE: Result = (0, None)
+
+
+def run_op(kvm: Kvm, op: Op) -> Result:
+    """Run one checked operation."""
+    return RUN[op["op"]](kvm, op)
+
+
+def run_nested_op(kvm: Kvm, op: Op) -> None:
+    """Run an operation inside another one and note its result on the line."""
+    ret, out = run_op(kvm, op["checked"])
+    line: dict[str, Any] = {"op": op["given"], "ret": ret}
+    if out is not None:
+        line["out"] = out
+    kvm.nested.append(line)
+
+
+def vcpu_of(kvm: Kvm, op: Op) -> Vcpu:
+    return kvm.vcpus[op["vcpu"]]
+
+
+def slot_of(kvm: Kvm, op: Op) -> KvmMemorySlot | None:
+    return id_to_memslot(kvm, op["as"], op["id"])
+
+
+def op_set_memslot(kvm: Kvm, op: Op) -> Result:
+    region = MemoryRegion(op["as"], op["id"], op["gpa"], op["size"], op["hva"], op["flags"])
+    return kvm_set_memory_region(kvm, region, op["during"]), None
+
+
+def op_access(kvm: Kvm, op: Op) -> Result:
+    """Enter, walk, fault, until the access goes through, is emulated, fails or does not come forward."""
+    vcpu, gpa, kind = vcpu_of(kvm, op), op["gpa"], op["kind"]
+    ret = 0
+    outcome = ""
+    faults = 0
+    while not outcome:
+        if faults == MAX_FAULTS_PER_ACCESS:
+            outcome = "stuck"
+            break
+        error = vcpu_enter_guest(kvm, vcpu)
+        if error:
+            ret, outcome = error, "error"
+            break
+        fault = hardware_walk(kvm, vcpu, gpa, kind)
+        if fault is None:
+            outcome = "hit"
+            break
+        kvm.events.append(["fault", vcpu.id, gpa, hex(fault.error_code)])
+        ret = kvm_mmu_page_fault(kvm, vcpu, gpa, fault.error_code)
+        kvm.events.append(["ret", ret])
+        faults += 1
+        if ret < 0:
+            outcome = "error"
+        elif ret == 0:
+            outcome = "emulate"
+    return ret, {"outcome": outcome, "faults": faults}
+
+
+def op_fault(kvm: Kvm, op: Op) -> Result:
+    return kvm_mmu_page_fault(kvm, vcpu_of(kvm, op), op["gpa"], op["err"]), None
+
+
+def op_enter(kvm: Kvm, op: Op) -> Result:
+    return vcpu_enter_guest(kvm, vcpu_of(kvm, op)), None
+
+
+def op_load(kvm: Kvm, op: Op) -> Result:
+    return kvm_mmu_load(kvm, vcpu_of(kvm, op)), None
+
+
+def op_unload(kvm: Kvm, op: Op) -> Result:
+    kvm_mmu_unload(kvm, vcpu_of(kvm, op))
+    return DONE
+
+
+def op_smm(kvm: Kvm, op: Op) -> Result:
+    vcpu = vcpu_of(kvm, op)
+    vcpu.smm = op["on"]
+    kvm_mmu_reset_context(kvm, vcpu)
+    return DONE
+
+
+def op_set_regs(kvm: Kvm, op: Op) -> Result:
+    vcpu = vcpu_of(kvm, op)
+    for name in ("cr0", "cr4", "efer", "smm"):
+        if op[name] is not None:
+            setattr(vcpu, name, op[name])
+    kvm_mmu_reset_context(kvm, vcpu)
+    return DONE
+
+
+def op_get_dirty_log(kvm: Kvm, op: Op) -> Result:
+    ret, words = kvm_vm_ioctl_get_dirty_log(kvm, slot_of(kvm, op))
+    return ret, {"bitmap": [hex(word) for word in words]}
+
+
+def op_clear_dirty_log(kvm: Kvm, op: Op) -> Result:
+    return kvm_vm_ioctl_clear_dirty_log(kvm, slot_of(kvm, op), op["first"], op["num"], op["mask"]), None
+
+
+def op_manual_protect(kvm: Kvm, op: Op) -> Result:
+    kvm.manual_dirty_log_protect = op["on"] != 0
+    return DONE
+
+
+SLOT_FUNCTIONS: dict[str, Callable[[Kvm, KvmMemorySlot], None]] = {
+    "remove_write_access": kvm_mmu_slot_remove_write_access,
+    "leaf_clear_dirty": kvm_mmu_slot_leaf_clear_dirty,
+    "largepage_remove_write_access": kvm_mmu_slot_largepage_remove_write_access,
+    "set_dirty": kvm_mmu_slot_set_dirty,
+    "zap_collapsible": kvm_mmu_zap_collapsible_sptes,
+    "flush_shadow_memslot": kvm_arch_flush_shadow_memslot,
+}
+
+
+def op_slot(kvm: Kvm, op: Op) -> Result:
+    slot = slot_of(kvm, op)
+    if slot is None:
+        return -ENOENT, None
+    SLOT_FUNCTIONS[op["what"]](kvm, slot)
+    return DONE
+
+
+def op_pt_masked(kvm: Kvm, op: Op) -> Result:
+    slot = slot_of(kvm, op)
+    if slot is None:
+        return -ENOENT, None
+    handler = write_protect_head if op["what"] == "write_protect" else clear_dirty_head
+    handle_masked_gfns(kvm, slot, op["offset"], op["mask"], handler)
+    return DONE
+
+
+def op_gfn_write_protect(kvm: Kvm, op: Op) -> Result:
+    slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
+    if slot is None:
+        return -ENOENT, None
+    return int(kvm_mmu_slot_gfn_write_protect(kvm, slot, op["gfn"])), None
+
+
+def op_track(kvm: Kvm, op: Op) -> Result:
+    slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
+    if slot is None:
+        return -ENOENT, None
+    if op["on"]:
+        kvm_slot_page_track_add_page(kvm, slot, op["gfn"])
+    else:
+        kvm_slot_page_track_remove_page(slot, op["gfn"])
+    return DONE
+
+
+def op_set_nr_mmu_pages(kvm: Kvm, op: Op) -> Result:
+    return kvm_vm_ioctl_set_nr_mmu_pages(kvm, op["n"]), None
+
+
+def op_change_mmu_pages(kvm: Kvm, op: Op) -> Result:
+    kvm_mmu_change_mmu_pages(kvm, op["n"])
+    return DONE
+
+
+def op_set_max_raw(kvm: Kvm, op: Op) -> Result:
+    kvm.n_max_mmu_pages = op["n"]
+    return DONE
+
+
+def op_shrink(kvm: Kvm, op: Op) -> Result:
+    return mmu_shrink_scan(kvm, op["n"]), None
+
+
+def op_zap_all(kvm: Kvm, _op: Op) -> Result:
+    run_zap_plan(kvm, kvm.plans["flush_all"])
+    return DONE
+
+
+def op_invalidate_mmio(kvm: Kvm, op: Op) -> Result:
+    kvm_mmu_invalidate_mmio_sptes(kvm, kvm.memslots[op["as"]].generation)
+    return DONE
+
+
+def op_zap_gfn_range(kvm: Kvm, op: Op) -> Result:
+    kvm_zap_gfn_range(kvm, op["start"], op["end"])
+    return DONE
+
+
+def op_unmap_hva(kvm: Kvm, op: Op) -> Result:
+    kvm_unmap_hva_range(kvm, op["start"], op["end"])
+    return DONE
+
+
+def op_age_hva(kvm: Kvm, op: Op) -> Result:
+    return kvm_age_hva(kvm, op["start"], op["end"], op["flush"]), None
+
+
+def op_test_age_hva(kvm: Kvm, op: Op) -> Result:
+    return kvm_test_age_hva(kvm, op["hva"]), None
+
+
+def op_change_pte(kvm: Kvm, op: Op) -> Result:
+    kvm_set_spte_hva(kvm, op["hva"], op["pfn"], op["write"])
+    return DONE
+
+
+def op_set_generation(kvm: Kvm, op: Op) -> Result:
+    kvm.memslots[op["as"]].generation = op["gen"]
+    return DONE
+
+
+def op_lock_break(kvm: Kvm, op: Op) -> Result:
+    set_lock_breaks(kvm, op["cond"], op["need"], list(op["do"]))
+    return DONE
+
+
+def op_host_state(kvm: Kvm, op: Op) -> Result:
+    set_host_state(kvm.host, op["hva"] >> PAGE_SHIFT, op["npages"], op["state"])
+    return DONE
+
+
+def op_host_huge(kvm: Kvm, op: Op) -> Result:
+    set_host_huge(kvm.host, op["hva"] >> PAGE_SHIFT, op["npages"], op["kind"])
+    return DONE
+
+
+def op_clear_mmio_info(kvm: Kvm, op: Op) -> Result:
+    clear_mmio_info(vcpu_of(kvm, op))
+    return DONE
+
+
+def op_dump(_kvm: Kvm, _op: Op) -> Result:
+    return DONE
+
+
+def op_zap(kvm: Kvm, op: Op) -> Result:
+    """Zap by any plan; `ret` is the number of pages taken off the active list."""
+    plan = op["plan"]
+    slot = None
+    if plan.needs_slot:
+        if op["id"] is None:
+            raise ScenarioError("zap by this plan works on a slot and needs a field 'id'")
+        slot = slot_of(kvm, op)
+        if slot is None:
+            return -ENOENT, None
+    if plan.only == "gfn_range" and (op["start"] is None or op["end"] is None):
+        raise ScenarioError("zap by this plan works on a gfn range and needs the fields 'start' and 'end'")
+    if plan.only == "gfn_range" and op["start"] > op["end"]:
+        return -EINVAL, None
+    run = run_zap_plan(kvm, plan, ZapTarget(slot=slot, start=op["start"] or 0, end=op["end"] or 0))
+    out: dict[str, Any] = {"outcome": "done"}
+    if run.stale_page is not None:
+        out = {"outcome": "stale_next", "page": run.stale_page, "step": run.stale_step}
+    return run.pages_zapped, {**out, "restarts": run.restarts}
+
+
+def op_teardown(kvm: Kvm, _op: Op) -> Result:
+    """kvm_arch_flush_shadow_all while the vCPUs still hold their roots, then each vCPU gives its root up."""
+    run_zap_plan(kvm, kvm.plans["teardown"])
+    for vcpu in kvm.vcpus:
+        kvm_mmu_unload(kvm, vcpu)
+    return DONE
+
+
+RUN: dict[str, Callable[[Kvm, Op], Result]] = {
+    name.removeprefix("op_"): function
+    for name, function in list(globals().items())
+    if name.startswith("op_") and callable(function)
+}

@@ -1,0 +1,109 @@
+"""Shadow pages: the gfn hash, finding or creating a page, links to parents, freeing.
+
+Owns the creation and the end of shadow pages, `page_hash`, `n_used_mmu_pages` and the parent lists. Models
+kvm_mmu_get_page, kvm_mmu_alloc_page, kvm_mmu_free_page, link_shadow_page and drop_parent_pte for direct pages
+(v5.0 to v5.2).
+
+Invariant: a page's parent list names exactly the entries that hold its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import spte as word
+from .active_list import list_add_head
+from .constants import GOLDEN_RATIO_64, KVM_MMU_HASH_SHIFT, U64
+from .pte_list import pte_list_add, pte_list_first, pte_list_remove
+from .rmap import write_spte
+from .role import direct_page_role, role_is_ad_disabled, role_is_invalid
+from .state import Kvm, ShadowPage, Vcpu
+
+
+def kvm_page_table_hashfn(gfn: int) -> int:
+    """The bucket of a gfn: a multiplicative hash, top twelve bits."""
+    return (gfn * GOLDEN_RATIO_64 & U64) >> (64 - KVM_MMU_HASH_SHIFT)
+
+
+def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
+    return sp.mmu_valid_gen != kvm.mmu_valid_gen
+
+
+def is_valid_sp(kvm: Kvm, sp: ShadowPage) -> bool:
+    """Whether the hash may give the page out; obsolete pages count only where a plan makes pages obsolete."""
+    return not role_is_invalid(sp.role) and not (kvm.filters_obsolete and is_obsolete_sp(kvm, sp))
+
+
+def for_each_valid_sp(kvm: Kvm, gfn: int) -> Iterator[ShadowPage]:
+    """The usable pages in the bucket of a gfn, newest first; other gfns of the bucket come too."""
+    for page_id in list(kvm.page_hash.get(kvm_page_table_hashfn(gfn), ())):
+        sp = kvm.pages[page_id]
+        if is_valid_sp(kvm, sp):
+            yield sp
+
+
+def kvm_mmu_get_page(kvm: Kvm, vcpu: Vcpu, gfn: int, level: int) -> ShadowPage:
+    """The direct page of this gfn and level for the vCPU's mode, found or created."""
+    role = direct_page_role(kvm.rules, vcpu.base_role, level)
+    collisions = 0
+    found = None
+    for sp in for_each_valid_sp(kvm, gfn):
+        if sp.gfn != gfn:
+            collisions += 1
+        elif sp.role == role:
+            found = sp
+            break
+    if found is not None:
+        kvm.work["get_page_found"] += 1
+        kvm.events.append(["get_page", found.id, gfn, hex(role), 0])
+    else:
+        found = kvm_mmu_alloc_page(kvm, gfn, role)
+        kvm.events.append(["get_page", found.id, gfn, hex(role), 1])
+    kvm.ctr["max_collisions"] = max(kvm.ctr["max_collisions"], collisions)
+    return found
+
+
+def kvm_mmu_alloc_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """A new, empty page at the head of the active list and of its bucket."""
+    kvm.pages_created += 1
+    sp = ShadowPage(id=kvm.pages_created, gfn=gfn, role=role, mmu_valid_gen=kvm.mmu_valid_gen)
+    kvm.pages[sp.id] = sp
+    list_add_head(kvm.active, sp.id)
+    kvm.page_hash.setdefault(kvm_page_table_hashfn(gfn), []).insert(0, sp.id)
+    kvm.n_used_mmu_pages += 1
+    kvm.ctr["cache_miss"] += 1
+    kvm.ctr["created"] += 1
+    kvm.work["get_page_created"] += 1
+    return sp
+
+
+def kvm_mmu_free_page(kvm: Kvm, sp: ShadowPage) -> None:
+    """The end of a page that is already off the active list and flushed from every TLB."""
+    bucket = kvm_page_table_hashfn(sp.gfn)
+    kvm.page_hash[bucket].remove(sp.id)
+    if not kvm.page_hash[bucket]:
+        del kvm.page_hash[bucket]
+    del kvm.pages[sp.id]
+    kvm.work["pages_freed"] += 1
+
+
+def link_shadow_page(kvm: Kvm, parent: ShadowPage, index: int, child: ShadowPage) -> None:
+    write_spte(parent, index, word.make_link_spte(kvm.masks, child.id, role_is_ad_disabled(child.role)))
+    kvm.work["parent_steps"] += 1
+    pte_list_add(child.parent_ptes, (parent.id, index))
+
+
+def child_of(kvm: Kvm, spte: int) -> ShadowPage:
+    """The shadow page a non-leaf entry points to."""
+    return kvm.pages[word.spte_to_pfn(spte)]
+
+
+def drop_parent_pte(kvm: Kvm, child: ShadowPage, parent: ShadowPage, index: int) -> None:
+    pte_list_remove(child.parent_ptes, (parent.id, index))
+    kvm.work["parent_steps"] += 1
+    write_spte(parent, index, 0)
+
+
+def kvm_mmu_unlink_parents(kvm: Kvm, sp: ShadowPage) -> None:
+    while (first := pte_list_first(sp.parent_ptes)) is not None:
+        drop_parent_pte(kvm, sp, kvm.pages[first[0]], first[1])

@@ -1,0 +1,48 @@
+"""From a gfn to a pinned host page frame, or to the reason why there is none.
+
+Owns the special frame numbers. Models __gfn_to_pfn_memslot with hva_to_pfn_fast and hva_to_pfn_slow of v5.0 and
+v5.2 on the modelled host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .constants import PAGE_SHIFT
+from .host_memory import break_cow, can_pin_for_write_atomically, host_state
+from .slots import gfn_to_pfn_in_slot, memslot_is_readonly, memslot_is_visible
+from .state import Kvm, KvmMemorySlot
+
+# Frames that are none; all negative, so they never equal a frame in an entry.
+PFN_NOSLOT = -1
+PFN_RO_FAULT = -2
+PFN_POISONED = -3
+PFN_FAULT = -4
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedPfn:
+    pfn: int
+    hva: int = 0
+    is_host_writable: bool = False
+
+
+def gfn_to_pfn(kvm: Kvm, slot: KvmMemorySlot | None, gfn: int, is_write: bool) -> PinnedPfn:
+    """Pin the page behind a gfn; a read also tries to get it writable."""
+    if slot is None or not memslot_is_visible(slot):
+        return PinnedPfn(PFN_NOSLOT)
+    is_readonly = memslot_is_readonly(slot)
+    if is_readonly and is_write:
+        return PinnedPfn(PFN_RO_FAULT)
+    pfn = gfn_to_pfn_in_slot(slot, gfn)
+    hva = pfn << PAGE_SHIFT
+    if not is_readonly and can_pin_for_write_atomically(kvm.host, pfn):
+        return PinnedPfn(pfn, hva, is_host_writable=True)
+    match host_state(kvm.host, pfn):
+        case "fault":
+            return PinnedPfn(PFN_FAULT, hva)
+        case "hwpoison":
+            return PinnedPfn(PFN_POISONED, hva)
+    if is_write:
+        break_cow(kvm.host, pfn)
+    return PinnedPfn(pfn, hva, is_host_writable=is_write)

@@ -1,0 +1,80 @@
+"""The list behind a reverse-map head and behind a page's parent entries, in the kernel's order.
+
+Owns `PteList`. A head is empty, holds one SPTE directly, or a chain of descriptors of three; the order of
+iteration, the undercount of `pte_list_add` and the way a hole is filled are results of that shape and are
+kept. Models pte_list_add, pte_list_remove and the rmap iterator of v5.0 to v5.2.
+
+Invariant: `direct` and `chain` are never both set, no descriptor in the chain is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .constants import PTE_LIST_EXT
+
+Sptep = tuple[int, int]  # (shadow page id, index of the entry)
+
+
+@dataclass(slots=True)
+class PteList:
+    direct: Sptep | None = None
+    chain: list[list[Sptep]] = field(default_factory=list)
+
+
+def pte_list_is_empty(head: PteList) -> bool:
+    return head.direct is None and not head.chain
+
+
+def pte_list_first(head: PteList) -> Sptep | None:
+    if head.direct is not None:
+        return head.direct
+    return head.chain[0][0] if head.chain else None
+
+
+def pte_list_entries(head: PteList) -> list[Sptep]:
+    """All entries in list order, as a copy: the caller may change the list meanwhile."""
+    if head.direct is not None:
+        return [head.direct]
+    return [sptep for desc in head.chain for sptep in desc]
+
+
+def pte_list_add(head: PteList, sptep: Sptep) -> int:
+    """Add an entry; returns how many were there, three too few whenever a descriptor is appended."""
+    if pte_list_is_empty(head):
+        head.direct = sptep
+        return 0
+    if head.direct is not None:
+        head.chain = [[head.direct, sptep]]
+        head.direct = None
+        return 1
+    count = 0
+    position = 0
+    while len(head.chain[position]) == PTE_LIST_EXT and position + 1 < len(head.chain):
+        position += 1
+        count += PTE_LIST_EXT
+    if len(head.chain[position]) == PTE_LIST_EXT:
+        head.chain.append([])  # the full descriptor before it is not counted
+        position += 1
+    count += len(head.chain[position])
+    head.chain[position].append(sptep)
+    return count
+
+
+def pte_list_remove(head: PteList, sptep: Sptep) -> bool:
+    """Remove an entry; false when it was not there (the kernel stops with a BUG)."""
+    if head.direct is not None:
+        if head.direct != sptep:
+            return False
+        head.direct = None
+        return True
+    for position, desc in enumerate(head.chain):
+        if sptep in desc:
+            # The last used slot of the same descriptor fills the hole, so [a, b, c] loses a as [c, b].
+            last = desc.pop()
+            if last != sptep:
+                desc[desc.index(sptep)] = last
+            if not desc:
+                del head.chain[position]
+            return True
+    return False

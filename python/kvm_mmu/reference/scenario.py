@@ -1,0 +1,232 @@
+"""Reading operations and configurations of the scenario language into plain, checked values.
+
+Owns the table of operations and their fields. Everything is checked, nested lists included, before anything runs, so a
+refused operation leaves the VM as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from .constants import KVM_ADDRESS_SPACE_NUM, KVM_MEM_SLOTS_NUM, U64
+from .errors import ScenarioError
+from .host_memory import HOST_PAGE_KINDS, HOST_STATES
+from .masks import FAMILIES
+from .state import Config, Op
+from .zap_plan import parse_plan
+
+REQUIRED = object()
+MAX_NESTING = 16
+
+SLOT_WORK = (
+    "remove_write_access",
+    "leaf_clear_dirty",
+    "largepage_remove_write_access",
+    "set_dirty",
+    "zap_collapsible",
+    "flush_shadow_memslot",
+)
+MASKED_WORK = ("write_protect", "clear_dirty")
+
+Reader = Callable[[str, Any, int], Any]
+
+
+def read_u64(what: str, value: Any, _vcpus: int) -> int:
+    """An integer or a hex string of at most 64 bits."""
+    if isinstance(value, str):
+        try:
+            value = int(value, 16) if value.lower().startswith("0x") else int(value)
+        except ValueError:
+            raise ScenarioError(f"{what} is {value!r}; expected a number or a hex string 0x...") from None
+    if not isinstance(value, int):
+        raise ScenarioError(f"{what} is {value!r}; expected a number or a hex string 0x...")
+    if not 0 <= value <= U64:
+        raise ScenarioError(f"{what} is {value}; expected 0 to 2^64 - 1")
+    return int(value)
+
+
+def below(limit: int, meaning: str) -> Reader:
+    def read(what: str, value: Any, vcpus: int) -> int:
+        number = read_u64(what, value, vcpus)
+        if number >= limit:
+            raise ScenarioError(f"{what} is {number}; expected {meaning}")
+        return number
+
+    return read
+
+
+def one_of(names: tuple[str, ...]) -> Reader:
+    def read(what: str, value: Any, _vcpus: int) -> str:
+        if value not in names:
+            raise ScenarioError(f"{what} is {value!r}; expected one of {', '.join(names)}")
+        return str(value)
+
+    return read
+
+
+def read_vcpu(what: str, value: Any, vcpus: int) -> int:
+    number = read_u64(what, value, vcpus)
+    if number >= vcpus:
+        raise ScenarioError(f"{what} is {number}; this VM has {vcpus} vCPUs")
+    return number
+
+
+def read_flag(what: str, value: Any, vcpus: int) -> int:
+    return int(read_u64(what, value, vcpus) != 0)
+
+
+def read_words(what: str, value: Any, vcpus: int) -> list[int]:
+    if not isinstance(value, list):
+        raise ScenarioError(f"{what} is {value!r}; expected a list of 64-bit words")
+    return [read_u64(f"{what}[{i}]", word, vcpus) for i, word in enumerate(value)]
+
+
+def read_op_lists(what: str, value: Any, vcpus: int, depth: int = 0) -> list[list[Op]]:
+    """Operations to run inside this one; each is kept as it was given, too, because the line repeats it."""
+    if not isinstance(value, list) or not all(isinstance(ops, list) for ops in value):
+        raise ScenarioError(f"{what} is not a list of lists of operations")
+    return [[{"given": op, "checked": parse_op(op, vcpus, depth + 1)} for op in ops] for ops in value]
+
+
+def read_plan(_what: str, value: Any, _vcpus: int) -> Any:
+    return parse_plan(value)
+
+
+Fields = dict[str, tuple[Reader, Any]]
+
+AS: Fields = {"as": (below(KVM_ADDRESS_SPACE_NUM, "0 (normal) or 1 (SMM)"), 0)}
+SLOT: Fields = {**AS, "id": (below(KVM_MEM_SLOTS_NUM, "a slot id below 512"), REQUIRED)}
+VCPU: Fields = {"vcpu": (read_vcpu, 0)}
+N: Fields = {"n": (read_u64, REQUIRED)}
+RANGE: Fields = {"start": (read_u64, REQUIRED), "end": (read_u64, REQUIRED)}
+HOST_RANGE: Fields = {"hva": (read_u64, REQUIRED), "npages": (read_u64, REQUIRED)}
+
+OPS: dict[str, Fields] = {
+    "set_memslot": {
+        "as": (read_u64, 0),
+        "id": (read_u64, REQUIRED),
+        "gpa": (read_u64, REQUIRED),
+        "size": (read_u64, REQUIRED),
+        "hva": (read_u64, 0),
+        "flags": (read_u64, 0),
+        "during": (read_op_lists, ()),
+    },
+    "access": {**VCPU, "gpa": (read_u64, REQUIRED), "kind": (one_of(("r", "w", "x")), "r")},
+    "fault": {**VCPU, "gpa": (read_u64, REQUIRED), "err": (read_u64, REQUIRED)},
+    "enter": VCPU,
+    "load": VCPU,
+    "unload": VCPU,
+    "smm": {**VCPU, "on": (read_flag, REQUIRED)},
+    "set_regs": {
+        **VCPU,
+        "cr0": (read_u64, None),
+        "cr4": (read_u64, None),
+        "efer": (read_u64, None),
+        "smm": (read_flag, None),
+    },
+    "get_dirty_log": SLOT,
+    "clear_dirty_log": {
+        **SLOT,
+        "first": (read_u64, REQUIRED),
+        "num": (read_u64, REQUIRED),
+        "mask": (read_words, REQUIRED),
+    },
+    "manual_protect": {"on": (read_flag, REQUIRED)},
+    "slot": {**SLOT, "what": (one_of(SLOT_WORK), REQUIRED)},
+    "pt_masked": {
+        **SLOT,
+        "offset": (read_u64, REQUIRED),
+        "mask": (read_u64, REQUIRED),
+        "what": (one_of(MASKED_WORK), REQUIRED),
+    },
+    "gfn_write_protect": {**AS, "gfn": (read_u64, REQUIRED)},
+    "track": {**AS, "gfn": (read_u64, REQUIRED), "on": (read_flag, REQUIRED)},
+    "set_nr_mmu_pages": N,
+    "change_mmu_pages": N,
+    "set_max_raw": N,
+    "shrink": N,
+    "zap_all": {},
+    "invalidate_mmio": AS,
+    "zap_gfn_range": RANGE,
+    "unmap_hva": RANGE,
+    "age_hva": {**RANGE, "flush": (read_flag, 0)},
+    "test_age_hva": {"hva": (read_u64, REQUIRED)},
+    "change_pte": {
+        "hva": (read_u64, REQUIRED),
+        "pfn": (below(1 << 40, "a page frame number of 40 bits"), REQUIRED),
+        "write": (read_flag, 0),
+    },
+    "set_generation": {**AS, "gen": (read_u64, REQUIRED)},
+    "lock_break": {"cond": (read_u64, 0), "need": (read_u64, 0), "do": (read_op_lists, ())},
+    "host_state": {**HOST_RANGE, "state": (one_of(HOST_STATES), REQUIRED)},
+    "host_huge": {**HOST_RANGE, "kind": (one_of(HOST_PAGE_KINDS), REQUIRED)},
+    "clear_mmio_info": VCPU,
+    "dump": {},
+    # Beyond the vectors' language: zap by a plan, and the end of the VM's mappings.
+    "zap": {
+        "plan": (read_plan, REQUIRED),
+        "as": AS["as"],
+        "id": (below(KVM_MEM_SLOTS_NUM, "a slot id below 512"), None),
+        "start": (read_u64, None),
+        "end": (read_u64, None),
+    },
+    "teardown": {},
+}
+
+
+def parse_op(op: Any, vcpus: int, depth: int = 0) -> Op:
+    """The operation with every field checked, numbers as ints and defaults filled in."""
+    if not isinstance(op, Mapping):
+        raise ScenarioError(f"an operation is an object with a field 'op', not {op!r}")
+    if depth > MAX_NESTING:
+        raise ScenarioError(f"operations are nested deeper than {MAX_NESTING}")
+    name = op.get("op")
+    table = OPS.get(name) if isinstance(name, str) else None
+    if table is None:
+        raise ScenarioError(f"unknown operation {name!r}; expected one of {', '.join(OPS)}")
+    for given in op:
+        if given != "op" and given not in table:
+            raise ScenarioError(f"{name} has no field {given!r}; expected {', '.join(table) or 'no field'}")
+    parsed: Op = {"op": name}
+    for field_name, (read, default) in table.items():
+        if field_name not in op:
+            if default is REQUIRED:
+                raise ScenarioError(f"{name} needs a field {field_name!r}")
+            parsed[field_name] = default
+        elif read is read_op_lists:
+            parsed[field_name] = read_op_lists(f"{name}.{field_name}", op[field_name], vcpus, depth)
+        else:
+            parsed[field_name] = read(f"{name}.{field_name}", op[field_name], vcpus)
+    return parsed
+
+
+CONFIG_RANGES = {
+    "phys_bits": (32, 52),
+    "execonly": (0, 1),
+    "pml": (0, 1),
+    "tdp_level": (4, 5),
+    "lpage_level": (1, 3),
+    "vcpus": (1, 288),
+    "flush_range": (0, 1),
+}
+
+
+def parse_config(given: Mapping[str, Any] | None) -> Config:
+    """A header's config with the defaults of the scenario language."""
+    given = given or {}
+    known = [f.name for f in fields(Config)]
+    for name in given:
+        if name not in known:
+            raise ScenarioError(f"config has no key {name!r}; expected {', '.join(known)}")
+    family = given.get("family", Config().family)
+    if family not in FAMILIES:
+        raise ScenarioError(f"family is {family!r}; the reference has {', '.join(FAMILIES)}")
+    values: dict[str, int] = {}
+    for name, (low, high) in CONFIG_RANGES.items():
+        value = read_u64(f"config {name}", given.get(name, getattr(Config(), name)), 0)
+        if not low <= value <= high:
+            raise ScenarioError(f"config {name} is {value}; expected {low} to {high}")
+        values[name] = value
+    return Config(family=family, **values)

@@ -1,0 +1,92 @@
+"""Reading a memory slot: gfn to slot, to host address, to level entry; vetoes, tracking and dirty bits.
+
+Everything here works on slots that exist; creating and replacing them is `memslots`. Models
+gfn_to_memslot, gfn_to_index, mmu_gfn_lpage_is_disallowed, kvm_page_track_is_active and mark_page_dirty.
+"""
+
+from __future__ import annotations
+
+from .constants import (
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+    PAGE_SHIFT,
+    PT64_LEVEL_BITS,
+)
+from .state import Kvm, KvmMemorySlot, Vcpu
+
+
+def gfn_to_memslot(kvm: Kvm, as_id: int, gfn: int) -> KvmMemorySlot | None:
+    """The slot that covers the gfn, also one that is marked invalid."""
+    for slot in kvm.memslots[as_id].memslots:
+        if slot.base_gfn <= gfn:
+            return slot if gfn < slot.base_gfn + slot.npages else None
+    return None
+
+
+def id_to_memslot(kvm: Kvm, as_id: int, slot_id: int) -> KvmMemorySlot | None:
+    for slot in kvm.memslots[as_id].memslots:
+        if slot.id == slot_id:
+            return slot
+    return None
+
+
+def vcpu_address_space(vcpu: Vcpu) -> int:
+    return 1 if vcpu.smm else 0
+
+
+def kvm_vcpu_gfn_to_memslot(kvm: Kvm, vcpu: Vcpu, gfn: int) -> KvmMemorySlot | None:
+    return gfn_to_memslot(kvm, vcpu_address_space(vcpu), gfn)
+
+
+def memslot_is_visible(slot: KvmMemorySlot | None) -> bool:
+    return slot is not None and not slot.flags & KVM_MEMSLOT_INVALID
+
+
+def memslot_is_readonly(slot: KvmMemorySlot) -> bool:
+    return slot.flags & KVM_MEM_READONLY != 0
+
+
+def memslot_is_logged(slot: KvmMemorySlot) -> bool:
+    return slot.flags & KVM_MEM_LOG_DIRTY_PAGES != 0
+
+
+def gfn_to_pfn_in_slot(slot: KvmMemorySlot, gfn: int) -> int:
+    """The host frame; host frames are host virtual page numbers."""
+    return (slot.userspace_addr >> PAGE_SHIFT) + gfn - slot.base_gfn
+
+
+def gfn_to_index(gfn: int, base_gfn: int, level: int) -> int:
+    shift = PT64_LEVEL_BITS * (level - 1)
+    return (gfn >> shift) - (base_gfn >> shift)
+
+
+def slot_level_entries(slot: KvmMemorySlot, level: int) -> int:
+    """How many entries of this level the slot touches."""
+    return gfn_to_index(slot.base_gfn + slot.npages - 1, slot.base_gfn, level) + 1
+
+
+def mmu_gfn_lpage_is_disallowed(slot: KvmMemorySlot | None, gfn: int, level: int) -> bool:
+    if slot is None:
+        return True
+    return slot.disallow_lpage[level].get(gfn_to_index(gfn, slot.base_gfn, level), 0) != 0
+
+
+def update_gfn_disallow_lpage_count(slot: KvmMemorySlot, gfn: int, change: int) -> None:
+    for level, counts in slot.disallow_lpage.items():
+        index = gfn_to_index(gfn, slot.base_gfn, level)
+        counts[index] = counts.get(index, 0) + change
+
+
+def kvm_page_track_is_active(kvm: Kvm, vcpu: Vcpu, gfn: int) -> bool:
+    slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
+    return slot is not None and slot.gfn_track.get(gfn - slot.base_gfn, 0) > 0
+
+
+def mark_page_dirty_in_slot(slot: KvmMemorySlot | None, gfn: int) -> None:
+    if slot is not None and slot.dirty_bitmap is not None:
+        slot.dirty_bitmap.add(gfn - slot.base_gfn)
+
+
+def kvm_vcpu_mark_page_dirty(kvm: Kvm, vcpu: Vcpu, gfn: int) -> None:
+    mark_page_dirty_in_slot(kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn), gfn)

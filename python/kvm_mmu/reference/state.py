@@ -1,0 +1,164 @@
+"""The nouns: everything one VM consists of, as plain data.
+
+Owns the dataclasses `Kvm`, `Vcpu`, `ShadowPage`, `ActiveList`, `KvmMemslots`, `KvmMemorySlot`, `HostMemory`
+and `LockBreaks`; no logic beyond their empty forms. Links between pages are page ids, so a VM is a tree of plain
+values that can be copied whole. A shadow page's physical address is its id shifted by a page, which no dump shows.
+
+Invariants kept by the modules that write them: a page is in `pages` from its creation to its free; it is in the
+hash as long; it is on the active list until it is prepared for a zap with no root reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .kernels import KernelRules
+from .masks import Masks
+from .pte_list import PteList
+from .work import WORK_MEANING
+
+if TYPE_CHECKING:
+    from .zap_plan import ZapPlan
+
+Event = list[Any]
+Op = dict[str, Any]
+
+# The counters of a scenario line, under the names the lines use.
+CTR_NAMES = (
+    "flush reload lock_breaks cond_resched need_resched warn zapped recycled cache_miss created lpages"
+    " max_collisions pfn_accessed pfn_dirty walk_starts walk_visited"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The header configuration; the defaults are those of the scenario language."""
+
+    family: str = "ept_ad"
+    phys_bits: int = 46
+    execonly: int = 1
+    pml: int = 0
+    tdp_level: int = 4
+    lpage_level: int = 3
+    vcpus: int = 1
+    flush_range: int = 0
+
+
+@dataclass(slots=True)
+class ShadowPage:
+    """struct kvm_mmu_page. `sptes` holds the non-zero entries only."""
+
+    id: int
+    gfn: int
+    role: int
+    mmu_valid_gen: int
+    sptes: dict[int, int] = field(default_factory=dict)
+    parent_ptes: PteList = field(default_factory=PteList)
+    root_count: int = 0
+    mmio_cached: bool = False
+
+
+@dataclass(slots=True)
+class ActiveList:
+    """active_mmu_pages: a ring through id 0, which is the list head; head is newest.
+
+    `place` gives each page a number that changes whenever it is put somewhere on the list, so a walk can tell
+    that a neighbour it remembered has left or moved.
+    """
+
+    next: dict[int, int] = field(default_factory=lambda: {0: 0})
+    prev: dict[int, int] = field(default_factory=lambda: {0: 0})
+    place: dict[int, int] = field(default_factory=lambda: {0: 0})
+    places_given: int = 0
+
+
+@dataclass(slots=True)
+class KvmMemorySlot:
+    """struct kvm_memory_slot with its x86 arrays; all arrays are sparse, keyed from the slot's base."""
+
+    id: int
+    base_gfn: int
+    npages: int
+    userspace_addr: int
+    flags: int
+    dirty_bitmap: set[int] | None = None
+    rmap: dict[int, dict[int, PteList]] = field(default_factory=lambda: {1: {}, 2: {}, 3: {}})
+    disallow_lpage: dict[int, dict[int, int]] = field(default_factory=lambda: {2: {}, 3: {}})
+    gfn_track: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class KvmMemslots:
+    """One address space: its generation and its slots in descending base order."""
+
+    generation: int
+    memslots: list[KvmMemorySlot] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Vcpu:
+    id: int
+    cr0: int = 0x80010001
+    cr4: int = 0x20
+    efer: int = 0xD00
+    cr3: int = 0x1000
+    smm: int = 0
+    root: int | None = None
+    requests: int = 0
+    base_role: int = 0
+    mmio_gva: int = 0
+    mmio_gfn: int = 0
+    mmio_access: int = 0
+    mmio_gen: int = 0
+
+
+@dataclass(slots=True)
+class HostMemory:
+    """Ranges of host pages with another state or page size; the latest matching range wins."""
+
+    states: list[tuple[int, int, str]] = field(default_factory=list)
+    huge: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LockBreaks:
+    """The test aid that decides when a poll is true and when an offer of the lock breaks it."""
+
+    cond: int = 0
+    need: int = 0
+    do: list[list[Op]] = field(default_factory=list)
+    breaks: int = 0
+    armed: bool = False
+
+
+@dataclass(slots=True)
+class Kvm:
+    """One VM."""
+
+    rules: KernelRules
+    config: Config
+    masks: Masks
+    plans: dict[str, ZapPlan]
+    run_nested: Callable[[Kvm, Op], None]
+    memslots: list[KvmMemslots]
+    vcpus: list[Vcpu]
+    filters_obsolete: bool
+    pages: dict[int, ShadowPage] = field(default_factory=dict)
+    pages_created: int = 0
+    page_hash: dict[int, list[int]] = field(default_factory=dict)
+    active: ActiveList = field(default_factory=ActiveList)
+    mmio_pages: dict[int, None] = field(default_factory=dict)  # oldest mark first
+    zapped_obsolete_pages: list[int] = field(default_factory=list)
+    n_used_mmu_pages: int = 0
+    n_max_mmu_pages: int = 0
+    n_requested_mmu_pages: int = 0
+    mmu_valid_gen: int = 0
+    manual_dirty_log_protect: bool = False
+    host: HostMemory = field(default_factory=HostMemory)
+    lock: LockBreaks = field(default_factory=LockBreaks)
+    events: list[Event] = field(default_factory=list)
+    nested: list[dict[str, Any]] = field(default_factory=list)
+    ctr: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CTR_NAMES, 0))
+    work: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WORK_MEANING, 0))

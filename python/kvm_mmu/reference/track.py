@@ -1,0 +1,42 @@
+"""Write protection of one gfn and page tracking.
+
+Owns `KvmMemorySlot.gfn_track`. Models kvm_mmu_slot_gfn_write_protect, kvm_slot_page_track_add_page and
+kvm_slot_page_track_remove_page of v5.0 and v5.2.
+"""
+
+from __future__ import annotations
+
+from .constants import PT_MAX_HUGEPAGE_LEVEL
+from .flush import kvm_flush_remote_tlbs
+from .rmap import gfn_to_rmap, rmap_write_protect
+from .slots import update_gfn_disallow_lpage_count
+from .state import Kvm, KvmMemorySlot
+
+
+def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> bool:
+    """Take the writable and the may-become-writable bit of every mapping of the gfn; no flush here."""
+    protected = False
+    for level in range(1, PT_MAX_HUGEPAGE_LEVEL + 1):
+        head = gfn_to_rmap(slot, gfn, level)
+        if head is not None:
+            protected |= rmap_write_protect(kvm, head, pt_protect=True)
+    return protected
+
+
+def update_gfn_track(slot: KvmMemorySlot, gfn: int, change: int) -> None:
+    index = gfn - slot.base_gfn
+    slot.gfn_track[index] = slot.gfn_track.get(index, 0) + change
+
+
+def kvm_slot_page_track_add_page(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> None:
+    update_gfn_track(slot, gfn, 1)
+    update_gfn_disallow_lpage_count(slot, gfn, 1)
+    if kvm_mmu_slot_gfn_write_protect(kvm, slot, gfn):
+        kvm_flush_remote_tlbs(kvm)
+
+
+def kvm_slot_page_track_remove_page(slot: KvmMemorySlot, gfn: int) -> None:
+    if slot.gfn_track.get(gfn - slot.base_gfn, 0) == 0:
+        return  # the kernel warns and leaves the counts alone
+    update_gfn_track(slot, gfn, -1)
+    update_gfn_disallow_lpage_count(slot, gfn, -1)

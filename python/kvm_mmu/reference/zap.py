@@ -1,0 +1,84 @@
+"""Zapping shadow pages: prepare takes a page apart, commit flushes and frees.
+
+Owns the two-phase end of a page. Models kvm_mmu_prepare_zap_page, kvm_mmu_page_unlink_children,
+kvm_mmu_commit_zap_page and kvm_mmu_remote_flush_or_zap of v5.0 and v5.2. Zapping does not recurse into ordinary
+children: they stay on the active list with one parent fewer.
+
+Invariant: a page is freed only by a commit, and a commit flushes before it frees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import spte as word
+from .active_list import list_del, list_move_head
+from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
+from .page import child_of, drop_parent_pte, is_obsolete_sp, kvm_mmu_free_page, kvm_mmu_unlink_parents
+from .rmap import drop_spte, write_spte
+from .role import ROLE_INVALID, role_is_invalid, role_level
+from .state import Kvm, ShadowPage
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What one prepare did; direct pages never have unsync children, so their list is never unstable."""
+
+    nr_children: int
+    nr_zapped: int
+    is_list_unstable: bool
+
+
+def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
+    spte = sp.sptes[index]
+    kvm.work["sptes_cleared"] += 1
+    if not word.is_shadow_present_pte(kvm.masks, spte):
+        write_spte(sp, index, 0)
+    elif word.is_last_spte(spte, role_level(sp.role)):
+        drop_spte(kvm, sp, index)
+        if word.is_large_pte(spte):
+            kvm.ctr["lpages"] -= 1
+    else:
+        drop_parent_pte(kvm, child_of(kvm, spte), sp, index)
+
+
+def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) -> Prepared:
+    """Take a page apart; it goes to the front of the invalid list unless a vCPU holds it as its root."""
+    kvm.events.append(["prepare_zap", sp.id])
+    kvm.ctr["zapped"] += 1
+    kvm.work["pages_zapped"] += 1
+    kvm.mmio_pages.pop(sp.id, None)
+    for index in sorted(sp.sptes):
+        mmu_page_zap_pte(kvm, sp, index)
+    kvm_mmu_unlink_parents(kvm, sp)
+    nr_zapped = 0
+    if sp.root_count == 0:
+        nr_zapped = 1
+        list_del(kvm.active, sp.id)
+        invalid_list.insert(0, sp.id)
+        kvm.n_used_mmu_pages -= 1
+    else:
+        list_move_head(kvm.active, sp.id)
+        # v5.0 has already asked for the reload when it made the root obsolete.
+        if not role_is_invalid(sp.role) and (kvm.rules.reloads_obsolete_roots or not is_obsolete_sp(kvm, sp)):
+            kvm_reload_remote_mmus(kvm)
+    sp.role |= ROLE_INVALID
+    return Prepared(nr_children=0, nr_zapped=nr_zapped, is_list_unstable=False)
+
+
+def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list[int]) -> None:
+    """Flush every TLB, then free; an empty list is nothing to do and no flush."""
+    if not invalid_list:
+        return
+    kvm_flush_remote_tlbs(kvm)
+    for page_id in invalid_list:
+        kvm_mmu_free_page(kvm, kvm.pages[page_id])
+    invalid_list.clear()
+
+
+def kvm_mmu_remote_flush_or_zap(kvm: Kvm, invalid_list: list[int], remote_flush: bool) -> None:
+    """A commit flushes anyway; without one flush only where something asked for it."""
+    if invalid_list:
+        kvm_mmu_commit_zap_page(kvm, invalid_list)
+    elif remote_flush:
+        kvm_flush_remote_tlbs(kvm)

@@ -1,0 +1,173 @@
+"""Zap plans: which shadow pages go, in which order, and when the walk restarts or offers the lock.
+
+Owns `ZapPlan`, the plans of history and of the house by name, and reading a plan from a name or a dict. A plan is a
+value; `zap_run` carries it out. The names v5.0-fast, seed, merged, zap-all, v5.2-slot and v5.3-fast are
+what the kernels did; `indexed` is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ScenarioError
+
+WALKS = ("head", "tail", "index", "slot")
+FILTERS = ("all", "mmio_cached", "obsolete", "slot", "gfn_range")
+STOPS = ("none", "first_not_obsolete")
+SKIPS = ("none", "invalid", "invalid_in_use")
+RESTARTS = ("on_nonzero", "on_unstable", "on_lock_drop")
+BEFORE_DROPS = ("keep", "commit")
+RELOADS = ("no", "before", "after")
+ROLES = ("wrap", "slot_removal", "teardown", "flush_all")
+
+
+@dataclass(frozen=True, slots=True)
+class ZapPlan:
+    """One way to zap. `offer` is never, each_page, when_wanted or batch:N; `reload_roots` no, before or after."""
+
+    walk: str = "head"
+    only: str = "all"
+    stop: str = "none"
+    skip: str = "none"
+    restart: frozenset[str] = frozenset()
+    offer: str = "never"
+    before_drop: str = "keep"
+    bump_valid_gen: bool = False
+    reload_roots: str = "no"
+
+    @property
+    def batch(self) -> int | None:
+        """N of an offer `batch:N`."""
+        return int(self.offer[6:]) if self.offer.startswith("batch:") else None
+
+    @property
+    def needs_slot(self) -> bool:
+        return self.walk == "slot" or self.only == "slot"
+
+
+_SEED = ZapPlan(only="mmio_cached", restart=frozenset({"on_nonzero"}))
+_MERGED = ZapPlan(
+    only="mmio_cached",
+    skip="invalid_in_use",
+    restart=frozenset({"on_unstable", "on_lock_drop"}),
+    offer="each_page",
+)
+
+NAMED_PLANS: dict[str, ZapPlan] = {
+    "seed": _SEED,
+    "v3.10-mmio": ZapPlan(only="mmio_cached", restart=frozenset({"on_nonzero"}), reload_roots="after"),
+    "v5.0-fast": ZapPlan(
+        walk="tail",
+        only="obsolete",
+        stop="first_not_obsolete",
+        skip="invalid",
+        restart=frozenset({"on_nonzero", "on_lock_drop"}),
+        offer="batch:10",
+        bump_valid_gen=True,
+        reload_roots="before",
+    ),
+    "merged": _MERGED,
+    "zap-all": ZapPlan(
+        skip="invalid_in_use", restart=frozenset({"on_unstable", "on_lock_drop"}), offer="each_page"
+    ),
+    "v5.2-slot": ZapPlan(walk="slot", only="slot", skip="invalid", offer="when_wanted", before_drop="commit"),
+    "v5.3-fast": ZapPlan(
+        walk="tail",
+        only="obsolete",
+        stop="first_not_obsolete",
+        skip="invalid",
+        restart=frozenset({"on_unstable", "on_lock_drop"}),
+        offer="when_wanted",
+        before_drop="commit",
+        bump_valid_gen=True,
+    ),
+    "indexed": ZapPlan(walk="index", only="mmio_cached", offer="each_page"),
+}
+
+
+def parse_plan(value: object) -> ZapPlan:
+    """A plan from a name, a text `walk=..,only=..`, a dict of its fields or a plan.
+
+    Raises ScenarioError with what was expected.
+    """
+    if isinstance(value, ZapPlan):
+        return value
+    if isinstance(value, str) and "=" in value:
+        pairs = [part.partition("=") for part in value.split(",")]
+        return parse_plan_fields({name.strip(): word.strip() for name, _, word in pairs})
+    if isinstance(value, str):
+        plan = NAMED_PLANS.get(value)
+        if plan is None:
+            raise ScenarioError(f"unknown zap plan {value!r}; expected one of {', '.join(NAMED_PLANS)}")
+        return plan
+    if not isinstance(value, Mapping):
+        raise ScenarioError(f"a zap plan is a name or an object of its fields, not {value!r}")
+    return parse_plan_fields(value)
+
+
+def parse_plan_fields(fields_given: Mapping[str, Any]) -> ZapPlan:
+    given = dict(fields_given)
+    given.pop("name", None)  # a label; it decides nothing
+    known = {f.name for f in fields(ZapPlan)}
+    unknown = sorted(str(name) for name in set(given) - known)
+    if unknown:
+        raise ScenarioError(f"unknown zap plan field {unknown[0]!r}; expected {', '.join(sorted(known))}")
+    given["reload_roots"] = {True: "before", False: "no", "yes": "before"}.get(
+        hashable(given.get("reload_roots", "no")), given.get("reload_roots", "no")
+    )
+    choices = {"walk": WALKS, "only": FILTERS, "stop": STOPS, "skip": SKIPS, "before_drop": BEFORE_DROPS}
+    for name, allowed in {**choices, "reload_roots": RELOADS}.items():
+        if given.get(name, allowed[0]) not in allowed:
+            raise ScenarioError(f"zap plan {name} is {given[name]!r}; expected one of {', '.join(allowed)}")
+    given["restart"] = parse_restart(given.get("restart", ()))
+    given["offer"] = parse_offer(given.get("offer", "never"))
+    bump = hashable(given.get("bump_valid_gen", False))
+    if bump not in (True, False, "yes", "no", "true", "false"):
+        raise ScenarioError(f"zap plan bump_valid_gen is {bump!r}; expected true or false")
+    given["bump_valid_gen"] = bump in (True, "yes", "true")
+    return ZapPlan(**given)
+
+
+def hashable(value: object) -> object:
+    return value if isinstance(value, str | bool | int) else repr(value)
+
+
+def parse_restart(value: object) -> frozenset[str]:
+    """A list of rules, or their text form `on_nonzero+on_lock_drop`."""
+    rules: object = value.split("+") if isinstance(value, str) else value
+    if not isinstance(rules, list | tuple | set | frozenset):
+        raise ScenarioError(f"zap plan restart is {value!r}; expected a list of {', '.join(RESTARTS)}")
+    named = [rule for rule in rules if rule not in ("", "never")]
+    if any(rule not in RESTARTS for rule in named):
+        raise ScenarioError(f"zap plan restart is {value!r}; expected a list of {', '.join(RESTARTS)}")
+    return frozenset(named)
+
+
+def parse_offer(value: object) -> str:
+    """never, each_page, when_wanted, batch:N or the pair (batch, N)."""
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == "batch":
+        value = f"batch:{value[1]}"
+    if value in ("never", "each_page", "when_wanted") or is_batch(value):
+        return str(value)
+    raise ScenarioError(f"zap plan offer is {value!r}; expected never, each_page, when_wanted or batch:N")
+
+
+def is_batch(offer: object) -> bool:
+    return (
+        isinstance(offer, str) and offer.startswith("batch:") and offer[6:].isdecimal() and int(offer[6:]) > 0
+    )
+
+
+def parse_plans(given: Mapping[str, object] | None, defaults: Mapping[str, str]) -> dict[str, ZapPlan]:
+    """The plan for each role, the kernel's own where none is given."""
+    given = given or {}
+    for role in given:
+        if role not in ROLES:
+            raise ScenarioError(f"no zap plan is configured for {role!r}; expected one of {', '.join(ROLES)}")
+    plans = {role: parse_plan(given.get(role, defaults[role])) for role in ROLES}
+    for role, plan in plans.items():
+        if plan.only == "gfn_range" or (plan.needs_slot and role != "slot_removal"):
+            raise ScenarioError(f"the {role} plan has no slot or gfn range to work on")
+    return plans

@@ -1,0 +1,242 @@
+"""Carrying out a zap plan: one runner for every way a kernel, or nobody yet, zaps.
+
+Owns the walk over the active list, its restarts, its offers of the lock and the named end `stale_next`. Run with a
+kernel's own plans it is kvm_mmu_invalidate_zap_all_pages and kvm_zap_obsolete_pages of v5.0, kvm_mmu_zap_mmio_sptes of
+the seed, __kvm_mmu_zap_all and kvm_mmu_invalidate_zap_pages_in_memslot of v5.2.
+
+A walk remembers the neighbour it goes to next before it zaps. When the lock was dropped and the plan does not restart,
+that neighbour may have left its place; a kernel would follow a dangling pointer, here the run ends as `stale_next`
+with the page and the number of entries it had visited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
+from .lock import cond_resched_lock, need_resched
+from .page import for_each_valid_sp, is_obsolete_sp
+from .pte_list import PteList
+from .rmap import kvm_zap_rmapp
+from .role import role_is_invalid
+from .slot_walk import ALL_LEVELS, handle_rmap_head, slot_handle_levels
+from .slots import slot_level_entries
+from .state import Kvm, KvmMemorySlot, ShadowPage
+from .zap import Prepared, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
+from .zap_plan import ZapPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ZapTarget:
+    """What a plan works on, where it works on a part: a slot or gfns start..end (end exclusive)."""
+
+    slot: KvmMemorySlot | None = None
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(slots=True)
+class ZapRun:
+    """One run of a plan: what it collected and how it went."""
+
+    plan: ZapPlan
+    target: ZapTarget
+    invalid_list: list[int]
+    pages_zapped: int = 0
+    walk_starts: int = 0
+    walk_visited: int = 0
+    batch: int = 0
+    stale_page: int | None = None
+    stale_step: int = 0
+    skipped: set[int] = field(default_factory=set)
+
+    @property
+    def restarts(self) -> int:
+        return max(0, self.walk_starts - 1)
+
+
+def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> ZapRun:
+    """Zap by a plan, with mmu_lock taken for the whole run except where the plan offers it."""
+    # v5.0 collects obsolete pages on a list of the VM, so that the shrinker finds them during a lock break.
+    is_shared = kvm.rules.has_zapped_obsolete_list and plan.only == "obsolete" and plan.before_drop == "keep"
+    invalid_list = kvm.zapped_obsolete_pages if is_shared else []
+    run = ZapRun(plan=plan, target=target or ZapTarget(), invalid_list=invalid_list)
+    if plan.bump_valid_gen:
+        kvm.events.append(["invalidate_zap_all"])
+        kvm.mmu_valid_gen += 1
+        kvm.filters_obsolete = True
+    if plan.reload_roots == "before":
+        kvm_reload_remote_mmus(kvm)
+    if plan.walk == "slot":
+        zap_pages_in_memslot(kvm, run)
+    elif plan.walk == "index":
+        walk_mmio_pages(kvm, run)
+    else:
+        while walk_active_pages(kvm, run):
+            pass
+    kvm_mmu_commit_zap_page(kvm, run.invalid_list)
+    if plan.reload_roots == "after":
+        kvm_reload_remote_mmus(kvm)
+    return run
+
+
+def start_walk(kvm: Kvm, run: ZapRun) -> None:
+    run.walk_starts += 1
+    kvm.ctr["walk_starts"] += 1
+    kvm.work["walk_starts"] += 1
+    if run.walk_starts > 1:
+        kvm.work["restarts"] += 1
+
+
+def visit(kvm: Kvm, run: ZapRun) -> None:
+    run.walk_visited += 1
+    kvm.ctr["walk_visited"] += 1
+    kvm.work["walk_visited"] += 1
+
+
+def is_wanted(kvm: Kvm, run: ZapRun, sp: ShadowPage) -> bool:
+    """Whether the plan's filter and skip rule let this page be zapped."""
+    if run.plan.skip == "invalid" and role_is_invalid(sp.role):
+        return False
+    if run.plan.skip == "invalid_in_use" and role_is_invalid(sp.role) and sp.root_count > 0:
+        return False
+    match run.plan.only:
+        case "mmio_cached":
+            return sp.mmio_cached
+        case "obsolete":
+            return is_obsolete_sp(kvm, sp)
+        case "slot":
+            slot = run.target.slot
+            return slot is not None and slot.base_gfn <= sp.gfn < slot.base_gfn + slot.npages
+        case "gfn_range":
+            return run.target.start <= sp.gfn < run.target.end
+    return True
+
+
+def offer_lock(kvm: Kvm, run: ZapRun) -> bool:
+    """Offer the lock once; true when it was dropped."""
+    if run.plan.before_drop == "commit":
+        kvm_mmu_commit_zap_page(kvm, run.invalid_list)
+    return cond_resched_lock(kvm)
+
+
+def offer_before_prepare(kvm: Kvm, run: ZapRun) -> bool:
+    batch = run.plan.batch
+    if batch is not None:
+        if run.batch >= batch and offer_lock(kvm, run):
+            run.batch = 0  # only a real drop starts the count again
+            return True
+        return False
+    return run.plan.offer == "when_wanted" and need_resched(kvm) and offer_lock(kvm, run)
+
+
+def prepare(kvm: Kvm, run: ZapRun, sp: ShadowPage) -> Prepared:
+    prepared = kvm_mmu_prepare_zap_page(kvm, sp, run.invalid_list)
+    run.pages_zapped += prepared.nr_zapped
+    run.batch += prepared.nr_zapped
+    return prepared
+
+
+def must_restart(run: ZapRun, prepared: Prepared) -> bool:
+    if "on_nonzero" in run.plan.restart and prepared.nr_zapped:
+        return True
+    return "on_unstable" in run.plan.restart and prepared.is_list_unstable
+
+
+def walk_active_pages(kvm: Kvm, run: ZapRun) -> bool:
+    """One pass over the active list from its head or its tail; true when the plan wants another one."""
+    plan = run.plan
+    active = kvm.active
+    neighbours = active.next if plan.walk == "head" else active.prev
+    restarts_on_drop = "on_lock_drop" in plan.restart
+    start_walk(kvm, run)
+    page_id = neighbours[0]
+    place = active.place[page_id]
+    while page_id:
+        if active.place.get(page_id) != place:
+            run.stale_page, run.stale_step = page_id, run.walk_visited
+            return False
+        following = neighbours[page_id]
+        following_place = active.place[following]
+        visit(kvm, run)
+        sp = kvm.pages[page_id]
+        if plan.stop == "first_not_obsolete" and not is_obsolete_sp(kvm, sp):
+            return False
+        if is_wanted(kvm, run, sp):
+            if offer_before_prepare(kvm, run):
+                if restarts_on_drop:
+                    return True
+                if active.place.get(page_id) != place:
+                    run.stale_page, run.stale_step = page_id, run.walk_visited
+                    return False
+            prepared = prepare(kvm, run, sp)
+            dropped = plan.offer == "each_page" and offer_lock(kvm, run)
+            if must_restart(run, prepared) or (dropped and restarts_on_drop):
+                return True
+        page_id, place = following, following_place
+    return False
+
+
+def walk_mmio_pages(kvm: Kvm, run: ZapRun) -> None:
+    """Take the page marked last until none is left that the plan wants; the index needs no neighbour."""
+    start_walk(kvm, run)
+    while True:
+        page_id = next((page for page in reversed(kvm.mmio_pages) if page not in run.skipped), None)
+        if page_id is None:
+            return
+        visit(kvm, run)
+        sp = kvm.pages[page_id]
+        if run.plan.stop == "first_not_obsolete" and not is_obsolete_sp(kvm, sp):
+            return
+        if not is_wanted(kvm, run, sp):
+            run.skipped.add(page_id)
+            continue
+        dropped = offer_before_prepare(kvm, run)
+        if dropped and "on_lock_drop" in run.plan.restart:
+            run.skipped.clear()
+            start_walk(kvm, run)
+            continue
+        if page_id not in kvm.mmio_pages:
+            continue  # somebody else zapped it during the break
+        prepared = prepare(kvm, run, sp)
+        dropped = run.plan.offer == "each_page" and offer_lock(kvm, run)
+        if must_restart(run, prepared) or (dropped and "on_lock_drop" in run.plan.restart):
+            run.skipped.clear()
+            start_walk(kvm, run)
+
+
+def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
+    """v5.2: the slot's reverse maps at every level, then the pages whose own gfn lies in the slot, ascending.
+
+    Other tables survive with empty entries, MMIO entries are left to go stale. Nothing is counted as walked.
+    """
+    slot = run.target.slot
+    if slot is None or kvm.active.next[0] == 0:
+        return
+    if run.plan.offer == "never":
+        flush = zap_slot_rmaps_without_polls(kvm, slot)
+    else:
+        flush = slot_handle_levels(kvm, slot, zap_rmap_head, ALL_LEVELS, flush_inside=False)
+    for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
+        for sp in for_each_valid_sp(kvm, gfn):
+            if sp.gfn == gfn:
+                prepare(kvm, run, sp)
+        if run.plan.offer != "never" and need_resched(kvm):
+            if run.plan.before_drop == "commit":
+                kvm_mmu_remote_flush_or_zap(kvm, run.invalid_list, flush)
+                flush = False
+            cond_resched_lock(kvm)
+    if not run.invalid_list and flush:
+        kvm_flush_remote_tlbs(kvm)
+
+
+def zap_rmap_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
+    return kvm_zap_rmapp(kvm, slot, head)
+
+
+def zap_slot_rmaps_without_polls(kvm: Kvm, slot: KvmMemorySlot) -> bool:
+    flush = False
+    for level in range(ALL_LEVELS.first, ALL_LEVELS.last + 1):
+        for index in range(slot_level_entries(slot, level)):
+            flush |= handle_rmap_head(kvm, slot, zap_rmap_head, level, index, 0)
+    return flush
