@@ -15,11 +15,12 @@ from enum import Enum
 Op = dict[str, object]
 Apply = Callable[[Op], dict[str, object]]
 
-#: Distance of two slots' host ranges, and where they begin. A multiple of 1 GiB: a slot's base and its host
-#: address then agree modulo every page size that its base is aligned to.
-_RANGE = 1 << 40
-_FIRST = 1 << 45
-_SLOTS = 512
+#: Host ranges are handed out upwards from here. Multiples of 1 GiB: a slot's base and its host address then agree
+#: modulo every page size that its base is aligned to. Small ranges keep all slots below the end of user addresses.
+_FIRST = 1 << 36
+_RANGE = 1 << 30
+#: A slot cannot have this size; it is refused whatever its host address.
+_TOO_LARGE = 1 << 43
 _PAGES_2M = 512
 _WRITE, _RESERVED = 1 << 1, 1 << 3
 
@@ -48,13 +49,23 @@ class HostMemory:
 
     apply: Apply
     slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
+    ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     pages: dict[int, Residency] = field(default_factory=dict)
     read_only: set[int] = field(default_factory=set)
+    _next: int = _FIRST
 
-    @staticmethod
-    def hva_of(as_id: int, slot_id: int) -> int:
-        """The host address of a slot's first page."""
-        return _FIRST + (as_id * _SLOTS + slot_id) * _RANGE
+    def hva_of(self, as_id: int, slot_id: int, size: int) -> int:
+        """The host address of a slot's first page; a slot that is made again gets the same memory."""
+        if size >= _TOO_LARGE:
+            return _FIRST
+        start, length = self.ranges.get((as_id, slot_id), (0, 0))
+        if length < max(size, 1):
+            # Room to grow (twice the size), so that a slot made again somewhat larger keeps its pages.
+            length = max(2 * size + _RANGE - 1, _RANGE) & -_RANGE
+            start = self._next
+            self._next += length
+            self.ranges[as_id, slot_id] = (start, length)
+        return start
 
     def find(self, gfn: int, as_id: int = 0) -> Slot | None:
         """The slot a gfn lies in."""
@@ -77,7 +88,7 @@ class HostMemory:
         self._unmap(first, count)
         self._state(first, count, "cow")
         start, end = first & -_PAGES_2M, (first + count + _PAGES_2M - 1) & -_PAGES_2M
-        self.apply({"op": "host_huge", "hva": start << 12, "npages": end - start, "kind": "4k"})
+        self.apply({"op": "host_huge", "hva": start << 12, "npages": end - start, "kind": "none"})
         for page in range(first, first + count):
             self.pages[page] = Residency.ABSENT
 

@@ -117,7 +117,7 @@ class Recorder5x:
     def _memslot(self, vm: _Vm, op: Operation, where: str) -> None:
         as_id, slot_id = number(op, "as", where), number(op, "slot", where)
         gpa, size, flags = number(op, "gpa", where), number(op, "size", where), number(op, "flags", where)
-        hva = vm.memory.hva_of(as_id, slot_id)
+        hva = vm.memory.hva_of(as_id, slot_id, size)
         result = self._apply(
             {
                 "op": "set_memslot",
