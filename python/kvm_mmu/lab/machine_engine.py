@@ -122,6 +122,14 @@ class MachineEngine:
         """Digest of the state."""
         return self.vm.digest()
 
+    def audit(self) -> list[tuple[str, str]]:
+        """Broken invariants of the core."""
+        return self.vm.audit()
+
+    def work(self) -> dict[str, int]:
+        """Exact work counters of the core."""
+        return self.vm.work
+
     def apply(self, op: Op) -> dict[str, Any]:
         """Run one operation and what it runs nested; events are taken from the VM.
 

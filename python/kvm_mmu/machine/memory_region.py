@@ -172,12 +172,16 @@ def swap(
     if slot is None:
         backend.remove_slot(as_id, in_flight, slot_id)
     else:
-        backend.install_slot(as_id, in_flight, tuple(slot))
+        backend.install_slot(as_id, in_flight, slot)
     published()
+
+    def check(generation: int) -> None:
+        check_wrap(backend, profile, policy, as_id, generation)
+
     policy.conclude(
         policy.next(in_flight),
         lambda generation: backend.set_generation(as_id, generation),
-        lambda generation: check_wrap(backend, profile, policy, as_id, generation),
+        check,
     )
 
 

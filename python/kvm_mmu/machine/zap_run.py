@@ -69,12 +69,14 @@ class ZapRun:
     @property
     def page(self) -> int | None:
         """With `stale_next`: the page that had left the list."""
-        return self._of("page")
+        page: int | None = self._of("page")
+        return page
 
     @property
     def step(self) -> int | None:
         """With `stale_next`: how many list nodes had been visited."""
-        return self._of("step")
+        step: int | None = self._of("step")
+        return step
 
     @property
     def work(self) -> dict[str, int]:
