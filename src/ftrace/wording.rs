@@ -1,0 +1,382 @@
+//! Which events there are, and every wording a kernel has had for each: one table that both parser and formatter read.
+//!
+//! Owns the names of the events, the fields of each and how their values are printed. A wording is a row of tokens,
+//! literal text and fields; the first wording of a kind that matches the whole body wins.
+
+use super::event::Event;
+use super::page_text::PageText;
+use super::scan::Cursor;
+
+/// One field of a wording: its name and how the kernel prints its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `%x`: bare hexadecimal.
+    Hex(&'static str),
+    /// `0x%x`.
+    Hex0x(&'static str),
+    /// `0x%08x`.
+    Hex0x8(&'static str),
+    /// `0x%016x`.
+    Hex0x16(&'static str),
+    /// `%#016x`: 16 columns with the `0x`.
+    HexAlt16(&'static str),
+    /// `%u`.
+    Dec(&'static str),
+    /// `%d`.
+    Signed(&'static str),
+    /// Text up to the next literal, or to the end.
+    Text(&'static str),
+}
+
+impl Field {
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hex(name)
+            | Self::Hex0x(name)
+            | Self::Hex0x8(name)
+            | Self::Hex0x16(name)
+            | Self::HexAlt16(name)
+            | Self::Dec(name)
+            | Self::Signed(name)
+            | Self::Text(name) => name,
+        }
+    }
+
+    /// Whether its value is a number.
+    #[must_use]
+    pub const fn is_number(&self) -> bool {
+        !matches!(self, Self::Text(_))
+    }
+}
+
+/// A piece of a wording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// These bytes.
+    Literal(&'static str),
+    /// A value.
+    Value(Field),
+    /// The description of a shadow page, to the end of the line.
+    Page,
+}
+
+/// One wording of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wording {
+    /// Kernels known to print it, for people.
+    pub kernels: &'static str,
+    /// Its pieces, in order.
+    pub tokens: &'static [Token],
+}
+
+impl Wording {
+    /// Its fields, in order.
+    pub fn fields(&self) -> impl Iterator<Item = Field> + use<> {
+        self.tokens.iter().filter_map(|token| match token {
+            Token::Value(field) => Some(*field),
+            Token::Literal(_) | Token::Page => None,
+        })
+    }
+
+    pub(super) fn nr_numbers(&self) -> usize {
+        self.fields().filter(Field::is_number).count()
+    }
+
+    pub(super) fn nr_texts(&self) -> usize {
+        self.fields().filter(|field| !field.is_number()).count()
+    }
+}
+
+/// Match a whole body against one wording, filling the event's values on the way.
+#[inline]
+pub(super) fn match_body<'a>(event: &mut Event<'a>, wording: &Wording, body: &'a [u8]) -> Option<()> {
+    let mut cursor = Cursor::new(body);
+    let (mut numbers, mut texts) = (0, 0);
+    let mut tokens = wording.tokens.iter();
+    while let Some(token) = tokens.next() {
+        let field = match token {
+            Token::Literal(text) => {
+                cursor.literal(text.as_bytes())?;
+                continue;
+            }
+            Token::Page => {
+                event.set_page(PageText::parse(body)?);
+                return Some(());
+            }
+            Token::Value(field) => field,
+        };
+        let number = match field {
+            Field::Text(_) => {
+                let end: &[u8] = match tokens.as_slice().first() {
+                    Some(Token::Literal(text)) => text.as_bytes(),
+                    _ => b"",
+                };
+                event.set_text(texts, cursor.until(end)?)?;
+                texts += 1;
+                continue;
+            }
+            Field::Hex(_) => cursor.hex()?,
+            Field::Hex0x(_) | Field::Hex0x8(_) | Field::Hex0x16(_) | Field::HexAlt16(_) => {
+                cursor.literal(b"0x")?;
+                cursor.hex()?
+            }
+            Field::Dec(_) => cursor.decimal()?,
+            Field::Signed(_) => cursor.signed()?,
+        };
+        event.set_number(numbers, number)?;
+        numbers += 1;
+    }
+    cursor.is_empty().then_some(())
+}
+
+/// Row of tokens: text in quotes, `hex name`, `dec name`, ...
+macro_rules! tokens {
+    (@ [$($done:expr),*]) => { &[$($done),*] };
+    (@ [$($done:expr),*] page $($more:tt)*) => { tokens!(@ [$($done,)* Token::Page] $($more)*) };
+    (@ [$($done:expr),*] hex $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Hex(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] hex0x $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Hex0x(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] hex0x8 $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Hex0x8(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] hex0x16 $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Hex0x16(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] hexalt16 $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::HexAlt16(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] dec $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Dec(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] signed $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Signed(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] text $name:ident $($more:tt)*) => { tokens!(@ [$($done,)* Token::Value(Field::Text(stringify!($name)))] $($more)*) };
+    (@ [$($done:expr),*] $text:literal $($more:tt)*) => { tokens!(@ [$($done,)* Token::Literal($text)] $($more)*) };
+    ($($all:tt)*) => { tokens!(@ [] $($all)*) };
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident $name:literal { $($kernels:literal : [$($row:tt)*])+ })+) => {
+        /// Every event that is understood.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Kind { $($(#[$doc])* $variant),+ }
+
+        impl Kind {
+            /// All of them, in order.
+            pub const ALL: &'static [Kind] = &[$(Kind::$variant),+];
+
+            /// The name the trace has for it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Kind::$variant => $name),+ }
+            }
+
+            /// The kind of an event's name.
+            #[must_use]
+            #[inline]
+            pub fn by_name(name: &[u8]) -> Option<Kind> {
+                // Text in code is the fastest map here: the compiler branches on length and bytes.
+                match std::str::from_utf8(name).ok()? { $($name => Some(Kind::$variant),)+ _ => None }
+            }
+
+            /// Its wordings, tried in this order.
+            #[must_use]
+            pub const fn wordings(self) -> &'static [Wording] {
+                match self { $(Kind::$variant => &[$(Wording { kernels: $kernels, tokens: tokens!($($row)*) }),+]),+ }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A shadow page was looked up or created.
+    GetPage "kvm_mmu_get_page" { "all": [page] }
+    /// A shadow page is queued for freeing.
+    PrepareZapPage "kvm_mmu_prepare_zap_page" { "all": [page] }
+    /// A page is in sync again.
+    SyncPage "kvm_mmu_sync_page" { "all": [page] }
+    /// A page goes out of sync.
+    UnsyncPage "kvm_mmu_unsync_page" { "all": [page] }
+    /// An MMIO SPTE is written.
+    MarkMmioSpte "mark_mmio_spte" { "all": ["sptep:" text sptep " gfn " hex gfn " access " hex access " gen " hex gen] }
+    /// The generation of an MMIO SPTE is checked.
+    CheckMmioSpte "check_mmio_spte" {
+        "all": ["spte " hex spte " kvm_gen " hex kvm_gen " spte-gen " hex spte_gen " valid " signed valid]
+    }
+    /// A fresh MMIO SPTE answered a fault.
+    HandleMmioPageFault "handle_mmio_page_fault" { "all": ["addr:" hex addr " gfn " hex gfn " access " hex access] }
+    /// The lockless path looked at an entry.
+    FastPageFault "fast_page_fault" {
+        "all": ["vcpu " signed vcpu " gva " hex gva " error_code " text error_code " sptep " text sptep
+            " old " hex0x old " new " hex new " spurious " signed spurious " fixed " signed fixed]
+    }
+    /// v5.0 invalidates all pages.
+    InvalidateZapAllPages "kvm_mmu_invalidate_zap_all_pages" {
+        "v5.0": ["kvm-mmu-valid-gen " hex valid_gen " used_pages " hex used_pages]
+    }
+    /// v5.4 and later invalidate all pages.
+    ZapAllFast "kvm_mmu_zap_all_fast" { "v5.4+": ["kvm-mmu-valid-gen " dec valid_gen " used_pages " hex used_pages] }
+    /// A fault is about to map.
+    SpteRequested "kvm_mmu_spte_requested" { "v5.3+": ["gfn " hex gfn " pfn " hex pfn " level " dec level] }
+    /// A leaf was written.
+    SetSpte "kvm_mmu_set_spte" {
+        "v5.3+": ["gfn " hex gfn " spte " hex spte " (" text access ") level " dec level " at " hex sptep]
+    }
+    /// A huge SPTE is split ahead of time.
+    SplitHugePage "kvm_mmu_split_huge_page" {
+        "v6.1+": ["gfn " hex gfn " spte " hex spte " level " dec level " errno " signed errno]
+    }
+    /// The TDP MMU changed an entry.
+    TdpMmuSpteChanged "kvm_tdp_mmu_spte_changed" {
+        "v5.11+": ["as id " signed as_id " gfn " hex gfn " level " dec level " old_spte " hex old_spte " new_spte " hex new_spte]
+    }
+    /// A software walk of guest tables begins.
+    PagetableWalk "kvm_mmu_pagetable_walk" { "all": ["addr " hex addr " pferr " hex pferr text flags] }
+    /// One entry of that walk.
+    PagingElement "kvm_mmu_paging_element" { "all": ["pte " hex pte " level " dec level] }
+    /// The walk set an accessed bit.
+    SetAccessedBit "kvm_mmu_set_accessed_bit" { "all": ["gpa " hex gpa] }
+    /// The walk set a dirty bit.
+    SetDirtyBit "kvm_mmu_set_dirty_bit" { "all": ["gpa " hex gpa] }
+    /// The walk ended in a fault of the guest.
+    WalkerError "kvm_mmu_walker_error" { "all": ["pferr " hex pferr text flags] }
+    /// A page fault exit.
+    PageFault "kvm_page_fault" {
+        "v6.1+": ["vcpu " dec vcpu " rip " hex0x rip " address " hex0x16 address " error_code " hex0x error_code]
+        "v5.x": ["address " hex address " error_code " hex error_code]
+    }
+    /// A vCPU enters the guest.
+    Entry "kvm_entry" { "v5.8+": ["vcpu " dec vcpu ", rip " hex0x rip] "v5.x": ["vcpu " dec vcpu] }
+    /// A vCPU leaves the guest.
+    Exit "kvm_exit" {
+        "v5.11+": ["vcpu " dec vcpu " reason " text reason " rip " hex0x rip " info1 " hex0x16 info1 " info2 " hex0x16 info2
+            " intr_info " hex0x8 intr_info " error_code " hex0x8 error_code]
+        "v5.x": ["reason " text reason " rip " hex0x rip " info " hex info1 " " hex info2]
+    }
+    /// An exit to user space.
+    UserspaceExit "kvm_userspace_exit" { "all": ["reason " text reason " (" signed number ")"] }
+    /// An access to emulated memory.
+    Mmio "kvm_mmio" { "all": ["mmio " text what " len " dec len " gpa " hex0x gpa " val " hex0x val] }
+    /// The vCPU's MMIO cache answered.
+    VcpuMatchMmio "vcpu_match_mmio" { "all": ["gva " hex0x gva " gpa " hex0x gpa " " text access " " text matched] }
+    /// An instruction is emulated.
+    EmulateInsn "kvm_emulate_insn" { "all": [hex csbase ":" hex rip ":" text insn " (" text mode ")" text failed] }
+    /// A control register is accessed.
+    Cr "kvm_cr" { "all": ["cr_" text what " " hex cr " = " hex0x value] }
+    /// An exception is injected.
+    InjException "kvm_inj_exception" { "all": [text exception] }
+    /// INVLPGA.
+    Invlpga "kvm_invlpga" { "all": [text what] }
+    /// A page is aged.
+    AgePage "kvm_age_page" { "v5.x": [text what] }
+    /// Notifier: a host range goes away.
+    UnmapHvaRange "kvm_unmap_hva_range" { "all": ["mmu notifier unmap range: " hexalt16 start " -- " hexalt16 end] }
+    /// Notifier: a host page was replaced.
+    SetSpteHva "kvm_set_spte_hva" { "up to v6.11": ["mmu notifier set pte hva: " hexalt16 hva] }
+    /// Notifier: a host range is aged.
+    AgeHva "kvm_age_hva" { "all": ["mmu notifier age hva: " hexalt16 start " -- " hexalt16 end] }
+    /// Notifier: is a host page young?
+    TestAgeHva "kvm_test_age_hva" { "all": ["mmu notifier test age hva: " hexalt16 hva] }
+    /// A vCPU enters or leaves SMM.
+    SmmTransition "kvm_smm_transition" { "all": ["vcpu " dec vcpu ": " text direction " SMM, smbase " hex0x smbase] }
+    /// What a program wrote with `trace_marker`.
+    Marker "tracing_mark_write" { "all": [text marker] }
+    /// What host memory answered; added by stripping, no kernel prints it.
+    HostAnswer "replay_host_answer" { "replay": ["set " dec set " writable " dec writable " found " text found] }
+    /// Kprobe: a write to a shadowed table is emulated.
+    PteWrite "pte_write" { "probe": ["(" text at ") gpa=" hex0x gpa " val=" hex0x val " bytes=" dec bytes] }
+    /// Kprobe.
+    SetMemslot "set_memslot" { "probe": ["(" text at ") change=" signed change] }
+    /// Kprobe.
+    SwapMemslots "swap_memslots" { "probe": ["(" text at ") as_id=" signed as_id] }
+    /// Kprobe: a memslot array is about to be visible.
+    MemslotsUpdated "memslots_updated" { "probe": ["(" text at ") gen=" hex0x gen] }
+    /// Kprobe: the wrap test.
+    InvalidateMmio "invalidate_mmio" { "probe": ["(" text at ") gen=" hex0x gen] }
+    /// Kprobe.
+    FlushShadowMemslot "flush_shadow_memslot" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    ZapAllFastEnter "zap_all_fast_enter" { "probe": ["(" text at ")"] }
+    /// Kprobe: reclaim is asked for pages.
+    ZapOldest "zap_oldest" { "probe": ["(" text at ") nr=" dec nr] }
+    /// Kprobe: reclaim's answer.
+    ZapOldestRet "zap_oldest_ret" { "probe": ["(" text at ") ret=" dec ret] }
+    /// Kprobe.
+    CommitZap "commit_zap" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    ChangeMmuPages "change_mmu_pages" { "probe": ["(" text at ") goal=" dec goal] }
+    /// Kprobe.
+    SlotWrprot "slot_wrprot" { "probe": ["(" text at ") start_level=" signed start_level] }
+    /// Kprobe.
+    SlotClearDirty "slot_clear_dirty" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    ZapCollapsible "zap_collapsible" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    DirtyMasked "dirty_masked" { "probe": ["(" text at ") gfn_offset=" hex0x gfn_offset " mask=" hex0x mask] }
+    /// Kprobe.
+    NewPgd "new_pgd" { "probe": ["(" text at ") pgd=" hex0x pgd] }
+    /// Kprobe.
+    SyncRoots "sync_roots" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    SyncPrevRoots "sync_prev_roots" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    MmuLoad "mmu_load" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    MmuUnload "mmu_unload" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    FreeRoots "free_roots" { "probe": ["(" text at ") mask=" hex0x mask] }
+    /// Kprobe.
+    ResetContext "reset_context" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    FreeObsoleteRoots "free_obsolete_roots" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    Invlpg "invlpg" { "probe": ["(" text at ") gva=" hex0x gva] }
+    /// Kprobe.
+    MakeMmioSpte "make_mmio_spte" { "probe": ["(" text at ") gfn=" hex0x gfn " access=" hex0x access] }
+    /// Kprobe.
+    MakeMmioSpteRet "make_mmio_spte_ret" { "probe": ["(" text at ") spte=" hex0x spte] }
+    /// Kprobe.
+    PageFaultRet "page_fault_ret" { "probe": ["(" text at ") ret=" signed ret] }
+    /// Kprobe.
+    UnprotectPage "unprotect_page" {
+        "probe, v6.1": ["(" text at ") gfn=" hex0x gfn]
+        "probe, v6.12": ["(" text at ") cr2=" hex0x cr2 " always=" dec always]
+    }
+    /// Kprobe.
+    UnprotectPageRet "unprotect_page_ret" { "probe": ["(" text at ") ret=" dec ret] }
+    /// Kprobe.
+    TryUnsync "try_unsync" { "probe": ["(" text at ") gfn=" hex0x gfn " can_unsync=" dec can_unsync " prefetch=" dec prefetch] }
+    /// Kprobe.
+    TryUnsyncRet "try_unsync_ret" { "probe": ["(" text at ") ret=" signed ret] }
+    /// Kprobe: an entry of a zapped page.
+    PageZapPte "page_zap_pte" { "probe": ["(" text at ") sptep=" hex0x sptep " spte=" hex0x spte] }
+    /// Kprobe.
+    FlushRemoteTlbs "flush_remote_tlbs" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    FlushRemoteTlbsRange "flush_remote_tlbs_range" { "probe": ["(" text at ") gfn=" hex0x gfn " pages=" dec pages] }
+    /// Kprobe.
+    CondReschedWr "cond_resched_wr" { "probe": ["(" text at ")"] }
+    /// Kprobe.
+    CondReschedWrRet "cond_resched_wr_ret" { "probe": ["(" text at ") ret=" signed ret] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::{MAX_NUMBERS, MAX_TEXTS};
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_find_their_kind() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::by_name(kind.name().as_bytes()), Some(*kind));
+        }
+        assert_eq!(Kind::by_name(b"sched_switch"), None);
+        assert_eq!(Kind::by_name(b"\xff"), None);
+    }
+
+    #[test]
+    fn every_wording_fits_an_event_and_has_text_between_texts() {
+        for kind in Kind::ALL {
+            for wording in kind.wordings() {
+                assert!(wording.nr_numbers() <= MAX_NUMBERS && wording.nr_texts() <= MAX_TEXTS, "{kind:?}");
+                for pair in wording.tokens.windows(2) {
+                    let is_text = |token: &Token| matches!(token, Token::Value(Field::Text(_)));
+                    assert!(!(is_text(&pair[0]) && !matches!(pair[1], Token::Literal(_))), "{kind:?}");
+                }
+            }
+        }
+    }
+}
