@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from kvm_mmu.reference import ScenarioError, mmio
 
 ROOT = Path(__file__).resolve().parents[2]

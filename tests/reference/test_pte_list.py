@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-
 from kvm_mmu.reference.page import kvm_page_table_hashfn
 from kvm_mmu.reference.pte_list import (
     PteList,

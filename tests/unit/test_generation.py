@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import pytest
-
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import (
     GenerationField,
@@ -54,11 +53,13 @@ def test_one_update_of_each_kernel():
     assert new.next(new.begin(6)) == 8
 
 
-def test_order_of_publication_and_check():
-    for policy, order in ((GenerationV50(), ["publish", "check"]), (GenerationV51(), ["check", "publish"])):
-        seen: list[str] = []
-        policy.conclude(4, lambda _: seen.append("publish"), lambda _: seen.append("check"))
-        assert seen == order
+@pytest.mark.parametrize(
+    ("policy", "order"), [(GenerationV50, ["publish", "check"]), (GenerationV51, ["check", "publish"])]
+)
+def test_order_of_publication_and_check(policy, order):
+    seen: list[str] = []
+    policy().conclude(4, lambda _: seen.append("publish"), lambda _: seen.append("check"))
+    assert seen == order
 
 
 def test_wrap_is_logged_at_debug(caplog):

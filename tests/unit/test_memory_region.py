@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-
 from kvm_mmu.errors import MemslotError
-from kvm_mmu.machine.generation import GenerationV50, GenerationV51
 from kvm_mmu.machine.memory_region import Request, Slot, carry_out, check, default_mmu_pages, steps
 from kvm_mmu.machine.profiles import kernels, with_plans
 

@@ -7,7 +7,6 @@ import lzma
 
 import numpy as np
 import pytest
-
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationV51Fixed
 from kvm_mmu.machine.words import Codec, decode_role

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.profiles import kernel_profile, kernels, with_plans
 from kvm_mmu.machine.zap_plan import DESCRIPTIONS, ZapPlan, plans

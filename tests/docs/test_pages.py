@@ -1,0 +1,132 @@
+"""The pages say what is true: their Python runs, their commands exist, their links lead somewhere.
+
+README and the tutorial are run as a reader would, block after block in one session. Names in tables are
+looked up: invariants in the audit, functions of the kernel map in the sources of core and reference.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)])
+RUN = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "howto.md"]
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def anchor(heading: str) -> str:
+    """As the renderers of Markdown make it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", RUN, ids=name)
+def test_python_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    session: dict[str, object] = {"__name__": "__page__"}
+    for number, text in enumerate(blocks(path, "python"), 1):
+        exec(compile(text, f"{name(path)} block {number}", "exec"), session)
+
+
+def help_of(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvm_mmu", *words, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"kvm-mmu {' '.join(words)} --help: {done.stderr[-500:]}"
+    return done.stdout
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `kvm-mmu ...` in shell blocks and in code spans, as words."""
+    found = []
+    for _, block in (pair for pair in FENCE.findall(text) if pair[0] in ("sh", "console")):
+        for line in block.splitlines():
+            match = re.search(r"(?:^|[\s/])kvm-mmu ([a-z][^#>|]*)", line)
+            if match:
+                found.append(match[1].split())
+    found += [span.split() for span in re.findall(r"`kvm-mmu ([a-z][^`]*)`", text)]
+    return [words for words in found if words]
+
+
+def test_commands_exist() -> None:
+    """Subcommand, its own subcommand and every `--option` that a page names are in the program's help."""
+    known: dict[tuple[str, ...], str] = {(): help_of()}
+    for path in PAGES:
+        for words in commands(path.read_text(encoding="utf-8")):
+            if words[0] in ("SUBCOMMAND",):
+                continue
+            where = f"{name(path)}: kvm-mmu {' '.join(words)}"
+            assert re.search(rf"\b{re.escape(words[0])}\b", known[()]), f"{where}: no such subcommand"
+            chain: tuple[str, ...] = (words[0],)
+            known.setdefault(chain, help_of(*chain))
+            choices = re.search(r"\{([\w,-]+)\}", known[chain])
+            if len(words) > 1 and choices and words[1] in choices[1].split(","):
+                deeper = (*chain, words[1])
+                text = known[chain]
+                if re.search(rf"^\s+{words[1]}\s", text, re.MULTILINE):
+                    known.setdefault(deeper, help_of(*deeper))
+                    chain = deeper
+            for option in (word.split("=")[0] for word in words if word.startswith("--")):
+                assert option in known[chain], f"{where}: no {option} in its help"
+
+
+def test_every_subcommand_is_in_the_reference() -> None:
+    listed = set(
+        re.findall(r"`kvm-mmu (\w+)`", (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"))
+    )
+    choices = re.search(r"\{([\w,-]+)\}", help_of())
+    assert choices
+    assert set(choices[1].split(",")) == listed
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        file, _, section = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), f"{name(path)} links to {target}"
+        if section:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert section in map(anchor, headings), f"{name(path)} links to {target}"
+
+
+def test_the_kernel_map_names_what_exists() -> None:
+    """`module.function` of the reference and `file::function` of the core are looked up in the sources."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in (ROOT / "docs" / "kernel-map.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    assert len(rows) > 30
+    missing = []
+    for _, core, reference, *_ in rows:
+        for file, function in re.findall(r"`(\w+(?:::\w+)*)::(\w+)`", core):
+            path = ROOT / "src" / "mmu" / f"{file.replace('::', '/')}.rs"
+            if not path.is_file() or not re.search(rf"\bfn {function}\b", path.read_text(encoding="utf-8")):
+                missing.append(f"{file}::{function}")
+        for file in re.findall(r"`(machine/\w+\.py)`", core):
+            if not (ROOT / "python" / "kvm_mmu" / file).is_file():
+                missing.append(file)
+        for module, function in re.findall(r"`(\w+)\.(\w+)`", reference):
+            path = ROOT / "python" / "kvm_mmu" / "reference" / f"{module}.py"
+            if not path.is_file() or not re.search(
+                rf"^def {function}\b", path.read_text(encoding="utf-8"), re.MULTILINE
+            ):
+                missing.append(f"reference.{module}.{function}")
+        assert core and reference and "::`" not in core, f"not filled in: {core}"
+    assert missing == []

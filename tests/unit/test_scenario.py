@@ -1,0 +1,84 @@
+"""The scenario language: reading, the dump rule, the first difference as a person sees it."""
+
+from __future__ import annotations
+
+import lzma
+
+import pytest
+from kvm_mmu.errors import ScenarioError, UsageError
+from kvm_mmu.lab.scenario import has_state, make_engine, read_scenario
+from kvm_mmu.lab.verify import first_difference, plain
+
+HEADER = '{"scenario":"s","format":1,"variant":"seed","config":{"family":"npt"},"dump":"sparse"}'
+
+
+def test_header_and_operations():
+    scenario = read_scenario([HEADER, "", '{"i":0,"op":{"op":"dump"},"ret":0,"other":1}'])
+    assert (scenario.name, scenario.kernel, scenario.dump) == ("s", "v5.0-seed", "sparse")
+    assert scenario.ops == [{"op": "dump"}]
+    assert scenario.lines == [3]
+
+
+def test_a_file_without_header_has_defaults_and_no_kernel():
+    scenario = read_scenario(['{"op":{"op":"dump"}}'])
+    assert scenario.kernel is None
+    with pytest.raises(UsageError, match="no kernel"):
+        make_engine(scenario)
+
+
+def test_dump_rule():
+    assert has_state("all", 3, False, {"op": "access"})
+    assert not has_state("sparse", 3, False, {"op": "access"})
+    assert has_state("sparse", 99, False, {"op": "access"})
+    assert has_state("sparse", 3, True, {"op": "access"})
+    assert has_state("sparse", 3, False, {"op": "dump"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (["{"], "<lines>:1: not a JSON object"),
+        ([HEADER, "[1]"], "<lines>:2: expected a JSON object"),
+        ([HEADER, '{"op":"access"}'], "<lines>:2: expected an operation"),
+        (['{"format":7}'], "format 7, expected 1"),
+        (['{"config":{"colour":1}}'], "config key 'colour'"),
+        (['{"config":{"vcpus":-1}}'], "vcpus=-1"),
+        (['{"config":[]}'], "config is not an object"),
+        (['{"dump":"some"}'], "dump 'some'"),
+        (['{"plans":3}'], "plans is not"),
+    ],
+)
+def test_errors_name_line_and_expectation(lines, word):
+    with pytest.raises(ScenarioError, match=word.replace("[", r"\[")):
+        read_scenario(lines)
+
+
+def test_a_cut_archive_is_an_error_that_names_the_line(tmp_path):
+    path = tmp_path / "cut.jsonl.xz"
+    whole = lzma.compress((HEADER + "\n" + '{"op":{"op":"dump"}}\n' * 5000).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ScenarioError, match=r"cut\.jsonl\.xz:\d+: the compressed file ends in the middle"):
+        read_scenario(path)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ScenarioError, match=r"nowhere\.jsonl: No such file"):
+        read_scenario("nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("want", "got", "expected"),
+    [
+        ({"a": [1, 2]}, {"a": [1, 2]}, None),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ("a[1]", "2", "3")),
+        ({"a": [1]}, {"a": [1, 2]}, ("a[1]", "nothing", "2")),
+        ({"a": 1}, {}, ("a", "1", "nothing")),
+        ({}, {"b": None}, ("b", "nothing", "None")),
+        ({"a": None}, {"a": 0}, ("a", "None", "0")),
+        ({"a": {"b": ["0x10"]}}, {"a": {"b": [16]}}, None),
+    ],
+)
+def test_first_difference(want, got, expected):
+    assert first_difference(plain(want), plain(got)) == expected
+
+
