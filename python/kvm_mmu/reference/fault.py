@@ -13,6 +13,7 @@ from .constants import (
     EMULTYPE_RETRY,
     PAGE_SHIFT,
     PFERR_FETCH,
+    PFERR_NESTED_GUEST_PAGE,
     PFERR_PRESENT,
     PFERR_RSVD,
     PFERR_WRITE,
@@ -90,7 +91,8 @@ def kvm_mmu_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int, error_code: int) -> int:
         return verdict
     if verdict == RET_PF_RETRY:
         return 1
-    # A write to a guest page table would first drop its indirect pages; a direct MMU has none.
+    if error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE:
+        return 1  # the processor walked a guest table: its indirect pages would go, a direct MMU has none
     is_cached = vcpu_match_mmio_gpa(kvm, vcpu, gpa)
     return x86_emulate_instruction(kvm, vcpu, gpa, 0 if is_cached else EMULTYPE_RETRY)
 

@@ -17,6 +17,7 @@ from .constants import (
     PFERR_RSVD,
     PFERR_USER,
     PFERR_WRITE,
+    PT64_BASE_ADDR_MASK,
     PT_WRITABLE_MASK,
     spte_index,
 )
@@ -73,7 +74,10 @@ def hardware_walk(kvm: Kvm, vcpu: Vcpu, gpa: int, kind: str) -> HardwareFault | 
         level = role_level(sp.role)
         index = spte_index(gpa, level)
         spte = sp.sptes.get(index, 0)
-        error_code = entry_fault(kvm, spte, kind)
+        is_leaf = word.is_last_spte(spte, level) or not word.is_shadow_present_pte(kvm.masks, spte)
+        # A table's address is its id, not part of the model, so it cannot be out of the host's reach.
+        seen = spte if is_leaf else spte & ~PT64_BASE_ADDR_MASK
+        error_code = entry_fault(kvm, seen, kind)
         if error_code is not None:
             return HardwareFault(error_code)
         path.append((sp, index))

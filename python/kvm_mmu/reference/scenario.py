@@ -199,7 +199,18 @@ def parse_op(op: Any, vcpus: int, depth: int = 0) -> Op:
             parsed[field_name] = read_op_lists(f"{name}.{field_name}", op[field_name], vcpus, depth)
         else:
             parsed[field_name] = read(f"{name}.{field_name}", op[field_name], vcpus)
+    if name == "zap":
+        check_zap_target(parsed)
     return parsed
+
+
+def check_zap_target(zap: Op) -> None:
+    """A plan that works on a part of the VM must be told which."""
+    plan = zap["plan"]
+    if plan.needs_slot and zap["id"] is None:
+        raise ScenarioError("zap by this plan works on a slot and needs a field 'id'")
+    if plan.only == "gfn_range" and (zap["start"] is None or zap["end"] is None):
+        raise ScenarioError("zap by this plan works on a gfn range and needs the fields 'start' and 'end'")
 
 
 CONFIG_RANGES = {
