@@ -36,7 +36,7 @@ def parse_line(text: str) -> Line | None:
     if found is None:
         return None
     cpu = int(found[2]) if len(found[2]) < 10 else -1
-    return Line(found[1], cpu, found[4], found[5], text[found.end() :], found.start(5), found.end())
+    return Line(found[1].strip(), cpu, found[4], found[5], text[found.end() :], found.start(5), found.end())
 
 
 def clean_body(body: str) -> str:

@@ -47,6 +47,7 @@ class Recorder5x:
         self._factory, self._kernel, self._host, self._emit = factory, kernel, host, emit
         if host.text("mmu") != "npt":
             raise TraceError("shadow paging of 5.x cannot be replayed: guest tables are not in the recording")
+        self._wording = wording_of(kernel)
         self._vm: _Vm | None = None
         self._line = 0
         self.ignored: dict[str, int] = {}
@@ -105,7 +106,7 @@ class Recorder5x:
     def _create_vm(self, op: Operation, where: str) -> None:
         config = {"family": "npt", "phys_bits": self._host.number("phys_bits"), "vcpus": self.vcpus_needed}
         engine = self._factory(self._kernel, config)
-        narrator = Narrator(wording_of(self._kernel), _ROOT_LEVEL)
+        narrator = Narrator(self._wording, _ROOT_LEVEL)
         self._vm = vm = _Vm(engine, HostMemory(self._apply), narrator, bool(number(op, "huge", where, 0)))
         self._start_vcpu(vm, 0)
 

@@ -12,8 +12,9 @@ import lzma
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, BinaryIO, cast
 
 from kvm_mmu.errors import TraceError
 
@@ -27,29 +28,33 @@ def display_name(path: str | Path) -> str:
     return "<stdin>" if str(path) == STDIN else str(path)
 
 
-def open_bytes(path: str | Path) -> IO[bytes]:
+@contextmanager
+def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a trace; `-` is stdin.
 
     Raises:
         TraceError: the file cannot be opened.
     """
-    raw: IO[bytes]
-    if str(path) == STDIN:
-        raw = sys.stdin.buffer
-    else:
+    with ExitStack() as files:
+        raw: BinaryIO
+        if str(path) == STDIN:
+            raw = sys.stdin.buffer
+        else:
+            try:
+                raw = files.enter_context(Path(path).open("rb"))
+            except OSError as err:
+                raise TraceError(f"{path}: cannot be opened: {err.strerror or err}") from err
+        buffered = cast(io.BufferedReader, raw)
         try:
-            raw = Path(path).open("rb")  # noqa: SIM115 - handed to the caller, who closes it
+            head = buffered.peek(8)
         except OSError as err:
-            raise TraceError(f"{path}: cannot be opened: {err.strerror or err}") from err
-    buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
-    try:
-        head = buffered.peek(8)
-    except OSError as err:
-        raise TraceError(f"{display_name(path)}: cannot be read: {err.strerror or err}") from err
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return cast(IO[bytes], gzip.open(buffered) if kind == "gzip" else lzma.open(buffered))
-    return buffered
+            raise TraceError(f"{display_name(path)}: cannot be read: {err.strerror or err}") from err
+        for magic, kind in _MAGIC:
+            if head.startswith(magic):
+                unpacked = gzip.open(buffered) if kind == "gzip" else lzma.open(buffered)  # noqa: SIM115
+                yield cast(IO[bytes], files.enter_context(unpacked))
+                return
+        yield buffered
 
 
 def iter_chunks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
