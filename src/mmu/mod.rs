@@ -3,11 +3,20 @@
 //! [`Mmu`] is the facade: one method per thing that can happen to the MMU. It holds what is stored, encoded, walked and
 //! zapped; which slot, which generation, which plan and in what order is the caller's. No I/O, no clock, no randomness;
 //! no method panics, whatever the arguments.
+//!
+//! Words (encodings) know no structures, nouns (structures) know no operations, verbs (operations) know no caller:
+//! words `addr level access role generation spte plan profile config views work stats error`,
+//! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slots host_memory lock_polls tlb vcpu_mmu
+//! invalid_list events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
+//! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot audit`.
 
+// words
+pub mod access;
+pub mod addr;
 pub mod config;
 pub mod error;
-pub mod events;
 pub mod generation;
+pub mod level;
 pub mod plan;
 pub mod profile;
 pub mod role;
@@ -15,6 +24,43 @@ pub mod spte;
 pub mod stats;
 pub mod views;
 pub mod work;
+// nouns
+mod active_pages;
+pub mod events;
+mod host_memory;
+mod invalid_list;
+mod lock_polls;
+mod mmio_pages;
+mod page_arena;
+mod page_hash;
+mod pte_list;
+mod slots;
+mod spte_table;
+mod state;
+mod tlb;
+mod vcpu_mmu;
+// verbs
+mod dirty_log;
+mod fast_page_fault;
+mod fault;
+mod get_page;
+mod hardware_walk;
+mod head_walk;
+mod install_slot;
+mod link;
+mod mmio_fault;
+mod notifier;
+mod reclaim;
+mod rmap;
+mod roots;
+mod spte_write;
+mod walk;
+mod write_track;
+mod zap;
+mod zap_plan;
+// watchers
+mod audit;
+mod snapshot;
 
 pub use config::{Config, EventMode, Family, GfnHash};
 pub use error::{Error, Result};
@@ -31,92 +77,382 @@ pub use views::{
 };
 pub use work::Work;
 
+use addr::{Gfn, Pfn};
+use state::MmuState;
+
 /// One VM's MMU. `Clone` is a deep, independent copy.
 #[derive(Clone, Debug)]
 pub struct Mmu {
-    config: Config,
-    masks: Masks,
-    events: Events,
-    stats: Stats,
-    work: Work,
+    state: MmuState,
 }
 
-#[allow(unused_variables, missing_docs, clippy::all, clippy::pedantic)]
 impl Mmu {
     /// A VM without slots and without shadow pages; both generations are 0 until set.
     pub fn new(config: Config) -> Result<Self> {
-        config.check()?;
-        let masks = Masks::new(config.family, config.phys_bits, config.execonly);
-        let events = Events::new(config.events);
-        Ok(Self { config, masks, events, stats: Stats::default(), work: Work::default() })
+        Ok(Self { state: MmuState::new(config)? })
     }
-    pub fn config(&self) -> &Config { &self.config }
-    pub fn masks(&self) -> &Masks { &self.masks }
-    pub fn plans(&self) -> &Plans { &self.config.plans }
-    pub fn set_plans(&mut self, plans: Plans) { self.config.plans = plans; }
 
-    pub fn access(&mut self, vcpu: u16, gpa: u64, kind: AccessKind) -> Result<AccessResult> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn enter(&mut self, vcpu: u16) -> Result<i32> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn load(&mut self, vcpu: u16) -> Result<i32> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn unload(&mut self, vcpu: u16) -> Result<()> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn set_smm(&mut self, vcpu: u16, on: bool) -> Result<()> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn set_regs(&mut self, vcpu: u16, cr0: Option<u64>, cr4: Option<u64>, efer: Option<u64>, smm: Option<bool>) -> Result<()> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn clear_mmio_info(&mut self, vcpu: u16) -> Result<()> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
+    /// What it was made from.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.state.config
+    }
 
-    pub fn install_slot(&mut self, as_id: u8, generation: u64, change: SlotChange) -> Result<()> { Err(Error::AddressSpace(as_id)) }
-    pub fn set_generation(&mut self, as_id: u8, generation: u64) -> Result<()> { Err(Error::AddressSpace(as_id)) }
-    pub fn generation(&self, as_id: u8) -> Result<u64> { Err(Error::AddressSpace(as_id)) }
-    pub fn slots(&self, as_id: u8) -> Result<Vec<SlotSpec>> { Err(Error::AddressSpace(as_id)) }
-    pub fn total_slot_pages(&self) -> u64 { 0 }
+    /// Its SPTE masks.
+    #[must_use]
+    pub const fn masks(&self) -> &Masks {
+        &self.state.masks
+    }
 
-    pub fn change_mmu_pages(&mut self, goal: u64) -> Result<()> { Ok(()) }
-    pub fn set_requested_mmu_pages(&mut self, n: u64) {}
-    pub fn requested_mmu_pages(&self) -> u64 { 0 }
-    pub fn used_mmu_pages(&self) -> u64 { 0 }
-    pub fn max_mmu_pages(&self) -> u64 { 0 }
-    pub fn set_max_raw(&mut self, n: u64) {}
-    pub fn shrink(&mut self, nr_to_scan: u64) -> u64 { 0 }
+    /// Which plan answers which trigger.
+    #[must_use]
+    pub const fn plans(&self) -> &Plans {
+        &self.state.config.plans
+    }
 
-    pub fn set_host_state(&mut self, hva: u64, npages: u64, state: HostState) {}
-    pub fn set_host_huge(&mut self, hva: u64, npages: u64, kind: HostHuge) {}
+    /// Replaces the plans.
+    pub const fn set_plans(&mut self, plans: Plans) {
+        self.state.config.plans = plans;
+    }
 
-    pub fn unmap_hva(&mut self, start: u64, end: u64) {}
-    pub fn age_hva(&mut self, start: u64, end: u64, flush: bool) -> i32 { 0 }
-    pub fn test_age_hva(&mut self, hva: u64) -> i32 { 0 }
-    pub fn change_pte(&mut self, hva: u64, pfn: u64, write: bool) {}
-    pub fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<(i32, Vec<u64>)> { Err(Error::AddressSpace(as_id)) }
-    pub fn clear_dirty_log(&mut self, as_id: u8, id: u32, first: u64, num: u64, mask: &[u64]) -> Result<i32> { Err(Error::AddressSpace(as_id)) }
-    pub fn pt_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64, what: PtMasked) -> Result<i32> { Err(Error::AddressSpace(as_id)) }
-    pub fn gfn_write_protect(&mut self, as_id: u8, gfn: u64) -> Result<i32> { Err(Error::AddressSpace(as_id)) }
-    pub fn track(&mut self, as_id: u8, gfn: u64, on: bool) -> Result<i32> { Err(Error::AddressSpace(as_id)) }
+    // ---- the guest's side ----
 
-    pub fn set_lock_break(&mut self, cond: u64, need: u64) {}
-    pub fn lock_break_index(&self) -> u64 { 0 }
+    /// A guest access by physical address: vCPU entry, hardware walk, faults until it hits or ends.
+    pub fn access(&mut self, vcpu: u16, gpa: u64, kind: AccessKind) -> Result<AccessResult> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.state.access(vcpu, gpa, kind)
+    }
 
-    pub fn start(&mut self, task: Task) -> Result<Progress> { Err(Error::Run(0)) }
-    pub fn resume(&mut self, run: RunId) -> Result<Progress> { Err(Error::Run(run.0)) }
-    pub fn abandon(&mut self, run: RunId) -> Result<RunReport> { Err(Error::Run(run.0)) }
-    pub fn push_nested_begin(&mut self, kind: u8) { self.events.push(|| Event::NestedBegin { kind }); }
-    pub fn push_nested_end(&mut self, kind: u8) { self.events.push(|| Event::NestedEnd { kind }); }
+    /// The page fault entry with an error code, without vCPU entry: 1 resume, 0 exit to user space, negative errno.
+    pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.state.page_fault(vcpu, gpa, error_code)?.ret)
+    }
 
-    pub fn batch_begin(&mut self) -> BatchId { BatchId(0) }
-    pub fn batch_prepare(&mut self, batch: BatchId, page: u32) -> Result<Prepared> { Err(Error::Batch(batch.0)) }
-    pub fn batch_commit(&mut self, batch: BatchId) -> Result<RunReport> { Err(Error::Batch(batch.0)) }
-    pub fn active_first(&mut self, from_tail: bool) -> Option<u32> { None }
-    pub fn active_next(&mut self, page: u32, from_tail: bool) -> Result<Option<u32>> { Err(Error::Page(page)) }
+    /// vCPU entry: requests, then a root if there is none.
+    pub fn enter(&mut self, vcpu: u16) -> Result<i32> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.state.enter(vcpu)
+    }
 
-    pub fn page(&self, id: u32) -> Option<PageView> { None }
-    pub fn active_page_ids(&self) -> Vec<u32> { Vec::new() }
-    pub fn vcpu(&self, vcpu: u16) -> Result<VcpuView> { Err(Error::Vcpu { vcpu, vcpus: 0 }) }
-    pub fn stats(&self) -> Stats { self.stats }
-    pub fn work(&self) -> Work { self.work }
-    pub fn events(&self) -> impl Iterator<Item = &Event> { self.events.iter() }
-    pub fn events_json(&self) -> String { self.events.json(Event::write_json) }
-    pub fn events_json_rich(&self) -> String { self.events.json(Event::write_json_rich) }
-    pub fn clear_events(&mut self) { self.events.clear(); }
-    pub fn state_json(&self) -> String { String::from("{}") }
-    pub fn digest(&self) -> String { String::new() }
-    pub fn audit(&self) -> Vec<Finding> { Vec::new() }
-    pub fn memory(&self) -> MemoryReport { MemoryReport::default() }
+    /// Loads a root; a vCPU that has one keeps it.
+    pub fn load(&mut self, vcpu: u16) -> Result<i32> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.state.load(vcpu)
+    }
+
+    /// Frees the root.
+    pub fn unload(&mut self, vcpu: u16) -> Result<()> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.state.unload(vcpu);
+        Ok(())
+    }
+
+    /// Enters or leaves system management mode and resets the MMU context.
+    pub fn set_smm(&mut self, vcpu: u16, on: bool) -> Result<()> {
+        self.set_regs(vcpu, None, None, None, Some(on))
+    }
+
+    /// Sets registers and resets the MMU context, also when nothing changes.
+    pub fn set_regs(
+        &mut self,
+        vcpu: u16,
+        cr0: Option<u64>,
+        cr4: Option<u64>,
+        efer: Option<u64>,
+        smm: Option<bool>,
+    ) -> Result<()> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        let regs = &mut self.state.vcpus[vcpu];
+        regs.cr0 = cr0.unwrap_or(regs.cr0);
+        regs.cr4 = cr4.unwrap_or(regs.cr4);
+        regs.efer = efer.unwrap_or(regs.efer);
+        regs.smm = smm.unwrap_or(regs.smm);
+        self.state.reset_context(vcpu);
+        Ok(())
+    }
+
+    /// Forgets the vCPU's cached MMIO gva and gfn; access and generation stay.
+    pub fn clear_mmio_info(&mut self, vcpu: u16) -> Result<()> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        let mmio = &mut self.state.vcpus[vcpu].mmio;
+        mmio.gva = 0;
+        mmio.gfn = Gfn(0);
+        Ok(())
+    }
+
+    // ---- memslots ----
+
+    /// Publishes a slot array under a generation.
+    pub fn install_slot(&mut self, as_id: u8, generation: u64, change: SlotChange) -> Result<()> {
+        self.state.install_slot(as_id, generation, change)
+    }
+
+    /// Stores a generation.
+    pub fn set_generation(&mut self, as_id: u8, generation: u64) -> Result<()> {
+        self.state.space_mut(as_id)?.slots_gen = generation;
+        Ok(())
+    }
+
+    /// The generation of an address space.
+    pub fn generation(&self, as_id: u8) -> Result<u64> {
+        Ok(self.state.space(as_id)?.slots_gen)
+    }
+
+    /// The slots in array order: descending base.
+    pub fn slots(&self, as_id: u8) -> Result<Vec<SlotSpec>> {
+        Ok(self.state.space(as_id)?.specs().to_vec())
+    }
+
+    /// Pages of all slots of both address spaces.
+    #[must_use]
+    pub fn total_slot_pages(&self) -> u64 {
+        self.state.spaces.iter().flat_map(|space| space.specs()).map(|spec| spec.npages).sum()
+    }
+
+    // ---- limits ----
+
+    /// Sets the limit and zaps down to it as far as that goes.
+    pub fn change_mmu_pages(&mut self, goal: u64) -> Result<()> {
+        self.state.change_mmu_pages(goal);
+        Ok(())
+    }
+
+    /// Notes the limit user space asked for; 0 is none.
+    pub const fn set_requested_mmu_pages(&mut self, n: u64) {
+        self.state.requested = n;
+    }
+
+    /// The limit user space asked for.
+    #[must_use]
+    pub const fn requested_mmu_pages(&self) -> u64 {
+        self.state.requested
+    }
+
+    /// Shadow pages in use.
+    #[must_use]
+    pub const fn used_mmu_pages(&self) -> u64 {
+        self.state.used
+    }
+
+    /// The limit in force.
+    #[must_use]
+    pub const fn max_mmu_pages(&self) -> u64 {
+        self.state.max
+    }
+
+    /// Stores the limit, nothing else.
+    pub const fn set_max_raw(&mut self, n: u64) {
+        self.state.max = n;
+    }
+
+    /// A shrinker scan; how many pages it freed.
+    pub fn shrink(&mut self, nr_to_scan: u64) -> u64 {
+        self.state.shrink(nr_to_scan)
+    }
+
+    // ---- host memory ----
+
+    /// Sets the state of host pages.
+    pub fn set_host_state(&mut self, hva: u64, npages: u64, state: HostState) {
+        self.state.host.set_state(Pfn::of_hva(hva), npages, state);
+    }
+
+    /// Sets how host pages are mapped.
+    pub fn set_host_huge(&mut self, hva: u64, npages: u64, kind: HostHuge) {
+        self.state.host.set_huge(Pfn::of_hva(hva), npages, kind);
+    }
+
+    /// The host takes memory back; `end` exclusive.
+    pub fn unmap_hva(&mut self, start: u64, end: u64) {
+        self.state.unmap_hva(start, end);
+    }
+
+    /// 1 if any mapping of the range was accessed; forgets that it was.
+    pub fn age_hva(&mut self, start: u64, end: u64, flush: bool) -> i32 {
+        i32::from(self.state.age_hva(start, end, flush))
+    }
+
+    /// 1 if any mapping of the page was accessed.
+    pub fn test_age_hva(&mut self, hva: u64) -> i32 {
+        i32::from(self.state.test_age_hva(hva))
+    }
+
+    /// The host maps another frame at the address.
+    pub fn change_pte(&mut self, hva: u64, pfn: u64, write: bool) {
+        self.state.change_pte(hva, Pfn(pfn), write);
+    }
+
+    // ---- dirty log, write tracking ----
+
+    /// Return value and words of the dirty bitmap.
+    pub fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<(i32, Vec<u64>)> {
+        self.state.get_dirty_log(as_id, id, manual)
+    }
+
+    /// Clears bits of the dirty bitmap and protects those pages.
+    pub fn clear_dirty_log(&mut self, as_id: u8, id: u32, first: u64, num: u64, mask: &[u64]) -> Result<i32> {
+        self.state.clear_dirty_log(as_id, id, first, num, mask)
+    }
+
+    /// Protects up to 64 pages of a slot; never flushes.
+    pub fn pt_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64, what: PtMasked) -> Result<i32> {
+        self.state.pt_masked(as_id, id, offset, mask, what)
+    }
+
+    /// Write-protects one gfn for page tracking; never flushes. 1 if TLBs may hold it writable.
+    pub fn gfn_write_protect(&mut self, as_id: u8, gfn: u64) -> Result<i32> {
+        self.state.gfn_write_protect(as_id, Gfn(gfn))
+    }
+
+    /// Adds or removes a write-tracked gfn.
+    pub fn track(&mut self, as_id: u8, gfn: u64, on: bool) -> Result<i32> {
+        self.state.track(as_id, Gfn(gfn), on)
+    }
+
+    // ---- lock polls and resumable work ----
+
+    /// Every `cond`-th offer of the lock is taken, and the one after every `need`-th poll; 0 is never. Resets the counts.
+    pub fn set_lock_break(&mut self, cond: u64, need: u64) {
+        self.state.polls.set(cond, need);
+        self.state.stats.cond_resched = 0;
+        self.state.stats.need_resched = 0;
+    }
+
+    /// Breaks since `set_lock_break`.
+    #[must_use]
+    pub const fn lock_break_index(&self) -> u64 {
+        self.state.polls.breaks()
+    }
+
+    /// Starts work that may drop the lock.
+    pub fn start(&mut self, task: Task) -> Result<Progress> {
+        self.state.start(task)
+    }
+
+    /// Goes on after a lock break.
+    pub fn resume(&mut self, run: RunId) -> Result<Progress> {
+        self.state.resume(run)
+    }
+
+    /// Gives a waiting run up; what it prepared is flushed and freed.
+    pub fn abandon(&mut self, run: RunId) -> Result<RunReport> {
+        self.state.abandon(run)
+    }
+
+    /// Logs that nested operations begin: 1 in a lock break, 2 in a publication.
+    pub fn push_nested_begin(&mut self, kind: u8) {
+        self.state.events.push(|| Event::NestedBegin { kind });
+    }
+
+    /// Logs that they ended.
+    pub fn push_nested_end(&mut self, kind: u8) {
+        self.state.events.push(|| Event::NestedEnd { kind });
+    }
+
+    /// Begins a zap loop of the caller's own.
+    pub fn batch_begin(&mut self) -> BatchId {
+        self.state.batch_begin()
+    }
+
+    /// Prepares one page of the active list in it.
+    pub fn batch_prepare(&mut self, batch: BatchId, page: u32) -> Result<Prepared> {
+        self.state.batch_prepare(batch, page)
+    }
+
+    /// Flushes, then frees what it prepared.
+    pub fn batch_commit(&mut self, batch: BatchId) -> Result<RunReport> {
+        self.state.batch_commit(batch)
+    }
+
+    /// First page of a counted walk of the active list.
+    pub fn active_first(&mut self, from_tail: bool) -> Option<u32> {
+        self.state.count_walk_start();
+        let page = if from_tail { self.state.active.tail() } else { self.state.active.head() };
+        self.state.count_visit(page)
+    }
+
+    /// The page after this one in a counted walk.
+    pub fn active_next(&mut self, page: u32, from_tail: bool) -> Result<Option<u32>> {
+        let page = self.state.find_active(page)?;
+        let next = if from_tail { self.state.active.prev(page) } else { self.state.active.next(page) };
+        Ok(self.state.count_visit(next))
+    }
+
+    // ---- watchers ----
+
+    /// A copy of a page, while it lives.
+    #[must_use]
+    pub fn page(&self, id: u32) -> Option<PageView> {
+        self.state.page_view(id)
+    }
+
+    /// Ids of the active list from the newest; not counted as a walk.
+    #[must_use]
+    pub fn active_page_ids(&self) -> Vec<u32> {
+        self.state.active.iter().map(|page| self.state.arena.key(page).id).collect()
+    }
+
+    /// A copy of a vCPU.
+    pub fn vcpu(&self, vcpu: u16) -> Result<VcpuView> {
+        self.state.vcpu_view(vcpu)
+    }
+
+    /// Running numbers behind a line's `ctr`.
+    #[must_use]
+    pub const fn stats(&self) -> Stats {
+        self.state.stats
+    }
+
+    /// Exact work counters.
+    #[must_use]
+    pub const fn work(&self) -> Work {
+        self.state.work
+    }
+
+    /// The events kept, oldest first.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.state.events.iter()
+    }
+
+    /// The events in the vectors' form.
+    #[must_use]
+    pub fn events_json(&self) -> String {
+        self.state.events.json(Event::write_json)
+    }
+
+    /// The events with every field.
+    #[must_use]
+    pub fn events_json_rich(&self) -> String {
+        self.state.events.json(Event::write_json_rich)
+    }
+
+    /// Forgets the events.
+    pub fn clear_events(&mut self) {
+        self.state.events.clear();
+    }
+
+    /// The vectors' dump as canonical JSON.
+    #[must_use]
+    pub fn state_json(&self) -> String {
+        self.state.state_json()
+    }
+
+    /// First sixteen hex digits of the dump's SHA-256.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        self.state.digest()
+    }
+
+    /// Every broken invariant, by name.
+    #[must_use]
+    pub fn audit(&self) -> Vec<Finding> {
+        self.state.audit()
+    }
+
+    /// Bytes held, by kind.
+    #[must_use]
+    pub fn memory(&self) -> MemoryReport {
+        self.state.memory()
+    }
 }

@@ -31,7 +31,6 @@ pub struct Work {
     pub mmio_faults: u64,
     pub get_page_found: u64,
     pub get_page_created: u64,
-    pub slot_lookups: u64,
     pub heads_visited: u64,
 }
 
@@ -40,7 +39,7 @@ macro_rules! each_counter {
         $macro!(
             walk_starts, walk_visited, restarts, pages_zapped, pages_freed, sptes_cleared, rmap_steps, parent_steps,
             hash_probes, flushes, flushes_ranged, lock_breaks, lock_offers, lock_polls, faults, mmio_faults,
-            get_page_found, get_page_created, slot_lookups, heads_visited
+            get_page_found, get_page_created, heads_visited
         )
     };
 }

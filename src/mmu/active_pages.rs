@@ -1,0 +1,132 @@
+//! `ActivePages`: the active list, newest page at the head, with what a list walk asks first beside the links.
+//!
+//! Models `active_mmu_pages`. The links are an array of their own, so that a walk that looks at every page touches 12
+//! bytes of each.
+
+use super::page_arena::PageIdx;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    prev: PageIdx,
+    next: PageIdx,
+    is_mmio_cached: bool,
+}
+
+/// The active list.
+#[derive(Clone, Debug, Default)]
+pub struct ActivePages {
+    links: Vec<Link>,
+    head: PageIdx,
+    tail: PageIdx,
+    len: usize,
+}
+
+impl ActivePages {
+    /// The newest page.
+    #[must_use]
+    pub const fn head(&self) -> PageIdx {
+        self.head
+    }
+
+    /// The oldest page.
+    #[must_use]
+    pub const fn tail(&self) -> PageIdx {
+        self.tail
+    }
+
+    /// Pages on it.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The page after this one, towards the oldest.
+    #[must_use]
+    #[inline]
+    pub fn next(&self, page: PageIdx) -> PageIdx {
+        self.links[page.at()].next
+    }
+
+    /// The page before this one, towards the newest.
+    #[must_use]
+    #[inline]
+    pub fn prev(&self, page: PageIdx) -> PageIdx {
+        self.links[page.at()].prev
+    }
+
+    /// Whether the page was ever given an MMIO SPTE.
+    #[must_use]
+    #[inline]
+    pub fn is_mmio_cached(&self, page: PageIdx) -> bool {
+        self.links.get(page.at()).is_some_and(|link| link.is_mmio_cached)
+    }
+
+    /// Notes that it was.
+    pub fn set_mmio_cached(&mut self, page: PageIdx) {
+        self.links[page.at()].is_mmio_cached = true;
+    }
+
+    /// Puts a new page at the head.
+    pub fn push_head(&mut self, page: PageIdx) {
+        if self.links.len() <= page.at() {
+            self.links.resize(page.at() + 1, Link::default());
+        }
+        self.links[page.at()].is_mmio_cached = false;
+        self.link_head(page);
+    }
+
+    fn link_head(&mut self, page: PageIdx) {
+        let next = self.head;
+        let link = &mut self.links[page.at()];
+        link.prev = PageIdx::NONE;
+        link.next = next;
+        if next == PageIdx::NONE {
+            self.tail = page;
+        } else {
+            self.links[next.at()].prev = page;
+        }
+        self.head = page;
+        self.len += 1;
+    }
+
+    /// Takes a page off the list.
+    pub fn remove(&mut self, page: PageIdx) {
+        let link = self.links[page.at()];
+        if link.prev == PageIdx::NONE {
+            self.head = link.next;
+        } else {
+            self.links[link.prev.at()].next = link.next;
+        }
+        if link.next == PageIdx::NONE {
+            self.tail = link.prev;
+        } else {
+            self.links[link.next.at()].prev = link.prev;
+        }
+        self.links[page.at()].prev = PageIdx::NONE;
+        self.links[page.at()].next = PageIdx::NONE;
+        self.len = self.len.saturating_sub(1);
+    }
+
+    /// Moves a page on the list to its head.
+    pub fn move_to_head(&mut self, page: PageIdx) {
+        self.remove(page);
+        self.link_head(page);
+    }
+
+    /// The pages from the newest to the oldest.
+    pub fn iter(&self) -> impl Iterator<Item = PageIdx> + '_ {
+        std::iter::successors(self.head.some(), |&page| self.next(page).some())
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.links.capacity() * size_of::<Link>()
+    }
+}

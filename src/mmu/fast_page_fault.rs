@@ -1,0 +1,98 @@
+//! The lock-free path: a fault that only needs bits put back in an existing entry.
+//!
+//! Models v5.0/v5.2 `fast_page_fault`, `page_fault_can_be_fast`.
+
+use super::access::{PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
+use super::addr::Gfn;
+use super::events::Event;
+use super::level::PAGE_TABLE;
+use super::page_arena::PageIdx;
+use super::slots::SlotAt;
+use super::spte::layout::{PFN_FIELD, WRITABLE};
+use super::spte::make::restore_access_track;
+use super::state::MmuState;
+use super::walk::{can_be_made_writable, is_access_allowed, is_access_track, is_last, is_shadow_present};
+
+impl MmuState {
+    const fn can_be_fast(&self, error_code: u64) -> bool {
+        if error_code & PFERR_RSVD != 0 {
+            return false;
+        }
+        let fetch_present = PFERR_FETCH | PFERR_PRESENT;
+        if error_code & fetch_present == fetch_present {
+            return false;
+        }
+        let write_present = PFERR_WRITE | PFERR_PRESENT;
+        self.masks.acc_track != 0 || error_code & write_present == write_present
+    }
+
+    /// Tries the lock-free path; whether it answered the fault.
+    pub(super) fn fast_page_fault(
+        &mut self,
+        vcpu: usize,
+        slot: Option<SlotAt>,
+        gpa: u64,
+        level: u8,
+        error_code: u64,
+    ) -> bool {
+        let root = self.vcpus[vcpu].root;
+        if root == PageIdx::NONE || !self.can_be_fast(error_code) {
+            return false;
+        }
+        let walked = self.walk_down(root, gpa, level);
+        let old = walked.spte;
+        let mut new = old;
+        let is_leaf = is_last(old, walked.level);
+        let handled = is_leaf
+            && (is_access_allowed(&self.masks, error_code, old) || {
+                new = self.fixed_spte(old, error_code);
+                let may_fix = new & !old & WRITABLE == 0 || walked.level == PAGE_TABLE;
+                let handled = may_fix && new != old && is_access_allowed(&self.masks, error_code, new);
+                if handled {
+                    self.spte_set(walked.sptep, new);
+                    if new & !old & WRITABLE != 0 {
+                        self.mark_page_dirty(slot, Gfn::of_gpa(gpa).align_down(walked.level));
+                    }
+                } else {
+                    new = old;
+                }
+                handled
+            });
+        self.push_fast_pf(vcpu, gpa, error_code, walked.sptep, (old, new), handled, walked.level);
+        handled
+    }
+
+    fn fixed_spte(&self, old: u64, error_code: u64) -> u64 {
+        let mut new = if is_access_track(&self.masks, old) { restore_access_track(&self.masks, old) } else { old };
+        if error_code & PFERR_WRITE != 0 && can_be_made_writable(old) {
+            new |= WRITABLE;
+        }
+        new
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the tracepoint has them")]
+    fn push_fast_pf(
+        &mut self,
+        vcpu: usize,
+        addr: u64,
+        error_code: u64,
+        sptep: super::page_arena::Sptep,
+        (old, new): (u64, u64),
+        handled: bool,
+        level: u8,
+    ) {
+        let is_link = is_shadow_present(&self.masks, old) && !is_last(old, level);
+        let hide = if is_link { !PFN_FIELD } else { u64::MAX };
+        let page = self.arena.key(sptep.page()).id;
+        self.events.push(|| Event::FastPf {
+            vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX),
+            addr,
+            error_code: u32::try_from(error_code & 0xffff_ffff).unwrap_or(u32::MAX),
+            page,
+            index: sptep.index(),
+            old: old & hide,
+            new: new & hide,
+            handled,
+        });
+    }
+}

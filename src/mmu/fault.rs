@@ -1,0 +1,273 @@
+//! The page fault of a direct MMU, from the error code to the mapping.
+//!
+//! Models v5.0/v5.2 `kvm_mmu_page_fault`, `tdp_page_fault`, `mapping_level`, `try_async_pf`, `handle_abnormal_pfn`,
+//! `transparent_hugepage_adjust`, `__direct_map`, `direct_pte_prefetch`.
+
+use super::access::{ACC_ALL, PFERR_NESTED_GUEST_PAGE, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
+use super::addr::{Gfn, Pfn};
+use super::error::Result;
+use super::events::Event;
+use super::host_memory::Pinned;
+use super::level::{PAGE_TABLE, level_shift, table_index};
+use super::link::{Backing, Mapping};
+use super::mmio_fault::MmioCheck;
+use super::page_arena::{PageIdx, Sptep};
+use super::role::Role;
+use super::slots::SlotAt;
+use super::spte::layout::PFN_FIELD;
+use super::state::MmuState;
+use super::views::HostHuge;
+use super::walk::{child_of, is_shadow_present};
+
+const EFAULT: i32 = 14;
+const PTE_PREFETCH_NUM: u16 = 8;
+/// The vCPU's MMIO cache holds the access asked for, not the part an MMIO SPTE stores.
+const MMIO_CACHE_ACCESS: u32 = ACC_ALL as u32;
+/// The emulator may run the instruction again natively.
+const EMULTYPE_ALLOW_RETRY: u8 = 8;
+
+/// How a fault was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// 1 resume the guest, 0 exit to user space, negative errno.
+    pub ret: i32,
+    /// The emulator was called.
+    pub is_emulated: bool,
+}
+
+impl Answer {
+    const RETRY: Self = Self { ret: 1, is_emulated: false };
+}
+
+/// What the direct handler decided.
+enum Handled {
+    Retry,
+    Emulate,
+    Errno(i32),
+}
+
+/// What stands behind a gfn.
+enum Frame {
+    Backing(Backing),
+    ReadonlyWrite,
+    Poison { hva: u64 },
+    Fault,
+}
+
+impl MmuState {
+    /// A page fault of a vCPU, as the exit handler passes it on.
+    pub(super) fn page_fault(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<Answer> {
+        self.work.faults += 1;
+        if error_code & PFERR_RSVD != 0 {
+            match self.handle_mmio_page_fault(vcpu, gpa) {
+                MmioCheck::Emulate => return Ok(self.emulate(vcpu, gpa, 0)),
+                MmioCheck::Retry => return Ok(Answer::RETRY),
+                MmioCheck::Invalid => {}
+            }
+        }
+        match self.tdp_page_fault(vcpu, gpa, error_code & 0xffff_ffff)? {
+            Handled::Retry => Ok(Answer::RETRY),
+            Handled::Errno(errno) => Ok(Answer { ret: -errno, is_emulated: false }),
+            // A write to a guest page table drops the indirect pages of the gfn instead; a direct MMU has none.
+            Handled::Emulate if error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE => Ok(Answer::RETRY),
+            Handled::Emulate => {
+                let is_mmio = self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa));
+                Ok(self.emulate(vcpu, gpa, if is_mmio { 0 } else { EMULTYPE_ALLOW_RETRY }))
+            }
+        }
+    }
+
+    /// The emulator of the model always exits to user space.
+    fn emulate(&mut self, vcpu: usize, addr: u64, kind: u8) -> Answer {
+        self.events.push(|| Event::Emulate { vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX), addr, kind });
+        Answer { ret: 0, is_emulated: true }
+    }
+
+    fn tdp_page_fault(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<Handled> {
+        let as_id = self.vcpus[vcpu].as_id();
+        let asked = Gfn::of_gpa(gpa);
+        let slot = self.find_slot(as_id, asked);
+        let write_present = PFERR_WRITE | PFERR_PRESENT;
+        if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, asked) {
+            return Ok(Handled::Emulate);
+        }
+        let is_write = error_code & PFERR_WRITE != 0;
+        let (level, is_forced) = self.mapping_level(slot, asked);
+        let gfn = if is_forced { asked } else { asked.align_down(level) };
+        if self.fast_page_fault(vcpu, slot, gpa, level, error_code) {
+            return Ok(Handled::Retry);
+        }
+        let backing = match self.find_frame(slot, gfn, is_write) {
+            Frame::Backing(backing) => backing,
+            Frame::ReadonlyWrite => return Ok(Handled::Emulate),
+            Frame::Poison { hva } => {
+                self.events.push(|| Event::HwpoisonSignal { hva });
+                return Ok(Handled::Retry);
+            }
+            Frame::Fault => return Ok(Handled::Errno(EFAULT)),
+        };
+        if backing == Backing::NoSlot {
+            self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);
+        }
+        if self.make_mmu_pages_available().is_err() {
+            return Ok(Handled::Retry);
+        }
+        let mut mapping =
+            Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: false };
+        if !is_forced {
+            self.thp_adjust(&mut mapping);
+        }
+        let emulate = self.direct_map(&mapping)?;
+        Ok(if emulate { Handled::Emulate } else { Handled::Retry })
+    }
+
+    /// The level to map at, and whether 4 KiB pages are forced.
+    fn mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn) -> (u8, bool) {
+        let Some(slot) = slot else { return (PAGE_TABLE, true) };
+        if self.slot_spec(slot).is_invalid() || self.slot_body(slot).dirty.is_some() {
+            return (PAGE_TABLE, true);
+        }
+        let host_level = self.host_level(gfn);
+        let mut level = PAGE_TABLE;
+        while level < host_level.min(self.config.lpage_level) && !self.is_large_disallowed(Some(slot), gfn, level + 1) {
+            level += 1;
+        }
+        (level, false)
+    }
+
+    /// The level the host maps a gfn at; asked through address space 0, also for a vCPU in SMM.
+    fn host_level(&self, gfn: Gfn) -> u8 {
+        let Some(slot) = self.find_slot(0, gfn) else { return PAGE_TABLE };
+        let spec = self.slot_spec(slot);
+        if spec.is_invalid() || spec.is_readonly() {
+            return PAGE_TABLE;
+        }
+        match self.host.huge(Pfn::of_hva(spec.hva_of(gfn))) {
+            HostHuge::None | HostHuge::Thp => PAGE_TABLE,
+            HostHuge::Hugetlb2m => 2,
+            HostHuge::Hugetlb1g => 3,
+        }
+    }
+
+    fn find_frame(&mut self, slot: Option<SlotAt>, gfn: Gfn, is_write: bool) -> Frame {
+        let Some(spec) = slot.map(|slot| *self.slot_spec(slot)) else { return Frame::Backing(Backing::NoSlot) };
+        if spec.is_invalid() {
+            return Frame::Backing(Backing::NoSlot);
+        }
+        if spec.is_readonly() && is_write {
+            return Frame::ReadonlyWrite;
+        }
+        let hva = spec.hva_of(gfn);
+        let pfn = Pfn((Pfn::of_hva(hva).hva() & PFN_FIELD) >> 12);
+        match self.host.pin(Pfn::of_hva(hva), is_write, spec.is_readonly()) {
+            Pinned::Frame { host_writable } => Frame::Backing(Backing::Frame { pfn, host_writable }),
+            Pinned::Fault => Frame::Fault,
+            Pinned::Poison => Frame::Poison { hva },
+        }
+    }
+
+    /// Maps 2 MiB where the host frame is part of a transparent huge page.
+    fn thp_adjust(&self, mapping: &mut Mapping) {
+        if let Backing::Frame { pfn, host_writable } = mapping.backing
+            && mapping.level == PAGE_TABLE
+            && self.host.huge(pfn) == HostHuge::Thp
+            && !self.is_large_disallowed(mapping.slot, mapping.gfn, 2)
+        {
+            mapping.level = 2;
+            mapping.gfn = mapping.gfn.align_down(2);
+            mapping.backing = Backing::Frame { pfn: pfn.align_down(2), host_writable };
+        }
+    }
+
+    /// Builds the tables down to the mapping's level and installs it; true if the access must be emulated.
+    fn direct_map(&mut self, mapping: &Mapping) -> Result<bool> {
+        let root = self.vcpus[mapping.vcpu].root;
+        if root == PageIdx::NONE {
+            return Ok(false);
+        }
+        let addr = mapping.gfn.gpa();
+        let mut page = root;
+        let mut level = self.arena.key(root).role.level();
+        while level > mapping.level {
+            let sptep = page.sptep(table_index(addr, level));
+            self.drop_large_spte(sptep);
+            let spte = self.arena.spte(sptep);
+            page = if is_shadow_present(&self.masks, spte) {
+                child_of(spte)
+            } else {
+                let covered = Gfn((addr & PFN_FIELD) >> 12).align_down(level);
+                let child = self.get_page(covered, self.child_role(mapping.vcpu, level - 1))?;
+                self.link_shadow_page(sptep, child);
+                child
+            };
+            level -= 1;
+        }
+        let sptep = page.sptep(table_index(addr, level));
+        let emulate = self.mmu_set_spte(sptep, mapping);
+        self.direct_pte_prefetch(mapping, sptep);
+        Ok(emulate)
+    }
+
+    const fn child_role(&self, vcpu: usize, level: u8) -> Role {
+        self.vcpu_role(vcpu).with_level(level)
+    }
+
+    const fn vcpu_role(&self, vcpu: usize) -> Role {
+        self.vcpus.as_slice()[vcpu].role
+    }
+
+    /// Maps the empty entries before the faulting one, where the host pages are at hand.
+    fn direct_pte_prefetch(&mut self, mapping: &Mapping, sptep: Sptep) {
+        let page = sptep.page();
+        let role = self.arena.key(page).role;
+        if role.ad_disabled() || role.level() > PAGE_TABLE {
+            return;
+        }
+        let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
+        let mut run_start = None;
+        for index in first..first + PTE_PREFETCH_NUM {
+            let is_open =
+                index != sptep.index() && !is_shadow_present(&self.masks, self.arena.spte(page.sptep(index)));
+            if is_open {
+                run_start = run_start.or(Some(index));
+            } else if let Some(start) = run_start.take()
+                && !self.prefetch_run(mapping, page, start, index)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Maps a run of empty entries; false ends the prefetch.
+    fn prefetch_run(&mut self, mapping: &Mapping, page: PageIdx, start: u16, end: u16) -> bool {
+        let key = self.arena.key(page);
+        let first = key.gfn.plus(u64::from(start) << level_shift(PAGE_TABLE));
+        let Some(slot) = self.find_slot(self.vcpus[mapping.vcpu].as_id(), first) else { return false };
+        let spec = *self.slot_spec(slot);
+        let len = u64::from(end - start);
+        if spec.is_invalid()
+            || spec.is_readonly()
+            || self.slot_body(slot).dirty.is_some()
+            || spec.npages - spec.index(first, PAGE_TABLE) < len
+        {
+            return false;
+        }
+        let pinned = (0..len).take_while(|&at| self.host.pin_atomic(Pfn::of_hva(spec.hva_of(first.plus(at))))).count();
+        for (at, index) in (0_u64..).zip(start..end).take(pinned) {
+            let gfn = first.plus(at);
+            let pfn = Pfn((Pfn::of_hva(spec.hva_of(gfn)).hva() & PFN_FIELD) >> 12);
+            let backing = Backing::Frame { pfn, host_writable: true };
+            let next = Mapping {
+                slot: Some(slot),
+                gfn,
+                level: PAGE_TABLE,
+                backing,
+                is_write: false,
+                speculative: true,
+                ..*mapping
+            };
+            self.mmu_set_spte(page.sptep(index), &next);
+        }
+        pinned != 0
+    }
+}

@@ -1,0 +1,57 @@
+//! Finding or making the shadow page for a gfn and role.
+//!
+//! Models v5.0/v5.2 `kvm_mmu_get_page` for direct pages.
+
+use super::addr::Gfn;
+use super::error::{Error, Result};
+use super::events::Event;
+use super::page_arena::{PageIdx, Place};
+use super::role::Role;
+use super::state::MmuState;
+
+impl MmuState {
+    /// The page, found (newest first) or made.
+    pub(super) fn get_page(&mut self, gfn: Gfn, role: Role) -> Result<PageIdx> {
+        let mut collisions = 0;
+        let mut page = self.hash.first(gfn);
+        let mut probes = 0;
+        let mut found = None;
+        while page != PageIdx::NONE {
+            let key = self.arena.key(page);
+            probes += 1;
+            if !key.role.invalid() && key.valid_gen == self.valid_gen {
+                if key.gfn != gfn {
+                    collisions += 1;
+                } else if key.role == role {
+                    found = Some(page);
+                    break;
+                }
+            }
+            page = key.hash_next;
+        }
+        self.work.hash_probes += probes;
+        if self.hash.counts_collisions() {
+            self.stats.max_collisions = self.stats.max_collisions.max(collisions);
+        }
+        if let Some(page) = found {
+            self.work.get_page_found += 1;
+            self.push_get_page(page, false);
+            return Ok(page);
+        }
+        let page = self.arena.alloc(gfn, role, self.valid_gen).ok_or(Error::TooManyPages)?;
+        self.stats.cache_miss += 1;
+        self.stats.created += 1;
+        self.work.get_page_created += 1;
+        self.active.push_head(page);
+        self.arena.page_mut(page).place = Place::Active;
+        self.hash.insert(&mut self.arena, page);
+        self.used += 1;
+        self.push_get_page(page, true);
+        Ok(page)
+    }
+
+    fn push_get_page(&mut self, page: PageIdx, created: bool) {
+        let facts = self.page_facts(page);
+        self.events.push(|| Event::GetPage { page: facts, created });
+    }
+}

@@ -1,0 +1,170 @@
+//! What the processor does: the walk of the nested page tables, their accessed and dirty bits, the page-modification log,
+//! and the loop of a guest access that faults until it hits.
+//!
+//! Models no kernel function: this is the environment of the vectors. The TLB is filled but never asked.
+
+use super::access::{PFERR_FETCH, PFERR_GUEST_FINAL, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE};
+use super::addr::Gfn;
+use super::config::Family;
+use super::error::Result;
+use super::events::Event;
+use super::level::table_index;
+use super::page_arena::{PageIdx, Sptep};
+use super::spte::layout::WRITABLE;
+use super::state::MmuState;
+use super::views::{AccessKind, AccessResult, Outcome};
+use super::walk::{child_of, is_last};
+
+const MAX_FAULTS: u8 = 8;
+const READABLE: u64 = 1;
+const EXECUTABLE: u64 = 1 << 2;
+const EPT_PERMISSIONS: u64 = READABLE | WRITABLE | EXECUTABLE;
+
+/// Where each level of a successful walk went.
+struct HardwarePath {
+    places: [Sptep; 5],
+    len: usize,
+    leaf: u64,
+}
+
+impl MmuState {
+    /// A guest access by physical address: entry, walk, fault, again, until it hits or ends.
+    pub(super) fn access(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> Result<AccessResult> {
+        let mut faults = 0;
+        let mut ret = 0;
+        let outcome = loop {
+            if faults == MAX_FAULTS {
+                break Outcome::Stuck;
+            }
+            let entered = self.enter(vcpu)?;
+            if entered < 0 {
+                ret = entered;
+                break Outcome::Error;
+            }
+            let Err(error_code) = self.hardware_walk(vcpu, gpa, kind) else { break Outcome::Hit };
+            faults += 1;
+            let number = u16::try_from(vcpu).unwrap_or(u16::MAX);
+            self.events.push(|| Event::Fault { vcpu: number, addr: gpa, error_code });
+            let answer = self.page_fault(vcpu, gpa, error_code)?;
+            ret = answer.ret;
+            self.events.push(|| Event::Ret { ret });
+            if ret < 0 {
+                break Outcome::Error;
+            }
+            if answer.is_emulated {
+                break Outcome::Emulate;
+            }
+        };
+        Ok(AccessResult { outcome, faults, ret })
+    }
+
+    /// Walks as the processor does; the error code of the fault if it fails.
+    fn hardware_walk(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
+        let root = self.vcpus[vcpu].root;
+        let path = match self.config.family {
+            Family::Npt => self.walk_npt(root, gpa, kind),
+            Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
+        }?;
+        self.set_accessed_dirty(vcpu, gpa, kind, &path);
+        self.vcpus[vcpu].tlb.fill(Gfn::of_gpa(gpa), path.leaf);
+        Ok(())
+    }
+
+    fn walk_ept(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        let (needed, code) = match kind {
+            AccessKind::Read => (READABLE, PFERR_USER),
+            AccessKind::Write => (WRITABLE, PFERR_WRITE),
+            AccessKind::Exec => (EXECUTABLE, PFERR_FETCH),
+        };
+        let code = code | PFERR_GUEST_FINAL;
+        self.walk_hardware(root, gpa, |masks_reserved, execonly, spte| {
+            let permissions = spte & EPT_PERMISSIONS;
+            if permissions == 0 {
+                return Err(code);
+            }
+            let is_misconfigured = permissions & (READABLE | WRITABLE) == WRITABLE
+                || permissions == EXECUTABLE && !execonly
+                || spte & masks_reserved != 0;
+            if is_misconfigured {
+                return Err(PFERR_RSVD);
+            }
+            if spte & needed == 0 { Err(code | PFERR_PRESENT) } else { Ok(()) }
+        })
+    }
+
+    fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        let code = PFERR_USER
+            | PFERR_GUEST_FINAL
+            | match kind {
+                AccessKind::Read => 0,
+                AccessKind::Write => PFERR_WRITE,
+                AccessKind::Exec => PFERR_FETCH,
+            };
+        let (nx, user) = (self.masks.nx, self.masks.user);
+        self.walk_hardware(root, gpa, |masks_reserved, _, spte| {
+            if spte & READABLE == 0 {
+                return Err(code);
+            }
+            if spte & masks_reserved != 0 {
+                return Err(code | PFERR_PRESENT | PFERR_RSVD);
+            }
+            let is_refused = kind == AccessKind::Write && spte & WRITABLE == 0
+                || kind == AccessKind::Exec && spte & nx != 0
+                || spte & user == 0;
+            if is_refused { Err(code | PFERR_PRESENT) } else { Ok(()) }
+        })
+    }
+
+    /// Down from the root; `check` judges every entry.
+    #[inline]
+    fn walk_hardware(
+        &self,
+        root: PageIdx,
+        gpa: u64,
+        check: impl Fn(u64, bool, u64) -> std::result::Result<(), u64>,
+    ) -> std::result::Result<HardwarePath, u64> {
+        let mut page = root;
+        let mut level = self.arena.key(root).role.level();
+        let mut path = HardwarePath { places: [Sptep(0); 5], len: 0, leaf: 0 };
+        loop {
+            let sptep = page.sptep(table_index(gpa, level));
+            let spte = self.arena.spte(sptep);
+            // A link holds an arena index where the host would have an address of its own; only leaves are judged by it.
+            let reserved = if level == 1 || is_last(spte, level) { self.masks.reserved_address } else { 0 };
+            check(reserved, self.config.execonly, spte)?;
+            if let Some(place) = path.places.get_mut(path.len) {
+                *place = sptep;
+                path.len += 1;
+            }
+            if is_last(spte, level) {
+                path.leaf = spte;
+                return Ok(path);
+            }
+            page = child_of(spte);
+            level -= 1;
+        }
+    }
+
+    fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, path: &HardwarePath) {
+        if self.masks.accessed == 0 {
+            return;
+        }
+        let accessed = self.masks.accessed;
+        for &sptep in &path.places[..path.len] {
+            self.spte_set_by_hardware(sptep, accessed);
+        }
+        if kind == AccessKind::Write
+            && path.leaf & self.masks.dirty == 0
+            && let Some(&leaf) = path.places[..path.len].last()
+        {
+            let dirty = self.masks.dirty;
+            self.spte_set_by_hardware(leaf, dirty);
+            if self.config.pml {
+                let gfn = Gfn::of_gpa(gpa);
+                self.events.push(|| Event::Pml { gfn: gfn.0 });
+                let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
+                self.mark_page_dirty(slot, gfn);
+            }
+        }
+    }
+}

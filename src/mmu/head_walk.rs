@@ -1,0 +1,203 @@
+//! Walks over the reverse-map heads of a slot, level by level, with one poll of the lock after every head.
+//!
+//! Models v5.0/v5.2 `slot_handle_level_range` and its users' handlers. A walk keeps its place by slot id, so that it
+//! survives whatever happens while the lock is dropped.
+
+use super::addr::Gfn;
+use super::level::{PAGE_TABLE, pages_per};
+use super::page_arena::Sptep;
+use super::pte_list::{PteCursor, PteHead};
+use super::slots::SlotAt;
+use super::spte::layout::{MMU_WRITEABLE, WRITABLE};
+use super::state::MmuState;
+use super::views::HostHuge;
+use super::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
+
+/// What is done to each head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handler {
+    WriteProtect,
+    ClearDirty,
+    SetDirty,
+    ZapCollapsible,
+    Zap,
+}
+
+/// Where a walk stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadWalk {
+    pub as_id: u8,
+    pub id: u32,
+    pub handler: Handler,
+    /// Pending flushes are done at polls and at the end.
+    pub is_flush_inside: bool,
+    /// The lock is polled.
+    pub is_polled: bool,
+    pub start: Gfn,
+    /// The last gfn, inclusive.
+    pub end: Gfn,
+    pub level: u8,
+    pub last_level: u8,
+    /// Heads of this level already handled.
+    pub done: u64,
+    /// Something was dropped and not yet flushed.
+    pub flush: bool,
+}
+
+/// Whether a piece of work ended or waits for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Done,
+    LockBreak,
+}
+
+impl MmuState {
+    /// Goes on until the walk ends or the lock is dropped.
+    pub(super) fn walk_heads(&mut self, walk: &mut HeadWalk) -> Step {
+        let Ok(Some(slot)) = self.find_slot_id(walk.as_id, walk.id) else { return Step::Done };
+        while walk.level <= walk.last_level {
+            let spec = *self.slot_spec(slot);
+            let first = spec.index(walk.start, walk.level);
+            let len = spec.index(walk.end, walk.level).wrapping_sub(first).wrapping_add(1);
+            while walk.done < len {
+                let index = first.wrapping_add(walk.done);
+                let absent = self.slot_body(slot).rmap[usize::from(walk.level) - 1].absent_from(index).min(len - walk.done);
+                let wanted = if absent > 0 {
+                    let (made, wanted) =
+                        if walk.is_polled { self.need_resched_many(absent) } else { (absent, false) };
+                    self.work.heads_visited += made;
+                    walk.done += made;
+                    wanted
+                } else {
+                    self.work.heads_visited += 1;
+                    walk.flush |= self.handle_head(slot, walk.handler, index, walk.level);
+                    walk.done += 1;
+                    walk.is_polled && self.need_resched()
+                };
+                if wanted {
+                    if walk.is_flush_inside && walk.flush {
+                        let at = walk.start.plus((walk.done - 1).wrapping_mul(pages_per(walk.level)));
+                        self.flush_inside(walk.start, at);
+                        walk.flush = false;
+                    }
+                    if self.cond_resched() {
+                        return Step::LockBreak;
+                    }
+                }
+            }
+            walk.level += 1;
+            walk.done = 0;
+        }
+        if walk.is_flush_inside && walk.flush {
+            self.flush_inside(walk.start, walk.end);
+            walk.flush = false;
+        }
+        Step::Done
+    }
+
+    fn flush_inside(&mut self, first: Gfn, last: Gfn) {
+        if self.config.kernel.walk_flush_ranged {
+            self.flush_remote_tlbs_with_address(first, last.0.wrapping_sub(first.0).wrapping_add(1));
+        } else {
+            self.flush_remote_tlbs();
+        }
+    }
+
+    /// Handles one head; whether TLBs must be flushed.
+    pub(super) fn handle_head(&mut self, slot: SlotAt, handler: Handler, index: u64, level: u8) -> bool {
+        let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(index);
+        if head.is_empty() {
+            return false;
+        }
+        match handler {
+            Handler::WriteProtect => self.write_protect_head(head, false),
+            Handler::ClearDirty => self.for_each_spte(head, Self::spte_clear_dirty),
+            Handler::SetDirty => self.for_each_spte(head, Self::spte_set_dirty),
+            Handler::Zap => self.zap_rmap(slot, index, level),
+            Handler::ZapCollapsible => self.zap_collapsible(slot, index),
+        }
+    }
+
+    /// Write-protects a list; for page tracking also against the lock-free path.
+    pub(super) fn write_protect_head(&mut self, head: PteHead, pt_protect: bool) -> bool {
+        if pt_protect {
+            self.for_each_spte(head, |state, sptep| state.spte_write_protect(sptep, true))
+        } else {
+            self.for_each_spte(head, |state, sptep| state.spte_write_protect(sptep, false))
+        }
+    }
+
+    /// Calls `handle` for each place of a list that it leaves as it is; whether any call said so.
+    #[inline]
+    pub(super) fn for_each_spte(&mut self, head: PteHead, handle: impl Fn(&mut Self, Sptep) -> bool) -> bool {
+        let mut cursor = PteCursor::default();
+        let mut any = false;
+        while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
+            self.work.rmap_steps += 1;
+            any |= handle(self, sptep);
+        }
+        any
+    }
+
+    #[inline]
+    fn spte_write_protect(&mut self, sptep: Sptep, pt_protect: bool) -> bool {
+        let spte = self.arena.spte(sptep);
+        if spte & WRITABLE == 0 && !(pt_protect && can_be_made_writable(spte)) {
+            return false;
+        }
+        let keep = if pt_protect { !(WRITABLE | MMU_WRITEABLE) } else { !WRITABLE };
+        self.spte_update(sptep, spte & keep)
+    }
+
+    pub(super) fn spte_clear_dirty(&mut self, sptep: Sptep) -> bool {
+        let spte = self.arena.spte(sptep);
+        if self.masks.dirty != 0 && !is_ad_disabled(spte) {
+            return self.spte_update(sptep, spte & !self.masks.dirty);
+        }
+        if spte & WRITABLE == 0 {
+            return false;
+        }
+        self.spte_set(sptep, spte & !WRITABLE);
+        self.push_dirty(pfn_of(spte));
+        true
+    }
+
+    fn spte_set_dirty(&mut self, sptep: Sptep) -> bool {
+        let spte = self.arena.spte(sptep);
+        self.masks.dirty != 0 && !is_ad_disabled(spte) && self.spte_update(sptep, spte | self.masks.dirty)
+    }
+
+    /// Drops the small leaves whose frame the host could map 2 MiB wide; the list is scanned anew after each.
+    fn zap_collapsible(&mut self, slot: SlotAt, index: u64) -> bool {
+        let mut flush = false;
+        'scan: loop {
+            let head = self.slot_body(slot).rmap[0].get(index);
+            let mut cursor = PteCursor::default();
+            while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
+                self.work.rmap_steps += 1;
+                if self.host.huge(pfn_of(self.arena.spte(sptep))) == HostHuge::Thp {
+                    self.spte_clear_track_bits(sptep);
+                    self.remove_from_head(slot, index, sptep);
+                    if self.config.flush_range {
+                        let gfn = self.arena.key(sptep.page()).gfn;
+                        self.flush_remote_tlbs_with_address(gfn, pages_per(PAGE_TABLE));
+                    } else {
+                        flush = true;
+                    }
+                    continue 'scan;
+                }
+            }
+            return flush;
+        }
+    }
+
+    /// Takes a place out of a level-1 list of the slot.
+    fn remove_from_head(&mut self, slot: SlotAt, index: u64, sptep: Sptep) {
+        self.work.rmap_steps += 1;
+        self.aliased.remove(&sptep);
+        let body = self.spaces[usize::from(slot.as_id & 1)].body_mut(slot.at);
+        if let Some(head) = body.rmap[0].get_mut(index) {
+            self.pte_lists.remove(head, sptep);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Host memory as the MMU sees it: ranges of host pages with a state and a kind of mapping; the latest word on a page
+//! wins. A host frame is the page's address.
+
+use std::collections::BTreeMap;
+
+use super::addr::Pfn;
+use super::views::{HostHuge, HostState};
+
+/// Disjoint ranges with a value each; pages in none have the default.
+#[derive(Clone, Debug)]
+struct RangeMap<T> {
+    ranges: BTreeMap<u64, (u64, T)>,
+}
+
+impl<T> Default for RangeMap<T> {
+    fn default() -> Self {
+        Self { ranges: BTreeMap::new() }
+    }
+}
+
+impl<T: Copy + PartialEq> RangeMap<T> {
+    #[inline]
+    fn get(&self, at: u64) -> Option<T> {
+        if self.ranges.is_empty() {
+            return None;
+        }
+        let (_, &(end, value)) = self.ranges.range(..=at).next_back()?;
+        (at < end).then_some(value)
+    }
+
+    fn set(&mut self, start: u64, len: u64, value: Option<T>) {
+        let end = start.saturating_add(len);
+        if start >= end {
+            return;
+        }
+        let over: Vec<(u64, u64, T)> = self
+            .ranges
+            .range(..end)
+            .rev()
+            .take_while(|&(_, &(other_end, _))| other_end > start)
+            .map(|(&other, &(other_end, old))| (other, other_end, old))
+            .collect();
+        for (other, other_end, old) in over {
+            self.ranges.remove(&other);
+            if other < start {
+                self.ranges.insert(other, (start, old));
+            }
+            if other_end > end {
+                self.ranges.insert(end, (other_end, old));
+            }
+        }
+        if let Some(value) = value {
+            self.ranges.insert(start, (end, value));
+        }
+    }
+}
+
+/// What host memory says.
+#[derive(Clone, Debug, Default)]
+pub struct HostMemory {
+    state: RangeMap<HostState>,
+    huge: RangeMap<HostHuge>,
+}
+
+/// A page frame lookup's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pinned {
+    /// Pinned; whether the host may write to it.
+    Frame {
+        /// Bit 10 of the entry.
+        host_writable: bool,
+    },
+    /// Nothing can be pinned.
+    Fault,
+    /// Poisoned memory.
+    Poison,
+}
+
+impl HostMemory {
+    /// Sets the state of host pages.
+    pub fn set_state(&mut self, start: Pfn, npages: u64, state: HostState) {
+        self.state.set(start.0, npages, (state != HostState::Rw).then_some(state));
+    }
+
+    /// Sets how host pages are mapped.
+    pub fn set_huge(&mut self, start: Pfn, npages: u64, kind: HostHuge) {
+        self.huge.set(start.0, npages, (kind != HostHuge::None).then_some(kind));
+    }
+
+    /// State of a page.
+    #[inline]
+    #[must_use]
+    pub fn state(&self, pfn: Pfn) -> HostState {
+        self.state.get(pfn.0).unwrap_or(HostState::Rw)
+    }
+
+    /// How a page is mapped.
+    #[inline]
+    #[must_use]
+    pub fn huge(&self, pfn: Pfn) -> HostHuge {
+        self.huge.get(pfn.0).unwrap_or(HostHuge::None)
+    }
+
+    /// Pins without sleeping, for writing.
+    #[inline]
+    #[must_use]
+    pub fn pin_atomic(&self, pfn: Pfn) -> bool {
+        self.state(pfn) == HostState::Rw
+    }
+
+    /// Pins a page; breaks copy-on-write for a write.
+    #[inline]
+    pub fn pin(&mut self, pfn: Pfn, is_write: bool, is_readonly: bool) -> Pinned {
+        let state = self.state(pfn);
+        if state == HostState::Rw {
+            return Pinned::Frame { host_writable: !is_readonly };
+        }
+        self.pin_slow(pfn, state, is_write, is_readonly)
+    }
+
+    fn pin_slow(&mut self, pfn: Pfn, state: HostState, is_write: bool, is_readonly: bool) -> Pinned {
+        match state {
+            HostState::Fault => Pinned::Fault,
+            HostState::Hwpoison => Pinned::Poison,
+            HostState::ReadOnly if is_write => Pinned::Fault,
+            HostState::Absent | HostState::Zero | HostState::Cow if is_write => {
+                self.set_state(pfn, 1, HostState::Rw);
+                Pinned::Frame { host_writable: !is_readonly }
+            }
+            HostState::Absent => {
+                self.set_state(pfn, 1, HostState::Zero);
+                Pinned::Frame { host_writable: false }
+            }
+            HostState::Rw => Pinned::Frame { host_writable: !is_readonly },
+            HostState::Zero | HostState::Cow | HostState::ReadOnly => Pinned::Frame { host_writable: false },
+        }
+    }
+}

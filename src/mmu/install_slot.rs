@@ -1,0 +1,56 @@
+//! Publishing a memslot array. Which change, in which steps and under which generation is the caller's policy.
+//!
+//! Models the array swap of v5.0/v5.2 `install_new_memslots`, without its generation arithmetic.
+
+use super::error::{Error, Result};
+use super::events::Event;
+use super::slots::{MAX_SLOT_PAGES, MEM_SLOTS_NUM, SlotBody};
+use super::state::MmuState;
+use super::views::{SlotChange, SlotSpec};
+
+impl MmuState {
+    /// Publishes the change under a generation.
+    pub(super) fn install_slot(&mut self, as_id: u8, slots_gen: u64, change: SlotChange) -> Result<()> {
+        match change {
+            SlotChange::Put(spec) => {
+                self.check_spec(as_id, &spec)?;
+                self.space_mut(as_id)?.put(spec);
+            }
+            SlotChange::Remove(id) => {
+                let body = self.space_mut(as_id)?.remove(id).ok_or(Error::NoSlot { as_id, id })?;
+                self.free_rmaps(*body);
+            }
+        }
+        self.space_mut(as_id)?.slots_gen = slots_gen;
+        self.events.push(|| Event::SrcuSync);
+        Ok(())
+    }
+
+    fn check_spec(&self, as_id: u8, spec: &SlotSpec) -> Result<()> {
+        let refuse = |why| Err(Error::Slot { id: spec.id, why });
+        if spec.id >= MEM_SLOTS_NUM {
+            return refuse("the id is not below 512");
+        }
+        if spec.npages == 0 || spec.npages > MAX_SLOT_PAGES {
+            return refuse("the number of pages is not 1 to 2^31-1");
+        }
+        if spec.base.checked_add(spec.npages).is_none_or(|end| end > 1 << 52) {
+            return refuse("the last page is beyond 2^64");
+        }
+        if let Some(at) = self.space(as_id)?.find_id(spec.id)
+            && self.space(as_id)?.specs()[at].npages != spec.npages
+        {
+            return refuse("the size of a live slot cannot change");
+        }
+        Ok(())
+    }
+
+    /// A slot's arrays go; what still stands in them was left by a removal that did not zap.
+    fn free_rmaps(&mut self, body: SlotBody) {
+        for heads in &body.rmap {
+            for (_, mut head) in heads.iter() {
+                self.pte_lists.clear(&mut head);
+            }
+        }
+    }
+}

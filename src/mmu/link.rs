@@ -1,0 +1,208 @@
+//! Putting entries into tables: links to child tables and leaves, with parents and reverse maps.
+//!
+//! Models v5.0/v5.2 `link_shadow_page`, `mmu_set_spte`, `set_spte`, `drop_large_spte`, `rmap_recycle`.
+
+use super::access::ACC_WRITE;
+use super::addr::{Gfn, Pfn};
+use super::level::{PAGE_TABLE, pages_per};
+use super::page_arena::{PageIdx, Sptep};
+use super::slots::SlotAt;
+use super::spte::layout::{MMU_WRITEABLE, WRITABLE};
+use super::spte::make::{Leaf, make_access_track, make_leaf, make_link};
+use super::spte::mmio::is_mmio;
+use super::state::MmuState;
+use super::vcpu_mmu::REQ_TLB_FLUSH;
+use super::walk::{child_of, is_large, is_shadow_present, pfn_of};
+
+/// A list longer than this is dropped whole.
+const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
+
+/// What a gfn is backed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backing {
+    /// A host frame.
+    Frame {
+        pfn: Pfn,
+        host_writable: bool,
+    },
+    /// No slot: MMIO.
+    NoSlot,
+}
+
+/// A mapping to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapping {
+    pub vcpu: usize,
+    pub slot: Option<SlotAt>,
+    pub gfn: Gfn,
+    pub level: u8,
+    pub access: u8,
+    pub backing: Backing,
+    pub is_write: bool,
+    pub speculative: bool,
+}
+
+/// What `set_spte` found.
+#[derive(Clone, Copy, Debug, Default)]
+struct SetSpte {
+    write_protected: bool,
+    flush: bool,
+}
+
+impl MmuState {
+    /// Links a child table.
+    pub(super) fn link_shadow_page(&mut self, sptep: Sptep, child: PageIdx) {
+        let ad_disabled = self.arena.key(child).role.ad_disabled();
+        let spte = make_link(&self.masks, child.0, ad_disabled);
+        self.spte_set(sptep, spte);
+        self.work.parent_steps += 1;
+        let mut parents = self.arena.page(child).parents;
+        self.pte_lists.add(&mut parents, sptep);
+        self.arena.page_mut(child).parents = parents;
+    }
+
+    /// Takes a parent out of a child's list; the entry itself is the caller's.
+    pub(super) fn remove_parent(&mut self, child: PageIdx, sptep: Sptep) {
+        self.work.parent_steps += 1;
+        let mut parents = self.arena.page(child).parents;
+        self.pte_lists.remove(&mut parents, sptep);
+        self.arena.page_mut(child).parents = parents;
+    }
+
+    /// Clears a link and takes it out of the child's parents.
+    pub(super) fn drop_parent_pte(&mut self, child: PageIdx, sptep: Sptep) {
+        self.remove_parent(child, sptep);
+        self.spte_set(sptep, 0);
+    }
+
+    /// Drops a large leaf that stands where a table is needed.
+    pub(super) fn drop_large_spte(&mut self, sptep: Sptep) {
+        let spte = self.arena.spte(sptep);
+        if is_shadow_present(&self.masks, spte) && is_large(spte) {
+            self.drop_spte(sptep);
+            self.stats.lpages -= 1;
+            let key = self.arena.key(sptep.page());
+            let (gfn, level) = (key.gfn, key.role.level());
+            self.flush_remote_tlbs_with_address(gfn, pages_per(level));
+        }
+    }
+
+    /// Installs a leaf or an MMIO SPTE; true if the access must be emulated.
+    pub(super) fn mmu_set_spte(&mut self, sptep: Sptep, mapping: &Mapping) -> bool {
+        let old = self.arena.spte(sptep);
+        let mut was_mapped = false;
+        let mut flush = false;
+        if is_shadow_present(&self.masks, old) {
+            if mapping.level > PAGE_TABLE && !is_large(old) {
+                self.drop_parent_pte(child_of(old), sptep);
+                flush = true;
+            } else if matches!(mapping.backing, Backing::Frame { pfn, .. } if pfn_of(make_leaf_pfn(pfn)) == pfn_of(old)) {
+                was_mapped = true;
+            } else {
+                self.drop_spte(sptep);
+                flush = true;
+            }
+        }
+        let set = match mapping.backing {
+            Backing::NoSlot => {
+                let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
+                self.mark_mmio_spte(sptep, mapping.gfn, mapping.access, slots_gen);
+                SetSpte::default()
+            }
+            Backing::Frame { pfn, host_writable } => self.set_spte(sptep, mapping, pfn, host_writable),
+        };
+        let mut emulate = false;
+        if set.write_protected {
+            emulate = mapping.is_write;
+            self.vcpus[mapping.vcpu].requests |= REQ_TLB_FLUSH;
+        }
+        if set.flush || flush {
+            self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
+        }
+        let new = self.arena.spte(sptep);
+        if is_mmio(&self.masks, new) {
+            emulate = true;
+        }
+        if !was_mapped {
+            // An MMIO SPTE's generation may have this bit; the kernel counts it and never takes it back.
+            if is_large(new) {
+                self.stats.lpages += 1;
+            }
+            if is_shadow_present(&self.masks, new)
+                && self.rmap_add(mapping.slot, sptep, mapping.gfn, mapping.level) > RMAP_RECYCLE_THRESHOLD
+            {
+                self.rmap_recycle(sptep, mapping.gfn);
+            }
+        }
+        emulate
+    }
+
+    fn set_spte(&mut self, sptep: Sptep, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> SetSpte {
+        let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
+        let leaf = Leaf {
+            access: mapping.access,
+            level: mapping.level,
+            pfn,
+            speculative: mapping.speculative,
+            host_writable,
+            ad_disabled,
+        };
+        let mut spte = make_leaf(&self.masks, &leaf);
+        let mut set = SetSpte::default();
+        let mut may_write = mapping.access & ACC_WRITE != 0 && host_writable;
+        if may_write {
+            if mapping.level > PAGE_TABLE && self.is_large_disallowed(mapping.slot, mapping.gfn, mapping.level) {
+                return set;
+            }
+            if self.needs_write_protect(mapping.slot, mapping.gfn) {
+                set.write_protected = true;
+                may_write = false;
+            }
+        }
+        if may_write {
+            spte |= WRITABLE | MMU_WRITEABLE;
+            self.mark_page_dirty(mapping.slot, mapping.gfn);
+            if !ad_disabled {
+                spte |= self.masks.dirty;
+            }
+        }
+        if mapping.speculative {
+            spte = make_access_track(&self.masks, spte);
+        }
+        set.flush = self.spte_update(sptep, spte);
+        set
+    }
+
+    /// Whether large pages of this level are vetoed at the gfn.
+    pub(super) fn is_large_disallowed(&self, slot: Option<SlotAt>, gfn: Gfn, level: u8) -> bool {
+        slot.is_none_or(|slot| {
+            let index = self.slot_spec(slot).index(gfn, level);
+            self.slot_body(slot).disallowed(index, level) != 0
+        })
+    }
+
+    /// A write-tracked gfn stays read-only. (Indirect pages, which also ask for it, do not exist here.)
+    #[inline]
+    pub(super) fn needs_write_protect(&self, slot: Option<SlotAt>, gfn: Gfn) -> bool {
+        slot.is_some_and(|slot| {
+            let track = &self.slot_body(slot).track;
+            !track.is_empty() && track.contains_key(&self.slot_spec(slot).index(gfn, PAGE_TABLE))
+        })
+    }
+
+    /// Drops a list that grew too long.
+    fn rmap_recycle(&mut self, sptep: Sptep, gfn: Gfn) {
+        let key = *self.arena.key(sptep.page());
+        let level = key.role.level();
+        if let Some(slot) = self.find_slot(key.role.as_id(), gfn) {
+            let index = self.slot_spec(slot).index(gfn, level);
+            self.zap_rmap(slot, index, level);
+        }
+        self.flush_remote_tlbs_with_address(key.gfn, pages_per(level));
+    }
+}
+
+/// The frame as an entry would hold it, so that frames beyond the field compare as stored.
+const fn make_leaf_pfn(pfn: Pfn) -> u64 {
+    pfn.hva()
+}

@@ -1,0 +1,73 @@
+//! Faults on MMIO SPTEs and the vCPU's one-entry MMIO cache.
+//!
+//! Models v5.0/v5.2 `handle_mmio_page_fault`, `check_mmio_spte`, `vcpu_cache_mmio_info`, `vcpu_match_mmio_gpa`. The cache
+//! always uses the generation of address space 0, also for a vCPU in SMM.
+
+use super::addr::Gfn;
+use super::events::Event;
+use super::page_arena::PageIdx;
+use super::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
+use super::state::MmuState;
+use super::vcpu_mmu::MmioInfo;
+
+/// What an MMIO check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MmioCheck {
+    Emulate,
+    Retry,
+    Invalid,
+}
+
+impl MmuState {
+    /// Whether the vCPU's cache answers for a gfn.
+    #[inline]
+    pub(super) fn match_mmio_gpa(&self, vcpu: usize, gfn: Gfn) -> bool {
+        let mmio = &self.vcpus[vcpu].mmio;
+        mmio.gfn == gfn && mmio.gfn != Gfn(0) && mmio.slots_gen == self.spaces[0].slots_gen
+    }
+
+    /// Remembers an MMIO gfn.
+    pub(super) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
+        let slots_gen = self.spaces[0].slots_gen;
+        if !self.config.generation.is_refused(slots_gen) {
+            self.vcpus[vcpu].mmio = MmioInfo { gva: 0, gfn, access, slots_gen };
+        }
+    }
+
+    /// A fault whose code says that a reserved bit was set.
+    pub(super) fn handle_mmio_page_fault(&mut self, vcpu: usize, gpa: u64) -> MmioCheck {
+        self.work.mmio_faults += 1;
+        if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
+            return MmioCheck::Emulate;
+        }
+        let root = self.vcpus[vcpu].root;
+        if root == PageIdx::NONE {
+            return MmioCheck::Retry;
+        }
+        let spte = self.walk_down(root, gpa, 1).spte;
+        if !is_mmio(&self.masks, spte) {
+            return MmioCheck::Retry;
+        }
+        if !self.check_mmio_spte(vcpu, spte) {
+            return MmioCheck::Invalid;
+        }
+        let gfn = Gfn(mmio_gfn(&self.masks, spte));
+        let access = mmio_access(&self.masks, &self.config.generation, spte);
+        self.events.push(|| Event::HandleMmio { addr: 0, gfn: gfn.0, access });
+        self.cache_mmio_info(vcpu, gfn, access);
+        MmioCheck::Emulate
+    }
+
+    /// Whether an MMIO SPTE was made under the current generation of the vCPU's address space.
+    fn check_mmio_spte(&mut self, vcpu: usize, spte: u64) -> bool {
+        let slots_gen = self.spaces[usize::from(self.vcpus[vcpu].as_id())].slots_gen;
+        let layout = &self.config.generation;
+        if layout.is_refused(slots_gen) {
+            return false;
+        }
+        let kvm_gen = layout.compared(slots_gen);
+        let spte_gen = mmio_gen(&self.masks, layout, spte);
+        self.events.push(|| Event::CheckMmio { spte, kvm_gen, spte_gen });
+        kvm_gen == spte_gen
+    }
+}

@@ -1,0 +1,74 @@
+//! Pure construction of ordinary SPTEs: leaf, link, access-tracked form.
+//!
+//! Models the bits of v5.0/v5.2 `set_spte`, `link_shadow_page`, `mark_spte_for_access_track` and its undoing.
+
+use super::layout::{HOST_WRITEABLE, LARGE, PFN_FIELD, SAVED_MASK, SAVED_SHIFT, SPECIAL, WRITABLE};
+use super::masks::Masks;
+use crate::mmu::access::{ACC_EXEC, ACC_USER};
+use crate::mmu::addr::Pfn;
+use crate::mmu::level::PAGE_TABLE;
+
+/// What a leaf is made from, before write permission is decided.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaf {
+    /// Access the guest has.
+    pub access: u8,
+    /// Level of the table it goes into.
+    pub level: u8,
+    /// The frame.
+    pub pfn: Pfn,
+    /// Mapped before anybody asked: not accessed yet.
+    pub speculative: bool,
+    /// The host maps the frame writable.
+    pub host_writable: bool,
+    /// The page has no accessed and dirty bits.
+    pub ad_disabled: bool,
+}
+
+/// A leaf without write permission.
+#[must_use]
+pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
+    let mut spte = masks.present | masks.memory_type | (leaf.pfn.hva() & PFN_FIELD);
+    if leaf.ad_disabled {
+        spte |= SPECIAL;
+    } else if !leaf.speculative {
+        spte |= masks.accessed;
+    }
+    spte |= if leaf.access & ACC_EXEC != 0 { masks.x } else { masks.nx };
+    if leaf.access & ACC_USER != 0 {
+        spte |= masks.user;
+    }
+    if leaf.level > PAGE_TABLE {
+        spte |= LARGE;
+    }
+    if leaf.host_writable {
+        spte |= HOST_WRITEABLE;
+    }
+    spte
+}
+
+/// The entry that links to a child table, named by its arena index.
+#[must_use]
+pub const fn make_link(masks: &Masks, child: u32, ad_disabled: bool) -> u64 {
+    let ad = if ad_disabled { SPECIAL } else { masks.accessed };
+    ((child as u64) << 12) | masks.present | WRITABLE | masks.user | masks.x | masks.me | ad
+}
+
+/// The form in which the next access will be seen: A cleared, or R, W and X taken away with R and X saved.
+#[must_use]
+pub const fn make_access_track(masks: &Masks, spte: u64) -> u64 {
+    if spte & SPECIAL == 0 {
+        return spte & !masks.accessed;
+    }
+    if spte & masks.acc_track == 0 {
+        return spte;
+    }
+    (spte | (spte & SAVED_MASK) << SAVED_SHIFT) & !masks.acc_track
+}
+
+/// An access-tracked entry with R and X put back.
+#[must_use]
+pub const fn restore_access_track(masks: &Masks, spte: u64) -> u64 {
+    let saved = (spte >> SAVED_SHIFT) & SAVED_MASK;
+    spte & !masks.acc_track & !(SAVED_MASK << SAVED_SHIFT) | saved
+}

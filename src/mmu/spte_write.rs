@@ -1,0 +1,111 @@
+//! The one file that writes SPTE words into tables, with what a write owes the host page and the TLBs.
+//!
+//! Models v5.0/v5.2 `mmu_spte_set`, `mmu_spte_update`, `mmu_spte_clear_track_bits`, `mmu_spte_clear_no_track`,
+//! `mark_mmio_spte`. Invariant: a page's reverse maps and parents are settled by the caller (`link`, `zap`).
+
+use super::addr::{Gfn, Pfn};
+use super::events::Event;
+use super::page_arena::{PageIdx, Sptep};
+use super::spte::layout::WRITABLE;
+use super::spte::mmio::{STORED_ACCESS, make_mmio_spte};
+use super::spte_table::SpteTable;
+use super::state::MmuState;
+use super::walk::{can_be_made_writable, is_accessed, is_dirty, is_shadow_present, pfn_of};
+
+impl MmuState {
+    /// Stores a word, nothing else.
+    #[inline]
+    pub(super) fn spte_set(&mut self, sptep: Sptep, spte: u64) {
+        self.arena.table_mut(sptep.page()).set(sptep.index(), spte);
+    }
+
+    fn push_accessed(&mut self, pfn: Pfn) {
+        self.stats.pfn_accessed += 1;
+        self.events.push(|| Event::PfnAccessed { pfn: pfn.0 });
+    }
+
+    pub(super) fn push_dirty(&mut self, pfn: Pfn) {
+        self.stats.pfn_dirty += 1;
+        self.events.push(|| Event::PfnDirty { pfn: pfn.0 });
+    }
+
+    /// Replaces a word of the same frame; whether TLBs must be flushed. Lost A and D bits go to the host page.
+    pub(super) fn spte_update(&mut self, sptep: Sptep, new: u64) -> bool {
+        let old = self.arena.spte(sptep);
+        self.spte_set(sptep, new);
+        if !is_shadow_present(&self.masks, old) {
+            return false;
+        }
+        let mut flush = can_be_made_writable(old) && new & WRITABLE == 0;
+        if is_accessed(&self.masks, old) && !is_accessed(&self.masks, new) {
+            flush = true;
+            self.push_accessed(pfn_of(old));
+        }
+        if is_dirty(&self.masks, old) && !is_dirty(&self.masks, new) {
+            flush = true;
+            self.push_dirty(pfn_of(old));
+        }
+        flush
+    }
+
+    /// Clears a leaf; whether it was present. Its A and D bits go to the host page.
+    pub(super) fn spte_clear_track_bits(&mut self, sptep: Sptep) -> bool {
+        let old = self.arena.spte(sptep);
+        if old != 0 {
+            self.spte_set(sptep, 0);
+        }
+        if !is_shadow_present(&self.masks, old) {
+            return false;
+        }
+        self.account_leaf_gone(old);
+        true
+    }
+
+    /// The A and D bits of a leaf that is gone go to the host page.
+    #[inline]
+    pub(super) fn account_leaf_gone(&mut self, old: u64) {
+        if is_accessed(&self.masks, old) {
+            self.push_accessed(pfn_of(old));
+        }
+        if is_dirty(&self.masks, old) {
+            self.push_dirty(pfn_of(old));
+        }
+    }
+
+    /// Empties a page at once and hands its entries over; the caller settles what each was.
+    pub(super) fn take_table(&mut self, page: PageIdx) -> SpteTable {
+        std::mem::take(self.arena.table_mut(page))
+    }
+
+    /// Stores an MMIO SPTE; the page is flagged before the event and the store.
+    pub(super) fn mark_mmio_spte(&mut self, sptep: Sptep, gfn: Gfn, access: u8, slots_gen: u64) {
+        let page = sptep.page();
+        if !self.active.is_mmio_cached(page) {
+            self.active.set_mmio_cached(page);
+            if !self.arena.key(page).role.invalid() {
+                self.mmio_pages.push_head(&mut self.arena, page);
+            }
+        }
+        let layout = &self.config.generation;
+        let spte = make_mmio_spte(&self.masks, layout, gfn.0, access.into(), slots_gen);
+        let mmio_gen = layout.compared(slots_gen);
+        let id = self.arena.key(page).id;
+        self.events.push(|| Event::MarkMmio {
+            page: id,
+            index: sptep.index(),
+            gfn: gfn.0,
+            access: u32::from(access) & STORED_ACCESS as u32,
+            mmio_gen,
+        });
+        self.spte_set(sptep, spte);
+    }
+
+    /// What the processor does on a walk: sets bits in an entry, unseen by the MMU.
+    #[inline]
+    pub(super) fn spte_set_by_hardware(&mut self, sptep: Sptep, bits: u64) {
+        let spte = self.arena.spte(sptep);
+        if spte & bits != bits {
+            self.spte_set(sptep, spte | bits);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Walking the shadow table from a vCPU's root, and the questions about an SPTE that need the VM's masks.
+//!
+//! Models `for_each_shadow_entry`, `is_shadow_present_pte`, `is_last_spte` and their kin, v5.0/v5.2.
+
+use super::access::{PFERR_FETCH, PFERR_WRITE};
+use super::addr::Pfn;
+use super::level::{PAGE_TABLE, table_index};
+use super::page_arena::{PageIdx, Sptep};
+use super::spte::layout::{HOST_WRITEABLE, LARGE, MMU_WRITEABLE, PFN_FIELD, SPECIAL, WRITABLE};
+use super::spte::masks::Masks;
+use super::spte::mmio::is_mmio;
+use super::state::MmuState;
+
+/// Where a walk ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Walked {
+    pub sptep: Sptep,
+    pub spte: u64,
+    pub level: u8,
+}
+
+/// The table an entry links to.
+#[inline]
+pub(super) const fn child_of(spte: u64) -> PageIdx {
+    // Only `link` makes such entries, from an index below 2^22.
+    PageIdx(((spte & PFN_FIELD) >> 12) as u32)
+}
+
+/// The frame an entry maps.
+#[inline]
+pub(super) const fn pfn_of(spte: u64) -> Pfn {
+    Pfn((spte & PFN_FIELD) >> 12)
+}
+
+/// A leaf, given that the entry is present.
+#[inline]
+pub(super) const fn is_last(spte: u64, level: u8) -> bool {
+    level == PAGE_TABLE || spte & LARGE != 0
+}
+
+/// A large leaf, given that the entry is present.
+#[inline]
+pub(super) const fn is_large(spte: u64) -> bool {
+    spte & LARGE != 0
+}
+
+/// Both the host and the MMU allow writing: the lock-free path may set W.
+#[inline]
+pub(super) const fn can_be_made_writable(spte: u64) -> bool {
+    spte & (HOST_WRITEABLE | MMU_WRITEABLE) == HOST_WRITEABLE | MMU_WRITEABLE
+}
+
+/// Not zero and not MMIO.
+#[inline]
+pub(super) const fn is_shadow_present(masks: &Masks, spte: u64) -> bool {
+    spte != 0 && !is_mmio(masks, spte)
+}
+
+/// The entry has no accessed and dirty bits, though the family may.
+#[inline]
+pub(super) const fn is_ad_disabled(spte: u64) -> bool {
+    spte & SPECIAL != 0
+}
+
+/// R, W and X are taken away to see the next access.
+#[inline]
+pub(super) const fn is_access_track(masks: &Masks, spte: u64) -> bool {
+    is_ad_disabled(spte) && spte & masks.acc_track == 0
+}
+
+/// The entry's accessed bit, or that it is not tracked.
+#[inline]
+pub(super) const fn is_accessed(masks: &Masks, spte: u64) -> bool {
+    if masks.accessed == 0 || is_ad_disabled(spte) {
+        !is_access_track(masks, spte)
+    } else {
+        spte & masks.accessed != 0
+    }
+}
+
+/// The entry's dirty bit, or that it is writable.
+#[inline]
+pub(super) const fn is_dirty(masks: &Masks, spte: u64) -> bool {
+    if masks.dirty == 0 || is_ad_disabled(spte) { spte & WRITABLE != 0 } else { spte & masks.dirty != 0 }
+}
+
+/// Whether the raw entry allows the access of an error code.
+#[inline]
+pub(super) const fn is_access_allowed(masks: &Masks, error_code: u64, spte: u64) -> bool {
+    if error_code & PFERR_FETCH != 0 {
+        spte & (masks.x | masks.nx) == masks.x
+    } else if error_code & PFERR_WRITE != 0 {
+        spte & WRITABLE != 0
+    } else {
+        spte & 1 != 0
+    }
+}
+
+impl MmuState {
+    /// Down from a root to the first entry that is not present, is a leaf, or lies below `least`.
+    #[inline]
+    pub(super) fn walk_down(&self, root: PageIdx, addr: u64, least: u8) -> Walked {
+        let mut page = root;
+        let mut level = self.arena.key(root).role.level();
+        loop {
+            let sptep = page.sptep(table_index(addr, level));
+            let spte = self.arena.spte(sptep);
+            if level <= PAGE_TABLE || level < least || !is_shadow_present(&self.masks, spte) || is_last(spte, level) {
+                return Walked { sptep, spte, level };
+            }
+            page = child_of(spte);
+            level -= 1;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Zapping one shadow page: prepare takes it apart and onto an invalid list, commit flushes and frees. The one file that
+//! frees shadow pages.
+//!
+//! Models v5.0/v5.2 `kvm_mmu_prepare_zap_page` and `kvm_mmu_commit_zap_page`. Invariant: a page is freed only after every
+//! TLB was asked to flush since it left the active list.
+
+use super::events::Event;
+use super::invalid_list::{Flushed, InvalidList};
+use super::page_arena::{PageIdx, Place};
+use super::spte_table::SpteTable;
+use super::state::MmuState;
+use super::views::Prepared;
+use super::walk::{child_of, is_large, is_last, is_shadow_present};
+
+impl MmuState {
+    /// Takes a page apart. A root in use stays, emptied and invalid, at the head of the active list.
+    pub(super) fn prepare_zap_page(&mut self, page: PageIdx, invalid: &mut InvalidList) -> Prepared {
+        let facts = self.page_facts(page);
+        self.events.push(|| Event::PrepareZap { page: facts });
+        self.stats.zapped += 1;
+        self.work.pages_zapped += 1;
+        let mut prepared = Prepared::default();
+        self.unlink_children(page);
+        self.unlink_parents(page);
+        let was_invalid = self.arena.key(page).role.invalid();
+        if !was_invalid && self.active.is_mmio_cached(page) {
+            self.mmio_pages.remove(&mut self.arena, page);
+        }
+        if facts.root_count == 0 {
+            prepared.nr_zapped += 1;
+            self.active.remove(page);
+            self.arena.page_mut(page).place = Place::Invalid;
+            invalid.push(page);
+            self.used = self.used.saturating_sub(1);
+        } else {
+            self.active.move_to_head(page);
+            let is_silent = self.config.kernel.reload_skips_obsolete && self.is_obsolete(page);
+            if !was_invalid && !is_silent {
+                self.reload_remote_mmus();
+            }
+        }
+        let key = self.arena.key_mut(page);
+        key.role = key.role.with_invalid(true);
+        prepared.is_list_unstable = prepared.nr_children > 0;
+        prepared
+    }
+
+    fn unlink_children(&mut self, page: PageIdx) {
+        let table = self.take_table(page);
+        let role = self.arena.key(page).role;
+        let level = role.level();
+        match table {
+            SpteTable::Empty => {}
+            SpteTable::One { index, value } => self.unlink_child(page, index, value, level),
+            SpteTable::Few(_) => {
+                for (index, spte) in table.iter() {
+                    self.unlink_child(page, index, spte, level);
+                }
+            }
+            SpteTable::Full(words) => {
+                for (index, &spte) in (0_u16..).zip(words.iter()) {
+                    if spte != 0 {
+                        self.unlink_child(page, index, spte, level);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn unlink_child(&mut self, page: PageIdx, index: u16, spte: u64, level: u8) {
+        self.work.sptes_cleared += 1;
+        if !is_shadow_present(&self.masks, spte) {
+            return;
+        }
+        let sptep = page.sptep(index);
+        if is_last(spte, level) {
+            self.account_leaf_gone(spte);
+            self.rmap_remove(sptep);
+            if is_large(spte) {
+                self.stats.lpages -= 1;
+            }
+        } else {
+            self.remove_parent(child_of(spte), sptep);
+        }
+    }
+
+    fn unlink_parents(&mut self, page: PageIdx) {
+        let mut parents = self.arena.page(page).parents;
+        while let Some(sptep) = self.pte_lists.first(parents) {
+            self.work.parent_steps += 1;
+            self.pte_lists.remove(&mut parents, sptep);
+            self.spte_set(sptep, 0);
+        }
+        self.arena.page_mut(page).parents = parents;
+    }
+
+    /// Flushes every TLB and frees the pages; nothing if there are none.
+    pub(super) fn commit_zap_page(&mut self, invalid: &mut InvalidList) {
+        if invalid.is_empty() {
+            return;
+        }
+        let flushed = invalid.flushed(|| self.flush_remote_tlbs());
+        self.free_shadow_pages(flushed);
+    }
+
+    fn free_shadow_pages(&mut self, flushed: Flushed) {
+        for page in flushed.into_pages() {
+            self.work.pages_freed += 1;
+            self.hash.remove(&mut self.arena, page);
+            self.arena.release(page);
+        }
+    }
+
+    /// Commits if anything was prepared, else flushes if something was dropped.
+    pub(super) fn flush_or_zap(&mut self, invalid: &mut InvalidList, flush: bool) {
+        if !invalid.is_empty() {
+            self.commit_zap_page(invalid);
+        } else if flush {
+            self.flush_remote_tlbs();
+        }
+    }
+}

@@ -1,0 +1,695 @@
+//! Resumable runs: everything that may drop the lock. A list walk follows a [`ZapPlan`]; the kernels' own ways to zap are
+//! runs of named plans, nothing else.
+//!
+//! Models v5.0 `kvm_mmu_invalidate_zap_all_pages`, v5.2 `__kvm_mmu_zap_all` and `kvm_mmu_invalidate_zap_pages_in_memslot`,
+//! and `kvm_zap_gfn_range`. A run that would drop the lock returns to the caller; nothing prepared is lost, whatever the
+//! caller does then. Invariant: what a run has prepared is on its own list or on the VM's.
+
+use std::collections::BTreeMap;
+
+use super::addr::Gfn;
+use super::error::{Error, Result};
+use super::events::Event;
+use super::head_walk::{Handler, HeadWalk, Step};
+use super::invalid_list::InvalidList;
+use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::page_arena::{PageIdx, Place};
+use super::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPlan};
+use super::state::MmuState;
+use super::views::{BatchId, Prepared, Progress, RunId, RunOutcome, RunReport, SlotWalk, Task};
+use super::work::Work;
+
+/// Runs that wait at a lock break, and batches begun by the caller.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Runs {
+    waiting: BTreeMap<u32, Run>,
+    batches: BTreeMap<u32, Batch>,
+    next: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Batch {
+    invalid: InvalidList,
+    account: Account,
+}
+
+/// What a run did, without what others did inside its lock breaks.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    work: Work,
+    segment: Work,
+    longest_hold: u64,
+    lock_breaks: u64,
+    nr_zapped: u64,
+    ret: i64,
+    outcome: RunOutcome,
+}
+
+impl Account {
+    fn new(now: &Work) -> Self {
+        Self {
+            work: Work::default(),
+            segment: *now,
+            longest_hold: 0,
+            lock_breaks: 0,
+            nr_zapped: 0,
+            ret: 0,
+            outcome: RunOutcome::Done,
+        }
+    }
+
+    /// The lock goes.
+    fn close(&mut self, now: &Work) {
+        let segment = now.since(&self.segment);
+        self.work = self.work.plus(&segment);
+        self.longest_hold = self.longest_hold.max(segment.units());
+        self.segment = *now;
+    }
+
+    const fn report(&self) -> RunReport {
+        RunReport {
+            ret: self.ret,
+            outcome: self.outcome,
+            work: self.work,
+            longest_hold: self.longest_hold,
+            lock_breaks: self.lock_breaks,
+            nr_zapped: self.nr_zapped,
+        }
+    }
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+struct Run {
+    kind: Kind,
+    invalid: InvalidList,
+    /// Prepared pages go to the VM's own list, where the shrinker finds them.
+    is_list_shared: bool,
+    account: Account,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    List(ListRun),
+    SlotFlush(SlotFlush),
+    Slot { walk: HeadWalk, flush_after: Option<(Gfn, u64)> },
+    Range(RangeRun),
+}
+
+/// A page a walk has noted, by place and number: the place may be given to another page.
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    page: PageIdx,
+    id: u32,
+}
+
+#[derive(Clone, Debug)]
+struct ListRun {
+    plan: ZapPlan,
+    /// First gfn and number, for plans limited to a slot or a range.
+    span: (Gfn, u64),
+    phase: Phase,
+    next: Option<Noted>,
+    batch: u64,
+    step: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Start,
+    Restart,
+    Visit,
+    Prepare(Noted),
+}
+
+#[derive(Clone, Debug)]
+struct SlotFlush {
+    plan: ZapPlan,
+    walk: HeadWalk,
+    is_begun: bool,
+    is_walked: bool,
+    base: Gfn,
+    npages: u64,
+    done: u64,
+}
+
+#[derive(Clone, Debug)]
+struct RangeRun {
+    start: Gfn,
+    end: Gfn,
+    left: Vec<(u8, u32)>,
+    walk: Option<HeadWalk>,
+    flush: bool,
+    is_deferred: bool,
+}
+
+impl MmuState {
+    /// Starts a task and goes on until it ends or the lock is dropped.
+    pub(super) fn start(&mut self, task: Task) -> Result<Progress> {
+        let mut is_list_shared = false;
+        let account = Account::new(&self.work);
+        let kind = match task {
+            Task::Zap { plan, slot, range } => {
+                let kind = self.plan_run(plan, slot, range)?;
+                is_list_shared = plan.bump_valid_gen && self.config.kernel.has_zapped_obsolete;
+                self.begin_plan(plan);
+                kind
+            }
+            Task::SlotWalk { as_id, id, what } => self.slot_walk_run(as_id, id, what)?,
+            Task::ZapGfnRange { start, end } => Kind::Range(self.range_run(Gfn(start), Gfn(end))),
+        };
+        let run = Run { kind, invalid: InvalidList::default(), is_list_shared, account };
+        let id = self.runs.next;
+        self.runs.next = id.wrapping_add(1);
+        Ok(self.drive(id, run))
+    }
+
+    /// Takes the lock again and goes on.
+    pub(super) fn resume(&mut self, id: RunId) -> Result<Progress> {
+        let mut run = self.runs.waiting.remove(&id.0).ok_or(Error::Run(id.0))?;
+        run.account.segment = self.work;
+        Ok(self.drive(id.0, run))
+    }
+
+    /// Ends a waiting run; what it prepared is flushed and freed.
+    pub(super) fn abandon(&mut self, id: RunId) -> Result<RunReport> {
+        let mut run = self.runs.waiting.remove(&id.0).ok_or(Error::Run(id.0))?;
+        run.account.segment = self.work;
+        self.commit_run(&mut run);
+        if let Kind::Slot { walk, .. } | Kind::SlotFlush(SlotFlush { walk, .. }) = &run.kind
+            && walk.flush
+        {
+            self.flush_remote_tlbs();
+        }
+        if let Kind::Range(range) = &run.kind
+            && (range.flush || range.walk.is_some_and(|walk| walk.flush))
+        {
+            self.flush_remote_tlbs();
+        }
+        run.account.outcome = RunOutcome::Abandoned;
+        run.account.close(&self.work);
+        Ok(run.account.report())
+    }
+
+    fn drive(&mut self, id: u32, mut run: Run) -> Progress {
+        // The kind is taken out so that the steps can use the rest of the run.
+        let mut kind = std::mem::replace(&mut run.kind, Kind::Range(RangeRun::nothing()));
+        let step = match &mut kind {
+            Kind::List(list) => self.drive_list(list, &mut run),
+            Kind::SlotFlush(flush) => self.drive_slot_flush(flush, &mut run),
+            Kind::Slot { walk, flush_after } => self.drive_slot_walk(walk, *flush_after, &mut run),
+            Kind::Range(range) => self.drive_range(range),
+        };
+        run.kind = kind;
+        run.account.close(&self.work);
+        match step {
+            Step::Done => Progress::Done(run.account.report()),
+            Step::LockBreak => {
+                run.account.lock_breaks += 1;
+                self.runs.waiting.insert(id, run);
+                Progress::LockBreak(RunId(id))
+            }
+        }
+    }
+
+    fn commit_run(&mut self, run: &mut Run) {
+        if run.is_list_shared {
+            self.commit_zapped_obsolete();
+        } else {
+            self.commit_zap_page(&mut run.invalid);
+        }
+    }
+
+    fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
+        let prepared = if run.is_list_shared {
+            let mut shared = std::mem::take(&mut self.zapped_obsolete);
+            let prepared = self.prepare_zap_page(page, &mut shared);
+            self.zapped_obsolete = shared;
+            prepared
+        } else {
+            self.prepare_zap_page(page, &mut run.invalid)
+        };
+        run.account.nr_zapped += u64::from(prepared.nr_zapped);
+        prepared
+    }
+
+    fn plan_run(&self, plan: ZapPlan, slot: Option<(u8, u32)>, range: Option<(u64, u64)>) -> Result<Kind> {
+        let found = match slot {
+            Some((as_id, id)) => Some(
+                self.find_slot_id(as_id, id)?
+                    .map(|at| (as_id, *self.slot_spec(at)))
+                    .ok_or(Error::NoSlot { as_id, id })?,
+            ),
+            None => None,
+        };
+        if plan.walk == Walk::Slot {
+            let (as_id, spec) = found.ok_or(Error::PlanNeeds("a slot"))?;
+            let is_polled = plan.offer != Offer::Never;
+            let base = Gfn(spec.base);
+            let walk = HeadWalk {
+                as_id,
+                id: spec.id,
+                handler: Handler::Zap,
+                is_flush_inside: false,
+                is_polled,
+                start: base,
+                end: base.plus(spec.npages - 1),
+                level: PAGE_TABLE,
+                last_level: MAX_LEAF,
+                done: 0,
+                flush: false,
+            };
+            let npages = spec.npages;
+            return Ok(Kind::SlotFlush(SlotFlush {
+                plan,
+                walk,
+                is_begun: false,
+                is_walked: false,
+                base,
+                npages,
+                done: 0,
+            }));
+        }
+        let span = match plan.only {
+            Only::Slot => {
+                let (_, spec) = found.ok_or(Error::PlanNeeds("a slot"))?;
+                (Gfn(spec.base), spec.npages)
+            }
+            Only::GfnRange => {
+                let (start, end) = range.ok_or(Error::PlanNeeds("a gfn range"))?;
+                (Gfn(start), end.saturating_sub(start))
+            }
+            _ => (Gfn(0), 0),
+        };
+        Ok(Kind::List(ListRun { plan, span, phase: Phase::Start, next: None, batch: 0, step: 0 }))
+    }
+
+    fn begin_plan(&mut self, plan: ZapPlan) {
+        if plan.bump_valid_gen {
+            if self.config.kernel.has_invalidate_event {
+                let (valid_gen, used) = (self.valid_gen, self.used);
+                self.events.push(|| Event::InvalidateZapAll { valid_gen, used });
+            }
+            self.valid_gen = self.valid_gen.wrapping_add(1);
+        }
+        if plan.reload_roots == ReloadRoots::Before {
+            self.reload_remote_mmus();
+        }
+    }
+
+    // ---- list walks ----
+
+    fn note(&self, page: PageIdx) -> Option<Noted> {
+        page.some().map(|page| Noted { page, id: self.arena.key(page).id })
+    }
+
+    fn first_of(&self, walk: Walk) -> Option<Noted> {
+        self.note(match walk {
+            Walk::Tail => self.active.tail(),
+            Walk::Index => self.mmio_pages.head(),
+            Walk::Head | Walk::Slot => self.active.head(),
+        })
+    }
+
+    fn next_of(&self, walk: Walk, page: PageIdx) -> Option<Noted> {
+        self.note(match walk {
+            Walk::Tail => self.active.prev(page),
+            Walk::Index => self.arena.page(page).mmio_next,
+            Walk::Head | Walk::Slot => self.active.next(page),
+        })
+    }
+
+    /// Whether a noted page is still on the list the plan walks.
+    fn is_listed(&self, walk: Walk, noted: Noted) -> bool {
+        self.arena.key(noted.page).id == noted.id
+            && self.arena.page(noted.page).place == Place::Active
+            && (walk != Walk::Index
+                || self.active.is_mmio_cached(noted.page) && !self.arena.key(noted.page).role.invalid())
+    }
+
+    fn is_wanted(&self, list: &ListRun, page: PageIdx) -> bool {
+        let plan = &list.plan;
+        let is_chosen = match plan.only {
+            Only::All => true,
+            Only::MmioCached => self.active.is_mmio_cached(page),
+            Only::Obsolete => self.is_obsolete(page),
+            Only::Slot | Only::GfnRange => {
+                self.arena.key(page).gfn.0.wrapping_sub(list.span.0.0) < list.span.1
+            }
+        };
+        is_chosen
+            && match plan.skip {
+                Skip::None => true,
+                Skip::Invalid => !self.arena.key(page).role.invalid(),
+                Skip::InvalidInUse => {
+                    !(self.arena.key(page).role.invalid() && self.arena.page(page).root_count > 0)
+                }
+            }
+    }
+
+    fn restart_phase(&mut self, is_restart: bool) -> Phase {
+        if is_restart {
+            self.work.restarts += 1;
+            Phase::Restart
+        } else {
+            Phase::Visit
+        }
+    }
+
+    fn drive_list(&mut self, list: &mut ListRun, run: &mut Run) -> Step {
+        loop {
+            match list.phase {
+                Phase::Start | Phase::Restart => {
+                    self.stats.walk_starts += 1;
+                    self.work.walk_starts += 1;
+                    list.next = self.first_of(list.plan.walk);
+                    list.phase = Phase::Visit;
+                }
+                Phase::Visit => {
+                    let Some(noted) = list.next else { break };
+                    list.step += 1;
+                    if !self.is_listed(list.plan.walk, noted) {
+                        run.account.outcome = RunOutcome::StaleNext { page: noted.id, step: list.step };
+                        break;
+                    }
+                    self.stats.walk_visited += 1;
+                    self.work.walk_visited += 1;
+                    list.next = self.next_of(list.plan.walk, noted.page);
+                    if list.plan.stop == Stop::FirstNotObsolete && !self.is_obsolete(noted.page) {
+                        break;
+                    }
+                    if !self.is_wanted(list, noted.page) {
+                        continue;
+                    }
+                    if self.offer_before(list, noted, run) {
+                        return Step::LockBreak;
+                    }
+                    if self.prepare_noted(list, noted, run) {
+                        return Step::LockBreak;
+                    }
+                }
+                Phase::Prepare(noted) => {
+                    if !self.is_listed(list.plan.walk, noted) {
+                        run.account.outcome = RunOutcome::StaleNext { page: noted.id, step: list.step };
+                        break;
+                    }
+                    if self.prepare_noted(list, noted, run) {
+                        return Step::LockBreak;
+                    }
+                }
+            }
+        }
+        self.commit_run(run);
+        if list.plan.reload_roots == ReloadRoots::After {
+            self.reload_remote_mmus();
+        }
+        Step::Done
+    }
+
+    /// The offers made before a prepare; whether the lock is dropped.
+    fn offer_before(&mut self, list: &mut ListRun, noted: Noted, run: &mut Run) -> bool {
+        let is_offered = match list.plan.offer {
+            Offer::Batch(least) => list.batch >= u64::from(least),
+            Offer::WhenWanted => self.need_resched(),
+            Offer::Never | Offer::EachPage => false,
+        };
+        if !is_offered {
+            return false;
+        }
+        if list.plan.before_drop == BeforeDrop::Commit {
+            self.commit_run(run);
+        }
+        if !self.cond_resched() {
+            return false;
+        }
+        list.batch = 0;
+        list.phase = if list.plan.restart.on_lock_drop { self.restart_phase(true) } else { Phase::Prepare(noted) };
+        true
+    }
+
+    /// Prepares a page and decides how the walk goes on; whether the lock is dropped.
+    fn prepare_noted(&mut self, list: &mut ListRun, noted: Noted, run: &mut Run) -> bool {
+        let prepared = self.prepare_in_run(noted.page, run);
+        list.batch += u64::from(prepared.nr_zapped);
+        let rules = list.plan.restart;
+        if prepared.is_list_unstable && rules.on_unstable {
+            list.phase = self.restart_phase(true);
+            return false;
+        }
+        let is_restart = rules.on_nonzero && prepared.nr_zapped != 0;
+        if list.plan.offer == Offer::EachPage {
+            if list.plan.before_drop == BeforeDrop::Commit {
+                self.commit_run(run);
+            }
+            if self.cond_resched() {
+                list.phase = self.restart_phase(is_restart || rules.on_lock_drop);
+                return true;
+            }
+        }
+        list.phase = self.restart_phase(is_restart);
+        false
+    }
+
+    // ---- the slot plan ----
+
+    fn drive_slot_flush(&mut self, flush: &mut SlotFlush, run: &mut Run) -> Step {
+        if !flush.is_begun {
+            flush.is_begun = true;
+            if self.active.is_empty() {
+                return Step::Done;
+            }
+        }
+        if !flush.is_walked {
+            if self.walk_heads(&mut flush.walk) == Step::LockBreak {
+                return Step::LockBreak;
+            }
+            flush.is_walked = true;
+        }
+        let candidates = self.pages_between(flush);
+        let mut next = 0;
+        while flush.done < flush.npages {
+            let gap = match &candidates {
+                Some(gfns) => gfns.get(next).map_or(flush.npages, |&at| at) - flush.done,
+                None => 0,
+            };
+            let wanted = if gap > 0 {
+                let (made, wanted) = if flush.walk.is_polled { self.need_resched_many(gap) } else { (gap, false) };
+                flush.done += made;
+                self.work.heads_visited += made;
+                wanted
+            } else {
+                next += 1;
+                self.work.heads_visited += 1;
+                self.zap_pages_of(flush.base.plus(flush.done), flush.plan, run);
+                flush.done += 1;
+                flush.walk.is_polled && self.need_resched()
+            };
+            if wanted {
+                if flush.plan.before_drop == BeforeDrop::Commit {
+                    self.flush_or_zap(&mut run.invalid, flush.walk.flush);
+                    flush.walk.flush = false;
+                }
+                if self.cond_resched() {
+                    return Step::LockBreak;
+                }
+            }
+        }
+        self.flush_or_zap(&mut run.invalid, flush.walk.flush);
+        flush.walk.flush = false;
+        if flush.plan.reload_roots == ReloadRoots::After {
+            self.reload_remote_mmus();
+        }
+        Step::Done
+    }
+
+    /// Offsets of the slot's gfns that have pages, ascending, when that is shorter than asking for each gfn.
+    fn pages_between(&self, flush: &SlotFlush) -> Option<Vec<u64>> {
+        let left = flush.npages - flush.done;
+        if left <= self.active.len() as u64 {
+            return None;
+        }
+        let mut gfns: Vec<u64> = self
+            .active
+            .iter()
+            .map(|page| self.arena.key(page).gfn.0.wrapping_sub(flush.base.0))
+            .filter(|&at| at >= flush.done && at < flush.npages)
+            .collect();
+        gfns.sort_unstable();
+        gfns.dedup();
+        Some(gfns)
+    }
+
+    fn zap_pages_of(&mut self, gfn: Gfn, plan: ZapPlan, run: &mut Run) {
+        let list =
+            ListRun { plan, span: (gfn, 1), phase: Phase::Start, next: None, batch: 0, step: 0 };
+        let mut page = self.hash.first(gfn);
+        while page != PageIdx::NONE {
+            let key = self.arena.key(page);
+            let next = key.hash_next;
+            if key.gfn == gfn && !key.role.invalid() && self.is_wanted(&list, page) {
+                self.prepare_in_run(page, run);
+            }
+            page = next;
+        }
+    }
+
+    // ---- slot walks and ranges ----
+
+    fn slot_walk_run(&self, as_id: u8, id: u32, what: SlotWalk) -> Result<Kind> {
+        let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
+        let spec = *self.slot_spec(at);
+        let (handler, level, last_level) = match what {
+            SlotWalk::RemoveWriteAccess => (Handler::WriteProtect, PAGE_TABLE, MAX_LEAF),
+            SlotWalk::LeafClearDirty => (Handler::ClearDirty, PAGE_TABLE, PAGE_TABLE),
+            SlotWalk::LargepageRemoveWriteAccess => (Handler::WriteProtect, 2, MAX_LEAF),
+            SlotWalk::SetDirty => (Handler::SetDirty, PAGE_TABLE, MAX_LEAF),
+            SlotWalk::ZapCollapsible => (Handler::ZapCollapsible, PAGE_TABLE, PAGE_TABLE),
+        };
+        let is_flush_inside = handler == Handler::ZapCollapsible;
+        let start = Gfn(spec.base);
+        let walk = HeadWalk {
+            as_id,
+            id,
+            handler,
+            is_flush_inside,
+            is_polled: true,
+            start,
+            end: start.plus(spec.npages - 1),
+            level,
+            last_level,
+            done: 0,
+            flush: false,
+        };
+        Ok(Kind::Slot { walk, flush_after: (!is_flush_inside).then_some((start, spec.npages)) })
+    }
+
+    fn drive_slot_walk(&mut self, walk: &mut HeadWalk, flush_after: Option<(Gfn, u64)>, run: &mut Run) -> Step {
+        if self.walk_heads(walk) == Step::LockBreak {
+            return Step::LockBreak;
+        }
+        if walk.flush
+            && let Some((gfn, pages)) = flush_after
+        {
+            self.flush_remote_tlbs_with_address(gfn, pages);
+            walk.flush = false;
+            run.account.ret = 1;
+        }
+        Step::Done
+    }
+
+    fn range_run(&self, start: Gfn, end: Gfn) -> RangeRun {
+        let mut left: Vec<(u8, u32)> = (0_u8..)
+            .zip(&self.spaces)
+            .flat_map(|(as_id, space)| space.specs().iter().map(move |spec| (as_id, spec.id)))
+            .collect();
+        left.reverse();
+        let is_deferred = self.config.kernel.zap_range_defers && self.config.flush_range;
+        RangeRun { start, end, left, walk: None, flush: false, is_deferred }
+    }
+
+    fn drive_range(&mut self, range: &mut RangeRun) -> Step {
+        loop {
+            if let Some(walk) = &mut range.walk {
+                if self.walk_heads(walk) == Step::LockBreak {
+                    return Step::LockBreak;
+                }
+                range.flush |= walk.flush;
+                range.walk = None;
+            }
+            let Some((as_id, id)) = range.left.pop() else { break };
+            let Ok(Some(at)) = self.find_slot_id(as_id, id) else { continue };
+            let spec = self.slot_spec(at);
+            let start = range.start.max(Gfn(spec.base));
+            let end = range.end.min(Gfn(spec.base + spec.npages));
+            if start < end {
+                range.walk = Some(HeadWalk {
+                    as_id,
+                    id,
+                    handler: Handler::Zap,
+                    is_flush_inside: !range.is_deferred,
+                    is_polled: true,
+                    start,
+                    end: Gfn(end.0 - 1),
+                    level: PAGE_TABLE,
+                    last_level: MAX_LEAF,
+                    done: 0,
+                    flush: false,
+                });
+            }
+        }
+        if range.flush && range.is_deferred {
+            let pages = range.end.0.wrapping_sub(range.start.0).wrapping_add(1);
+            self.flush_remote_tlbs_with_address(range.start, pages);
+        }
+        Step::Done
+    }
+
+    // ---- batches ----
+
+    /// Begins a loop of the caller's own.
+    pub(super) fn batch_begin(&mut self) -> BatchId {
+        let id = self.runs.next;
+        self.runs.next = id.wrapping_add(1);
+        let batch = Batch { invalid: InvalidList::default(), account: Account::new(&self.work) };
+        self.runs.batches.insert(id, batch);
+        BatchId(id)
+    }
+
+    /// Prepares a page of the active list in it.
+    pub(super) fn batch_prepare(&mut self, id: BatchId, page: u32) -> Result<Prepared> {
+        let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
+        let prepared = match self.find_active(page) {
+            Ok(page) => {
+                let prepared = self.prepare_zap_page(page, &mut batch.invalid);
+                batch.account.nr_zapped += u64::from(prepared.nr_zapped);
+                Ok(prepared)
+            }
+            Err(error) => Err(error),
+        };
+        self.runs.batches.insert(id.0, batch);
+        prepared
+    }
+
+    /// Flushes and frees what the batch prepared.
+    pub(super) fn batch_commit(&mut self, id: BatchId) -> Result<RunReport> {
+        let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
+        self.commit_zap_page(&mut batch.invalid);
+        batch.account.close(&self.work);
+        Ok(batch.account.report())
+    }
+
+    /// Counts the start of a walk of the active list.
+    pub(super) const fn count_walk_start(&mut self) {
+        self.stats.walk_starts += 1;
+        self.work.walk_starts += 1;
+    }
+
+    /// Counts a visited page and gives its id.
+    pub(super) fn count_visit(&mut self, page: PageIdx) -> Option<u32> {
+        let page = page.some()?;
+        self.stats.walk_visited += 1;
+        self.work.walk_visited += 1;
+        Some(self.arena.key(page).id)
+    }
+
+    /// The page on the active list with this id.
+    pub(super) fn find_active(&self, id: u32) -> Result<PageIdx> {
+        self.arena
+            .find_id(id)
+            .filter(|&page| self.arena.page(page).place == Place::Active)
+            .ok_or(Error::Page(id))
+    }
+
+    /// Pages that wait on lists of runs and batches.
+    pub(super) fn prepared_elsewhere(&self) -> impl Iterator<Item = PageIdx> + '_ {
+        let runs = self.runs.waiting.values().flat_map(|run| run.invalid.iter());
+        let batches = self.runs.batches.values().flat_map(|batch| batch.invalid.iter());
+        runs.chain(batches)
+    }
+}
+
+impl RangeRun {
+    const fn nothing() -> Self {
+        Self { start: Gfn(0), end: Gfn(0), left: Vec::new(), walk: None, flush: false, is_deferred: false }
+    }
+}
