@@ -103,10 +103,9 @@ impl Event {
                 out,
                 r#"{{"event":"mark_mmio","id":{page},"index":{index},"gfn":{gfn},"access":{access},"gen":{mmio_gen}}}"#
             ),
-            Self::CheckMmio { spte, kvm_gen, spte_gen } => write!(
-                out,
-                r#"{{"event":"check_mmio","spte":"{spte:#x}","kvm_gen":{kvm_gen},"spte_gen":{spte_gen}}}"#
-            ),
+            Self::CheckMmio { spte, kvm_gen, spte_gen } => {
+                write!(out, r#"{{"event":"check_mmio","spte":"{spte:#x}","kvm_gen":{kvm_gen},"spte_gen":{spte_gen}}}"#)
+            }
             Self::HandleMmio { addr, gfn, access } => {
                 write!(out, r#"{{"event":"handle_mmio","addr":{addr},"gfn":{gfn},"access":{access}}}"#)
             }

@@ -112,8 +112,7 @@ impl MmuState {
         if self.make_mmu_pages_available().is_err() {
             return Ok(Handled::Retry);
         }
-        let mut mapping =
-            Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: false };
+        let mut mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: false };
         if !is_forced {
             self.thp_adjust(&mut mapping);
         }
@@ -226,8 +225,7 @@ impl MmuState {
         let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
         let mut run_start = None;
         for index in first..first + PTE_PREFETCH_NUM {
-            let is_open =
-                index != sptep.index() && !is_shadow_present(&self.masks, self.arena.spte(page.sptep(index)));
+            let is_open = index != sptep.index() && !is_shadow_present(&self.masks, self.arena.spte(page.sptep(index)));
             if is_open {
                 run_start = run_start.or(Some(index));
             } else if let Some(start) = run_start.take()

@@ -61,10 +61,10 @@ impl MmuState {
             let len = spec.index(walk.end, walk.level).wrapping_sub(first).wrapping_add(1);
             while walk.done < len {
                 let index = first.wrapping_add(walk.done);
-                let absent = self.slot_body(slot).rmap[usize::from(walk.level) - 1].absent_from(index).min(len - walk.done);
+                let absent =
+                    self.slot_body(slot).rmap[usize::from(walk.level) - 1].absent_from(index).min(len - walk.done);
                 let wanted = if absent > 0 {
-                    let (made, wanted) =
-                        if walk.is_polled { self.need_resched_many(absent) } else { (absent, false) };
+                    let (made, wanted) = if walk.is_polled { self.need_resched_many(absent) } else { (absent, false) };
                     self.work.heads_visited += made;
                     walk.done += made;
                     wanted

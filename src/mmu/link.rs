@@ -21,10 +21,7 @@ const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backing {
     /// A host frame.
-    Frame {
-        pfn: Pfn,
-        host_writable: bool,
-    },
+    Frame { pfn: Pfn, host_writable: bool },
     /// No slot: MMIO.
     NoSlot,
 }
@@ -96,7 +93,8 @@ impl MmuState {
             if mapping.level > PAGE_TABLE && !is_large(old) {
                 self.drop_parent_pte(child_of(old), sptep);
                 flush = true;
-            } else if matches!(mapping.backing, Backing::Frame { pfn, .. } if pfn_of(make_leaf_pfn(pfn)) == pfn_of(old)) {
+            } else if matches!(mapping.backing, Backing::Frame { pfn, .. } if pfn_of(make_leaf_pfn(pfn)) == pfn_of(old))
+            {
                 was_mapped = true;
             } else {
                 self.drop_spte(sptep);

@@ -135,7 +135,7 @@ impl Mmu {
         self.state.enter(vcpu)
     }
 
-    /// Loads a root; a vCPU that has one keeps it.
+    /// Loads a root, whether there is one or not.
     pub fn load(&mut self, vcpu: u16) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
         self.state.load(vcpu)

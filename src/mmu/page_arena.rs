@@ -153,8 +153,7 @@ impl PageArena {
             None => return None,
         };
         self.next_id = next_id;
-        self.keys[page.at()] =
-            PageKey { gfn, valid_gen, role, id, hash_next: PageIdx::NONE, hash_prev: PageIdx::NONE };
+        self.keys[page.at()] = PageKey { gfn, valid_gen, role, id, hash_next: PageIdx::NONE, hash_prev: PageIdx::NONE };
         self.pages[page.at()] = ShadowPage::default();
         self.by_id.insert(id, page);
         Some(page)

@@ -23,7 +23,12 @@ impl PageHash {
     /// An empty hash.
     #[must_use]
     pub fn new(kind: GfnHash) -> Self {
-        Self { heads: vec![PageIdx::NONE; 1 << KERNEL_SHIFT], bits: KERNEL_SHIFT, is_wide: kind == GfnHash::Wide, len: 0 }
+        Self {
+            heads: vec![PageIdx::NONE; 1 << KERNEL_SHIFT],
+            bits: KERNEL_SHIFT,
+            is_wide: kind == GfnHash::Wide,
+            len: 0,
+        }
     }
 
     /// Whether collisions mean the kernel's.

@@ -187,8 +187,7 @@ impl ZapPlan {
         reload_roots: ReloadRoots::No,
     };
     /// Ours: only the list of MMIO-caching pages; the same set of pages as `MERGED`.
-    pub const INDEXED: Self =
-        Self { walk: Walk::Index, skip: Skip::None, restart: NEVER, ..Self::MERGED };
+    pub const INDEXED: Self = Self { walk: Walk::Index, skip: Skip::None, restart: NEVER, ..Self::MERGED };
 
     /// The named plans.
     pub const NAMED: [(&'static str, Self); 8] = [

@@ -69,10 +69,7 @@ impl KernelProfile {
 
     /// The profile of this name.
     pub fn by_name(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|profile| profile.name == name)
-            .ok_or_else(|| Error::UnknownKernel(name.to_owned()))
+        Self::ALL.into_iter().find(|profile| profile.name == name).ok_or_else(|| Error::UnknownKernel(name.to_owned()))
     }
 
     /// The kernel's own generation layout.

@@ -25,12 +25,7 @@ impl MmuState {
 
     /// The list of a gfn at a level, and the store of lists.
     #[inline]
-    pub(super) fn rmap_head_mut(
-        &mut self,
-        as_id: u8,
-        gfn: Gfn,
-        level: u8,
-    ) -> Option<(&mut PteHead, &mut PteLists)> {
+    pub(super) fn rmap_head_mut(&mut self, as_id: u8, gfn: Gfn, level: u8) -> Option<(&mut PteHead, &mut PteLists)> {
         let space: &mut AddressSpace = &mut self.spaces[usize::from(as_id & 1)];
         let at = space.find(gfn)?;
         let index = space.specs()[at].index(gfn, level);

@@ -31,15 +31,13 @@ impl MmuState {
         if self.vcpus[vcpu].root == PageIdx::NONE { self.load(vcpu) } else { Ok(0) }
     }
 
-    /// Loads a root; a vCPU that has one keeps it.
+    /// Loads a root, also where there is one: the count of the one before is then never given back.
     pub(super) fn load(&mut self, vcpu: usize) -> Result<i32> {
-        if self.vcpus[vcpu].root != PageIdx::NONE {
-            return Ok(0);
-        }
         if self.make_mmu_pages_available().is_err() {
             return Ok(-ENOSPC);
         }
         let root = self.get_page(Gfn(0), self.vcpus[vcpu].role)?;
+        self.is_root_leaked |= self.vcpus[vcpu].root != PageIdx::NONE;
         self.arena.page_mut(root).root_count += 1;
         self.vcpus[vcpu].root = root;
         self.vcpus[vcpu].tlb.flush();

@@ -95,7 +95,8 @@ impl RmapHeads {
     #[must_use]
     pub fn absent_from(&self, index: u64) -> u64 {
         let (chunk, _) = place(index);
-        let absent = self.chunks[chunk.min(self.chunks.len())..].iter().take_while(|heads| heads.is_none()).count() as u64;
+        let absent =
+            self.chunks[chunk.min(self.chunks.len())..].iter().take_while(|heads| heads.is_none()).count() as u64;
         if absent == 0 { 0 } else { (index / CHUNK + absent) * CHUNK - index }
     }
 

@@ -111,12 +111,7 @@ impl MmuState {
                 put!(out, r#"[{index},"{spte:#x}"]"#);
             }
         });
-        put!(
-            out,
-            r#","unsync":{},"unsync_children":{},"valid_gen":"#,
-            u8::from(header.unsync),
-            header.unsync_children
-        );
+        put!(out, r#","unsync":{},"unsync_children":{},"valid_gen":"#, u8::from(header.unsync), header.unsync_children);
         put_optional(out, self.config.kernel.has_valid_gen.then_some(key.valid_gen));
         out.push('}');
     }
@@ -145,7 +140,14 @@ impl MmuState {
         put_list(out, vetoes, |out, (level, at, count)| {
             put!(out, "[{level},{at},{count}]");
         });
-        put!(out, r#","flags":{},"hva":"{:#x}","id":{},"npages":{},"rmap":"#, spec.flags, spec.hva, spec.id, spec.npages);
+        put!(
+            out,
+            r#","flags":{},"hva":"{:#x}","id":{},"npages":{},"rmap":"#,
+            spec.flags,
+            spec.hva,
+            spec.id,
+            spec.npages
+        );
         let heads =
             (1_u8..).zip(&body.rmap).flat_map(|(level, heads)| heads.iter().map(move |(at, head)| (level, at, head)));
         put_list(out, heads, |out, (level, at, head)| {
@@ -244,9 +246,8 @@ impl MmuState {
     pub(super) fn memory(&self) -> MemoryReport {
         let bytes = |size: usize| size as u64;
         let (headers, tables) = self.arena.size_bytes();
-        let (slots, rmap) = self.spaces.iter().map(AddressSpace::size_bytes).fold((0, 0), |sum, size| {
-            (sum.0 + size.0, sum.1 + size.1)
-        });
+        let (slots, rmap) =
+            self.spaces.iter().map(AddressSpace::size_bytes).fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         MemoryReport {
             shadow_pages: self.hash.len() as u64,
             headers: bytes(headers + self.active.size_bytes()),

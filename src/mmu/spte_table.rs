@@ -108,7 +108,8 @@ impl SpteTable {
             Self::Few(few) => (None, Some(few.iter()), None),
             Self::Full(words) => (None, None, Some(words)),
         };
-        let full = full.into_iter().flat_map(|words| (0_u16..).zip(words.iter().copied()).filter(|&(_, word)| word != 0));
+        let full =
+            full.into_iter().flat_map(|words| (0_u16..).zip(words.iter().copied()).filter(|&(_, word)| word != 0));
         one.into_iter().chain(few.into_iter().flatten()).chain(full)
     }
 

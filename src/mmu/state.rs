@@ -47,6 +47,8 @@ pub struct MmuState {
     pub(super) aliased: BTreeMap<Sptep, Gfn>,
     /// A call reported that its caller must flush, and none has come since.
     pub(super) is_flush_owed: bool,
+    /// A root was loaded over another, whose count stays.
+    pub(super) is_root_leaked: bool,
     pub(super) runs: Runs,
 }
 
@@ -76,6 +78,7 @@ impl MmuState {
             zapped_obsolete: InvalidList::default(),
             aliased: BTreeMap::new(),
             is_flush_owed: false,
+            is_root_leaked: false,
             runs: Runs::default(),
             config,
         })

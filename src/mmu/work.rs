@@ -37,9 +37,25 @@ pub struct Work {
 macro_rules! each_counter {
     ($macro:ident) => {
         $macro!(
-            walk_starts, walk_visited, restarts, pages_zapped, pages_freed, sptes_cleared, rmap_steps, parent_steps,
-            hash_probes, flushes, flushes_ranged, lock_breaks, lock_offers, lock_polls, faults, mmio_faults,
-            get_page_found, get_page_created, heads_visited
+            walk_starts,
+            walk_visited,
+            restarts,
+            pages_zapped,
+            pages_freed,
+            sptes_cleared,
+            rmap_steps,
+            parent_steps,
+            hash_probes,
+            flushes,
+            flushes_ranged,
+            lock_breaks,
+            lock_offers,
+            lock_polls,
+            faults,
+            mmio_faults,
+            get_page_found,
+            get_page_created,
+            heads_visited
         )
     };
 }

@@ -333,17 +333,13 @@ impl MmuState {
             Only::All => true,
             Only::MmioCached => self.active.is_mmio_cached(page),
             Only::Obsolete => self.is_obsolete(page),
-            Only::Slot | Only::GfnRange => {
-                self.arena.key(page).gfn.0.wrapping_sub(list.span.0.0) < list.span.1
-            }
+            Only::Slot | Only::GfnRange => self.arena.key(page).gfn.0.wrapping_sub(list.span.0.0) < list.span.1,
         };
         is_chosen
             && match plan.skip {
                 Skip::None => true,
                 Skip::Invalid => !self.arena.key(page).role.invalid(),
-                Skip::InvalidInUse => {
-                    !(self.arena.key(page).role.invalid() && self.arena.page(page).root_count > 0)
-                }
+                Skip::InvalidInUse => !(self.arena.key(page).role.invalid() && self.arena.page(page).root_count > 0),
             }
     }
 
@@ -520,8 +516,7 @@ impl MmuState {
     }
 
     fn zap_pages_of(&mut self, gfn: Gfn, plan: ZapPlan, run: &mut Run) {
-        let list =
-            ListRun { plan, span: (gfn, 1), phase: Phase::Start, next: None, batch: 0, step: 0 };
+        let list = ListRun { plan, span: (gfn, 1), phase: Phase::Start, next: None, batch: 0, step: 0 };
         let mut page = self.hash.first(gfn);
         while page != PageIdx::NONE {
             let key = self.arena.key(page);
@@ -674,10 +669,7 @@ impl MmuState {
 
     /// The page on the active list with this id.
     pub(super) fn find_active(&self, id: u32) -> Result<PageIdx> {
-        self.arena
-            .find_id(id)
-            .filter(|&page| self.arena.page(page).place == Place::Active)
-            .ok_or(Error::Page(id))
+        self.arena.find_id(id).filter(|&page| self.arena.page(page).place == Place::Active).ok_or(Error::Page(id))
     }
 
     /// Pages that wait on lists of runs and batches.

@@ -39,12 +39,5 @@ const fn disjoint(groups: &[u64]) -> bool {
     true
 }
 
-const _: () = assert!(disjoint(&[
-    WRITABLE,
-    LARGE,
-    HOST_WRITEABLE,
-    MMU_WRITEABLE,
-    PFN_FIELD,
-    SAVED_MASK << SAVED_SHIFT,
-    SPECIAL
-]));
+const _: () =
+    assert!(disjoint(&[WRITABLE, LARGE, HOST_WRITEABLE, MMU_WRITEABLE, PFN_FIELD, SAVED_MASK << SAVED_SHIFT, SPECIAL]));
