@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, str]] = [
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list rmap slots vcpu_mmu tlb"
-        " host_memory guest_memory invalid_list lock_polls spte_table stats events state",
+        " host_memory guest_memory invalid_list runs lock_polls spte_table stats events state",
     ),
     (
         "verbs",
