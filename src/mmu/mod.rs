@@ -365,18 +365,40 @@ impl Mmu {
         self.state.batch_commit(batch)
     }
 
-    /// First page of a counted walk of the active list.
-    pub fn active_first(&mut self, from_tail: bool) -> Option<u32> {
+    /// Begins a counted walk of the active list: its first page, not yet visited.
+    pub fn active_begin(&mut self, from_tail: bool) -> Option<u32> {
         self.state.count_walk_start();
         let page = if from_tail { self.state.active.tail() } else { self.state.active.head() };
-        self.state.count_visit(page)
+        page.some().map(|page| self.state.arena.key(page).id)
     }
 
-    /// The page after this one in a counted walk.
-    pub fn active_next(&mut self, page: u32, from_tail: bool) -> Result<Option<u32>> {
+    /// Visits a page of a counted walk and notes the one after it, as a safe walk does; an error if it has left the list.
+    pub fn active_visit(&mut self, page: u32, from_tail: bool) -> Result<Option<u32>> {
         let page = self.state.find_active(page)?;
+        self.state.count_visit(page);
         let next = if from_tail { self.state.active.prev(page) } else { self.state.active.next(page) };
-        Ok(self.state.count_visit(next))
+        Ok(next.some().map(|next| self.state.arena.key(next).id))
+    }
+
+    /// Facts of a live page that loops over many pages ask for: MMIO-caching, invalid, obsolete, in use as root.
+    #[must_use]
+    pub fn page_facts(&self, id: u32) -> Option<[bool; 4]> {
+        let page = self.state.arena.find_id(id)?;
+        let key = self.state.arena.key(page);
+        let is_in_use = self.state.arena.page(page).root_count > 0;
+        Some([self.state.active.is_mmio_cached(page), key.role.invalid(), self.state.is_obsolete(page), is_in_use])
+    }
+
+    /// How many pages stand on the active list.
+    #[must_use]
+    pub fn nr_active_pages(&self) -> usize {
+        self.state.active.iter().count()
+    }
+
+    /// Runs that wait at a lock break.
+    #[must_use]
+    pub fn nr_paused_runs(&self) -> usize {
+        self.state.nr_paused_runs()
     }
 
     // ---- watchers ----

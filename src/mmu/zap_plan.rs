@@ -672,6 +672,11 @@ impl MmuState {
         self.arena.find_id(id).filter(|&page| self.arena.page(page).place == Place::Active).ok_or(Error::Page(id))
     }
 
+    /// Runs that wait at a lock break.
+    pub(super) fn nr_paused_runs(&self) -> usize {
+        self.runs.waiting.len()
+    }
+
     /// Pages that wait on lists of runs and batches.
     pub(super) fn prepared_elsewhere(&self) -> impl Iterator<Item = PageIdx> + '_ {
         let runs = self.runs.waiting.values().flat_map(|run| run.invalid.iter());

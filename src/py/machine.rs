@@ -88,8 +88,7 @@ impl Mmu {
             pml,
             tdp_level: small("tdp_level", tdp_level)?,
             lpage_level: small("lpage_level", lpage_level)?,
-            vcpus: u16::try_from(vcpus)
-                .map_err(|_| errors::usage(py, format!("vcpus={vcpus}: expected 1 to 4096")))?,
+            vcpus: u16::try_from(vcpus).map_err(|_| errors::usage(py, format!("vcpus={vcpus}: expected 1 to 4096")))?,
             flush_range,
             generation: arguments::generation_layout(generation)?,
             plans: arguments::plans(plans, profile.plans())?,
@@ -378,14 +377,14 @@ impl Mmu {
     }
 
     fn active_walk(&self, py: Python<'_>, from_tail: bool) -> ActiveWalk {
-        let first = self.call(py, |mmu| mmu.active_first(from_tail));
+        let first = self.call(py, |mmu| mmu.active_begin(from_tail));
         ActiveWalk { next: Mutex::new(first), from_tail }
     }
 
     fn active_walk_next(&self, py: Python<'_>, walk: &ActiveWalk) -> PyResult<Option<u32>> {
         let mut next = walk.next.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(page) = *next else { return Ok(None) };
-        let after = self.call(py, |mmu| mmu.active_next(page, walk.from_tail)).map_err(|_| {
+        let after = self.call(py, |mmu| mmu.active_visit(page, walk.from_tail)).map_err(|_| {
             errors::stale_next(
                 py,
                 format!("shadow page {page} has left the active list while the walk had it cached as its next"),
@@ -402,13 +401,22 @@ impl Mmu {
         view.map(|view| reports::page(py, &view)).transpose()
     }
 
+    fn page_facts(&self, py: Python<'_>, id: u32) -> PyResult<[bool; 4]> {
+        self.call(py, |mmu| mmu.page_facts(id))
+            .ok_or_else(|| errors::usage(py, format!("shadow page {id}: there is no such page")))
+    }
+
+    #[getter]
+    fn paused_runs(&self, py: Python<'_>) -> usize {
+        self.call(py, |mmu| mmu.nr_paused_runs())
+    }
+
     fn active_page_ids(&self, py: Python<'_>) -> Vec<u32> {
         self.call(py, |mmu| mmu.active_page_ids())
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (stats, used, max) =
-            self.call(py, |mmu| (mmu.stats(), mmu.used_mmu_pages(), mmu.max_mmu_pages()));
+        let (stats, used, max) = self.call(py, |mmu| (mmu.stats(), mmu.used_mmu_pages(), mmu.max_mmu_pages()));
         let dict = PyDict::new(py);
         for (name, value) in stats.named() {
             dict.set_item(name, value)?;
@@ -458,7 +466,7 @@ impl Mmu {
 
     #[getter]
     fn nr_active_pages(&self, py: Python<'_>) -> usize {
-        self.call(py, |mmu| mmu.active_page_ids().len())
+        self.call(py, |mmu| mmu.nr_active_pages())
     }
 
     fn events_json(&self, py: Python<'_>) -> String {

@@ -163,7 +163,8 @@ class Codec:
     def explain(self, spte: int | str, generation: int | None = None) -> str:
         """The same as text for a person."""
         found = self.decode_spte(spte, generation)
-        lines = [f"{found['raw']}  {found['kind']}  ({self.profile.name}, {self.family}, {self.phys_bits} physical bits)"]
+        host = f"{self.profile.name}, {self.family}, {self.phys_bits} physical bits"
+        lines = [f"{found['raw']}  {found['kind']}  ({host})"]
         lines += [str(Bits(*group)) for group in found["bits"]]
         if "fresh" in found and found["kind"] == "mmio":
             verdict = "fresh: the access is emulated" if found["fresh"] else "stale: the fault is taken again"

@@ -53,22 +53,22 @@ class Page:
     @property
     def mmio_cached(self) -> bool:
         """Whether the page ever held an MMIO SPTE."""
-        return bool(self._vm.core.page_flags(self.id) & 1)
+        return self._vm.core.page_facts(self.id)[0]
 
     @property
     def invalid(self) -> bool:
         """Whether the page was zapped while in use as a root."""
-        return bool(self._vm.core.page_flags(self.id) & 2)
+        return self._vm.core.page_facts(self.id)[1]
 
     @property
     def obsolete(self) -> bool:
         """Whether its generation is not the VM's valid one."""
-        return bool(self._vm.core.page_flags(self.id) & 4)
+        return self._vm.core.page_facts(self.id)[2]
 
     @property
     def in_use(self) -> bool:
         """Whether a vCPU has it as root."""
-        return bool(self._vm.core.page_flags(self.id) & 8)
+        return self._vm.core.page_facts(self.id)[3]
 
     @property
     def gfn(self) -> int:
