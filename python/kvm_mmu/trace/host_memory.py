@@ -15,8 +15,9 @@ from enum import Enum
 Op = dict[str, object]
 Apply = Callable[[Op], dict[str, object]]
 
-#: Host ranges are handed out upwards from here. Multiples of 1 GiB: a slot's base and its host address then agree
-#: modulo every page size that its base is aligned to. Small ranges keep all slots below the end of user addresses.
+#: Host ranges are handed out upwards from here. Multiples of 1 GiB: a slot's base and its host address then
+#: agree modulo every page size that its base is aligned to. Small ranges keep all slots below the end of user
+#: addresses.
 _FIRST = 1 << 36
 _RANGE = 1 << 30
 #: A slot cannot have this size; it is refused whatever its host address.

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 #: The prefix is short; looking no further keeps a hostile 10 MB line from costing more than any other.
 _PREFIX_MAX = 512
-_PREFIX = re.compile(r"\s*(.{16,}?)\s+\[(\d+)\]\s+(\S+\s+)?(\d+\.\d+):\s+(\w+):\s?")
+#: A task's column has 16 characters at least, and a blank behind it.
+_TASK_MIN = 16
+_FROM_CPU = re.compile(r"\[(\d+)\]\s+(?:\S+\s+)?(\d+\.\d+):\s+(\w+):\s?")
 _PROBE_ADDRESS = re.compile(r"\([\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+( \[\w+\])?( <- [^)]*)?\)\s*")
 _LOST = re.compile(r"^CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
 
@@ -32,11 +34,15 @@ class Line(NamedTuple):
 
 def parse_line(text: str) -> Line | None:
     """The event of a line, or None: a header, a comment, a lost-events note, or not ftrace text at all."""
-    found = _PREFIX.match(text[:_PREFIX_MAX])
-    if found is None:
-        return None
-    cpu = int(found[2]) if len(found[2]) < 10 else -1
-    return Line(found[1].strip(), cpu, found[4], found[5], text[found.end() :], found.start(5), found.end())
+    bracket = text.find("[", _TASK_MIN + 1, _PREFIX_MAX)
+    while bracket > 0:
+        found = _FROM_CPU.match(text, bracket, bracket + _PREFIX_MAX)
+        if found is not None and text[bracket - 1].isspace():
+            cpu = int(found[1]) if len(found[1]) < 10 else -1
+            task = text[:bracket].strip()
+            return Line(task, cpu, found[2], found[3], text[found.end() :], found.start(3), found.end())
+        bracket = text.find("[", bracket + 1, _PREFIX_MAX)
+    return None
 
 
 def clean_body(body: str) -> str:

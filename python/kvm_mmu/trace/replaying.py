@@ -22,6 +22,7 @@ from kvm_mmu.trace.markers import number
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.normalise import alike, normalise
 from kvm_mmu.trace.recorder_5x import Recorder5x
+from kvm_mmu.trace.recorder_6x import Recorder6x, read_events
 from kvm_mmu.trace.source import display_name, read_lines
 from kvm_mmu.trace.stripping import Recorded, Stripped, is_stripped, operations_beside, strip, wants_answers
 
@@ -151,22 +152,51 @@ def replay(
     facts, recording = _prepare(path, name, lines, host, operations)
     profile = kernel or _kernel_of(facts, name)
     predictions: list[Prediction] = []
-    inputs = list(read_inputs(recording.lines, name))
-    if not inputs:
-        raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
-    if not profile.startswith("v5"):
-        raise TraceError(f"{name}: replay of {profile} is not built yet")
-    translator = Recorder5x(factory, profile, facts, predictions.append)
-    translator.vcpus_needed = _vcpus(inputs, name)
-    for item in inputs:
-        translator.feed(item, f"{name}:{item.line}")
-    report = Report(
-        name, profile, predictions, inferred=facts.inferred, ignored_operations=translator.ignored
-    )
+    drive = _drive_5x if profile.startswith("v5") else _drive_6x
+    ignored = drive(factory, profile, facts, recording, name, predictions)
+    report = Report(name, profile, predictions, inferred=facts.inferred, ignored_operations=ignored)
     report.host_answers = sum(1 for text in recording.lines if ": replay_host_answer: " in text[:512])
     if recording.recorded:
         _compare(report, recording, lines, str(facts.values.get("release") or profile))
     return report
+
+
+def _drive_5x(
+    factory: EngineFactory,
+    profile: str,
+    facts: HostFacts,
+    recording: Stripped,
+    name: str,
+    out: list[Prediction],
+) -> dict[str, int]:
+    inputs = list(read_inputs(recording.lines, name))
+    if not inputs:
+        raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
+    translator = Recorder5x(factory, profile, facts, out.append)
+    translator.vcpus_needed = _vcpus(inputs, name)
+    for item in inputs:
+        translator.feed(item, f"{name}:{item.line}")
+    return translator.ignored
+
+
+def _drive_6x(
+    _factory: EngineFactory,
+    profile: str,
+    facts: HostFacts,
+    recording: Stripped,
+    name: str,
+    out: list[Prediction],
+) -> dict[str, int]:
+    if profile not in ("v6.1", "v6.12"):
+        raise TraceError(f"kernel {profile!r}: replay knows v5.0, v5.2, v6.1 and v6.12")
+    events = read_events(recording.lines, name)
+    if not events:
+        raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
+    translator = Recorder6x(profile, facts, frozenset(event.name for event in events), out.append)
+    for event in events:
+        translator.feed(event, f"{name}:{event.line}")
+    translator.finish()
+    return translator.ignored
 
 
 def _prepare(

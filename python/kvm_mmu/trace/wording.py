@@ -73,6 +73,16 @@ def error_text(error_code: int) -> str:
     return "|".join(name for bit, name in _PFERR if error_code & bit)
 
 
+def error_flags(error_code: int, kernel: str) -> str:
+    """The error code as v6.1 and v6.12 print it: flags, and what is left as one number; v6.1 knows its low 32
+    bits only."""
+    if kernel != "v6.12":
+        error_code &= 0xFFFFFFFF
+    rest = error_code & ~sum(bit for bit, _ in _PFERR)
+    names = [name for bit, name in _PFERR if error_code & bit]
+    return "|".join([*names, *([f"{rest:#x}"] if rest else [])])
+
+
 _WORDINGS = {"v5.0": Wording(gen="x", gpte_bytes=False), "v5.2": Wording(gen=None, gpte_bytes=True)}
 _ALIKE = {"v5.0-seed": "v5.0", "v5.1": "v5.2", "v5.3": "v5.2"}
 

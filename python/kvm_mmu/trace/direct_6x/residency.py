@@ -1,0 +1,111 @@
+"""Which host pages of the 6.x recorder are resident and writable, where a trace carries no host answers.
+
+Owns: the recorder's backings, what it touched before the guest ran, and what faults made of pages since. A
+page that is not resident reads as the zero page: mapped, not host-writable, and not found by the lookup that
+prefetch uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_PAGES_2M = 512
+_FULLY_WRITTEN = frozenset({"data", "churn"})
+#: Code of the three guest modes, the command page.
+_LOW_TOUCHED = (1, 2, 3, 8)
+_SMM_HANDLER = 0x38
+_FIRST_TABLE = 0x100
+#: (bits an index has, levels) of guest page tables
+_PAGING = {"long": (9, 4), "long5": (9, 5), "pae": (9, 3), "p32": (10, 2)}
+
+
+@dataclass(frozen=True)
+class Backing:
+    """Host memory of the recorder, by host page number."""
+
+    name: str
+    first: int
+    npages: int
+    thp: bool
+
+
+class Residency:
+    """Resident host pages."""
+
+    def __init__(self) -> None:
+        self._backings: list[Backing] = []
+        self._resident: set[int] = set()
+        self._mapped_2m: set[int] = set()
+        self._tables: set[tuple[int, int, int]] = set()
+
+    def add_backing(self, name: str, hva: int, size: int, thp: bool) -> None:
+        """The recorder made a backing and wrote some of it."""
+        backing = Backing(name, hva >> 12, size >> 12, thp)
+        self._backings.append(backing)
+        if name == "low":
+            for page in _LOW_TOUCHED:
+                self.touch(backing.first + page)
+            self._touch_tables(backing)
+
+    def is_resident(self, page: int) -> bool:
+        """Whether the host page is there and writable."""
+        if page in self._resident:
+            return True
+        backing = self._find(page)
+        return backing is not None and backing.name in _FULLY_WRITTEN
+
+    def touch(self, page: int) -> None:
+        """A write made the page resident, with its whole aligned 2 MiB where it can be a huge page."""
+        backing = self._find(page)
+        if backing is not None and self._huge_range(backing, page):
+            start = page & -_PAGES_2M
+            self._resident.update(range(start, start + _PAGES_2M))
+        else:
+            self._resident.add(page)
+
+    def is_mapped_2m(self, page: int) -> bool:
+        """Whether the host maps this page with 2 MiB."""
+        backing = self._find(page)
+        if backing is not None and self._huge_range(backing, page):
+            return self.is_resident(page)
+        return page & -_PAGES_2M in self._mapped_2m
+
+    def note_2m(self, page: int) -> None:
+        """A fault was told that the host maps this page with 2 MiB."""
+        self._mapped_2m.add(page & -_PAGES_2M)
+
+    def map_guest_range(self, mode: str, root: int, gva: int, size: int, level: int) -> None:
+        """The recorder wrote guest page tables for a range: each distinct table takes one more page of
+        `low`."""
+        if mode not in _PAGING or not 1 <= level <= 4:
+            return
+        bits, top = _PAGING[mode]
+        self._tables.add((root, top, 0))
+        for above in range(top, level, -1):
+            shift = 12 + bits * (above - 1)
+            for index in range(gva >> shift, (gva + max(size, 1) - 1 >> shift) + 1):
+                self._tables.add((root, above - 1, index))
+        for backing in self._backings:
+            if backing.name == "low":
+                self._touch_tables(backing)
+
+    def touch_smm_handler(self) -> None:
+        """The recorder wrote the handler of system management mode."""
+        for backing in self._backings:
+            if backing.name == "low":
+                self.touch(backing.first + _SMM_HANDLER)
+
+    def _touch_tables(self, low: Backing) -> None:
+        for number in range(min(len(self._tables), low.npages - _FIRST_TABLE)):
+            self.touch(low.first + _FIRST_TABLE + number)
+
+    def _huge_range(self, backing: Backing, page: int) -> bool:
+        start = page & -_PAGES_2M
+        return backing.thp and backing.first <= start and start + _PAGES_2M <= backing.first + backing.npages
+
+    def _find(self, page: int) -> Backing | None:
+        return next(self._matching(page), None)
+
+    def _matching(self, page: int) -> Iterator[Backing]:
+        return (b for b in self._backings if b.first <= page < b.first + b.npages)
