@@ -12,6 +12,7 @@ use super::level::table_index;
 use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::WRITABLE;
 use super::state::MmuState;
+use super::tlb::Translation;
 use super::views::{AccessKind, AccessResult, Outcome};
 use super::walk::{child_of, is_last};
 
@@ -25,6 +26,7 @@ struct HardwarePath {
     places: [Sptep; 5],
     len: usize,
     leaf: u64,
+    level: u8,
 }
 
 impl MmuState {
@@ -66,7 +68,8 @@ impl MmuState {
             Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
         }?;
         self.set_accessed_dirty(vcpu, gpa, kind, &path);
-        self.vcpus[vcpu].tlb.fill(Gfn::of_gpa(gpa), path.leaf);
+        let (leaf, level) = (path.leaf, path.level);
+        self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gpa), leaf, level });
         Ok(())
     }
 
@@ -125,7 +128,7 @@ impl MmuState {
     ) -> std::result::Result<HardwarePath, u64> {
         let mut page = root;
         let mut level = self.arena.key(root).role.level();
-        let mut path = HardwarePath { places: [Sptep(0); 5], len: 0, leaf: 0 };
+        let mut path = HardwarePath { places: [Sptep(0); 5], len: 0, leaf: 0, level };
         loop {
             let sptep = page.sptep(table_index(gpa, level));
             let spte = self.arena.spte(sptep);
@@ -138,6 +141,7 @@ impl MmuState {
             }
             if is_last(spte, level) {
                 path.leaf = spte;
+                path.level = level;
                 return Ok(path);
             }
             page = child_of(spte);

@@ -29,12 +29,6 @@ impl InvalidList {
         self.pages.is_empty()
     }
 
-    /// How many wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.pages.len()
-    }
-
     /// The pages, the one zapped last first, as the kernel's list has them.
     pub fn iter(&self) -> impl Iterator<Item = PageIdx> + '_ {
         self.pages.iter().rev().copied()
@@ -44,11 +38,6 @@ impl InvalidList {
     pub fn flushed(&mut self, flush: impl FnOnce()) -> Flushed {
         flush();
         Flushed { pages: std::mem::take(&mut self.pages) }
-    }
-
-    /// Takes the pages of another list over.
-    pub fn append(&mut self, other: &mut Self) {
-        self.pages.append(&mut other.pages);
     }
 }
 

@@ -57,10 +57,4 @@ impl LockPolls {
         }
         taken
     }
-
-    /// cond_resched calls and need_resched polls since the periods were set.
-    #[must_use]
-    pub const fn counts(&self) -> (u64, u64) {
-        (self.cond, self.need)
-    }
 }

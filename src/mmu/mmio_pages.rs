@@ -24,12 +24,6 @@ impl MmioPages {
         self.len
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Puts a page at the head.
     pub fn push_head(&mut self, arena: &mut PageArena, page: PageIdx) {
         let next = self.head;

@@ -62,6 +62,7 @@ mod zap_plan;
 mod audit;
 mod snapshot;
 
+pub use audit::INVARIANTS;
 pub use config::{Config, EventMode, Family, GfnHash};
 pub use error::{Error, Result};
 pub use events::{Event, Events, PageFacts};

@@ -219,6 +219,12 @@ impl PageArena {
         self.tables[sptep.page().at()].get(sptep.index())
     }
 
+    /// Whether the index was ever used.
+    #[must_use]
+    pub fn has(&self, page: PageIdx) -> bool {
+        page != PageIdx::NONE && page.at() < self.keys.len()
+    }
+
     /// Every index ever used, free ones included.
     pub fn indices(&self) -> impl Iterator<Item = PageIdx> + use<> {
         (1..u32::try_from(self.keys.len()).unwrap_or(u32::MAX)).map(PageIdx)

@@ -57,18 +57,6 @@ impl RmapHeads {
         }
     }
 
-    /// How many heads there are.
-    #[must_use]
-    pub const fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The head at an index, empty beyond the end.
     #[inline]
     #[must_use]

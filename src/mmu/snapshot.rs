@@ -238,7 +238,7 @@ impl MmuState {
             mmio_gfn: vcpu.mmio.gfn.0,
             mmio_access: vcpu.mmio.access,
             mmio_gen: vcpu.mmio.slots_gen,
-            tlb: vcpu.tlb.iter().map(|(gfn, leaf)| (gfn.0, leaf)).collect(),
+            tlb: vcpu.tlb.iter().map(|line| (line.gfn.0, line.leaf)).collect(),
         })
     }
 

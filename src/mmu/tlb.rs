@@ -8,18 +8,29 @@ const WAYS: usize = 64;
 /// A small direct-mapped TLB, made on the first use.
 #[derive(Clone, Debug, Default)]
 pub struct Tlb {
-    lines: Vec<Option<(Gfn, u64)>>,
+    lines: Vec<Option<Translation>>,
+}
+
+/// A translation: the leaf, and the level it stood at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The gfn asked for.
+    pub gfn: Gfn,
+    /// The leaf's word.
+    pub leaf: u64,
+    /// Its level.
+    pub level: u8,
 }
 
 impl Tlb {
     /// Remembers the leaf a walk ended on.
     #[inline]
-    pub fn fill(&mut self, gfn: Gfn, leaf: u64) {
+    pub fn fill(&mut self, translation: Translation) {
         if self.lines.is_empty() {
             self.lines = vec![None; WAYS];
         }
         // The index is below 64.
-        self.lines[(gfn.0 % WAYS as u64) as usize] = Some((gfn, leaf));
+        self.lines[(translation.gfn.0 % WAYS as u64) as usize] = Some(translation);
     }
 
     /// Forgets everything.
@@ -31,14 +42,14 @@ impl Tlb {
     /// Forgets a range of gfns.
     pub fn flush_range(&mut self, start: Gfn, npages: u64) {
         for line in &mut self.lines {
-            if line.is_some_and(|(gfn, _)| gfn.0.wrapping_sub(start.0) < npages) {
+            if line.is_some_and(|line| line.gfn.0.wrapping_sub(start.0) < npages) {
                 *line = None;
             }
         }
     }
 
-    /// What it holds: gfn and leaf.
-    pub fn iter(&self) -> impl Iterator<Item = (Gfn, u64)> + '_ {
+    /// What it holds.
+    pub fn iter(&self) -> impl Iterator<Item = Translation> + '_ {
         self.lines.iter().flatten().copied()
     }
 }

@@ -677,6 +677,11 @@ impl MmuState {
         self.runs.waiting.len()
     }
 
+    /// Whether a run or a batch is under way.
+    pub(super) fn has_unfinished_runs(&self) -> bool {
+        !self.runs.waiting.is_empty() || !self.runs.batches.is_empty()
+    }
+
     /// Pages that wait on lists of runs and batches.
     pub(super) fn prepared_elsewhere(&self) -> impl Iterator<Item = PageIdx> + '_ {
         let runs = self.runs.waiting.values().flat_map(|run| run.invalid.iter());
