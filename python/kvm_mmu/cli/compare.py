@@ -1,0 +1,148 @@
+"""`kvm-mmu compare INPUT... --plan P ...`: zap plans on what a guest did; exit status 1 when one had nothing to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.compare import compare
+from kvm_mmu.lab.forced_event import EVENTS
+from kvm_mmu.lab.scale import MMIO_PLACES
+from kvm_mmu.machine.zap_plan import ZapPlan, plans
+
+_UNITS = {"k": 1_000, "m": 1_000_000}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("compare", help="compare zap plans on a workload", description=__doc__)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="scenario or result file, or a recording")
+    parser.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        metavar="PLAN",
+        help=f"a name ({', '.join(plans)}, or all), walk=..,only=.., or module:object; several times or with spaces",
+    )
+    parser.add_argument(
+        "--at", choices=EVENTS, default="end", help="the event forced at the end (default: end)"
+    )
+    parser.add_argument("--scale", default="", metavar="N,N", help="numbers of live pages, as 1k,10k,100k")
+    parser.add_argument(
+        "--mmio-share", default=None, metavar="P", help="with --scale: share of MMIO pages, as 1%%"
+    )
+    parser.add_argument(
+        "--mmio-place", choices=MMIO_PLACES, default="input", help="with --scale: how old MMIO pages are"
+    )
+    parser.add_argument(
+        "--contend", type=int, default=0, metavar="N", help="every N-th offer of the lock is taken"
+    )
+    parser.add_argument("--kernel", help="kernel to model (default: the input's)")
+    parser.add_argument("--host", metavar="FILE|JSON", help="facts of a recording's host")
+    parser.add_argument("-o", "--out", metavar="DIR", help="write CSV, JSON and SVG here")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
+
+
+def parse_sizes(text: str) -> list[int]:
+    """`1k,10k,100k` as numbers.
+
+    Raises:
+        UsageError: not such a list.
+    """
+    sizes = []
+    for part in filter(None, (p.strip().lower() for p in text.split(","))):
+        number, unit = (part[:-1], _UNITS[part[-1]]) if part[-1] in _UNITS else (part, 1)
+        if not number.isdecimal() or not int(number):
+            raise UsageError(f"--scale {text!r}: {part!r}, expected numbers of pages as 1k,10k,100k")
+        sizes.append(int(number) * unit)
+    return sizes
+
+
+def parse_share(text: str) -> float:
+    """`1%` or `0.01` as a fraction.
+
+    Raises:
+        UsageError: neither, or outside 0 to 1.
+    """
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise UsageError(f"--mmio-share {text!r}: expected a share as 1% or 0.01") from None
+    if not 0.0 <= value <= 1.0:
+        raise UsageError(f"--mmio-share {text!r}: expected 0 to 1, or 0% to 100%")
+    return value
+
+
+def parse_plans(texts: list[str]) -> list[ZapPlan]:
+    """Plans from the command line; `all` means every named one."""
+    found: list[ZapPlan] = []
+    for text in (word for words in texts for word in words.split()):
+        found += list(plans.values()) if text == "all" else [ZapPlan.parse(text)]
+    if not found:
+        raise UsageError(f"no --plan: give names of {', '.join(plans)}, or all")
+    return list(dict.fromkeys(found))
+
+
+def host_facts(text: str | None) -> dict[str, object] | None:
+    """`--host` as a file or as JSON text."""
+    if text is None:
+        return None
+    try:
+        if not text.lstrip().startswith("{"):
+            text = Path(text).read_text(encoding="utf-8")
+        value = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--host {text[:60]!r}: expected JSON or a file of it ({error})") from error
+    if not isinstance(value, dict):
+        raise UsageError("--host: expected a JSON object")
+    return value
+
+
+def reporter() -> Callable[[str], None]:
+    """Progress on stderr, on a terminal only: one line that is written over."""
+    if not sys.stderr.isatty():
+        return lambda _text: None
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def clear_progress() -> None:
+    """Remove the progress line."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print."""
+    share = None if args.mmio_share is None else parse_share(args.mmio_share)
+    sizes = parse_sizes(args.scale)
+    if share is not None and not sizes:
+        raise UsageError("--mmio-share: expected --scale with it")
+    result = compare(
+        args.inputs,
+        parse_plans(args.plan),
+        at=args.at,
+        scale=sizes,
+        kernel=args.kernel,
+        host=host_facts(args.host),
+        mmio_share=share,
+        mmio_place=args.mmio_place,
+        contend=args.contend,
+        progress=reporter(),
+    )
+    clear_progress()
+    written = [str(path) for path in result.write(args.out)] if args.out else []
+    if args.json:
+        print(json.dumps({**result.to_dict(), "written": written}, indent=1))
+    else:
+        print(result.to_text())
+        for path in written:
+            print(f"written: {path}")
+        for name, plan in result.not_exercised:
+            print(f"not exercised: {plan} had nothing to do at the {args.at} of {name}")
+    return 1 if result.findings else 0

@@ -1,0 +1,45 @@
+"""`kvm-mmu gallery thread`: the seed thread's claims answered by runs, each line with the digest of its run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from kvm_mmu.cli.compare import clear_progress, parse_sizes, reporter
+from kvm_mmu.lab.gallery import SCHEMA
+from kvm_mmu.lab.thread import CLAIMS, answers, page
+from kvm_mmu.lab.thread_restart import SIZES
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("gallery", help="claims and figures answered by runs", description=__doc__)
+    parser.add_argument("gallery", choices=("thread",), help="which gallery")
+    parser.add_argument("claims", nargs="*", metavar="S1..S9", help="only these claims")
+    parser.add_argument("--scale", default=None, metavar="N,N", help="sizes of S4 (default: 1k,10k,100k)")
+    parser.add_argument("--markdown", action="store_true", help="as a page (docs/the-thread.md)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the gallery; each answer as soon as it is there."""
+    sizes = parse_sizes(args.scale) if args.scale else SIZES
+    found = answers(args.claims or CLAIMS, sizes, reporter())
+    if args.markdown or args.json:
+        whole = list(found)
+        clear_progress()
+        if args.markdown:
+            print(page(whole), end="")
+        else:
+            print(
+                json.dumps(
+                    {"schema": SCHEMA, "gallery": "thread", "answers": [a.to_dict() for a in whole]}, indent=1
+                )
+            )
+        return 0
+    for answer in found:
+        clear_progress()
+        print(answer.to_text() + "\n", flush=True)
+    return 0

@@ -1,0 +1,281 @@
+"""`Comparison`: the result of comparing plans. Exact counts in columns, measured wall time apart, fits, pictures.
+
+Invariant: nothing in `columns` depends on a clock; `measured` holds the only times, and they are ours, not a kernel's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.fit import Fit
+from kvm_mmu.view.html import table_html
+from kvm_mmu.view.svg import Series, bars, curves
+from kvm_mmu.view.tables import csv_text, records, text_table
+from kvm_mmu.view.whole_file import write_all
+
+SCHEMA = "kvm-mmu/compare/1"
+#: Every column of a comparison, in order; each is exact and the same on every run.
+COLUMNS = (
+    "input",
+    "kernel",
+    "at",
+    "plan",
+    "pages",
+    "mmio_pages",
+    "outcome",
+    "nodes_visited",
+    "restarts",
+    "pages_zapped",
+    "sptes_cleared",
+    "rmap_steps",
+    "parent_steps",
+    "flushes",
+    "lock_breaks",
+    "longest_hold",
+    "work_units",
+    "tables_rebuilt",
+    "faults_again",
+    "updates_per_event",
+    "units_per_update",
+    "tables_per_update",
+    "faults_per_update",
+    "digest",
+)
+#: The two tables that a terminal shows.
+WORK = (
+    *(
+        "plan",
+        "pages",
+        "mmio_pages",
+        "nodes_visited",
+        "restarts",
+        "pages_zapped",
+        "sptes_cleared",
+        "rmap_steps",
+    ),
+    *("parent_steps", "flushes", "lock_breaks", "outcome"),
+)
+COST = (
+    *(
+        "plan",
+        "pages",
+        "longest_hold",
+        "tables_rebuilt",
+        "faults_again",
+        "updates_per_event",
+        "units_per_update",
+    ),
+    *("tables_per_update", "faults_per_update", "digest"),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One line of input and scaled run side by side: what, of the input, of the scaled run, whether within 5 %."""
+
+    what: str
+    of_input: float | None
+    of_scaled: float | None
+    within: bool | None
+    why: str = ""
+
+
+@dataclass
+class Comparison:
+    """Plans compared: one row an input, a size and a plan."""
+
+    rows: list[dict[str, Any]]
+    measured_rows: list[dict[str, Any]] = field(default_factory=list)
+    fits: list[dict[str, Any]] = field(default_factory=list)
+    sides: dict[str, list[Side]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    plans: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        names = list(dict.fromkeys(row["plan"] for row in self.rows))
+        return f"<Comparison of {len(names)} plans ({', '.join(names[:6])}), {len(self.rows)} rows>"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    # -- columns ------------------------------------------------------------------------------------------------
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list; None where a value does not apply."""
+        return [row[name] for row in self.rows]
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns as numpy arrays: counts int64 (float64 with NaN where some do not apply), words as objects."""
+        return {name: _array(self.column(name)) for name in COLUMNS}
+
+    @property
+    def measured(self) -> dict[str, npt.NDArray[Any]]:
+        """Measured wall time of our own code, seconds, by input, pages and plan; never part of `columns`."""
+        return {
+            name: _array([row[name] for row in self.measured_rows])
+            for name in ("input", "pages", "plan", "measured_wall_seconds")
+        }
+
+    @property
+    def not_exercised(self) -> list[tuple[str, str]]:
+        """(input, plan) of every plan that had nothing to do."""
+        return [(row["input"], row["plan"]) for row in self.rows if row["outcome"] == "not exercised"]
+
+    @property
+    def findings(self) -> list[tuple[str, str, str]]:
+        """(input, plan, outcome) of every run that did not simply end."""
+        return [(r["input"], r["plan"], r["outcome"]) for r in self.rows if r["outcome"] != "done"]
+
+    def to_polars(self) -> Any:
+        """A polars data frame (polars must be installed)."""
+        import polars
+
+        return polars.DataFrame({name: self.column(name) for name in COLUMNS}, strict=False)
+
+    def to_pandas(self) -> Any:
+        """A pandas data frame (pandas must be installed)."""
+        import pandas
+
+        return pandas.DataFrame({name: self.column(name) for name in COLUMNS})
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The columns as an Arrow stream (pyarrow must be installed)."""
+        import pyarrow
+
+        return pyarrow.table({n: self.column(n) for n in COLUMNS}).__arrow_c_stream__(requested_schema)
+
+    # -- text, pictures, files ----------------------------------------------------------------------------------
+
+    def _groups(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            found.setdefault(f"{row['input']}, kernel {row['kernel']}, at {row['at']}", []).append(row)
+        return list(found.items())
+
+    def to_text(self) -> str:
+        """Everything for a terminal; measured time last and called so."""
+        parts = []
+        for title, rows in self._groups():
+            for names in (WORK, COST):
+                parts.append(
+                    f"{title}: {'work, exact counts' if names is WORK else 'cost and collateral damage'}"
+                )
+                parts.append(text_table({n: [r[n] for r in rows] for n in names}, indent="  "))
+        for title, sides in self.sides.items():
+            parts.append(f"{title}: input and scaled run side by side")
+            parts.append(text_table(_side_columns(sides), indent="  "))
+        if self.fits:
+            parts.append("growth with the number of live pages (least squares on logarithms, 95 % interval)")
+            columns = {n: [f[n] for f in self.fits] for n in ("input", "plan", "of", "fit")}
+            parts.append(text_table(columns, indent="  "))
+        if self.measured_rows:
+            parts.append("measured wall time of this program (not a kernel's), seconds")
+            rows = self.measured_rows
+            parts.append(text_table({n: [r[n] for r in rows] for n in rows[0]}, indent="  "))
+        parts += [f"note: {note}" for note in self.notes]
+        return "\n".join(parts)
+
+    def to_html(self) -> str:
+        """The rows as an HTML table, escaped and capped."""
+        names = [n for n in COLUMNS if n != "digest"]
+        return table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
+
+    def _curves(self, of: str) -> list[Series]:
+        names = dict.fromkeys(row["plan"] for row in self.rows)
+        return [
+            Series(n, sorted((r["pages"], r[of]) for r in self.rows if r["plan"] == n and r[of] is not None))
+            for n in names
+        ]
+
+    def to_svg(self, of: str = "longest_hold") -> str:
+        """One picture: curves over the number of live pages where there are several sizes, else bars."""
+        if of not in COLUMNS or not all(isinstance(v, int | float | None) for v in self.column(of)):
+            raise UsageError(f"column {of!r}: expected a column of numbers")
+        label = of.replace("_", " ") + (", work units" if of == "longest_hold" else "")
+        if len({row["pages"] for row in self.rows}) > 1:
+            title = f"{label} by live shadow pages"
+            return curves(self._curves(of), title, "live shadow pages", label)
+        shown = [row for row in self.rows if row[of] is not None]
+        where = f" at {shown[0]['at']}, {shown[0]['pages']:,} pages" if shown else ""
+        return bars([row["plan"] for row in shown], [row[of] for row in shown], f"{label}{where}", label)
+
+    def plot(self, ax: Any = None, of: str = "longest_hold") -> Any:
+        """Draw with matplotlib into `ax` (made when absent) and return it."""
+        if ax is None:
+            from matplotlib.figure import Figure
+
+            ax = Figure(figsize=(8, 5)).subplots()
+        if len({row["pages"] for row in self.rows}) > 1:
+            for one in self._curves(of):
+                points = [(x, y) for x, y in one.points if x > 0 and y > 0]
+                if points:
+                    ax.loglog([x for x, _ in points], [y for _, y in points], marker="o", label=one.name)
+            ax.set_xlabel("live shadow pages")
+            ax.legend()
+        else:
+            rows = [row for row in self.rows if row[of]]
+            ax.barh([row["plan"] for row in rows], [row[of] for row in rows])
+            ax.set_xscale("log")
+        label = of.replace("_", " ")
+        (ax.set_ylabel if len({row["pages"] for row in self.rows}) > 1 else ax.set_xlabel)(label)
+        return ax
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data; `schema` names the version."""
+        return {
+            "schema": SCHEMA,
+            "plans": self.plans,
+            "rows": records({name: self.column(name) for name in COLUMNS}),
+            "fits": [
+                {k: v.to_dict() if isinstance(v, Fit) else v for k, v in fit.items()} for fit in self.fits
+            ],
+            "side_by_side": {k: records(_side_columns(v)) for k, v in self.sides.items()},
+            "notes": self.notes,
+            "measured": self.measured_rows,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def write(self, folder: str | Path, name: str = "compare") -> list[Path]:
+        """Write CSV, JSON and one SVG into a folder, each whole or not at all."""
+        texts = {
+            f"{name}.csv": csv_text({n: self.column(n) for n in COLUMNS}),
+            f"{name}.json": self.to_json(),
+            f"{name}.svg": self.to_svg(),
+        }
+        return write_all(folder, texts)
+
+
+def _array(values: Sequence[Any]) -> npt.NDArray[Any]:
+    if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return np.array(values, dtype=np.int64)
+    if values and all(v is None or isinstance(v, int | float) for v in values):
+        return np.array([np.nan if v is None else float(v) for v in values])
+    return np.array(values, dtype=object)
+
+
+def _side_columns(sides: Sequence[Side]) -> Mapping[str, list[Any]]:
+    return {
+        "what": [s.what for s in sides],
+        "input": [s.of_input for s in sides],
+        "scaled": [s.of_scaled for s in sides],
+        "within_5_%": [s.within for s in sides],
+        "why": [s.why for s in sides],
+    }

@@ -1,0 +1,178 @@
+"""An event forced at the end of a workload: the wrap, a slot removal, the teardown, or nothing but the plan (`end`).
+
+`force` runs one plan for the event and tells its work. What the event is without the plan is done by `prepare`, so
+that an untouched clone differs from a zapped one by the plan alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.generation import GenerationPolicy, run_until_wrap
+from kvm_mmu.machine.vm import Vm
+from kvm_mmu.machine.zap_plan import ZapPlan
+
+EVENTS = ("end", "wrap", "slot-removal", "teardown")
+#: A zap loop of the user's own: called with the VM, zaps through `Vm.zap_batch`.
+PythonPlan = Callable[[Vm], object]
+Plan = ZapPlan | PythonPlan
+
+
+class NoProgress(Exception):
+    """Raised out of a run that was interrupted more often than there were pages."""
+
+
+@dataclass(frozen=True)
+class EventRun:
+    """What a plan did for an event: `outcome` is done, stale_next or livelock; `work` counts the plan alone."""
+
+    outcome: str
+    work: dict[str, int]
+    longest_hold: int
+    lock_breaks: int
+    page: int | None = None
+    step: int | None = None
+
+
+def as_event(at: str) -> str:
+    """The event's name.
+
+    Raises:
+        UsageError: none of `EVENTS`.
+    """
+    name = at.replace("_", "-")
+    if name not in EVENTS:
+        raise UsageError(f"event {at!r}: expected one of {', '.join(EVENTS)}")
+    return name
+
+
+def plan_name(plan: Plan) -> str:
+    """How a plan is called in tables."""
+    return str(plan) if isinstance(plan, ZapPlan) else str(getattr(plan, "__name__", "custom"))
+
+
+def wrapping_generation(policy: GenerationPolicy) -> int:
+    """A generation that the policy calls a wrap, found by stepping it towards one.
+
+    Raises:
+        UsageError: the policy finds none within a lap and a half.
+    """
+    step = policy.next(policy.begin(0))
+    generation = max(0, (1 << policy.layout.width) - 8 * step)
+    for _ in range(16):
+        generation = policy.next(policy.begin(generation))
+        if policy.is_wrap(generation):
+            return generation
+    counted = run_until_wrap(policy, 0)
+    if counted.first is None:
+        raise UsageError(f"{policy!r} never wraps in address space 0: there is no wrap to force")
+    generation = policy.initial(0)
+    for _ in range(counted.first):
+        generation = policy.next(policy.begin(generation))
+    return generation
+
+
+@lru_cache(maxsize=64)
+def _lap(kind: type[GenerationPolicy], start: str) -> int:
+    try:
+        policy = kind(start)
+    except (TypeError, UsageError):
+        policy = kind()
+    return run_until_wrap(policy, 0).lap
+
+
+def updates_per_event(vm: Vm, at: str) -> int:
+    """Memslot updates between two events of this kind: a lap of the generation for the wrap, one otherwise."""
+    if at in ("wrap", "end"):
+        return _lap(type(vm.generation_policy), vm.generation_policy.start_name)
+    return 1
+
+
+def largest_slot(vm: Vm) -> tuple[int, int] | None:
+    """(address space, id) of the slot that a forced removal takes: the largest, the lowest id among equals."""
+    slots = [(-slot.npages, as_id, slot.id) for as_id, slot in vm.memslots]
+    return min(slots)[1:] if slots else None
+
+
+def prepare(vm: Vm, at: str) -> None:
+    """The event without its plan: for a wrap the generation becomes one."""
+    if at == "wrap":
+        generation = wrapping_generation(vm.generation_policy)
+        vm.generation_policy.wrapped(0, generation)
+        vm.set_generation(0, generation)
+
+
+def force(vm: Vm, at: str, plan: Plan, contend: int = 0) -> EventRun:
+    """Run a plan for an event on a prepared VM.
+
+    Args:
+        contend: every `contend`-th offer of the lock is taken by somebody else (0: none is).
+    """
+    vm.core.set_lock_break(contend, contend + 1 if contend else 0)
+    limit = 8 * vm.core.nr_active_pages + 1024
+    breaks = 0
+
+    def interrupted(_vm: Vm) -> None:
+        nonlocal breaks
+        breaks += 1
+        if breaks > limit:
+            raise NoProgress
+
+    before = vm.work
+    vm.on_lock_break = interrupted
+    try:
+        if not isinstance(plan, ZapPlan):
+            plan(vm)
+            work = _since(vm.work, before)
+            return EventRun("done", work, work["units"], work["lock_breaks"])
+        slot = largest_slot(vm) if plan.only == "slot" else None
+        if plan.only == "slot" and slot is None:
+            return EventRun("no slot", _since(before, before), 0, 0)
+        run = vm.zap(plan, slot=slot)
+        if at == "teardown":
+            for vcpu in vm.vcpus:
+                vcpu.unload()
+        return EventRun(
+            run.outcome, run.work, run.longest_hold, int(run.report["lock_breaks"]), run.page, run.step
+        )
+    except NoProgress:
+        work = _since(vm.work, before)
+        return EventRun("livelock", work, 0, breaks)
+    finally:
+        vm.on_lock_break = None
+        vm.core.set_lock_break(0, 0)
+
+
+def _since(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in after}
+
+
+def is_exercised(run: EventRun) -> bool:
+    """Whether the plan had anything to do."""
+    did = ("pages_zapped", "sptes_cleared", "rmap_steps", "flushes")
+    return any(run.work.get(name, 0) for name in did)
+
+
+def left_behind(plan: Plan, at: str) -> str | None:
+    """What an event needs gone and this plan leaves; None when it takes all of it, or for a plan in Python."""
+    if not isinstance(plan, ZapPlan) or at == "end":
+        return None
+    everything = plan.only == "all" or (plan.only == "obsolete" and plan.bump_valid_gen)
+    if at == "wrap" and not everything and plan.only != "mmio_cached":
+        return "stale MMIO SPTEs"
+    if at == "slot-removal" and not everything and plan.only != "slot":
+        return "mappings of the removed slot"
+    if at == "teardown" and not everything:
+        return "shadow pages"
+    return None
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data."""
+    if isinstance(plan, ZapPlan):
+        return {"name": plan_name(plan), "spec": plan.spec}
+    return {"name": plan_name(plan), "spec": f"python:{getattr(plan, '__module__', '?')}.{plan_name(plan)}"}

@@ -1,0 +1,246 @@
+"""Workloads: what a guest did, as a VM in the state it left and the distinct accesses that brought it there.
+
+A workload comes from a scenario's operations, from a recording's inputs, or from the generator `mmio_mix`. Comparisons
+run plans on clones of `Workload.vm` and repeat `Workload.touches` to see what must be faulted in again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvm_mmu.errors import ScenarioError, UsageError
+from kvm_mmu.lab.machine_engine import MachineEngine, Op
+from kvm_mmu.lab.scenario import Scenario
+from kvm_mmu.machine.profiles import kernel_profile
+from kvm_mmu.machine.vm import Vm
+from kvm_mmu.types import MIB, PAGE_SIZE, AccessKind
+
+#: What one level-1 table maps, bytes.
+TABLE_SPAN = 2 * MIB
+#: Where among the level-1 tables the flagged ones stand on the active list.
+PLACES = ("head", "random", "tail", "even")
+
+Gpas = npt.NDArray[np.uint64]
+
+
+class Touch(NamedTuple):
+    """One guest access: vCPU, page (byte address of its first byte), kind."""
+
+    vcpu: int
+    gpa: int
+    kind: AccessKind
+
+
+class Batch(NamedTuple):
+    """Consecutive accesses of one vCPU and kind; `gpas` uint64."""
+
+    vcpu: int
+    kind: AccessKind
+    gpas: Gpas
+
+
+def kind_of_error(error_code: int) -> AccessKind:
+    """The access that a page-fault error code tells of (bit 1 write, bit 4 fetch)."""
+    return "x" if error_code & 16 else "w" if error_code & 2 else "r"
+
+
+def batches(touches: Sequence[Touch]) -> list[Batch]:
+    """Touches in order, neighbours of one vCPU and kind together."""
+    found: list[Batch] = []
+    start = 0
+    for i in range(1, len(touches) + 1):
+        if i == len(touches) or (touches[i].vcpu, touches[i].kind) != (
+            touches[start].vcpu,
+            touches[start].kind,
+        ):
+            gpas = np.array([touch.gpa for touch in touches[start:i]], dtype=np.uint64)
+            found.append(Batch(touches[start].vcpu, touches[start].kind, gpas))
+            start = i
+    return found
+
+
+@dataclass(frozen=True)
+class Population:
+    """The live shadow pages of a VM: how many, how many caching MMIO, by level, and how old.
+
+    Ages are places on the active list, from 0 (newest, head) to 1 (oldest, tail).
+    """
+
+    pages: int
+    mmio_pages: int
+    levels: Mapping[int, int]
+    age_mmio: float | None
+    age_level1: float | None
+
+    @property
+    def mmio_share(self) -> float:
+        """Pages that cache MMIO, of all."""
+        return self.mmio_pages / self.pages if self.pages else 0.0
+
+    def level_share(self, level: int) -> float:
+        """Pages of a level, of all."""
+        return self.levels.get(level, 0) / self.pages if self.pages else 0.0
+
+
+def population(vm: Vm) -> Population:
+    """Count the live shadow pages of a VM."""
+    core = vm.core
+    ids = core.active_page_ids()
+    levels: dict[int, int] = {}
+    mmio: list[int] = []
+    first: list[int] = []
+    for place, page_id in enumerate(ids):
+        page = core.page(page_id)
+        if page is None:
+            continue
+        level = int(page["level"])
+        levels[level] = levels.get(level, 0) + 1
+        if level == 1:
+            first.append(place)
+        if page["mmio_cached"]:
+            mmio.append(place)
+
+    def mean(places: list[int]) -> float | None:
+        return sum(places) / len(places) / max(1, len(ids) - 1) if places else None
+
+    return Population(len(ids), len(mmio), dict(sorted(levels.items())), mean(mmio), mean(first))
+
+
+@dataclass
+class Workload:
+    """A VM after its guest ran, and the distinct accesses in order of their first time. The VM is never changed."""
+
+    name: str
+    vm: Vm
+    touches: list[Batch]
+    notes: list[str] = field(default_factory=list)
+    #: Pages that were asked for, where the workload was made to a size.
+    size: int | None = None
+
+    def __repr__(self) -> str:
+        count = sum(batch.gpas.size for batch in self.touches)
+        return (
+            f"<Workload {self.name} {self.vm.kernel}, {self.vm.core.nr_active_pages} pages, {count} accesses>"
+        )
+
+    def population(self) -> Population:
+        """The live shadow pages."""
+        return population(self.vm)
+
+
+class WorkloadEngine(MachineEngine):
+    """A machine engine that notes every distinct guest access, also nested ones."""
+
+    def __init__(
+        self, kernel: str, config: Mapping[str, Any] | None = None, plans: Mapping[str, Any] | None = None
+    ):
+        self.noted: dict[Touch, None] = {}
+        super().__init__(kernel, config, plans)
+
+    def _run(self, op: Op) -> tuple[int, dict[str, Any] | None]:
+        result = super()._run(op)
+        name = op.get("op")
+        if name in ("access", "fault"):
+            kind = op.get("kind", "r") if name == "access" else kind_of_error(int(str(op["err"]), 0))
+            gpa = int(str(op["gpa"]), 0) & ~(PAGE_SIZE - 1)
+            self.noted[Touch(int(str(op.get("vcpu", 0)), 0), gpa, kind)] = None
+        return result
+
+
+def run_scenario_workload(
+    scenario: Scenario,
+    kernel: str | None = None,
+    stop: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Workload:
+    """Run a scenario's operations (the first `stop` of them) once.
+
+    Args:
+        kernel: the kernel to model; default the scenario's.
+        config: header keys that win over the scenario's.
+
+    Raises:
+        UsageError: no kernel anywhere. ScenarioError: an operation cannot be read, with file and line.
+    """
+    chosen = kernel or scenario.kernel
+    if chosen is None:
+        raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
+    engine = WorkloadEngine(
+        kernel_profile(chosen).name, {**scenario.config, **(config or {})}, scenario.plans
+    )
+    for i, op in enumerate(scenario.ops[:stop]):
+        try:
+            engine.apply(op)
+        except ValueError as error:
+            raise ScenarioError(
+                f"{scenario.path}:{scenario.lines[i] if scenario.lines else i}: {error}"
+            ) from error
+    engine.vm.clear_events()
+    engine.vm.on_lock_break = None
+    return Workload(scenario.name, engine.vm, batches(list(engine.noted)))
+
+
+def flagged_tables(tables: int, share: float, place: str, seed: int = 1) -> list[bool]:
+    """Which of `tables` level-1 tables cache MMIO, in the order the guest touches them (the first touched ends at the
+    tail of the active list).
+
+    Args:
+        share: fraction of all tables, rounded to whole tables, at least one when above zero.
+        place: `head`, `tail`, `random` (by `seed`) or `even`.
+    """
+    if tables < 1 or not 0.0 <= share <= 1.0:
+        raise UsageError(
+            f"{tables} tables with a share of {share}: expected at least 1 and a share from 0 to 1"
+        )
+    count = min(tables, max(1, round(tables * share))) if share else 0
+    if place == "head":
+        chosen = set(range(tables - count, tables))
+    elif place == "tail":
+        chosen = set(range(count))
+    elif place == "even":
+        chosen = {i * tables // count for i in range(count)}
+    elif place == "random":
+        dice = random.Random(seed)
+        # Sorted by drawn numbers: the stream of random() is the same in every Python, sample()'s is not promised.
+        chosen = set(sorted(range(tables), key=lambda _: dice.random())[:count])
+    else:
+        raise UsageError(f"place {place!r}: expected one of {', '.join(PLACES)}")
+    return [i in chosen for i in range(tables)]
+
+
+def mmio_mix(
+    tables: int,
+    share: float = 0.01,
+    place: str = "random",
+    *,
+    seed: int = 1,
+    kernel: str = "v5.0",
+    family: str = "npt",
+    vm: Vm | None = None,
+) -> Workload:
+    """A guest with `tables` level-1 tables, one entry each: a page of RAM, or an MMIO page in the flagged ones.
+
+    RAM lies from 0 on, one page every 2 MiB; MMIO above it, one page every 2 MiB.
+
+    Args:
+        tables, share, place, seed: see `flagged_tables`. kernel, family: of the VM that is made.
+        vm: use this VM (without slots) instead.
+    """
+    flagged = np.array(flagged_tables(tables, share, place, seed))
+    nr_ram = int((~flagged).sum())
+    machine = vm or Vm(kernel=kernel, family=family, events="off")  # type: ignore[arg-type]
+    ram_end = max(1, nr_ram) * TABLE_SPAN
+    machine.memslots.create(slot=0, gpa=0, size=ram_end)
+    machine.set_nr_mmu_pages(2 * tables + 1024)
+    before = np.cumsum(flagged) - flagged
+    order = np.arange(tables)
+    gpas = np.where(flagged, ram_end + before * TABLE_SPAN, (order - before) * TABLE_SPAN).astype(np.uint64)
+    machine.vcpus[0].access_many(gpas, "r")
+    name = f"{tables} tables, {share:.0%} MMIO, {place}" + (f" (seed {seed})" if place == "random" else "")
+    return Workload(name, machine, [Batch(0, "r", gpas)], size=tables)
