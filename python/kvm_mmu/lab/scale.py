@@ -125,13 +125,13 @@ def pattern_of(scenario: Scenario, kernel: str | None = None) -> Pattern:
         raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
     name = kernel_profile(chosen).name
     starts = _population_starts(scenario, name)
-    start, end = starts[-1], len(scenario.ops)
-    for begin, stop in zip(reversed(starts), [len(scenario.ops), *reversed(starts[1:])], strict=True):
-        if any(op["op"] in ("access", "fault") for op in scenario.ops[begin:stop]):
-            start, end = begin, stop
+    start, stop = starts[-1], len(scenario.ops)
+    # Every population but the last is ended by a zap, which is the operation before the next one.
+    ends = [*(begin - 1 for begin in starts[1:]), len(scenario.ops)]
+    for begin, end in zip(reversed(starts), reversed(ends), strict=True):
+        if any(op["op"] in ("access", "fault") for op in scenario.ops[begin:end]):
+            start, stop = begin, end
             break
-    # The operation that ends a population (all but the last) is the zap itself.
-    stop = end if end == len(scenario.ops) else end - 1
     return _collect(scenario, name, start, stop)
 
 
@@ -142,7 +142,8 @@ def _population_starts(scenario: Scenario, kernel: str) -> list[int]:
         before, live = engine.vm.work["pages_zapped"], engine.vm.core.nr_active_pages
         engine.apply(op)
         zapped = engine.vm.work["pages_zapped"] - before
-        if live and zapped >= MASS_ZAP * live:
+        # A root in use outlives the zap; taking it away later, while pages are built, begins nothing new.
+        if zapped >= MASS_ZAP * live and engine.vm.core.nr_active_pages < live:
             starts.append(i + 1)
     return starts
 

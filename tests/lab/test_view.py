@@ -1,0 +1,82 @@
+"""Tables, SVG, HTML and whole files: escaped, capped, the same for the same numbers, never half written."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import kvm_mmu as km
+from kvm_mmu.errors import UsageError
+from kvm_mmu.view.html import MAX_CHARS, table_html, vm_html
+from kvm_mmu.view.svg import Series, bars, curves
+from kvm_mmu.view.tables import csv_text, markdown_table, records, text_table
+from kvm_mmu.view.whole_file import write_all, write_whole
+
+COLUMNS = {"plan": ["seed", "merged"], "visits": [1_000_000, 24], "share": [0.5, None]}
+
+
+def test_text_table() -> None:
+    lines = text_table(COLUMNS).splitlines()
+    assert lines[0].split() == ["plan", "visits", "share"]
+    assert lines[2].split() == ["seed", "1,000,000", "0.5"]
+    assert lines[3].split() == ["merged", "24", "-"]
+    assert "and 1 rows more" in text_table(COLUMNS, limit=1)
+
+
+def test_markdown_escapes_bars() -> None:
+    assert markdown_table({"a|b": ["x|y"]}).splitlines()[-1] == "| x\\|y |"
+
+
+def test_csv_and_records() -> None:
+    assert csv_text(COLUMNS) == "plan,visits,share\nseed,1000000,0.5\nmerged,24,\n"
+    assert records(COLUMNS)[1] == {"plan": "merged", "visits": 24, "share": None}
+
+
+def test_html_is_escaped_and_capped() -> None:
+    evil = "<script>alert(1)</script>" + "x" * 200
+    page = table_html({evil: [evil] * 200}, caption=evil)
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "and 150 rows more" in page
+    body = page.split("<tbody>")[1]
+    assert max(len(cell) for cell in body.split("</td>")) < 2 * MAX_CHARS + 100
+
+
+def test_a_vm_at_a_glance() -> None:
+    vm = km.Vm(kernel="v5.0", family="npt")
+    vm.memslots.create(slot=0, gpa=0, size=km.GIB)
+    vm.vcpus[0].access(0x1000, "w")
+    page = vm_html(vm)
+    assert "v5.0" in page and "memslots" in page and page == vm._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        curves([Series("<seed>", [(1, 1), (1000, 1e6)]), Series("empty", [])], "a & b", "n", "visits"),
+        curves([], "nothing", "n", "visits"),
+        bars(["seed", "merged"], [1e6, 0], "bars <b>", "units"),
+        bars([], [], "none", "units"),
+    ],
+)
+def test_svg_is_well_formed(picture: str) -> None:
+    root = ElementTree.fromstring(picture)
+    assert root.tag.endswith("svg")
+    assert "NaN" not in picture and "inf" not in picture
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    write_whole(target, "one\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(target, "\ud800")
+    assert target.read_text() == "one\n"
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+    assert [path.name for path in write_all(tmp_path, {"b": "x", "c": "y"})] == ["b", "c"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file"):
+        write_whole(tmp_path / "file" / "a.txt", "")
