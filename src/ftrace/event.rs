@@ -17,6 +17,7 @@ pub struct Event<'a> {
     /// What it is.
     pub kind: Kind,
     wording: &'static Wording,
+    wording_index: usize,
     page: PageText,
     numbers: [u64; MAX_NUMBERS],
     texts: [&'a [u8]; MAX_TEXTS],
@@ -37,7 +38,14 @@ impl Default for Event<'_> {
     fn default() -> Self {
         let kind = Kind::Marker;
         let wording = &kind.wordings()[0];
-        Self { kind, wording, page: PageText::default(), numbers: [0; MAX_NUMBERS], texts: [b""; MAX_TEXTS] }
+        Self {
+            kind,
+            wording,
+            wording_index: 0,
+            page: PageText::default(),
+            numbers: [0; MAX_NUMBERS],
+            texts: [b""; MAX_TEXTS],
+        }
     }
 }
 
@@ -47,8 +55,9 @@ impl<'a> Event<'a> {
     pub fn read(&mut self, name: &[u8], body: &'a [u8]) -> Outcome {
         let Some(kind) = Kind::by_name(name) else { return Outcome::Opaque };
         self.kind = kind;
-        for candidate in kind.wordings() {
+        for (index, candidate) in kind.wordings().iter().enumerate() {
             self.wording = candidate;
+            self.wording_index = index;
             if wording::match_body(self, candidate, body).is_some() {
                 return Outcome::Known;
             }
@@ -67,6 +76,12 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn wording(&self) -> &'static Wording {
         self.wording
+    }
+
+    /// Which of its kind's wordings that is.
+    #[must_use]
+    pub fn wording_index(&self) -> usize {
+        self.wording_index
     }
 
     /// Numbers in the order of the wording's numeric fields.

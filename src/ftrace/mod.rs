@@ -5,6 +5,7 @@
 //! ([`format`]). Owns no model of anything: it knows words only. Never panics on any bytes, and its memory does not grow
 //! with the input. Texts of the kernels v5.0, v5.1-v5.3, v5.4+, v6.1 and v6.12, and of kprobes a recording set-up adds.
 
+pub mod columns;
 pub mod event;
 pub mod format;
 #[cfg(test)]
@@ -16,6 +17,7 @@ pub mod reader;
 mod scan;
 pub mod wording;
 
+pub use columns::Columns;
 pub use event::{Event, MAX_NUMBERS, MAX_TEXTS};
 pub use line::Line;
 pub use reader::{Reader, Summary};
