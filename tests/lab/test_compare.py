@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import kvm_mmu as km
 import numpy as np
 import pytest
-
-import kvm_mmu as km
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import forced_event
 from kvm_mmu.lab.comparison import COLUMNS
@@ -34,7 +33,7 @@ def row(found: object, plan: str) -> dict[str, object]:
 
 
 def test_known_counts(wrap: object) -> None:
-    # 500 tables, 50 flagged at the tail, above a root, a level-3 and one level-2 table (all within 1 GiB of both areas).
+    # 500 tables, 50 flagged at the tail, below a root, a level-3 and one level-2 table (within 1 GiB).
     pages = row(wrap, "seed")["pages"]
     assert pages == 500 + 1 + 1 + 1
     # Each of 50 starts passes 450 unflagged tables, then one flagged; the last pass sees 450 and the upper three.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 import kvm_mmu as km
+import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.scale import pattern_of, scaled, side_by_side
 from kvm_mmu.lab.scenario import Scenario

@@ -7,9 +7,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 import kvm_mmu as km
+import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import thread, thread_generation, thread_restart, thread_stale, thread_teardown
 from kvm_mmu.lab.scenario import read_scenario, run_scenario

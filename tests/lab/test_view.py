@@ -5,9 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import pytest
-
 import kvm_mmu as km
+import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.view.html import MAX_CHARS, table_html, vm_html
 from kvm_mmu.view.svg import Series, bars, curves

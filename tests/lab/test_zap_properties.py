@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import kvm_mmu as km
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import kvm_mmu as km
 from kvm_mmu.lab.thread_restart import flagged_pages
 from kvm_mmu.types import MIB
 
