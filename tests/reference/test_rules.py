@@ -115,6 +115,14 @@ def test_slots_must_fit() -> None:
         assert engine.apply(fresh)["ret"] == ret, change
 
 
+def test_a_moved_slot_vetoes_the_large_page_over_its_new_end() -> None:
+    engine = vm()
+    before = [[3, 0, 1]]
+    assert engine.state()["as"][0]["slots"][0]["disallow"] == before
+    engine.apply({**SLOT, "gpa": 0x1000})
+    assert engine.state()["as"][0]["slots"][0]["disallow"] == [[2, 2, 1], *before]
+
+
 @pytest.mark.parametrize(
     ("op", "said"),
     [

@@ -13,14 +13,11 @@ def list_add_head(active: ActiveList, page_id: int) -> None:
     first = active.next[0]
     active.next[0], active.prev[page_id] = page_id, 0
     active.next[page_id], active.prev[first] = first, page_id
-    active.places_given += 1
-    active.place[page_id] = active.places_given
 
 
 def list_del(active: ActiveList, page_id: int) -> None:
     before, after = active.prev.pop(page_id), active.next.pop(page_id)
     active.next[before], active.prev[after] = after, before
-    del active.place[page_id]
 
 
 def list_move_head(active: ActiveList, page_id: int) -> None:

@@ -20,6 +20,7 @@ class KernelRules:
     shows_valid_gen: bool
     shows_mmio_cached: bool
     has_zapped_obsolete_list: bool
+    has_invalidate_event: bool  # the tracepoint of the fast invalidate
     reloads_obsolete_roots: bool  # an in-use root that is zapped asks for a reload even when obsolete
     direct_role_has_8_byte_gptes: bool
     clear_log_needs_whole_words: bool
@@ -42,6 +43,7 @@ KERNELS: dict[str, KernelRules] = {
         shows_valid_gen=True,
         shows_mmio_cached=False,
         has_zapped_obsolete_list=True,
+        has_invalidate_event=True,
         reloads_obsolete_roots=False,
         direct_role_has_8_byte_gptes=False,
         clear_log_needs_whole_words=True,
@@ -55,6 +57,7 @@ KERNELS: dict[str, KernelRules] = {
         shows_valid_gen=True,
         shows_mmio_cached=True,
         has_zapped_obsolete_list=True,
+        has_invalidate_event=True,
         reloads_obsolete_roots=False,
         direct_role_has_8_byte_gptes=False,
         clear_log_needs_whole_words=True,
@@ -68,6 +71,7 @@ KERNELS: dict[str, KernelRules] = {
         shows_valid_gen=False,
         shows_mmio_cached=True,
         has_zapped_obsolete_list=False,
+        has_invalidate_event=False,
         reloads_obsolete_roots=True,
         direct_role_has_8_byte_gptes=True,
         clear_log_needs_whole_words=False,

@@ -118,12 +118,25 @@ def new_lpage_vetoes(slot: KvmMemorySlot) -> None:
     for level, counts in slot.disallow_lpage.items():
         pages = c.kvm_pages_per_hpage(level)
         entries = slot_level_entries(slot, level)
+        slot.lpage_entries[level] = entries
         if slot.base_gfn % pages:
             counts[0] = 1
         if (slot.base_gfn + slot.npages) % pages:
             counts[entries - 1] = 1
         if (slot.base_gfn ^ (slot.userspace_addr >> c.PAGE_SHIFT)) % pages:
             counts.update(dict.fromkeys(range(entries), 1))
+
+
+def grow_lpage_vetoes(slot: KvmMemorySlot) -> None:
+    """A move can touch one more large page than the arrays were made for; the kernel reads past their end.
+
+    Here the arrays grow, and the large page that reaches over the slot's end is vetoed.
+    """
+    for level, counts in slot.disallow_lpage.items():
+        entries = slot_level_entries(slot, level)
+        for index in range(slot.lpage_entries[level], entries):
+            counts[index] = 1
+        slot.lpage_entries[level] = max(entries, slot.lpage_entries[level])
 
 
 def insert_memslot(memslots: KvmMemslots, slot: KvmMemorySlot) -> None:
@@ -211,11 +224,12 @@ def delete_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publica
 def move_memslot(
     kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, region: MemoryRegion, publications: Publications
 ) -> int:
-    """The arrays go along as they are, although they were made for the old base."""
+    """The arrays go along, although they were made for the old base."""
     old_flags = slot.flags
     retire_memslot(kvm, memslots, slot, publications)
     memslots.memslots = [other for other in memslots.memslots if other is not slot]
     slot.base_gfn = region.guest_phys_addr >> c.PAGE_SHIFT
+    grow_lpage_vetoes(slot)
     set_slot_flags(slot, region.flags)
     insert_memslot(memslots, slot)
     install_new_memslots(kvm, memslots, publications)

@@ -20,7 +20,7 @@ from .flush import (
     kvm_flush_remote_tlbs,
     kvm_flush_remote_tlbs_with_address,
 )
-from .pte_list import PteList, pte_list_first
+from .pte_list import PteList, pte_list_entries, pte_list_first
 from .rmap import (
     drop_spte,
     kvm_set_pfn_dirty,
@@ -70,7 +70,10 @@ def kvm_age_hva(kvm: Kvm, start: int, end: int, flush_when_young: int) -> int:
 
 
 def test_age_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
-    return any(word.is_accessed_spte(kvm.masks, spte) for _, _, spte in rmap_entries(kvm, head))
+    for page_id, index in pte_list_entries(head):  # only looks, so it is no reverse-map work
+        if word.is_accessed_spte(kvm.masks, kvm.pages[page_id].sptes.get(index, 0)):
+            return True
+    return False
 
 
 def kvm_test_age_hva(kvm: Kvm, hva: int) -> int:

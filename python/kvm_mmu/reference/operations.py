@@ -189,14 +189,14 @@ def op_pt_masked(kvm: Kvm, op: Op) -> Result:
 def op_gfn_write_protect(kvm: Kvm, op: Op) -> Result:
     slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
     if slot is None:
-        return -ENOENT, None
+        return DONE  # nothing maps a gfn without a slot
     return int(kvm_mmu_slot_gfn_write_protect(kvm, slot, op["gfn"])), None
 
 
 def op_track(kvm: Kvm, op: Op) -> Result:
     slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
     if slot is None:
-        return -ENOENT, None
+        return DONE
     if op["on"]:
         kvm_slot_page_track_add_page(kvm, slot, op["gfn"])
     else:

@@ -34,12 +34,10 @@ def is_valid_sp(kvm: Kvm, sp: ShadowPage) -> bool:
     return not role_is_invalid(sp.role) and not (kvm.filters_obsolete and is_obsolete_sp(kvm, sp))
 
 
-def for_each_valid_sp(kvm: Kvm, gfn: int) -> Iterator[ShadowPage]:
-    """The usable pages in the bucket of a gfn, newest first; other gfns of the bucket come too."""
+def for_each_sp(kvm: Kvm, gfn: int) -> Iterator[ShadowPage]:
+    """The pages in the bucket of a gfn, newest first; other gfns of the bucket come too."""
     for page_id in list(kvm.page_hash.get(kvm_page_table_hashfn(gfn), ())):
-        sp = kvm.pages[page_id]
-        if is_valid_sp(kvm, sp):
-            yield sp
+        yield kvm.pages[page_id]
 
 
 def kvm_mmu_get_page(kvm: Kvm, vcpu: Vcpu, gfn: int, level: int) -> ShadowPage:
@@ -47,7 +45,9 @@ def kvm_mmu_get_page(kvm: Kvm, vcpu: Vcpu, gfn: int, level: int) -> ShadowPage:
     role = direct_page_role(kvm.rules, vcpu.base_role, level)
     collisions = 0
     found = None
-    for sp in for_each_valid_sp(kvm, gfn):
+    for sp in for_each_sp(kvm, gfn):
+        if not is_valid_sp(kvm, sp):
+            continue
         if sp.gfn != gfn:
             collisions += 1
         elif sp.role == role:

@@ -62,16 +62,10 @@ class ShadowPage:
 
 @dataclass(slots=True)
 class ActiveList:
-    """active_mmu_pages: a ring through id 0, which is the list head; head is newest.
-
-    `place` gives each page a number that changes whenever it is put somewhere on the list, so a walk can tell
-    that a neighbour it remembered has left or moved.
-    """
+    """active_mmu_pages: a ring through id 0, which is the list head; head is newest."""
 
     next: dict[int, int] = field(default_factory=lambda: {0: 0})
     prev: dict[int, int] = field(default_factory=lambda: {0: 0})
-    place: dict[int, int] = field(default_factory=lambda: {0: 0})
-    places_given: int = 0
 
 
 @dataclass(slots=True)
@@ -86,6 +80,7 @@ class KvmMemorySlot:
     dirty_bitmap: set[int] | None = None
     rmap: dict[int, dict[int, PteList]] = field(default_factory=lambda: {1: {}, 2: {}, 3: {}})
     disallow_lpage: dict[int, dict[int, int]] = field(default_factory=lambda: {2: {}, 3: {}})
+    lpage_entries: dict[int, int] = field(default_factory=lambda: {2: 0, 3: 0})  # length of the veto arrays
     gfn_track: dict[int, int] = field(default_factory=dict)
 
 

@@ -5,8 +5,8 @@ kernel's own plans it is kvm_mmu_invalidate_zap_all_pages and kvm_zap_obsolete_p
 the seed, __kvm_mmu_zap_all and kvm_mmu_invalidate_zap_pages_in_memslot of v5.2.
 
 A walk remembers the neighbour it goes to next before it zaps. When the lock was dropped and the plan does not restart,
-that neighbour may have left its place; a kernel would follow a dangling pointer, here the run ends as `stale_next`
-with the page and the number of entries it had visited.
+that neighbour may have left the list; a kernel would follow a dangling pointer, here the run ends as `stale_next`
+with the page and the number of the visit that found it gone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from .lock import cond_resched_lock, need_resched
-from .page import for_each_valid_sp, is_obsolete_sp
+from .page import for_each_sp, is_obsolete_sp
 from .pte_list import PteList
 from .rmap import kvm_zap_rmapp
 from .role import role_is_invalid
@@ -57,12 +57,13 @@ class ZapRun:
 
 def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> ZapRun:
     """Zap by a plan, with mmu_lock taken for the whole run except where the plan offers it."""
-    # v5.0 collects obsolete pages on a list of the VM, so that the shrinker finds them during a lock break.
-    is_shared = kvm.rules.has_zapped_obsolete_list and plan.only == "obsolete" and plan.before_drop == "keep"
+    # v5.0 collects what it made obsolete on a list of the VM, so that the shrinker finds it during a lock break.
+    is_shared = kvm.rules.has_zapped_obsolete_list and plan.bump_valid_gen
     invalid_list = kvm.zapped_obsolete_pages if is_shared else []
     run = ZapRun(plan=plan, target=target or ZapTarget(), invalid_list=invalid_list)
     if plan.bump_valid_gen:
-        kvm.events.append(["invalidate_zap_all"])
+        if kvm.rules.has_invalidate_event:
+            kvm.events.append(["invalidate_zap_all"])
         kvm.mmu_valid_gen += 1
         kvm.filters_obsolete = True
     if plan.reload_roots == "before":
@@ -151,13 +152,11 @@ def walk_active_pages(kvm: Kvm, run: ZapRun) -> bool:
     restarts_on_drop = "on_lock_drop" in plan.restart
     start_walk(kvm, run)
     page_id = neighbours[0]
-    place = active.place[page_id]
     while page_id:
-        if active.place.get(page_id) != place:
-            run.stale_page, run.stale_step = page_id, run.walk_visited
+        if page_id not in neighbours:
+            run.stale_page, run.stale_step = page_id, run.walk_visited + 1
             return False
         following = neighbours[page_id]
-        following_place = active.place[following]
         visit(kvm, run)
         sp = kvm.pages[page_id]
         if plan.stop == "first_not_obsolete" and not is_obsolete_sp(kvm, sp):
@@ -166,14 +165,14 @@ def walk_active_pages(kvm: Kvm, run: ZapRun) -> bool:
             if offer_before_prepare(kvm, run):
                 if restarts_on_drop:
                     return True
-                if active.place.get(page_id) != place:
+                if page_id not in neighbours:
                     run.stale_page, run.stale_step = page_id, run.walk_visited
                     return False
             prepared = prepare(kvm, run, sp)
             dropped = plan.offer == "each_page" and offer_lock(kvm, run)
             if must_restart(run, prepared) or (dropped and restarts_on_drop):
                 return True
-        page_id, place = following, following_place
+        page_id = following
     return False
 
 
@@ -218,8 +217,8 @@ def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
     else:
         flush = slot_handle_levels(kvm, slot, zap_rmap_head, ALL_LEVELS, flush_inside=False)
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
-        for sp in for_each_valid_sp(kvm, gfn):
-            if sp.gfn == gfn:
+        for sp in for_each_sp(kvm, gfn):
+            if sp.gfn == gfn and not role_is_invalid(sp.role):
                 prepare(kvm, run, sp)
         if run.plan.offer != "never" and need_resched(kvm):
             if run.plan.before_drop == "commit":
