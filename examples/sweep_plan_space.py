@@ -1,9 +1,9 @@
 """The whole space of zap plans over one workload: every plan there is, into one data frame and one plot.
 
-    python examples/sweep_plan_space.py [--tables 300] [--share 0.1] [--contend 3] [-o DIR]
+    python examples/sweep_plan_space.py [--tables 300] [--share 0.1] [--contend 2] [--add 1] [-o DIR]
 
-With a lock that is wanted now and then (--contend) plans part that look alike when nobody disturbs them; some never get
-anywhere and are named `livelock`.
+With a lock that is wanted (--contend: every N-th offer is taken) by a vCPU that then builds tables (--add) plans part
+that look alike when nobody disturbs them, and some never get anywhere: their outcome is `livelock`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.workload import mmio_mix
 
 
-def sweep(tables: int, share: float, contend: int) -> Comparison:
+def sweep(tables: int, share: float, contend: int, added: int) -> Comparison:
     """Every plan that zaps the MMIO-caching pages at a wrap, and what it costs."""
     workload = mmio_mix(tables, share, "random", kernel="v5.0-seed")
-    return km.compare(workload, km.ZapPlan.space(), at="wrap", contend=contend)
+    return km.compare(workload, km.ZapPlan.space(), at="wrap", contend=contend, added=added)
 
 
 def main(argv: list[str] | None = None) -> Comparison:
@@ -27,11 +27,12 @@ def main(argv: list[str] | None = None) -> Comparison:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=int, default=300)
     parser.add_argument("--share", type=float, default=0.1)
-    parser.add_argument("--contend", type=int, default=3)
+    parser.add_argument("--contend", type=int, default=2)
+    parser.add_argument("--add", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args(argv)
 
-    found = sweep(args.tables, args.share, args.contend)
+    found = sweep(args.tables, args.share, args.contend, args.add)
     outcomes: dict[str, int] = {}
     for outcome in found.column("outcome"):
         outcomes[outcome.split(":")[0]] = outcomes.get(outcome.split(":")[0], 0) + 1

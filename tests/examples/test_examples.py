@@ -44,7 +44,7 @@ def test_sweep_plan_space(root: Path, tmp_path: Path) -> None:
     found = example(root, "sweep_plan_space.py")([*SMALL["sweep_plan_space.py"], "-o", str(tmp_path)])
     assert len(found) > 1000
     assert {"sweep.csv", "sweep.json", "sweep.svg"} <= {path.name for path in tmp_path.iterdir()}
-    assert {outcome.split(":")[0] for outcome in found.column("outcome")} >= {"done"}
+    assert {outcome.split(":")[0] for outcome in found.column("outcome")} >= {"done", "livelock"}
 
 
 def test_read_results(root: Path) -> None:

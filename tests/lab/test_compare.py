@@ -102,6 +102,13 @@ def test_a_contended_lock_restarts_the_merged_walk(mix: Workload) -> None:
     assert wanted["pages_zapped"] == calm["pages_zapped"]
 
 
+def test_a_vcpu_that_adds_pages_can_starve_a_plan() -> None:
+    small = mmio_mix(40, 0.5, "tail", kernel="v5.2")
+    found = km.compare(small, ["zap-all", "v5.3-fast"], contend=2, added=2)
+    assert found.column("outcome") == ["livelock", "done"]
+    assert [plan for _, plan, _ in found.findings] == ["zap-all"]
+
+
 def test_a_plan_in_python(mix: Workload) -> None:
     def by_hand(vm: km.Vm) -> None:
         with vm.zap_batch() as batch:
@@ -189,7 +196,8 @@ def test_scenarios_and_paths_are_inputs(data: Path) -> None:
         ({"scale": [0]}, "1 or more"),
         ({"scale": [10]}, "is not scaled"),
         ({"mmio_share": 2.0}, "0 to 1"),
-        ({"contend": 1}, "contend"),
+        ({"contend": -1}, "contend"),
+        ({"added": 1}, "contend with it"),
     ],
 )
 def test_refusals(mix: Workload, options: dict[str, object], match: str) -> None:

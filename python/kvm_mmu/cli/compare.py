@@ -42,6 +42,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--contend", type=int, default=0, metavar="N", help="every N-th offer of the lock is taken"
     )
+    parser.add_argument(
+        "--add", type=int, default=0, metavar="N", help="tables a vCPU adds in each of those lock breaks"
+    )
     parser.add_argument("--kernel", help="kernel to model (default: the input's)")
     parser.add_argument("--host", metavar="FILE|JSON", help="facts of a recording's host")
     parser.add_argument("-o", "--out", metavar="DIR", help="write CSV, JSON and SVG here")
@@ -133,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         mmio_share=share,
         mmio_place=args.mmio_place,
         contend=args.contend,
+        added=args.add,
         progress=reporter(),
     )
     clear_progress()

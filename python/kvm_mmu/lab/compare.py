@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import forced_event
@@ -30,6 +30,13 @@ from kvm_mmu.machine.zap_plan import ZapPlan, plans
 Input = str | Path | Scenario | Workload
 #: What growth is fitted for.
 FITTED = ("nodes_visited", "longest_hold")
+
+
+class _Lock(NamedTuple):
+    """Who wants the lock: every `contend`-th offer is taken, and `added` tables are built in each break."""
+
+    contend: int
+    added: int
 
 
 def run_digest(vm: Vm, run: EventRun) -> str:
@@ -51,12 +58,12 @@ def as_plans(chosen: Iterable[Plan | str | dict[str, object]]) -> list[Plan]:
 
 
 def _row(
-    workload: Workload, at: str, plan: Plan, contend: int, untouched: Repeated, population: tuple[int, int]
+    workload: Workload, at: str, plan: Plan, lock: _Lock, untouched: Repeated, population: tuple[int, int]
 ) -> tuple[dict[str, Any], float]:
     vm = workload.vm.clone()
     forced_event.prepare(vm, at)
     start = time.perf_counter()
-    run = forced_event.force(vm, at, plan, contend)
+    run = forced_event.force(vm, at, plan, lock.contend, lock.added)
     seconds = time.perf_counter() - start
     digest = run_digest(vm, run)
     again = None
@@ -103,7 +110,7 @@ def _compare_one(
     workload: Workload,
     at: str,
     chosen: Sequence[Plan],
-    contend: int,
+    lock: _Lock,
     progress: Callable[[str], None],
 ) -> None:
     base = workload.vm.clone()
@@ -113,7 +120,7 @@ def _compare_one(
     counted = workload.population()
     for plan in chosen:
         progress(f"{workload.name}: {forced_event.plan_name(plan)}")
-        row, seconds = _row(workload, at, plan, contend, untouched, (counted.pages, counted.mmio_pages))
+        row, seconds = _row(workload, at, plan, lock, untouched, (counted.pages, counted.mmio_pages))
         result.rows.append(row)
         result.measured_rows.append(
             {
@@ -145,6 +152,7 @@ def compare(
     mmio_share: float | None = None,
     mmio_place: str = "input",
     contend: int = 0,
+    added: int = 0,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Comparison:
     """Compare zap plans on what a guest did.
@@ -159,6 +167,7 @@ def compare(
         mmio_share: with `scale`: the share of MMIO-caching pages, 0 to 1; default the input's own.
         mmio_place: with `scale`: `input` keeps the age order of the input, `even` spreads MMIO over all ages.
         contend: every n-th offer of the lock is taken (0: none).
+        added: MMIO tables that a running vCPU adds in each of those lock breaks.
         progress: told what is being done.
 
     Returns:
@@ -176,8 +185,11 @@ def compare(
         raise UsageError(f"scale {sizes}: expected numbers of pages, 1 or more")
     if mmio_share is not None and not 0.0 <= mmio_share <= 1.0:
         raise UsageError(f"MMIO share {mmio_share}: expected 0 to 1")
-    if contend < 0 or contend == 1:
-        raise UsageError(f"contend={contend}: expected 0 (nobody wants the lock) or every 2nd offer or rarer")
+    if contend < 0:
+        raise UsageError(f"contend={contend}: expected 0 (nobody wants the lock) or every n-th offer")
+    if added < 0 or (added and not contend):
+        raise UsageError(f"added={added}: expected 0, or contend with it: pages are added in lock breaks")
+    lock = _Lock(contend, added)
     result = Comparison([], plans=[forced_event.describe(plan) for plan in chosen])
     for one in [inputs] if isinstance(inputs, str | Path | Scenario | Workload) else list(inputs):
         source = read_input(one, kernel, host) if isinstance(one, str | Path) else one
@@ -186,18 +198,18 @@ def compare(
                 raise UsageError(
                     f"{source.name}: a workload that was made to a size is not scaled; make others"
                 )
-            _compare_one(result, source, event, chosen, contend, progress)
+            _compare_one(result, source, event, chosen, lock, progress)
             result.notes += [n for n in source.notes if n not in result.notes]
             continue
         progress(f"running {source.name}")
         if not sizes:
-            _compare_one(result, run_scenario_workload(source, kernel), event, chosen, contend, progress)
+            _compare_one(result, run_scenario_workload(source, kernel), event, chosen, lock, progress)
             continue
         first = len(result.rows)
         for n in sizes:
             progress(f"{source.name}: repeating it until {n:,} pages live")
             grown = scaled(source, n, kernel, mmio_share, mmio_place)
-            _compare_one(result, grown.workload, event, chosen, contend, progress)
+            _compare_one(result, grown.workload, event, chosen, lock, progress)
             result.sides[grown.workload.name] = side_by_side(grown)
             result.notes += [note for note in grown.workload.notes if note not in result.notes]
         _fit(result, source.name, result.rows[first:])

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.workload import TABLE_SPAN
 from kvm_mmu.machine.generation import GenerationPolicy, run_until_wrap
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import ZapPlan
@@ -106,21 +107,26 @@ def prepare(vm: Vm, at: str) -> None:
         vm.set_generation(0, generation)
 
 
-def force(vm: Vm, at: str, plan: Plan, contend: int = 0) -> EventRun:
+def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> EventRun:
     """Run a plan for an event on a prepared VM.
 
     Args:
         contend: every `contend`-th offer of the lock is taken by somebody else (0: none is).
+        added: MMIO tables that vCPU 0 touches for the first time in each of those lock breaks.
     """
     vm.core.set_lock_break(contend, contend + 1 if contend else 0)
     limit = 8 * vm.core.nr_active_pages + 1024
     breaks = 0
+    fresh = 3 << (min(int(vm.config["phys_bits"]), 48) - 2)
 
     def interrupted(_vm: Vm) -> None:
-        nonlocal breaks
+        nonlocal breaks, fresh
         breaks += 1
         if breaks > limit:
             raise NoProgress
+        for _ in range(added):
+            vm.vcpus[0].access(fresh, "r")
+            fresh += TABLE_SPAN
 
     before = vm.work
     vm.on_lock_break = interrupted
