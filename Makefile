@@ -88,7 +88,7 @@ bench: $(VENV)/.test $(VENV)/.built
 	$(PY) benches/run.py
 
 soak: $(VENV)/.test $(VENV)/.built
-	KVM_MMU_SOAK=1 $(PY) -m pytest $(PYTEST)
+	KVM_MMU_SOAK=1 $(PY) -m pytest -o faulthandler_timeout=0 $(PYTEST)
 
 mutants: $(VENV)/.test $(VENV)/.built
 	$(PY) tests/mutants/run.py

@@ -7,6 +7,7 @@ beside the project when it is there. Tests marked `soak` run only with KVM_MMU_S
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SOAK = os.environ.get("KVM_MMU_SOAK", "") not in ("", "0")
+
+# A test that never stops allocating ends itself and not the machine.
+MOST_MEMORY = 12 << 30
+_soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+if _soft == resource.RLIM_INFINITY or _soft > MOST_MEMORY:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, _hard))
 
 # Derandomized: a red test is red again on the next run and on the next machine.
 settings.register_profile(

@@ -131,3 +131,12 @@ def test_the_kernel_map_names_what_exists() -> None:
                 missing.append(f"reference.{module}.{function}")
         assert core and reference and "::`" not in core, f"not filled in: {core}"
     assert missing == []
+
+
+def test_the_invariants_are_those_of_the_audit() -> None:
+    """Name and sentence of every invariant, in the order of src/mmu/audit.rs."""
+    source = (ROOT / "src" / "mmu" / "audit.rs").read_text(encoding="utf-8")
+    listed = source[source.index("pub const INVARIANTS") :]
+    known = re.findall(r'\("(\w+)",\s*"([^"]+)"\)', listed[: listed.index("];")])
+    page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
+    assert known == re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
