@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EXAMPLE = "seed_thread.py"
+EXAMPLE = "custom_zap_plan.py"
 
 LOOK = """
 import importlib.util, pathlib, sys
