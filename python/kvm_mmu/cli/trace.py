@@ -25,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = parser.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
     _add_replay(commands)
     _add_strip(commands)
+    _add_summary(commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,6 +66,16 @@ def _add_strip(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run_strip)
 
 
+def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "summary", help="what is in a trace: events, kernel, pages, generations, MMIO"
+    )
+    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument("--strict", action="store_true", help="a line that is not understood is an error")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(run=run_summary)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the chosen command."""
     result = args.run(args)
@@ -102,6 +113,15 @@ def run_strip(args: argparse.Namespace) -> int:
         operations = None if is_5x else operations_beside(args.file)
     answers = wants_answers(host, lines) if args.answers == "auto" else args.answers == "yes"
     sys.stdout.write(strip(lines, host, operations, answers=answers).text())
+    return 0
+
+
+def run_summary(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace summary`"""
+    from kvm_mmu.trace.summary import summarize
+
+    found = summarize(args.file, strict=args.strict)
+    sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
     return 0
 
 

@@ -1,0 +1,146 @@
+"""Reading a trace of any length: batches of columns with constant memory, or everything at once.
+
+Owns: the way from chunks of bytes through the core's reader to tables of columns. A batch has one table per
+kind of event, and the timeline of all events in order. Units: `time_ns` nanoseconds of trace time, `line`
+from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from kvm_mmu import _core
+from kvm_mmu.errors import TraceError
+from kvm_mmu.trace.source import display_name, iter_chunks
+from kvm_mmu.trace.table import Table
+
+#: How much text a batch covers by default, in bytes.
+BATCH_BYTES = 16 << 20
+OPAQUE_KIND = 255
+
+
+class _Native(Protocol):
+    """The core's reader."""
+
+    def feed(self, chunk: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def summary(self) -> dict[str, Any]: ...
+    def take(self) -> tuple[list[dict[str, Any]], dict[str, Any]]: ...
+    def tasks(self) -> list[str]: ...
+
+
+def native_reader(*, columns: bool) -> _Native:
+    """The core's reader.
+
+    Raises:
+        TraceError: this build of the core has none.
+    """
+    make = getattr(_core, "TraceReader", None)
+    if make is None:
+        raise TraceError("this build of the core has no trace reader: build the package again")
+    return cast(_Native, make(columns=columns))
+
+
+class Batch:
+    """A part of a trace as columns: `tables` by event name, `timeline` of all events in order."""
+
+    def __init__(self, tables: dict[str, Table], timeline: Table):
+        self.tables = tables
+        self.timeline = timeline
+
+    def __repr__(self) -> str:
+        return f"<Batch {len(self.timeline)} events of {len(self.tables)} kinds>"
+
+    def __len__(self) -> int:
+        return len(self.timeline)
+
+    def __getitem__(self, event: str) -> Table:
+        return self.tables[event]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __contains__(self, event: object) -> bool:
+        return event in self.tables
+
+
+class Trace:
+    """A trace file, read as often as asked; `-` is stdin and can be read once.
+
+    Args:
+        path: ftrace text of tracefs or `trace-cmd report`, plain, `.gz` or `.xz`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"<Trace {display_name(self.path)}>"
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def counts(self) -> dict[str, Any]:
+        """Counts of everything in the trace, without columns; memory does not grow with the trace.
+
+        Raises:
+            TraceError: the file cannot be read to its end.
+        """
+        reader = native_reader(columns=False)
+        for chunk in iter_chunks(self.path):
+            reader.feed(chunk)
+        reader.finish()
+        return reader.summary()
+
+    def batches(self, size: int = BATCH_BYTES) -> Iterator[Batch]:
+        """The trace in batches of about `size` bytes of text; memory does not grow with the trace.
+
+        Raises:
+            TraceError: the file cannot be read to its end.
+        """
+        for batch, _ in self._batches(size):
+            yield batch
+
+    def read_all(self) -> Batch:
+        """Everything at once. Needs memory for every event (about 40 bytes and its fields): not for huge
+        traces."""
+        reader = native_reader(columns=True)
+        for chunk in iter_chunks(self.path):
+            reader.feed(chunk)
+        reader.finish()
+        return _batch(reader)
+
+    def batches_and_counts(self, size: int = BATCH_BYTES) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
+        """As `batches`; with the last one come the counts of the whole trace."""
+        return self._batches(size)
+
+    def _batches(self, size: int) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
+        reader = native_reader(columns=True)
+        filled = 0
+        for chunk in iter_chunks(self.path, min(size, 1 << 20)):
+            reader.feed(chunk)
+            filled += len(chunk)
+            if filled >= size:
+                filled = 0
+                yield _batch(reader), None
+        reader.finish()
+        yield _batch(reader), reader.summary()
+
+
+def _batch(reader: _Native) -> Batch:
+    found, timeline = reader.take()
+    tables: dict[str, Table] = {}
+    for table in found:
+        name = str(table["event"])
+        if name in tables:
+            # The same event in another kernel's wording: other fields, so a table of its own.
+            name = f"{name} ({table['wording']})"
+        tables[name] = Table(name, table["columns"])
+    names = {"task": reader.tasks(), "kind": _kind_names()}
+    return Batch(tables, Table("events", timeline, names))
+
+
+def _kind_names() -> list[str]:
+    return cast(list[str], cast(Any, _core).TraceReader.kinds())

@@ -1,0 +1,169 @@
+"""What is in a trace: events and counts, kernel, vCPUs, shadow pages, generations, MMIO.
+
+Owns: the numbers of `kvm-mmu trace summary` and how they are printed. Streams: memory does not grow with the
+trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvm_mmu.errors import TraceError
+from kvm_mmu.trace.reader import Batch, Trace
+from kvm_mmu.trace.source import display_name
+
+_VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
+_ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
+_SHOWN = 8
+
+
+@dataclass
+class TraceSummary:
+    """Counts of a trace. Times in nanoseconds of trace time."""
+
+    name: str
+    counts: dict[str, Any] = field(default_factory=dict)
+    vcpus: set[int] = field(default_factory=set)
+    pages_created: int = 0
+    pages_found: int = 0
+    pages_zapped: int = 0
+    mmio_marks: int = 0
+    mmio_hits: int = 0
+    mmio_stale_checks: int = 0
+    zap_alls: int = 0
+    generations: set[int] = field(default_factory=set)
+
+    @property
+    def events(self) -> dict[str, int]:
+        """Understood events by name."""
+        return dict(self.counts["events"])
+
+    @property
+    def not_understood(self) -> int:
+        """Lines that should be events and cannot be read."""
+        return int(self.counts["not_understood"]) + int(self.counts["overlong"])
+
+    @property
+    def kernels(self) -> list[str]:
+        """Kernels that can have printed this trace, by its wording."""
+        return list(self.counts["kernels"])
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch."""
+        for event in _VCPU_EVENTS:
+            if event in batch and "vcpu" in batch[event]:
+                self.vcpus.update(int(v) for v in np.unique(batch[event]["vcpu"]))
+        if "kvm_mmu_get_page" in batch:
+            created = batch["kvm_mmu_get_page"]["created"]
+            self.pages_created += int((created == 1).sum())
+            self.pages_found += int((created == 0).sum())
+        self.pages_zapped += _rows(batch, ("kvm_mmu_prepare_zap_page",))
+        self.mmio_marks += _rows(batch, ("mark_mmio_spte",))
+        self.mmio_hits += _rows(batch, ("handle_mmio_page_fault",))
+        self.zap_alls += _rows(batch, _ZAP_ALLS)
+        if "check_mmio_spte" in batch:
+            checks = batch["check_mmio_spte"]
+            self.mmio_stale_checks += int((checks["valid"] == 0).sum())
+            self.generations.update(int(g) for g in np.unique(checks["kvm_gen"]))
+        if "mark_mmio_spte" in batch:
+            self.generations.update(int(g) for g in np.unique(batch["mark_mmio_spte"]["gen"]))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; the schema has a version."""
+        gens = sorted(self.generations)
+        return {
+            "schema": "kvm-mmu/trace-summary/1",
+            "file": self.name,
+            **self.counts,
+            "vcpus": sorted(self.vcpus),
+            "pages_created": self.pages_created,
+            "pages_found": self.pages_found,
+            "pages_zapped": self.pages_zapped,
+            "mmio_marks": self.mmio_marks,
+            "mmio_hits": self.mmio_hits,
+            "mmio_stale_checks": self.mmio_stale_checks,
+            "zap_alls": self.zap_alls,
+            "generations": {
+                "count": len(gens),
+                "first": gens[0] if gens else None,
+                "last": gens[-1] if gens else None,
+            },
+        }
+
+    def as_text(self) -> str:
+        """The summary for a person."""
+        counts = self.counts
+        lines = [f"{self.name}: {counts['lines']} lines, {sum(self.events.values())} events understood"]
+        lines.append(f"  kernel by wording: {_kernels(self.kernels)}")
+        if counts["span_ns"] is not None:
+            first, last = counts["span_ns"]
+            lines.append(f"  span: {(last - first) / 1e9:.6f} s of trace time, from {first / 1e9:.6f} s")
+        if self.vcpus:
+            lines.append(f"  vCPUs: {', '.join(str(v) for v in sorted(self.vcpus))}")
+        lines.append(
+            f"  shadow pages: {self.pages_created} created, {self.pages_found} found, {self.pages_zapped} zapped"
+        )
+        lines.append(
+            f"  MMIO SPTEs: {self.mmio_marks} marked, {self.mmio_hits} hit, {self.mmio_stale_checks} found stale"
+        )
+        lines.append(f"  whole-MMU zaps: {self.zap_alls}")
+        if self.generations:
+            gens = sorted(self.generations)
+            lines.append(f"  memslot generations seen: {len(gens)}, {gens[0]:#x} to {gens[-1]:#x}")
+        lines.extend(f"  {count:>10}  {event}" for event, count in _by_count(self.events.items()))
+        lines.extend(
+            f"  {count:>10}  {event} (other event, kept as text)"
+            for event, count in _by_count(counts["opaque"].items())
+        )
+        if counts["lost_notes"]:
+            lines.append(
+                f"  events were lost at {counts['lost_notes']} places ({counts['lost']} as far as the trace says)"
+            )
+        if counts["overlong"]:
+            lines.append(f"  {counts['overlong']} lines longer than 1 MiB were skipped")
+        lines.append(f"  {counts['not_understood']} lines not understood")
+        lines.extend(f"    line {line}: {text}" for line, text in counts["examples"][:_SHOWN])
+        return "\n".join(lines)
+
+
+def summarize(path: str | Path, *, strict: bool = False) -> TraceSummary:
+    """Count what is in a trace.
+
+    Args:
+        strict: a line that is not understood is an error.
+
+    Raises:
+        TraceError: the trace cannot be read, or `strict` and a line is not understood.
+    """
+    found = TraceSummary(display_name(path))
+    for batch, counts in Trace(path).batches_and_counts():
+        found.add(batch)
+        if counts is not None:
+            found.counts = counts
+    if found.counts["lines"] == 0:
+        raise TraceError(f"{found.name}: empty: expected ftrace text")
+    if strict and found.not_understood:
+        line, text = (found.counts["examples"] or [(0, "a line longer than 1 MiB")])[0]
+        raise TraceError(
+            f"{found.name}:{line}: not understood: {text[:120]!r} ({found.not_understood} such lines)"
+        )
+    return found
+
+
+def _rows(batch: Batch, events: Iterable[str]) -> int:
+    return sum(len(batch[event]) for event in events if event in batch)
+
+
+def _kernels(kernels: list[str]) -> str:
+    if not kernels:
+        return "none (the trace mixes wordings of several kernels)"
+    return kernels[0] if len(kernels) == 1 else f"one of {', '.join(kernels)} (not told apart by this trace)"
+
+
+def _by_count(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(counts, key=lambda item: (-item[1], item[0]))

@@ -1,0 +1,136 @@
+"""A table of trace events: named columns of equal length, for numpy, pandas, polars and Arrow.
+
+Owns: texts kept as bytes with row ends until somebody asks for them, codes with their names, and the way to
+other libraries, which are imported only when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from kvm_mmu.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+_SHOWN_ROWS = 10
+_Text = tuple[npt.NDArray[np.int64], bytes]
+
+
+class Table:
+    """Columns by name. `table[name]` is a numpy array; texts come as an object array of `str`."""
+
+    def __init__(
+        self,
+        name: str,
+        columns: Mapping[str, npt.NDArray[Any] | _Text],
+        names: Mapping[str, Sequence[str]] | None = None,
+    ):
+        self.name = name
+        self._columns = dict(columns)
+        self._names = {column: list(values) for column, values in (names or {}).items()}
+
+    def __repr__(self) -> str:
+        return f"<Table {self.name}: {len(self)} rows of {', '.join(self._columns)}>"
+
+    def __len__(self) -> int:
+        first = next(iter(self._columns.values()), None)
+        return 0 if first is None else len(first[0] if isinstance(first, tuple) else first)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __contains__(self, column: object) -> bool:
+        return column in self._columns
+
+    def __getitem__(self, column: str) -> npt.NDArray[Any]:
+        values = self._columns.get(column)
+        if values is None:
+            raise UsageError(
+                f"table {self.name!r} has no column {column!r}: it has {', '.join(self._columns)}"
+            )
+        return _texts(values) if isinstance(values, tuple) else values
+
+    def names(self, column: str) -> list[str]:
+        """What the codes of a column mean (`task` and `kind` of the timeline)."""
+        return self._names.get(column, [])
+
+    def to_arrow(self) -> Any:
+        """A pyarrow table; texts without a copy, codes as dictionary columns."""
+        import pyarrow as pa
+
+        arrays = {}
+        for name, values in self._columns.items():
+            if isinstance(values, tuple):
+                ends, data = values
+                offsets = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+                buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data)]
+                array = pa.Array.from_buffers(pa.large_binary(), len(ends), buffers)
+                arrays[name] = _as_text(pa, array)
+            elif name in self._names:
+                arrays[name] = _coded(pa, values, self._names[name])
+            else:
+                arrays[name] = pa.array(values)
+        return pa.table(arrays)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The Arrow stream of this table, for any library that reads one (needs pyarrow)."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def to_polars(self) -> pl.DataFrame:
+        """A polars data frame."""
+        import polars as pl
+
+        return cast("pl.DataFrame", pl.from_arrow(self.to_arrow()))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A pandas data frame."""
+        import pandas as pd
+
+        columns = {name: self[name] for name in self}
+        for name, known in self._names.items():
+            columns[name] = cast(Any, pd.Categorical(_named(columns[name], known)))
+        return pd.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        rows = min(len(self), _SHOWN_ROWS)
+        head = "".join(f"<th>{escape(name)}</th>" for name in self)
+        columns = [self[name][:rows] for name in self]
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(column[i]))}</td>" for column in columns) + "</tr>"
+            for i in range(rows)
+        )
+        return f"<table><caption>{escape(self.name)}, {rows} of {len(self)} rows</caption><tr>{head}</tr>{body}</table>"
+
+
+def _texts(values: _Text) -> npt.NDArray[Any]:
+    ends, data = values
+    rows = np.empty(len(ends), dtype=object)
+    start = 0
+    for i, end in enumerate(ends.tolist()):
+        rows[i] = data[start:end].decode("utf-8", "replace")
+        start = end
+    return rows
+
+
+def _as_text(pa: Any, array: Any) -> Any:
+    """Bytes as text; where they are not UTF-8 they are made so."""
+    try:
+        return array.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return pa.array([row.as_py().decode("utf-8", "replace") for row in array], pa.large_string())
+
+
+def _named(codes: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
+    return [names[code] if code < len(names) else "(other)" for code in codes.tolist()]
+
+
+def _coded(pa: Any, codes: npt.NDArray[Any], names: Sequence[str]) -> Any:
+    known = np.minimum(codes.astype(np.int64), len(names)).astype(np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(known), pa.array([*names, "(other)"]))

@@ -1,0 +1,239 @@
+"""Every direct recording of v6.1 and v6.12 replays to its own outputs; rules that no recording shows, one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvm_mmu.errors import TraceError
+from kvm_mmu.trace import host
+from kvm_mmu.trace.direct_6x import spte
+from kvm_mmu.trace.direct_6x.residency import Residency
+from kvm_mmu.trace.replaying import replay
+
+TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
+RECORDINGS = [
+    f"{d.parent.name}/{d.name}" for kernel in ("6.1", "6.12") for d in sorted((TRACES / kernel).iterdir())
+]
+PREFIX = "             vmm-851   [000] .....  5012.1: "
+PAGE = "8-byte q0 direct wux"
+
+
+def no_engine(kernel: str, config: Mapping[str, object]) -> Any:
+    raise AssertionError("these recordings have a model of their own")
+
+
+def test_there_are_recordings():
+    assert len(RECORDINGS) == 25
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_equal(name: str):
+    report = replay(TRACES / name / "trace.txt.xz", no_engine)
+    assert report.compared and report.is_equal, report.as_text()
+    assert sum(report.equal.values()) == sum(report.recorded.values()) > 0
+    assert bool(report.host_answers) == ("notifier" in name)
+    assert report.inferred == {}
+
+
+class Story:
+    """A trace written line by line: a VM with 16 MiB of written memory at gpa 0x1000000, one vCPU, a root."""
+
+    def __init__(self, tmp_path: Path, **facts: object):
+        self.path = tmp_path / "story.txt"
+        values = {
+            "kernel": "6.1",
+            "mmu": "npt",
+            "tdp_mmu": 0,
+            "la57": 0,
+            "mmio_caching": 1,
+            "nx_huge_pages": 0,
+        }
+        self.kernel = str(facts.get("kernel", "6.1"))
+        self.lines = [host.PREFIX + json.dumps({**values, "guest_mode": "long", **facts})]
+        self._ops = 0
+        self.thp = int(bool(facts.get("thp")))
+        self.op("create_vm")
+        self.op("backing", name="data", gpa="0x1000000", size="0x1000000", hva="0x7f0000000000", thp=self.thp)
+        self.slot()
+        self.op("create_vcpu", id=0)
+        self.line("mmu_load: (kvm_mmu_load+0x0/0x890 [kvm])")
+
+    def line(self, text: str) -> int:
+        self.lines.append(PREFIX + text)
+        return len(self.lines)
+
+    def op(self, name: str, /, **fields: object) -> int:
+        self._ops += 1
+        return self.line(
+            "tracing_mark_write: " + json.dumps({"i": self._ops, "op": name, **fields}).replace(" ", "")
+        )
+
+    def slot(self, flags: int = 0, size: str = "0x1000000", slot: int = 1) -> int:
+        return self.op(
+            "set_memslot", slot=slot, as_id=0, flags=flags, gpa="0x1000000", size=size, hva="0x7f0000000000"
+        )
+
+    def fault(self, gpa: int, error_code: int, level: int | None = 1, pfn: int = 0x161C00) -> int:
+        at = self.line(f"kvm_page_fault: vcpu 0 rip 0x1000 address {gpa:#018x} error_code {error_code:#x}")
+        if level is not None:
+            base = pfn + (gpa >> 12) & -(1 << 9 * (level - 1))
+            at = self.line(f"kvm_mmu_spte_requested: gfn {gpa >> 12:x} pfn {base:x} level {level}")
+        return at
+
+    def outputs(self, *after: int) -> list[str]:
+        """What the lines `after` caused."""
+        self.path.write_text("\n".join(self.lines))
+        predictions = replay(self.path, no_engine).predictions
+        numbers = [p.line for p in predictions]
+        assert numbers == sorted(numbers)
+        return [f"{p.event} {p.body}".strip() for p in predictions if p.line in after]
+
+
+def short(outputs: list[str]) -> list[str]:
+    return [text.split(" at ")[0] for text in outputs if not text.startswith("try_unsync")]
+
+
+def test_a_fault_maps_and_prefetches_the_aligned_group(tmp_path: Path):
+    story = Story(tmp_path)
+    at = story.fault(0x1003000, 0x100000006)
+    text = short(story.outputs(at))
+    assert text[:3] == [f"kvm_mmu_get_page sp gen 0 gfn {g} l{n} {PAGE} nxe ad root 0 sync new" for g, n in
+                        (("0", 3), ("0", 2), ("1000", 1))]  # fmt: skip
+    assert [line.split(" spte")[0] for line in text[3:]] == [
+        f"kvm_mmu_set_spte gfn {g:x}"
+        for g in (0x1003, 0x1000, 0x1001, 0x1002, 0x1004, 0x1005, 0x1006, 0x1007)
+    ]
+    assert "e67 (rwxu)" in text[3] and "e47 (rwxu)" in text[4]
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+def test_a_large_leaf_in_the_way_is_shown_after_its_replacement_is_got(tmp_path: Path, kernel: str):
+    story = Story(tmp_path, kernel=kernel, thp=1)
+    story.fault(0x1200000, 0x100000006, level=2)
+    at = story.fault(0x1200000, 0x100000006, level=1)
+    text = story.outputs(at)
+    assert text[0].startswith("kvm_mmu_get_page sp gen 0 gfn 1200 l1") and text[1].startswith(
+        "page_zap_pte sptep="
+    )
+    assert int(text[1].split("spte=0x")[1], 16) & 0xFFF == 0xEE7
+
+
+def test_large_leaves_lose_execute_while_nx_huge_pages_is_on(tmp_path: Path):
+    story = Story(tmp_path, nx_huge_pages=1, thp=1)
+    large = story.fault(0x1200000, 0x100000006, level=2)
+    executed = story.fault(0x1200000, 0x100000014, level=1)
+    refused = story.fault(0x1201000, 0x100000006, level=2)
+    assert any("(rw-u) level 2" in line for line in story.outputs(large))
+    assert any("(rwxu) level 1" in line for line in story.outputs(executed))
+    # The level-1 table was made for a fetch: the host's 2 MiB are used one level down.
+    assert all("level 2" not in line for line in story.outputs(refused))
+
+
+def test_manual_protect_initially_set_leaves_leaves_alone_until_they_are_cleared(tmp_path: Path):
+    story = Story(tmp_path, kernel="6.12", thp=1)
+    story.op("enable_cap", cap=168, arg0=3, rc=0)
+    story.fault(0x1200000, 0x100000006, level=2)
+    story.slot(flags=1)
+    spurious = story.fault(0x1200000, 0x100000007, level=None)
+    story.op("clear_dirty_log", slot=1, first=0, num=64, bytepattern="0xff")
+    story.line("dirty_masked: (x+0x0/0x1 [kvm]) gfn_offset=0x200 mask=0xffff")
+    cleared = story.fault(0x1200000, 0x100000007, level=None)
+    assert story.outputs(spurious)[0].endswith("spurious 1 fixed 0")
+    # The large leaf lost W and bit 10, so the fast path cannot give it back.
+    assert story.outputs(cleared)[0].endswith("spurious 0 fixed 0")
+    assert "old 0x162e00ae5" in story.outputs(cleared)[0]
+
+
+def test_ram_over_a_stale_mmio_entry_is_written_without_the_dirty_bit(tmp_path: Path):
+    story = Story(tmp_path)
+    story.fault(0xD0000000, 0x100000004, pfn=0)
+    story.lines[-1] = PREFIX + "kvm_mmu_spte_requested: gfn d0000 pfn 8000000000000000 level 1"
+    story.op("set_memslot", slot=9, as_id=0, flags=0, gpa="0xd0000000", size="0x1000", hva="0x7f0000001000")
+    check = story.line("kvm_page_fault: vcpu 0 rip 0x1000 address 0x00000000d0000000 error_code 0x10000000e")
+    at = story.line("kvm_mmu_spte_requested: gfn d0000 pfn 161c00 level 1")
+    assert story.outputs(check) == ["check_mmio_spte spte 80000d0000017 kvm_gen 4 spte-gen 2 valid 0"]
+    assert [line.split(" at ")[0] for line in story.outputs(at)] == [
+        "kvm_mmu_set_spte gfn d0000 spte 161c00e27 (rwxu) level 1"
+    ]
+
+
+def test_without_mmio_caching_nothing_is_marked(tmp_path: Path):
+    story = Story(tmp_path, mmio_caching=0)
+    at = story.fault(0xD0000000, 0x100000004)
+    assert story.outputs(at - 1, at) == []
+
+
+def test_reclaim_skips_roots_and_prints_what_it_zapped(tmp_path: Path):
+    story = Story(tmp_path)
+    story.op("set_nr_mmu_pages", n=64)
+    for i in range(64):
+        story.op("set_memslot", slot=10 + i, as_id=0, flags=0, gpa=hex(0x20000000 + i * 0x200000), size="0x1000",
+                 hva=hex(0x7F0000000000 + i * 0x1000))  # fmt: skip
+    faults = [story.fault(0x20000000 + i * 0x200000, 0x100000006) for i in range(64)]
+    zaps = [line for line in story.outputs(*faults) if line.startswith(("kvm_mmu_prepare", "zap_oldest_ret"))]
+    assert (
+        zaps[0].startswith("kvm_mmu_prepare_zap_page sp gen 0 gfn 0 l3")
+        and zaps[21] == "zap_oldest_ret ret=21"
+    )
+    assert not any(" l4 " in line for line in zaps)
+
+
+def test_five_levels(tmp_path: Path):
+    story = Story(tmp_path, la57=1)
+    at = story.fault(0x1000000, 0x100000006)
+    assert [line.split()[6] for line in short(story.outputs(at)) if "get_page" in line] == [
+        "l4",
+        "l3",
+        "l2",
+        "l1",
+    ]
+
+
+def test_refused_requests_change_nothing(tmp_path: Path):
+    story = Story(tmp_path)
+    refused = [
+        story.slot(size="0x2000000"),
+        story.slot(flags=2),
+        story.slot(slot=5),
+        story.slot(slot=6, size="0x0"),
+        story.slot(),
+    ]
+    assert story.outputs(*refused) == []
+    deleted = story.slot(size="0x0")
+    assert [line.split()[0] for line in story.outputs(deleted)] == [
+        "memslots_updated", "invalidate_mmio", "flush_shadow_memslot", "zap_all_fast_enter", "kvm_mmu_zap_all_fast",
+        "kvm_mmu_prepare_zap_page", "memslots_updated", "invalidate_mmio", "change_mmu_pages",
+    ]  # fmt: skip
+
+
+def test_recordings_that_cannot_be_replayed_say_why(tmp_path: Path):
+    with pytest.raises(TraceError, match="TDP MMU"):
+        Story(tmp_path, tdp_mmu=1).outputs()
+    with pytest.raises(TraceError, match="guest with page tables"):
+        Story(tmp_path, mmu="shadow").outputs()
+    story = Story(tmp_path)
+    story.line("kvm_page_fault: vcpu 0 rip")
+    with pytest.raises(TraceError, match=r"story\.txt:7: kvm_page_fault: cannot be read"):
+        story.outputs()
+
+
+def test_mmio_entries_keep_19_bits_of_generation():
+    for gen in (0, 1, 0xFF, 0x100, 0x7FFFF, 0x2AAAA, 0x80002):
+        value = spte.make_mmio(0xD0000, 7, gen)
+        assert spte.is_mmio(value) and not spte.is_shadow_present(value)
+        assert (spte.mmio_gen(value), spte.mmio_gfn(value)) == (gen & 0x7FFFF, 0xD0000)
+    assert spte.make_mmio(0xD0000, 7, 0x7FFFC) == 0x7FF80000D00007E7
+
+
+def test_residency_of_guest_tables_follows_the_mapped_ranges():
+    found = Residency()
+    found.add_backing("low", 0x10000000, 0x400000, False)
+    first = 0x10000 + 0x100
+    found.map_guest_range("long", 0x100000, 0, 0x400000, 1)
+    # A root, one table of each level 3 and 2, two of level 1.
+    assert [found.is_resident(first + n) for n in range(6)] == [True] * 5 + [False]
+    assert found.is_resident(0x10008) and not found.is_resident(0x10009)
