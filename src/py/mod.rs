@@ -3,6 +3,7 @@
 mod arguments;
 mod codec;
 mod errors;
+mod ftrace;
 mod machine;
 mod reports;
 
@@ -14,7 +15,9 @@ mod _core {
     #[pymodule_export]
     use super::codec::Codec;
     #[pymodule_export]
-    use super::machine::Mmu;
+    use super::ftrace::TraceReader;
+    #[pymodule_export]
+    use super::machine::{ActiveWalk, Mmu};
 
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
