@@ -39,15 +39,15 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_during_many_faults_and_another_thread_meanwhile():
-    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "ready"
-    time.sleep(0.5)
-    sent = time.monotonic()
-    child.send_signal(signal.SIGINT)
-    word, ticks = child.stdout.readline().split()
-    waited = time.monotonic() - sent
-    assert child.wait(timeout=60) == 0
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().strip() == "ready"
+        time.sleep(0.5)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        word, ticks = child.stdout.readline().split()
+        waited = time.monotonic() - sent
+        assert child.wait(timeout=60) == 0
     assert word == "interrupted"
     assert int(ticks) > 0, "another thread made no progress"
     assert waited < 10, "not a speed test: an interrupt that waits for the end of the call takes far longer"
