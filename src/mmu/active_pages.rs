@@ -75,6 +75,9 @@ impl ActivePages {
     /// Puts a new page at the head.
     pub fn push_head(&mut self, page: PageIdx) {
         if self.links.len() <= page.at() {
+            if self.links.capacity() <= page.at() {
+                self.links.reserve_exact((self.links.len() / 4).max(64).max(page.at() + 1 - self.links.len()));
+            }
             self.links.resize(page.at() + 1, Link::default());
         }
         self.links[page.at()].is_mmio_cached = false;

@@ -162,6 +162,13 @@ impl Events {
         Self { is_on: keep > 0, keep, log: VecDeque::new() }
     }
 
+    /// Whether anything is kept.
+    #[inline]
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     /// Logs what `make` gives; `make` is not called when the log is off.
     #[inline]
     pub fn push(&mut self, make: impl FnOnce() -> Event) {

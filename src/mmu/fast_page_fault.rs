@@ -11,7 +11,7 @@ use super::slots::SlotAt;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::restore_access_track;
 use super::state::MmuState;
-use super::walk::{can_be_made_writable, is_access_allowed, is_access_track, is_last, is_shadow_present};
+use super::walk::{Walked, can_be_made_writable, is_access_allowed, is_access_track, is_last, is_shadow_present};
 
 impl MmuState {
     const fn can_be_fast(&self, error_code: u64) -> bool {
@@ -26,7 +26,8 @@ impl MmuState {
         self.masks.acc_track != 0 || error_code & write_present == write_present
     }
 
-    /// Tries the lock-free path; whether it answered the fault.
+    /// Tries the lock-free path; whether it answered the fault, and where its walk ended.
+    #[inline]
     pub(super) fn fast_page_fault(
         &mut self,
         vcpu: usize,
@@ -34,10 +35,10 @@ impl MmuState {
         gpa: u64,
         level: u8,
         error_code: u64,
-    ) -> bool {
+    ) -> (bool, Option<Walked>) {
         let root = self.vcpus[vcpu].root;
         if root == PageIdx::NONE || !self.can_be_fast(error_code) {
-            return false;
+            return (false, None);
         }
         let walked = self.walk_down(root, gpa, level);
         let old = walked.spte;
@@ -58,8 +59,10 @@ impl MmuState {
                 }
                 handled
             });
-        self.push_fast_pf(vcpu, gpa, error_code, walked.sptep, (old, new), handled, walked.level);
-        handled
+        if self.events.is_on() {
+            self.push_fast_pf(vcpu, gpa, error_code, &walked, (old, new), handled);
+        }
+        (handled, Some(walked))
     }
 
     fn fixed_spte(&self, old: u64, error_code: u64) -> u64 {
@@ -70,18 +73,18 @@ impl MmuState {
         new
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the tracepoint has them")]
+    #[cold]
     fn push_fast_pf(
         &mut self,
         vcpu: usize,
         addr: u64,
         error_code: u64,
-        sptep: super::page_arena::Sptep,
+        walked: &Walked,
         (old, new): (u64, u64),
         handled: bool,
-        level: u8,
     ) {
-        let is_link = is_shadow_present(&self.masks, old) && !is_last(old, level);
+        let sptep = walked.sptep;
+        let is_link = is_shadow_present(&self.masks, old) && !is_last(old, walked.level);
         let hide = if is_link { !PFN_FIELD } else { u64::MAX };
         let page = self.arena.key(sptep.page()).id;
         self.events.push(|| Event::FastPf {

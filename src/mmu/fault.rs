@@ -94,7 +94,8 @@ impl MmuState {
         let is_write = error_code & PFERR_WRITE != 0;
         let (level, is_forced) = self.mapping_level(slot, asked);
         let gfn = if is_forced { asked } else { asked.align_down(level) };
-        if self.fast_page_fault(vcpu, slot, gpa, level, error_code) {
+        let (is_fast, walked) = self.fast_page_fault(vcpu, slot, gpa, level, error_code);
+        if is_fast {
             return Ok(Handled::Retry);
         }
         let backing = match self.find_frame(slot, gfn, is_write) {
@@ -109,6 +110,7 @@ impl MmuState {
         if backing == Backing::NoSlot {
             self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);
         }
+        let zapped_before = self.work.pages_zapped;
         if self.make_mmu_pages_available().is_err() {
             return Ok(Handled::Retry);
         }
@@ -116,7 +118,14 @@ impl MmuState {
         if !is_forced {
             self.thp_adjust(&mut mapping);
         }
-        let emulate = self.direct_map(&mapping)?;
+        // The walk of the lock-free path ended where the mapping goes, and nothing was zapped since.
+        let at_hand = walked
+            .filter(|walked| walked.level == mapping.level && self.work.pages_zapped == zapped_before)
+            .map(|walked| walked.sptep);
+        let emulate = match at_hand {
+            Some(sptep) => self.map_at(sptep, &mapping),
+            None => self.direct_map(&mapping)?,
+        };
         Ok(if emulate { Handled::Emulate } else { Handled::Retry })
     }
 
@@ -125,6 +134,9 @@ impl MmuState {
         let Some(slot) = slot else { return (PAGE_TABLE, true) };
         if self.slot_spec(slot).is_invalid() || self.slot_body(slot).dirty.is_some() {
             return (PAGE_TABLE, true);
+        }
+        if !self.host.has_huge() {
+            return (PAGE_TABLE, false);
         }
         let host_level = self.host_level(gfn);
         let mut level = PAGE_TABLE;
@@ -165,11 +177,12 @@ impl MmuState {
         }
     }
 
-    /// Maps 2 MiB where the host frame is part of a transparent huge page.
+    /// Maps 2 MiB where the host frame is part of a huge page, of hugetlbfs too.
     fn thp_adjust(&self, mapping: &mut Mapping) {
         if let Backing::Frame { pfn, host_writable } = mapping.backing
+            && self.host.has_huge()
             && mapping.level == PAGE_TABLE
-            && self.host.huge(pfn) == HostHuge::Thp
+            && self.host.is_compound(pfn)
             && !self.is_large_disallowed(mapping.slot, mapping.gfn, 2)
         {
             mapping.level = 2;
@@ -201,10 +214,14 @@ impl MmuState {
             };
             level -= 1;
         }
-        let sptep = page.sptep(table_index(addr, level));
+        Ok(self.map_at(page.sptep(table_index(addr, level)), mapping))
+    }
+
+    /// Installs the mapping at its place and what lies before it; true if the access must be emulated.
+    fn map_at(&mut self, sptep: Sptep, mapping: &Mapping) -> bool {
         let emulate = self.mmu_set_spte(sptep, mapping);
         self.direct_pte_prefetch(mapping, sptep);
-        Ok(emulate)
+        emulate
     }
 
     const fn child_role(&self, vcpu: usize, level: u8) -> Role {
@@ -223,20 +240,29 @@ impl MmuState {
             return;
         }
         let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
-        let mut run_start = None;
-        for index in first..first + PTE_PREFETCH_NUM {
-            let is_open = index != sptep.index() && !is_shadow_present(&self.masks, self.arena.spte(page.sptep(index)));
-            if is_open {
-                run_start = run_start.or(Some(index));
-            } else if let Some(start) = run_start.take()
-                && !self.prefetch_run(mapping, page, start, index)
-            {
+        let group = self.arena.table(page).group_of_eight(first);
+        // One bit an entry: the faulting one and those present close a run, the others are open.
+        let mut closed = 1_u16 << (sptep.index() - first) | 1 << PTE_PREFETCH_NUM;
+        for (at, &spte) in group.iter().enumerate() {
+            closed |= u16::from(is_shadow_present(&self.masks, spte)) << at;
+        }
+        let mut at = 0;
+        loop {
+            let start = (!closed >> at).trailing_zeros() as u16 + at;
+            if start >= PTE_PREFETCH_NUM {
                 return;
             }
+            let end = (closed >> start).trailing_zeros() as u16 + start;
+            if end >= PTE_PREFETCH_NUM || !self.prefetch_run(mapping, page, first + start, first + end) {
+                return;
+            }
+            at = end;
         }
     }
 
     /// Maps a run of empty entries; false ends the prefetch.
+    #[cold]
+    #[inline(never)]
     fn prefetch_run(&mut self, mapping: &Mapping, page: PageIdx, start: u16, end: u16) -> bool {
         let key = self.arena.key(page);
         let first = key.gfn.plus(u64::from(start) << level_shift(PAGE_TABLE));

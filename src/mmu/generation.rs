@@ -132,3 +132,115 @@ impl GenerationLayout {
             .fold(0, |mmio_gen, field| mmio_gen | ((spte >> field.spte_shift) & field.read_mask()) << field.gen_shift)
     }
 }
+
+/// What the MMIO codec asks of a layout.
+pub trait GenerationBits {
+    /// The value two generations are compared by.
+    fn compared(&self, slots_gen: u64) -> u64;
+    /// Whether this generation says that an update is in flight and the kernel refuses to cache meanwhile.
+    fn is_refused(&self, slots_gen: u64) -> bool;
+    /// SPTE bits that hold the generation.
+    fn spte_mask(&self) -> u64;
+    /// The generation's bits of an MMIO SPTE.
+    fn encode(&self, mmio_gen: u64) -> u64;
+    /// The generation read back from an MMIO SPTE.
+    fn decode(&self, spte: u64) -> u64;
+}
+
+impl GenerationBits for GenerationLayout {
+    fn compared(&self, slots_gen: u64) -> u64 {
+        self.compared(slots_gen)
+    }
+
+    fn is_refused(&self, slots_gen: u64) -> bool {
+        self.is_refused(slots_gen)
+    }
+
+    fn spte_mask(&self) -> u64 {
+        self.spte_mask()
+    }
+
+    fn encode(&self, mmio_gen: u64) -> u64 {
+        self.encode(mmio_gen)
+    }
+
+    fn decode(&self, spte: u64) -> u64 {
+        self.decode(spte)
+    }
+}
+
+/// One field, ready for use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ReadyField {
+    gen_shift: u32,
+    low_mask: u64,
+    spte_shift: u32,
+}
+
+impl ReadyField {
+    const fn encode(self, mmio_gen: u64) -> u64 {
+        (mmio_gen.wrapping_shr(self.gen_shift) & self.low_mask).wrapping_shl(self.spte_shift)
+    }
+
+    const fn decode(self, spte: u64) -> u64 {
+        (spte.wrapping_shr(self.spte_shift) & self.low_mask).wrapping_shl(self.gen_shift)
+    }
+}
+
+/// A checked layout in the form the fault path uses: masks computed, the usual two fields at hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenerationCodec {
+    compared: u64,
+    refused: u64,
+    spte_mask: u64,
+    two: [ReadyField; 2],
+    rest: Vec<ReadyField>,
+}
+
+impl GenerationCodec {
+    /// Prepares a layout.
+    #[must_use]
+    pub fn new(layout: &GenerationLayout) -> Self {
+        let mut ready = layout.fields.iter().map(|field| ReadyField {
+            gen_shift: field.gen_shift.into(),
+            low_mask: field.low_mask(),
+            spte_shift: field.spte_shift.into(),
+        });
+        Self {
+            compared: layout.compared(u64::MAX),
+            refused: if layout.refuse_in_progress { layout.in_progress } else { 0 },
+            spte_mask: layout.spte_mask(),
+            two: [ready.next().unwrap_or_default(), ready.next().unwrap_or_default()],
+            rest: ready.collect(),
+        }
+    }
+}
+
+impl GenerationBits for GenerationCodec {
+    #[inline]
+    fn compared(&self, slots_gen: u64) -> u64 {
+        slots_gen & self.compared
+    }
+
+    #[inline]
+    fn is_refused(&self, slots_gen: u64) -> bool {
+        slots_gen & self.refused != 0
+    }
+
+    #[inline]
+    fn spte_mask(&self) -> u64 {
+        self.spte_mask
+    }
+
+    #[inline]
+    fn encode(&self, mmio_gen: u64) -> u64 {
+        let two = self.two[0].encode(mmio_gen) | self.two[1].encode(mmio_gen);
+        self.rest.iter().fold(two, |spte, field| spte | field.encode(mmio_gen))
+    }
+
+    #[inline]
+    fn decode(&self, spte: u64) -> u64 {
+        let two = self.two[0].decode(spte) | self.two[1].decode(spte);
+        self.rest.iter().fold(two, |mmio_gen, field| mmio_gen | field.decode(spte))
+    }
+}

@@ -10,8 +10,8 @@ use super::role::Role;
 use super::state::MmuState;
 
 impl MmuState {
-    /// The page, found (newest first) or made.
-    pub(super) fn get_page(&mut self, gfn: Gfn, role: Role) -> Result<PageIdx> {
+    /// The newest valid page of this gfn and role.
+    pub(super) fn find_page(&mut self, gfn: Gfn, role: Role) -> Option<PageIdx> {
         let mut collisions = 0;
         let mut page = self.hash.first(gfn);
         let mut probes = 0;
@@ -33,7 +33,12 @@ impl MmuState {
         if self.hash.counts_collisions() {
             self.stats.max_collisions = self.stats.max_collisions.max(collisions);
         }
-        if let Some(page) = found {
+        found
+    }
+
+    /// The page, found (newest first) or made.
+    pub(super) fn get_page(&mut self, gfn: Gfn, role: Role) -> Result<PageIdx> {
+        if let Some(page) = self.find_page(gfn, role) {
             self.work.get_page_found += 1;
             self.push_get_page(page, false);
             return Ok(page);

@@ -10,7 +10,6 @@ use super::pte_list::{PteCursor, PteHead};
 use super::slots::SlotAt;
 use super::spte::layout::{MMU_WRITEABLE, WRITABLE};
 use super::state::MmuState;
-use super::views::HostHuge;
 use super::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
 
 /// What is done to each head.
@@ -146,13 +145,13 @@ impl MmuState {
             return false;
         }
         let keep = if pt_protect { !(WRITABLE | MMU_WRITEABLE) } else { !WRITABLE };
-        self.spte_update(sptep, spte & keep)
+        self.spte_update_from(sptep, spte, spte & keep)
     }
 
     pub(super) fn spte_clear_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
         if self.masks.dirty != 0 && !is_ad_disabled(spte) {
-            return self.spte_update(sptep, spte & !self.masks.dirty);
+            return self.spte_update_from(sptep, spte, spte & !self.masks.dirty);
         }
         if spte & WRITABLE == 0 {
             return false;
@@ -164,7 +163,7 @@ impl MmuState {
 
     fn spte_set_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
-        self.masks.dirty != 0 && !is_ad_disabled(spte) && self.spte_update(sptep, spte | self.masks.dirty)
+        self.masks.dirty != 0 && !is_ad_disabled(spte) && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
     }
 
     /// Drops the small leaves whose frame the host could map 2 MiB wide; the list is scanned anew after each.
@@ -175,7 +174,7 @@ impl MmuState {
             let mut cursor = PteCursor::default();
             while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
                 self.work.rmap_steps += 1;
-                if self.host.huge(pfn_of(self.arena.spte(sptep))) == HostHuge::Thp {
+                if self.host.is_compound(pfn_of(self.arena.spte(sptep))) {
                     self.spte_clear_track_bits(sptep);
                     self.remove_from_head(slot, index, sptep);
                     if self.config.flush_range {

@@ -87,6 +87,13 @@ impl HostMemory {
         self.huge.set(start.0, npages, (kind != HostHuge::None).then_some(kind));
     }
 
+    /// Whether anything is mapped wider than 4 KiB.
+    #[inline]
+    #[must_use]
+    pub fn has_huge(&self) -> bool {
+        !self.huge.ranges.is_empty()
+    }
+
     /// State of a page.
     #[inline]
     #[must_use]
@@ -99,6 +106,13 @@ impl HostMemory {
     #[must_use]
     pub fn huge(&self, pfn: Pfn) -> HostHuge {
         self.huge.get(pfn.0).unwrap_or(HostHuge::None)
+    }
+
+    /// Whether the frame is part of a compound page: a transparent huge page or one of hugetlbfs.
+    #[inline]
+    #[must_use]
+    pub fn is_compound(&self, pfn: Pfn) -> bool {
+        self.huge(pfn) != HostHuge::None
     }
 
     /// Pins without sleeping, for writing.

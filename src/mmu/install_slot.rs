@@ -18,7 +18,7 @@ impl MmuState {
             }
             SlotChange::Remove(id) => {
                 let body = self.space_mut(as_id)?.remove(id).ok_or(Error::NoSlot { as_id, id })?;
-                self.free_rmaps(*body);
+                self.free_rmaps(&body);
             }
         }
         self.space_mut(as_id)?.slots_gen = slots_gen;
@@ -46,7 +46,7 @@ impl MmuState {
     }
 
     /// A slot's arrays go; what still stands in them was left by a removal that did not zap.
-    fn free_rmaps(&mut self, body: SlotBody) {
+    fn free_rmaps(&mut self, body: &SlotBody) {
         for heads in &body.rmap {
             for (_, mut head) in heads.iter() {
                 self.pte_lists.clear(&mut head);

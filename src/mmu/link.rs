@@ -107,7 +107,10 @@ impl MmuState {
                 self.mark_mmio_spte(sptep, mapping.gfn, mapping.access, slots_gen);
                 SetSpte::default()
             }
-            Backing::Frame { pfn, host_writable } => self.set_spte(sptep, mapping, pfn, host_writable),
+            Backing::Frame { pfn, host_writable } => {
+                let before = if was_mapped { old } else { 0 };
+                self.set_spte(sptep, before, mapping, pfn, host_writable)
+            }
         };
         let mut emulate = false;
         if set.write_protected {
@@ -135,7 +138,9 @@ impl MmuState {
         emulate
     }
 
-    fn set_spte(&mut self, sptep: Sptep, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> SetSpte {
+    /// Stores a leaf over `before`, which is empty unless it maps the same frame.
+    #[inline]
+    fn set_spte(&mut self, sptep: Sptep, before: u64, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> SetSpte {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
         let leaf = Leaf {
             access: mapping.access,
@@ -167,7 +172,11 @@ impl MmuState {
         if mapping.speculative {
             spte = make_access_track(&self.masks, spte);
         }
-        set.flush = self.spte_update(sptep, spte);
+        if before == 0 {
+            self.spte_set(sptep, spte);
+        } else {
+            set.flush = self.spte_update(sptep, spte);
+        }
         set
     }
 

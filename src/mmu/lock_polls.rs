@@ -1,5 +1,5 @@
-//! `LockPolls`: when the MMU lock would be dropped, made deterministic: the n-th cond_resched call, or the one after the
-//! n-th need_resched poll. A test aid of the scenario language; the kernel asks the scheduler.
+//! `LockPolls`: when the MMU lock would be dropped, made deterministic: the n-th `cond_resched` call, or the one after
+//! the n-th `need_resched` poll. A test aid of the scenario language; the kernel asks the scheduler.
 
 /// The two running numbers and their periods; 0 is never.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,6 +5,7 @@
 
 use super::addr::Gfn;
 use super::events::Event;
+use super::generation::GenerationBits;
 use super::page_arena::PageIdx;
 use super::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
 use super::state::MmuState;
@@ -29,7 +30,7 @@ impl MmuState {
     /// Remembers an MMIO gfn.
     pub(super) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
         let slots_gen = self.spaces[0].slots_gen;
-        if !self.config.generation.is_refused(slots_gen) {
+        if !self.generation.is_refused(slots_gen) {
             self.vcpus[vcpu].mmio = MmioInfo { gva: 0, gfn, access, slots_gen };
         }
     }
@@ -52,7 +53,7 @@ impl MmuState {
             return MmioCheck::Invalid;
         }
         let gfn = Gfn(mmio_gfn(&self.masks, spte));
-        let access = mmio_access(&self.masks, &self.config.generation, spte);
+        let access = mmio_access(&self.masks, &self.generation, spte);
         self.events.push(|| Event::HandleMmio { addr: 0, gfn: gfn.0, access });
         self.cache_mmio_info(vcpu, gfn, access);
         MmioCheck::Emulate
@@ -61,7 +62,7 @@ impl MmuState {
     /// Whether an MMIO SPTE was made under the current generation of the vCPU's address space.
     fn check_mmio_spte(&mut self, vcpu: usize, spte: u64) -> bool {
         let slots_gen = self.spaces[usize::from(self.vcpus[vcpu].as_id())].slots_gen;
-        let layout = &self.config.generation;
+        let layout = &self.generation;
         if layout.is_refused(slots_gen) {
             return false;
         }

@@ -31,9 +31,9 @@ mod host_memory;
 mod invalid_list;
 mod lock_polls;
 mod mmio_pages;
-mod page_arena;
+pub mod page_arena;
 mod page_hash;
-mod pte_list;
+pub mod pte_list;
 mod slots;
 mod spte_table;
 mod state;
@@ -208,7 +208,7 @@ impl Mmu {
     /// Pages of all slots of both address spaces.
     #[must_use]
     pub fn total_slot_pages(&self) -> u64 {
-        self.state.spaces.iter().flat_map(|space| space.specs()).map(|spec| spec.npages).sum()
+        self.state.spaces.iter().flat_map(slots::AddressSpace::specs).map(|spec| spec.npages).sum()
     }
 
     // ---- limits ----
@@ -408,6 +408,19 @@ impl Mmu {
     #[must_use]
     pub fn page(&self, id: u32) -> Option<PageView> {
         self.state.page_view(id)
+    }
+
+    /// Level and word of the entry a walk for this address ends on, without vCPU entry; nothing without a root.
+    pub fn translate(&self, vcpu: u16, gpa: u64) -> Result<Option<(u8, u64)>> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        let root = self.state.vcpus[vcpu].root.some();
+        Ok(root.map(|root| self.state.walk_down(root, gpa, 1)).map(|walked| (walked.level, walked.spte)))
+    }
+
+    /// Id of the valid page with this gfn and role, found as a fault would find it.
+    pub fn find_page(&mut self, gfn: u64, role: u32) -> Option<u32> {
+        let page = self.state.find_page(Gfn(gfn), Role::from_bits(role))?;
+        Some(self.state.arena.key(page).id)
     }
 
     /// Ids of the active list from the newest; not counted as a walk.

@@ -144,6 +144,7 @@ impl PageArena {
         let page = match self.free.pop() {
             Some(page) => page,
             None if self.keys.len() < MAX_PAGES => {
+                self.reserve();
                 let page = PageIdx(u32::try_from(self.keys.len()).ok()?);
                 self.keys.push(PageKey::default());
                 self.pages.push(ShadowPage::default());
@@ -157,6 +158,16 @@ impl PageArena {
         self.pages[page.at()] = ShadowPage::default();
         self.by_id.insert(id, page);
         Some(page)
+    }
+
+    /// Grows by a quarter, not by half: headers count in what a page costs.
+    fn reserve(&mut self) {
+        if self.keys.len() == self.keys.capacity() {
+            let more = (self.keys.len() / 4).max(64);
+            self.keys.reserve_exact(more);
+            self.pages.reserve_exact(more);
+            self.tables.reserve_exact(more);
+        }
     }
 
     /// Gives an index back; only `zap` calls this, after the flush.

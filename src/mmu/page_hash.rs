@@ -38,8 +38,8 @@ impl PageHash {
     }
 
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 22 bits are kept")]
     fn bucket(&self, gfn: Gfn) -> usize {
-        // At most 22 bits are kept.
         (gfn.0.wrapping_mul(GOLDEN_RATIO_64) >> (64 - self.bits)) as usize
     }
 

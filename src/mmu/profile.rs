@@ -24,7 +24,7 @@ pub struct KernelProfile {
     pub direct_role_bit4: bool,
     /// A zapped root in use asks for a reload only if it is not obsolete (v5.0).
     pub reload_skips_obsolete: bool,
-    /// CLEAR_DIRTY_LOG demands a multiple of 64 pages even at the slot's end (v5.0).
+    /// `KVM_CLEAR_DIRTY_LOG` demands a multiple of 64 pages even at the slot's end (v5.0).
     pub clear_log_whole_words: bool,
     /// A slot walk that flushes inside uses the ranged hook (v5.1 and later); v5.0 flushes in full.
     pub walk_flush_ranged: bool,

@@ -25,10 +25,13 @@ impl MmuState {
         tail != PageIdx::NONE && self.prepare_zap_page(tail, invalid).nr_zapped != 0
     }
 
+    #[inline]
     pub(super) fn make_mmu_pages_available(&mut self) -> Result<(), NoSpace> {
-        if self.available_mmu_pages() >= KVM_MIN_FREE_MMU_PAGES {
-            return Ok(());
-        }
+        if self.available_mmu_pages() >= KVM_MIN_FREE_MMU_PAGES { Ok(()) } else { self.reclaim() }
+    }
+
+    #[cold]
+    fn reclaim(&mut self) -> Result<(), NoSpace> {
         let mut invalid = InvalidList::default();
         while self.available_mmu_pages() < KVM_REFILL_PAGES && self.prepare_zap_oldest(&mut invalid) {
             self.stats.recycled += 1;

@@ -9,6 +9,10 @@ use super::page_arena::Sptep;
 use super::pte_list::{PteHead, PteLists};
 use super::slots::{AddressSpace, SlotAt};
 use super::state::MmuState;
+use super::walk::is_shadow_present;
+
+/// gfns below this many bits lie in the range of every root, so that a table's gfn and index give the gfn mapped.
+const ROOT_4_GFN_BITS: u32 = 36;
 
 impl MmuState {
     /// The gfn an entry of a direct page maps.
@@ -35,9 +39,8 @@ impl MmuState {
 
     /// Adds a leaf to its gfn's list; the kernel's count of entries before it.
     pub(super) fn rmap_add(&mut self, slot: Option<SlotAt>, sptep: Sptep, gfn: Gfn, level: u8) -> u32 {
-        let key = self.arena.key(sptep.page());
-        if key.gfn.plus(u64::from(sptep.index()) << level_shift(level)) != gfn {
-            self.aliased.insert(sptep, gfn);
+        if gfn.0 >> ROOT_4_GFN_BITS != 0 {
+            self.note_alias(sptep, gfn, level);
         }
         self.work.rmap_steps += 1;
         let Some(slot) = slot else { return 0 };
@@ -47,6 +50,15 @@ impl MmuState {
         match heads.and_then(|heads| heads.get_mut(index)) {
             Some(head) => self.pte_lists.add(head, sptep),
             None => 0,
+        }
+    }
+
+    /// Notes a leaf whose table was made for another gfn.
+    #[cold]
+    fn note_alias(&mut self, sptep: Sptep, gfn: Gfn, level: u8) {
+        let key = self.arena.key(sptep.page());
+        if key.gfn.plus(u64::from(sptep.index()) << level_shift(level)) != gfn {
+            self.aliased.insert(sptep, gfn);
         }
     }
 
@@ -88,5 +100,29 @@ impl MmuState {
             }
         }
         any
+    }
+}
+
+impl super::Mmu {
+    /// Takes each leaf of a level-1 page out of its gfn's list and puts it back; how many. The pair that the speed table
+    /// times; nothing else needs it.
+    pub fn rmap_remove_and_add(&mut self, page: u32) -> u64 {
+        let state = &mut self.state;
+        let Some(page) = state.arena.find_id(page).filter(|&page| state.arena.key(page).role.level() == 1) else {
+            return 0;
+        };
+        let as_id = state.arena.key(page).role.as_id();
+        let mut leaves = 0;
+        for index in 0..512 {
+            let sptep = page.sptep(index);
+            if is_shadow_present(&state.masks, state.arena.spte(sptep)) {
+                let gfn = state.gfn_of(sptep);
+                state.rmap_remove(sptep);
+                let slot = state.find_slot(as_id, gfn);
+                state.rmap_add(slot, sptep, gfn, 1);
+                leaves += 1;
+            }
+        }
+        leaves
     }
 }

@@ -24,18 +24,19 @@ pub const MEM_SLOTS_NUM: u32 = 512;
 /// Most pages of a slot.
 pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 
-const CHUNK: u64 = 512;
+const CHUNK: usize = 512;
 
 /// Reverse-map heads of one level, in chunks that appear when first used.
 #[derive(Clone, Debug, Default)]
 pub struct RmapHeads {
-    chunks: Vec<Option<Box<[PteHead; CHUNK as usize]>>>,
+    chunks: Vec<Option<Box<[PteHead; CHUNK]>>>,
     len: u64,
 }
 
 fn place(index: u64) -> (usize, usize) {
     // An index is below 2^31, a chunk's number below 2^22.
-    (usize::try_from(index / CHUNK).unwrap_or(usize::MAX), (index % CHUNK) as usize)
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    (index / CHUNK, index % CHUNK)
 }
 
 impl RmapHeads {
@@ -76,16 +77,22 @@ impl RmapHeads {
         }
         let (chunk, at) = place(index);
         let heads = self.chunks.get_mut(chunk)?;
-        Some(&mut heads.get_or_insert_with(|| Box::new([PteHead::EMPTY; CHUNK as usize]))[at])
+        Some(&mut heads.get_or_insert_with(|| Box::new([PteHead::EMPTY; CHUNK]))[at])
     }
 
     /// How many heads from this index on are certainly empty because their chunk does not exist.
     #[must_use]
+    #[inline]
     pub fn absent_from(&self, index: u64) -> u64 {
+        let (chunk, _) = place(index);
+        if matches!(self.chunks.get(chunk), Some(Some(_))) { 0 } else { self.absent_after(index) }
+    }
+
+    fn absent_after(&self, index: u64) -> u64 {
         let (chunk, _) = place(index);
         let absent =
             self.chunks[chunk.min(self.chunks.len())..].iter().take_while(|heads| heads.is_none()).count() as u64;
-        if absent == 0 { 0 } else { (index / CHUNK + absent) * CHUNK - index }
+        if absent == 0 { 0 } else { (index / CHUNK as u64 + absent) * CHUNK as u64 - index }
     }
 
     /// Index and head of every list that is not empty.
@@ -95,7 +102,7 @@ impl RmapHeads {
                 (0_u64..)
                     .zip(heads.iter())
                     .filter(|(_, head)| !head.is_empty())
-                    .map(move |(at, head)| (chunk * CHUNK + at, *head))
+                    .map(move |(at, head)| (chunk * CHUNK as u64 + at, *head))
             },
         )
     }
@@ -103,7 +110,7 @@ impl RmapHeads {
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.chunks.capacity() * 8 + self.chunks.iter().flatten().count() * size_of::<[PteHead; CHUNK as usize]>()
+        self.chunks.capacity() * 8 + self.chunks.iter().flatten().count() * size_of::<[PteHead; CHUNK]>()
     }
 }
 
@@ -257,7 +264,7 @@ pub struct AddressSpace {
     /// The memslot generation, as the caller set it.
     pub slots_gen: u64,
     specs: Vec<SlotSpec>,
-    bodies: Vec<Box<SlotBody>>,
+    bodies: Vec<SlotBody>,
     last: Cell<usize>,
 }
 
@@ -320,7 +327,7 @@ impl AddressSpace {
                 body.change(&spec);
                 body
             }
-            None => Box::new(SlotBody::new(&spec)),
+            None => SlotBody::new(&spec),
         };
         let at = self.specs.partition_point(|other| other.base > spec.base);
         self.specs.insert(at, spec);
@@ -328,7 +335,7 @@ impl AddressSpace {
     }
 
     /// Takes a slot away and hands its arrays over.
-    pub fn remove(&mut self, id: u32) -> Option<Box<SlotBody>> {
+    pub fn remove(&mut self, id: u32) -> Option<SlotBody> {
         let at = self.find_id(id)?;
         self.last.set(0);
         self.specs.remove(at);

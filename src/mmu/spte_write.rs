@@ -5,6 +5,7 @@
 
 use super::addr::{Gfn, Pfn};
 use super::events::Event;
+use super::generation::GenerationBits;
 use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::WRITABLE;
 use super::spte::mmio::{STORED_ACCESS, make_mmio_spte};
@@ -32,6 +33,12 @@ impl MmuState {
     /// Replaces a word of the same frame; whether TLBs must be flushed. Lost A and D bits go to the host page.
     pub(super) fn spte_update(&mut self, sptep: Sptep, new: u64) -> bool {
         let old = self.arena.spte(sptep);
+        self.spte_update_from(sptep, old, new)
+    }
+
+    /// The same, where the old word is known.
+    #[inline]
+    pub(super) fn spte_update_from(&mut self, sptep: Sptep, old: u64, new: u64) -> bool {
         self.spte_set(sptep, new);
         if !is_shadow_present(&self.masks, old) {
             return false;
@@ -86,7 +93,7 @@ impl MmuState {
                 self.mmio_pages.push_head(&mut self.arena, page);
             }
         }
-        let layout = &self.config.generation;
+        let layout = &self.generation;
         let spte = make_mmio_spte(&self.masks, layout, gfn.0, access.into(), slots_gen);
         let mmio_gen = layout.compared(slots_gen);
         let id = self.arena.key(page).id;
@@ -94,7 +101,7 @@ impl MmuState {
             page: id,
             index: sptep.index(),
             gfn: gfn.0,
-            access: u32::from(access) & STORED_ACCESS as u32,
+            access: u32::from(access & STORED_ACCESS),
             mmio_gen,
         });
         self.spte_set(sptep, spte);

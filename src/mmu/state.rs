@@ -7,6 +7,7 @@ use super::addr::Gfn;
 use super::config::Config;
 use super::error::{Error, Result};
 use super::events::{Event, Events, PageFacts};
+use super::generation::GenerationCodec;
 use super::host_memory::HostMemory;
 use super::invalid_list::InvalidList;
 use super::lock_polls::LockPolls;
@@ -26,6 +27,7 @@ use super::zap_plan::Runs;
 pub struct MmuState {
     pub(super) config: Config,
     pub(super) masks: Masks,
+    pub(super) generation: GenerationCodec,
     pub(super) arena: PageArena,
     pub(super) hash: PageHash,
     pub(super) active: ActivePages,
@@ -59,6 +61,7 @@ impl MmuState {
         let vcpu = VcpuMmu::new(config.tdp_level, config.kernel.direct_role_bit4, masks.accessed == 0);
         Ok(Self {
             masks,
+            generation: GenerationCodec::new(&config.generation),
             arena: PageArena::default(),
             hash: PageHash::new(config.gfn_hash),
             active: ActivePages::default(),

@@ -2,6 +2,7 @@
 //! full hardware walk. It is here so that a missing flush leaves something behind that the audit can name.
 
 use super::addr::Gfn;
+use super::level::pages_per;
 
 const WAYS: usize = 64;
 
@@ -25,11 +26,11 @@ pub struct Translation {
 impl Tlb {
     /// Remembers the leaf a walk ended on.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the index is below 64")]
     pub fn fill(&mut self, translation: Translation) {
         if self.lines.is_empty() {
             self.lines = vec![None; WAYS];
         }
-        // The index is below 64.
         self.lines[(translation.gfn.0 % WAYS as u64) as usize] = Some(translation);
     }
 
@@ -39,10 +40,15 @@ impl Tlb {
         self.lines.clear();
     }
 
-    /// Forgets a range of gfns.
+    /// Forgets a range of gfns; a large translation goes whole, wherever the range touches it.
     pub fn flush_range(&mut self, start: Gfn, npages: u64) {
+        let last = start.0.saturating_add(npages.saturating_sub(1));
         for line in &mut self.lines {
-            if line.is_some_and(|line| line.gfn.0.wrapping_sub(start.0) < npages) {
+            let is_touched = line.is_some_and(|line| {
+                let first = line.gfn.align_down(line.level).0;
+                first <= last && start.0 <= first.saturating_add(pages_per(line.level) - 1)
+            });
+            if is_touched {
                 *line = None;
             }
         }

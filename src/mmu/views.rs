@@ -288,7 +288,10 @@ impl MemoryReport {
     /// Header, links and table of one shadow page, on average.
     #[must_use]
     pub const fn bytes_per_page(&self) -> u64 {
-        if self.shadow_pages == 0 { 0 } else { (self.headers + self.tables) / self.shadow_pages }
+        match (self.headers + self.tables).checked_div(self.shadow_pages) {
+            Some(bytes) => bytes,
+            None => 0,
+        }
     }
 }
 

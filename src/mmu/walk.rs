@@ -4,7 +4,7 @@
 
 use super::access::{PFERR_FETCH, PFERR_WRITE};
 use super::addr::Pfn;
-use super::level::{PAGE_TABLE, table_index};
+use super::level::{PAGE_SHIFT, PAGE_TABLE, level_shift};
 use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::{HOST_WRITEABLE, LARGE, MMU_WRITEABLE, PFN_FIELD, SPECIAL, WRITABLE};
 use super::spte::masks::Masks;
@@ -21,8 +21,8 @@ pub(super) struct Walked {
 
 /// The table an entry links to.
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "only `link` makes such entries, from an index below 2^22")]
 pub(super) const fn child_of(spte: u64) -> PageIdx {
-    // Only `link` makes such entries, from an index below 2^22.
     PageIdx(((spte & PFN_FIELD) >> 12) as u32)
 }
 
@@ -98,14 +98,19 @@ impl MmuState {
     pub(super) fn walk_down(&self, root: PageIdx, addr: u64, least: u8) -> Walked {
         let mut page = root;
         let mut level = self.arena.key(root).role.level();
+        let mut frames = addr.wrapping_shr(PAGE_SHIFT + level_shift(level));
+        let mut below = addr.wrapping_shl(64 - PAGE_SHIFT - level_shift(level));
         loop {
-            let sptep = page.sptep(table_index(addr, level));
-            let spte = self.arena.spte(sptep);
-            if level <= PAGE_TABLE || level < least || !is_shadow_present(&self.masks, spte) || is_last(spte, level) {
-                return Walked { sptep, spte, level };
+            // Only nine bits are kept.
+            let index = (frames & 0x1ff) as u16;
+            let spte = self.arena.table(page).get(index);
+            if level <= PAGE_TABLE || level < least || spte & LARGE != 0 || !is_shadow_present(&self.masks, spte) {
+                return Walked { sptep: page.sptep(index), spte, level };
             }
             page = child_of(spte);
-            level -= 1;
+            level = level.wrapping_sub(1);
+            frames = below >> 55;
+            below <<= 9;
         }
     }
 }

@@ -24,7 +24,7 @@ pub struct Work {
     pub flushes: u64,
     pub flushes_ranged: u64,
     pub lock_breaks: u64,
-    /// Calls of cond_resched.
+    /// Calls of `cond_resched`.
     pub lock_offers: u64,
     pub lock_polls: u64,
     pub faults: u64,

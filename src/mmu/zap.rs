@@ -6,10 +6,11 @@
 
 use super::events::Event;
 use super::invalid_list::{Flushed, InvalidList};
+use super::level::{ENTRIES, PAGE_TABLE};
 use super::page_arena::{PageIdx, Place};
 use super::spte_table::SpteTable;
 use super::state::MmuState;
-use super::views::Prepared;
+use super::views::{Prepared, SlotSpec};
 use super::walk::{child_of, is_large, is_last, is_shadow_present};
 
 impl MmuState {
@@ -57,6 +58,9 @@ impl MmuState {
                     self.unlink_child(page, index, spte, level);
                 }
             }
+            SpteTable::Full(words) if level == PAGE_TABLE && self.aliased.is_empty() => {
+                self.unlink_leaves(page, &words);
+            }
             SpteTable::Full(words) => {
                 for (index, &spte) in (0_u16..).zip(words.iter()) {
                     if spte != 0 {
@@ -82,6 +86,38 @@ impl MmuState {
             }
         } else {
             self.remove_parent(child_of(spte), sptep);
+        }
+    }
+
+    /// A full page table: neighbours are looked up together.
+    fn unlink_leaves(&mut self, page: PageIdx, words: &[u64; ENTRIES]) {
+        let key = self.arena.key(page);
+        let (base, space) = (key.gfn, usize::from(key.role.as_id()));
+        let mut slot: Option<(usize, SlotSpec)> = None;
+        for (index, &spte) in (0_u16..).zip(words) {
+            if spte == 0 {
+                continue;
+            }
+            self.work.sptes_cleared += 1;
+            if !is_shadow_present(&self.masks, spte) {
+                continue;
+            }
+            self.account_leaf_gone(spte);
+            self.work.rmap_steps += 1;
+            let gfn = base.plus(index.into());
+            if !slot.is_some_and(|(_, spec)| spec.holds(gfn)) {
+                let found = self.spaces[space].find(gfn);
+                slot = found.map(|at| (at, self.spaces[space].specs()[at]));
+            }
+            if let Some((at, spec)) = slot {
+                let heads = &mut self.spaces[space].body_mut(at).rmap[0];
+                if let Some(head) = heads.get_mut(spec.index(gfn, PAGE_TABLE)) {
+                    self.pte_lists.remove(head, page.sptep(index));
+                }
+            }
+            if is_large(spte) {
+                self.stats.lpages -= 1;
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! and `kvm_zap_gfn_range`. A run that would drop the lock returns to the caller; nothing prepared is lost, whatever the
 //! caller does then. Invariant: what a run has prepared is on its own list or on the VM's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
@@ -110,6 +110,10 @@ struct ListRun {
     span: (Gfn, u64),
     phase: Phase,
     next: Option<Noted>,
+    /// The index only: pages this pass looked at and did not want, by id.
+    passed: BTreeSet<u32>,
+    /// The index only: the lock was dropped, so what comes next must be looked up anew.
+    is_interrupted: bool,
     batch: u64,
     step: u64,
 }
@@ -141,6 +145,21 @@ struct RangeRun {
     walk: Option<HeadWalk>,
     flush: bool,
     is_deferred: bool,
+}
+
+impl ListRun {
+    const fn new(plan: ZapPlan, span: (Gfn, u64)) -> Self {
+        Self {
+            plan,
+            span,
+            phase: Phase::Start,
+            next: None,
+            passed: BTreeSet::new(),
+            is_interrupted: false,
+            batch: 0,
+            step: 0,
+        }
+    }
 }
 
 impl MmuState {
@@ -281,7 +300,7 @@ impl MmuState {
             }
             _ => (Gfn(0), 0),
         };
-        Ok(Kind::List(ListRun { plan, span, phase: Phase::Start, next: None, batch: 0, step: 0 }))
+        Ok(Kind::List(ListRun::new(plan, span)))
     }
 
     fn begin_plan(&mut self, plan: ZapPlan) {
@@ -317,6 +336,15 @@ impl MmuState {
             Walk::Index => self.arena.page(page).mmio_next,
             Walk::Head | Walk::Slot => self.active.next(page),
         })
+    }
+
+    /// The index has no neighbour to lose: after a drop of the lock it is its first page not passed over. Pages marked
+    /// meanwhile stand before it and are taken too.
+    fn first_not_passed(&self, passed: &BTreeSet<u32>) -> Option<Noted> {
+        let next = |&page: &PageIdx| self.arena.page(page).mmio_next.some();
+        std::iter::successors(self.mmio_pages.head().some(), next)
+            .find(|&page| !passed.contains(&self.arena.key(page).id))
+            .and_then(|page| self.note(page))
     }
 
     /// Whether a noted page is still on the list the plan walks.
@@ -359,9 +387,14 @@ impl MmuState {
                     self.stats.walk_starts += 1;
                     self.work.walk_starts += 1;
                     list.next = self.first_of(list.plan.walk);
+                    list.passed.clear();
+                    list.is_interrupted = false;
                     list.phase = Phase::Visit;
                 }
                 Phase::Visit => {
+                    if std::mem::take(&mut list.is_interrupted) && list.plan.walk == Walk::Index {
+                        list.next = self.first_not_passed(&list.passed);
+                    }
                     let Some(noted) = list.next else { break };
                     list.step += 1;
                     if !self.is_listed(list.plan.walk, noted) {
@@ -375,6 +408,9 @@ impl MmuState {
                         break;
                     }
                     if !self.is_wanted(list, noted.page) {
+                        if list.plan.walk == Walk::Index {
+                            list.passed.insert(noted.id);
+                        }
                         continue;
                     }
                     if self.offer_before(list, noted, run) {
@@ -386,6 +422,10 @@ impl MmuState {
                 }
                 Phase::Prepare(noted) => {
                     if !self.is_listed(list.plan.walk, noted) {
+                        if list.plan.walk == Walk::Index {
+                            list.phase = Phase::Visit;
+                            continue;
+                        }
                         run.account.outcome = RunOutcome::StaleNext { page: noted.id, step: list.step };
                         break;
                     }
@@ -419,6 +459,7 @@ impl MmuState {
             return false;
         }
         list.batch = 0;
+        list.is_interrupted = true;
         list.phase = if list.plan.restart.on_lock_drop { self.restart_phase(true) } else { Phase::Prepare(noted) };
         true
     }
@@ -438,6 +479,7 @@ impl MmuState {
                 self.commit_run(run);
             }
             if self.cond_resched() {
+                list.is_interrupted = true;
                 list.phase = self.restart_phase(is_restart || rules.on_lock_drop);
                 return true;
             }
@@ -516,7 +558,7 @@ impl MmuState {
     }
 
     fn zap_pages_of(&mut self, gfn: Gfn, plan: ZapPlan, run: &mut Run) {
-        let list = ListRun { plan, span: (gfn, 1), phase: Phase::Start, next: None, batch: 0, step: 0 };
+        let list = ListRun::new(plan, (gfn, 1));
         let mut page = self.hash.first(gfn);
         while page != PageIdx::NONE {
             let key = self.arena.key(page);

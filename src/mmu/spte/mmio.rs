@@ -5,21 +5,21 @@
 //! the mask lies in the address, so the gfn reads back with bit 39 set. Both are the kernel's.
 
 use super::masks::Masks;
-use crate::mmu::generation::GenerationLayout;
+use crate::mmu::generation::GenerationBits;
 
 /// Access bits an MMIO SPTE stores: write and user, never exec.
-pub const STORED_ACCESS: u64 = 0b110;
+pub const STORED_ACCESS: u8 = 0b110;
 
 /// How far address bits under the L1TF mask are moved up.
 const L1TF_SHIFT: u32 = 5;
 
 /// The entry for a gfn that no slot backs.
 #[must_use]
-pub fn make_mmio_spte(masks: &Masks, layout: &GenerationLayout, gfn: u64, access: u32, slots_gen: u64) -> u64 {
+pub fn make_mmio_spte(masks: &Masks, layout: &impl GenerationBits, gfn: u64, access: u32, slots_gen: u64) -> u64 {
     let gpa = gfn << 12;
     layout.encode(layout.compared(slots_gen))
         | masks.mmio_value
-        | (u64::from(access) & STORED_ACCESS)
+        | u64::from(access & u32::from(STORED_ACCESS))
         | gpa
         | masks.nonpresent_or_rsvd
         | (gpa & masks.nonpresent_or_rsvd) << L1TF_SHIFT
@@ -40,19 +40,19 @@ pub const fn mmio_gfn(masks: &Masks, spte: u64) -> u64 {
 
 /// The access read back.
 #[must_use]
-pub fn mmio_access(masks: &Masks, layout: &GenerationLayout, spte: u64) -> u32 {
+pub fn mmio_access(masks: &Masks, layout: &impl GenerationBits, spte: u64) -> u32 {
     let access = spte & !(layout.spte_mask() | masks.mmio_mask) & 0xfff;
     u32::try_from(access).unwrap_or(0)
 }
 
 /// The generation read back.
 #[must_use]
-pub fn mmio_gen(masks: &Masks, layout: &GenerationLayout, spte: u64) -> u64 {
+pub fn mmio_gen(masks: &Masks, layout: &impl GenerationBits, spte: u64) -> u64 {
     layout.decode(spte & !masks.mmio_mask)
 }
 
 /// Whether the entry was made under this memslot generation.
 #[must_use]
-pub fn is_fresh(masks: &Masks, layout: &GenerationLayout, spte: u64, slots_gen: u64) -> bool {
+pub fn is_fresh(masks: &Masks, layout: &impl GenerationBits, spte: u64, slots_gen: u64) -> bool {
     !layout.is_refused(slots_gen) && layout.compared(slots_gen) == mmio_gen(masks, layout, spte)
 }
