@@ -7,7 +7,8 @@ from pathlib import Path
 import kvm_mmu as km
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.scale import pattern_of, scaled, side_by_side
+from kvm_mmu.lab.scale import scaled, side_by_side
+from kvm_mmu.lab.scale_pattern import pattern_of
 from kvm_mmu.lab.scenario import Scenario
 from kvm_mmu.types import GIB, MIB
 

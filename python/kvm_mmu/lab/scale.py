@@ -1,105 +1,34 @@
 """Scaling a workload: the input's own accesses, repeated side by side in shifted guest memory until n pages live.
 
-Owned here: which of the input's operations made the population that lives at its end, how its guest memory is packed
-and shifted, how many copies give n pages. The accesses are repeated operation by operation over all copies, not copy
-by copy, so that what was touched early is old in the scaled run too (or, on request, in groups of copies, so that MMIO
-is spread evenly over all ages). Guest memory is packed: blocks of 1 GiB that hold RAM come first, under at most 509
-memslots, blocks that hold MMIO above them. The limit of shadow pages and, with a note, the physical width are lifted.
+Owned here: how many copies give n pages, the run of all copies, the comparison of input and scaled run. The accesses
+are repeated operation by operation over all copies, not copy by copy, so that what was touched early is old in the
+scaled run too (or, on request, in groups of copies, so that MMIO is spread evenly over all ages). The limit of shadow
+pages and, with a note, physical width and number of memslots are lifted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.comparison import Side
-from kvm_mmu.lab.machine_engine import MachineEngine
+from kvm_mmu.lab.scale_packing import MOST_SLOTS, Packing, install, most_slots, nr_slots, packings
+from kvm_mmu.lab.scale_pattern import Pattern, pattern_of
 from kvm_mmu.lab.scenario import Scenario
-from kvm_mmu.lab.workload import (
-    Batch,
-    Gpas,
-    Population,
-    Touch,
-    Workload,
-    WorkloadEngine,
-    kind_of_error,
-    population,
-)
-from kvm_mmu.machine.memory_region import Slot
-from kvm_mmu.machine.memslots import FIRST_HVA
-from kvm_mmu.machine.profiles import kernel_profile
-from kvm_mmu.machine.vm import DEFAULTS, Vm
-from kvm_mmu.types import GIB, KVM_MEMSLOT_INVALID, KVM_USER_MEM_SLOTS, MIB, PAGE_SHIFT, PAGE_SIZE
+from kvm_mmu.lab.workload import Batch, Population, Touch, Workload, population
+from kvm_mmu.machine.vm import Vm
+from kvm_mmu.types import GIB, KVM_MEM_SLOTS_NUM
 
-#: Operations on a vCPU that stay in their place among the accesses.
-VCPU_OPS = frozenset({"smm", "set_regs", "load", "unload", "enter"})
-#: A zap of at least this share of the live pages begins a new population.
-MASS_ZAP = 0.95
 #: Where MMIO pages stand in a scaled run.
 MMIO_PLACES = ("input", "even")
 #: Groups of copies that `even` runs at most.
 MOST_GROUPS = 1000
 #: Largest difference between input and scaled run that counts as the same, in shares and ages.
 WITHIN = 0.05
-
-
-@dataclass
-class Pattern:
-    """What is repeated: accesses (with whether each met MMIO) and vCPU operations, the slots under them."""
-
-    name: str
-    kernel: str
-    config: dict[str, Any]
-    steps: list[Touch | dict[str, Any]] = field(default_factory=list)
-    mmio: set[int] = field(default_factory=set)
-    slots: list[tuple[int, Slot]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    of_input: Population | None = None
-
-    @property
-    def flags(self) -> int:
-        """The flags that every slot of the input has."""
-        common = {slot.flags for _, slot in self.slots}
-        return common.pop() if len(common) == 1 else 0
-
-    @property
-    def gpas(self) -> list[int]:
-        """Every touched page, ascending, once."""
-        return sorted({step.gpa for step in self.steps if isinstance(step, Touch)})
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Where guest memory goes: the blocks of `block` bytes that the input touches, numbered, RAM and MMIO apart.
-
-    Copy k of the RAM blocks lies at `k * len(ram)` blocks; the MMIO blocks of all copies lie above all RAM.
-    """
-
-    block: int
-    ram: Mapping[int, int]
-    mmio: Mapping[int, int]
-
-    def ram_gpas(self, gpa: int, copies: Gpas) -> Gpas:
-        """An address of RAM in these copies."""
-        first = self.ram[gpa // self.block] * self.block + gpa % self.block
-        return copies * np.uint64(len(self.ram) * self.block) + np.uint64(first)
-
-    def mmio_gpas(self, gpa: int, copies: Gpas, nr_copies: int) -> Gpas:
-        """An MMIO address in these copies, of `nr_copies` in all."""
-        first = (
-            nr_copies * len(self.ram) * self.block
-            + self.mmio[gpa // self.block] * self.block
-            + gpa % self.block
-        )
-        return copies * np.uint64(len(self.mmio) * self.block) + np.uint64(first)
-
-    def end(self, nr_copies: int) -> int:
-        """End of guest memory with that many copies."""
-        return nr_copies * (len(self.ram) + len(self.mmio)) * self.block
 
 
 @dataclass(frozen=True)
@@ -115,89 +44,6 @@ class Scaled:
     place_asked: str
 
 
-def pattern_of(scenario: Scenario, kernel: str | None = None) -> Pattern:
-    """The operations that made what lives at a scenario's end.
-
-    A zap of (nearly) everything begins a new population; of the populations the last that has accesses is taken.
-    """
-    chosen = kernel or scenario.kernel
-    if chosen is None:
-        raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
-    name = kernel_profile(chosen).name
-    starts = _population_starts(scenario, name)
-    start, stop = starts[-1], len(scenario.ops)
-    # Every population but the last is ended by a zap, which is the operation before the next one.
-    ends = [*(begin - 1 for begin in starts[1:]), len(scenario.ops)]
-    for begin, end in zip(reversed(starts), reversed(ends), strict=True):
-        if any(op["op"] in ("access", "fault") for op in scenario.ops[begin:end]):
-            start, stop = begin, end
-            break
-    return _collect(scenario, name, start, stop)
-
-
-def _population_starts(scenario: Scenario, kernel: str) -> list[int]:
-    engine = MachineEngine(kernel, scenario.config, scenario.plans)
-    starts = [0]
-    for i, op in enumerate(scenario.ops):
-        before, live = engine.vm.work["pages_zapped"], engine.vm.core.nr_active_pages
-        engine.apply(op)
-        zapped = engine.vm.work["pages_zapped"] - before
-        # A root in use outlives the zap; taking it away later, while pages are built, begins nothing new.
-        if zapped >= MASS_ZAP * live and engine.vm.core.nr_active_pages < live:
-            starts.append(i + 1)
-    return starts
-
-
-def _collect(scenario: Scenario, kernel: str, start: int, stop: int) -> Pattern:
-    config = {**DEFAULTS, **scenario.config}
-    pattern = Pattern(scenario.name, kernel, config)
-    engine = WorkloadEngine(kernel, scenario.config, scenario.plans)
-    seen: set[tuple[Touch, int]] = set()
-    smm = 0
-    for i, op in enumerate(scenario.ops[:stop]):
-        result = engine.apply(op)
-        name = op["op"]
-        if name == "smm":
-            smm ^= 1 << int(str(op.get("vcpu", 0)), 0)
-        if i < start:
-            continue
-        if name in ("access", "fault"):
-            kind = op.get("kind", "r") if name == "access" else kind_of_error(int(str(op["err"]), 0))
-            gpa = int(str(op["gpa"]), 0) & ~(PAGE_SIZE - 1)
-            touch = Touch(int(str(op.get("vcpu", 0)), 0), gpa, kind)
-            if name == "access" and result["out"]["outcome"] in ("error", "stuck"):
-                pattern.left_out["failed access"] = pattern.left_out.get("failed access", 0) + 1
-                continue
-            if any(event[0] == "emulate" for event in result["events"]):
-                pattern.mmio.add(gpa)
-            else:
-                pattern.mmio.discard(gpa)
-            if (touch, smm) not in seen:
-                seen.add((touch, smm))
-                pattern.steps.append(touch)
-        elif name in VCPU_OPS:
-            if name != "enter":
-                pattern.steps.append(op)
-        elif name != "dump":
-            pattern.left_out[name] = pattern.left_out.get(name, 0) + 1
-    pattern.slots = [
-        (as_id, slot) for as_id, slot in engine.vm.memslots if not slot.flags & KVM_MEMSLOT_INVALID
-    ]
-    pattern.of_input = population(engine.vm)
-    return pattern
-
-
-def packing(pattern: Pattern, block: int = GIB) -> Packing:
-    """Number the blocks of guest memory that the input touches."""
-    numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
-    for gpa in pattern.gpas:
-        mine = numbers[gpa in pattern.mmio]
-        mine.setdefault(gpa // block, len(mine))
-    if not numbers[0] and not numbers[1]:
-        raise UsageError(f"{pattern.name}: nothing in it touches guest memory, so there is nothing to repeat")
-    return Packing(block, *numbers)
-
-
 def _build(
     pattern: Pattern, packed: Packing, copies: int, with_mmio: Sequence[int], groups: int = 1
 ) -> Workload:
@@ -210,8 +56,11 @@ def _build(
         config["phys_bits"] = needed
     for key in ("execonly", "pml", "flush_range"):
         config[key] = bool(config[key])
-    vm = Vm(kernel=pattern.kernel, events="off", **config)
-    _install(vm, pattern, copies * len(packed.ram), packed.block)
+    slots = nr_slots(pattern, packed, copies)
+    if slots > KVM_MEM_SLOTS_NUM:
+        notes.append(f"{pattern.name}: {slots:,} memslots, above the kernel's {KVM_MEM_SLOTS_NUM}")
+    vm = Vm(kernel=pattern.kernel, events="off", max_memslots=MOST_SLOTS, **config)
+    install(vm, pattern, packed, copies)
     vm.set_nr_mmu_pages(1 << 30)
     every = np.array_split(np.arange(copies, dtype=np.uint64), groups)
     some = np.array(with_mmio, dtype=np.uint64)
@@ -230,22 +79,6 @@ def _build(
                 vm.vcpus[step.vcpu].access_many(gpas, step.kind)
                 touches.append(Batch(step.vcpu, step.kind, gpas))
     return Workload(pattern.name, vm, touches, notes)
-
-
-def _install(vm: Vm, pattern: Pattern, blocks: int, block: int) -> None:
-    """Put RAM under every block, in as many slots as the kernel has, without an update of the generation: the copies'
-    memory was there before the copies ran."""
-    if not blocks:
-        return
-    spaces = sorted({as_id for as_id, _ in pattern.slots}) or [0]
-    most = KVM_USER_MEM_SLOTS if len(spaces) == 1 else KVM_USER_MEM_SLOTS // 2
-    each = -(-blocks // most)
-    for as_id in spaces:
-        for number, first in enumerate(range(0, blocks, each)):
-            npages = min(each, blocks - first) * block >> PAGE_SHIFT
-            base = first * block >> PAGE_SHIFT
-            slot = (number, base, npages, FIRST_HVA + (base << PAGE_SHIFT), pattern.flags)
-            vm.install_slot(as_id, vm.generation(as_id), slot)
 
 
 def _vcpu_op(vm: Vm, op: Mapping[str, Any]) -> None:
@@ -282,10 +115,11 @@ def scaled(
     if mmio_place not in MMIO_PLACES:
         raise UsageError(f"MMIO place {mmio_place!r}: expected one of {', '.join(MMIO_PLACES)}")
     pattern = pattern_of(scenario, kernel)
-    for block in (GIB, 2 * MIB):
-        packed = packing(pattern, block)
+    for packed in packings(pattern):
         sizes = _sizes(pattern, packed)
         copies, mmio_copies = _copies(pattern, sizes, n, mmio_share)
+        if nr_slots(pattern, packed, copies) > most_slots():
+            continue
         if packed.end(copies) <= 1 << (12 + 9 * int(pattern.config["tdp_level"])):
             break
     else:
@@ -363,27 +197,26 @@ def side_by_side(made: Scaled) -> list[Side]:
 
     asked = made.share_asked
     shared = "one root and level-3 table serve all copies"
+    rarer = "MMIO tables are repeated less often" if asked is not None else "level-2 tables are shared"
+    repeated = [sum(p.levels.get(level, 0) for level in (1, 2)) or 1 for p in (before, after)]
+    why = shared if asked is None else f"{asked:.0%} asked for"
+    one("share of MMIO pages", before.mmio_share, after.mmio_share, why)
+    why = rarer if asked is None else why
     one(
-        "share of MMIO pages",
-        before.mmio_share,
-        after.mmio_share,
-        shared if asked is None else f"{asked:.0%} asked for",
+        "share of MMIO pages, levels 1 and 2",
+        before.mmio_pages / repeated[0],
+        after.mmio_pages / repeated[1],
+        why,
     )
-    repeated = [level for level in (1, 2) if level in {*before.levels, *after.levels}]
     for level in sorted({*before.levels, *after.levels}):
         one(f"level {level}, of all pages", before.level_share(level), after.level_share(level), shared)
-    for level in repeated:
-        of = [sum(p.levels.get(x, 0) for x in repeated) for p in (before, after)]
-        parts = [
-            p.levels.get(level, 0) / total if total else 0.0
-            for p, total in zip((before, after), of, strict=True)
-        ]
-        why = "MMIO tables are repeated less often" if asked is not None else "level-2 tables are shared"
-        one(f"level {level}, of the repeated levels", parts[0], parts[1], why)
+    for level in (1, 2):
+        a, b = (p.levels.get(level, 0) / count for p, count in zip((before, after), repeated, strict=True))
+        one(f"level {level}, of levels 1 and 2", a, b, rarer)
     why = "few pages" if before.pages < 64 else "MMIO tables are repeated less often"
     why = "spread evenly was asked for" if made.place_asked == "even" else why
     one("mean age of MMIO pages (0 new, 1 old)", before.age_mmio, after.age_mmio, why)
-    one("mean age of level-1 pages", before.age_level1, after.age_level1, why)
+    one("spread of their ages", before.age_spread, after.age_spread, why)
     return sides
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,14 +70,15 @@ def batches(touches: Sequence[Touch]) -> list[Batch]:
 class Population:
     """The live shadow pages of a VM: how many, how many caching MMIO, by level, and how old.
 
-    Ages are places on the active list, from 0 (newest, head) to 1 (oldest, tail).
+    Ages are places among the level-1 pages of the active list, from 0 (newest) to 1 (oldest): mean and standard
+    deviation over those that cache MMIO; None when none does.
     """
 
     pages: int
     mmio_pages: int
     levels: Mapping[int, int]
     age_mmio: float | None
-    age_level1: float | None
+    age_spread: float | None
 
     @property
     def mmio_share(self) -> float:
@@ -91,25 +93,23 @@ class Population:
 def population(vm: Vm) -> Population:
     """Count the live shadow pages of a VM."""
     core = vm.core
-    ids = core.active_page_ids()
     levels: dict[int, int] = {}
-    mmio: list[int] = []
-    first: list[int] = []
-    for place, page_id in enumerate(ids):
+    places: list[int] = []
+    nr_mmio = 0
+    for page_id in core.active_page_ids():
         page = core.page(page_id)
         if page is None:
             continue
         level = int(page["level"])
+        nr_mmio += bool(page["mmio_cached"])
+        if level == 1 and page["mmio_cached"]:
+            places.append(levels.get(1, 0))
         levels[level] = levels.get(level, 0) + 1
-        if level == 1:
-            first.append(place)
-        if page["mmio_cached"]:
-            mmio.append(place)
-
-    def mean(places: list[int]) -> float | None:
-        return sum(places) / len(places) / max(1, len(ids) - 1) if places else None
-
-    return Population(len(ids), len(mmio), dict(sorted(levels.items())), mean(mmio), mean(first))
+    ages = [(place + 0.5) / levels[1] for place in places]
+    mean = fmean(ages) if ages else None
+    return Population(
+        sum(levels.values()), nr_mmio, dict(sorted(levels.items())), mean, pstdev(ages) if ages else None
+    )
 
 
 @dataclass

@@ -1,0 +1,122 @@
+"""The commands of the laboratory: what they print, what they write, with which status they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from kvm_mmu.cli import main
+from kvm_mmu.cli.compare import parse_share, parse_sizes
+from kvm_mmu.errors import UsageError
+
+VECTOR = ("vectors", "seed", "mmio_stale_generation.npt.jsonl.xz")
+
+
+@pytest.fixture
+def vector(data: Path) -> str:
+    return str(data.joinpath(*VECTOR))
+
+
+def test_compare_prints_and_writes(vector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(
+            [
+                "compare",
+                vector,
+                "--plan",
+                "seed",
+                "--plan",
+                "merged indexed",
+                "--at",
+                "wrap",
+                "-o",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    out, err = capsys.readouterr()
+    assert "mmio_stale_generation" in out and "v5.0-seed" in out and "measured wall time" in out
+    assert "written: " in out and err == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.csv", "compare.json", "compare.svg"]
+
+
+def test_compare_json(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", vector, "--plan", "all", "--at", "teardown", "--json", "--kernel", "v5.2"]) in (
+        0,
+        1,
+    )
+    read = json.loads(capsys.readouterr().out)
+    assert read["schema"] == "kvm-mmu/compare/1"
+    assert {row["kernel"] for row in read["rows"]} == {"v5.2"} and len(read["plans"]) == 8
+
+
+def test_compare_scales(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", vector, "--plan", "merged", "--at", "wrap", "--scale", "200,600"]) == 0
+    out = capsys.readouterr().out
+    assert "side by side" in out and "share of MMIO pages" in out and "n^1.0" in out
+
+
+def test_compare_a_plan_of_ones_own(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = "walk=tail,only=mmio_cached,restart=never"
+    assert main(["compare", vector, "--plan", plan, "--at", "wrap"]) == 0
+    assert plan in capsys.readouterr().out
+
+
+def test_nothing_to_do_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = tmp_path / "quiet.jsonl"
+    ops = [{"op": "set_max_raw", "n": 64}, {"op": "load"}]
+    quiet.write_text("".join(json.dumps({"op": op}) + "\n" for op in ops))
+    assert main(["compare", str(quiet), "--kernel", "v5.2", "--plan", "merged", "--at", "wrap"]) == 1
+    assert "not exercised: merged had nothing to do at the wrap" in capsys.readouterr().out
+
+
+def test_a_recording_is_an_input(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = data / "traces" / "5.0.1-npt" / "basic" / "trace.txt.xz"
+    assert main(["compare", str(trace), "--plan", "v5.0-fast", "--at", "slot-removal"]) == 0
+    assert "basic, kernel v5.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "{}"], "no --plan"),
+        (["compare", "{}", "--plan", "nobody"], "'nobody': expected one of seed"),
+        (["compare", "{}", "--plan", "walk=up,only=all"], "walk='up'"),
+        (["compare", "{}", "--plan", "seed", "--scale", "1x"], "1k,10k,100k"),
+        (["compare", "{}", "--plan", "seed", "--mmio-share", "1%"], "expected --scale with it"),
+        (["compare", "{}", "--plan", "seed", "--kernel", "v1.0"], "v1.0"),
+        (["compare", "{}", "--plan", "seed", "--add", "1"], "contend"),
+        (["compare", "{}", "--plan", "seed", "--host", "nothing.json"], "--host"),
+        (["compare", "nothing.jsonl", "--plan", "seed"], "nothing.jsonl"),
+        (["gallery", "thread", "S99"], "S99"),
+    ],
+)
+def test_bad_usage(vector: str, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([argument.replace("{}", vector) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert words in err and out == ""
+
+
+def test_unknown_options_end_with_two(vector: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", vector, "--plan", "seed", "--at", "noon"])
+    assert ended.value.code == 2
+
+
+def test_gallery_prints_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gallery", "thread", "S3", "S9"]) == 0
+    out = capsys.readouterr().out
+    assert "at update 37 of 100" in out and "stale_next" in out
+    assert main(["gallery", "thread", "S4", "--scale", "100,200", "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert read["schema"] == "kvm-mmu/gallery/1" and read["answers"][0]["claim"] == "S4"
+
+
+def test_sizes_and_shares() -> None:
+    assert parse_sizes("1k, 10K,2m,7") == [1000, 10_000, 2_000_000, 7]
+    assert parse_share("10%") == pytest.approx(0.1) and parse_share("0.25") == 0.25
+    for text in ("110%", "-1", "x"):
+        with pytest.raises(UsageError):
+            parse_share(text)
