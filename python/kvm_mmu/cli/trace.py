@@ -1,4 +1,4 @@
-"""`kvm-mmu trace`: strip a recording of its outputs, replay one.
+"""`kvm-mmu trace`: read, explain, strip and replay recordings; the kit that records them.
 
 Owns the options and the exit status: 0 equal (or nothing to compare), 1 a difference, 2 an input that cannot
 be read.
@@ -21,11 +21,16 @@ from kvm_mmu.trace.stripping import is_stripped, operations_beside, read_operati
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `trace` and its commands."""
-    parser = subparsers.add_parser("trace", help="real ftrace recordings: strip, replay")
+    parser = subparsers.add_parser(
+        "trace", help="real ftrace recordings: summary, decode, kit, strip, replay, diff"
+    )
     commands = parser.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
     _add_replay(commands)
     _add_strip(commands)
     _add_summary(commands)
+    _add_decode(commands)
+    _add_diff(commands)
+    _add_kit(commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,6 +81,38 @@ def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run_summary)
 
 
+def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("decode", help="the same text with each role, SPTE and MMIO SPTE explained")
+    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument("--kernel", help="whose layout; without it the kernel of the host facts")
+    parser.add_argument("--host", metavar="FILE|JSON", help="facts of the host (kernel, phys_bits)")
+    parser.add_argument(
+        "--family", choices=("npt", "ept_ad", "ept_noad"), default="npt", help="the masks (5.x; default: npt)"
+    )
+    parser.set_defaults(run=run_decode)
+
+
+def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "diff", help="where two replays part: two recordings, or one under two kernels"
+    )
+    parser.add_argument("a", metavar="A", help="a recording")
+    parser.add_argument("b", metavar="B", nargs="?", help="another; without it A again (give --kernel-b)")
+    parser.add_argument("--kernel-a", metavar="K", help="profile for A; without it the one of its host facts")
+    parser.add_argument("--kernel-b", metavar="K", help="profile for B; without it the one of its host facts")
+    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.add_argument("--json", action="store_true", help="print the difference as JSON")
+    parser.set_defaults(run=run_diff)
+
+
+def _add_kit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("kit", help="print the shell script that records what a replay needs")
+    parser.add_argument(
+        "variant", nargs="?", choices=("tracefs", "trace-cmd"), default="tracefs", help="how it records"
+    )
+    parser.set_defaults(run=run_kit)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the chosen command."""
     result = args.run(args)
@@ -123,6 +160,54 @@ def run_summary(args: argparse.Namespace) -> int:
     found = summarize(args.file, strict=args.strict)
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
     return 0
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace decode`"""
+    from kvm_mmu.trace.explain import explained
+
+    lines = read_lines(args.file)
+    facts = host_facts.HostFacts(_facts(args.file, args.host, lines))
+    release = args.kernel or str(facts.values.get("kernel", ""))
+    if not release:
+        raise TraceError(
+            f"{display_name(args.file)}: which kernel made this trace is not known: give --kernel"
+        )
+    kernel = host_facts.kernel_name(release)
+    for text in explained(lines, kernel, facts.number("phys_bits"), args.family):
+        sys.stdout.write(text + "\n")
+    return 0
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace diff`"""
+    from kvm_mmu.trace.difference import difference
+
+    factory = engine_factory(args.backend)
+    one = replay(args.a, factory, kernel=args.kernel_a)
+    other = replay(args.b or args.a, factory, kernel=args.kernel_b)
+    found = difference(one, other)
+    sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
+    return 0 if found.is_equal else 1
+
+
+def run_kit(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace kit`"""
+    from kvm_mmu.trace.kit import script
+
+    sys.stdout.write(script(args.variant))
+    return 0
+
+
+def _facts(path: str, option: str | None, lines: list[str]) -> dict[str, object]:
+    """The host facts of a trace: what the user gave wins over its own line and over host.json beside it."""
+    given = {} if option is None else host_facts.facts_from(option)
+    if is_stripped(lines):
+        return {
+            **host_facts.parse_facts(lines[0][len(host_facts.PREFIX) :], f"{display_name(path)}:1"),
+            **given,
+        }
+    return {**(host_facts.beside(path) or {}), **given}
 
 
 def engine_factory(backend: str) -> EngineFactory:
