@@ -22,7 +22,7 @@ _HEX = "([0-9a-f]{1,16})"
 #: event -> the words in its text
 _WORDS = {
     "check_mmio_spte": rf"(spte) {_HEX} ",
-    "fast_page_fault": rf"(old) 0x{_HEX} (new) {_HEX} ",
+    "fast_page_fault": rf"(old) 0x{_HEX} (new) {_HEX}",
     "kvm_mmu_set_spte": rf"(spte) {_HEX} ",
     "kvm_mmu_split_huge_page": rf"(spte) {_HEX} ",
     "kvm_tdp_mmu_spte_changed": rf"(old_spte) {_HEX} (new_spte) {_HEX}",

@@ -114,7 +114,12 @@ class _Reader:
                 gpa, size, hva = (number(op, key, where, 0) for key in ("gpa", "size", "hva"))
                 fields = {"as": number(op, "as_id", where, 0), "id": number(op, "slot", where)}
                 self._add(
-                    "set_memslot", **fields, gpa=gpa, size=size, hva=hva, flags=number(op, "flags", where, 0)
+                    "set_memslot",
+                    **fields,
+                    gpa=gpa,
+                    size=size,
+                    hva=hva & _HVA_KEPT,
+                    flags=number(op, "flags", where, 0),
                 )
             case "backing":
                 if number(op, "thp", where, 0):
