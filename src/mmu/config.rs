@@ -5,6 +5,9 @@ use super::generation::GenerationLayout;
 use super::plan::Plans;
 use super::profile::KernelProfile;
 
+/// The kernel's number of memslots, its own three included.
+pub const MEM_SLOTS_NUM: u32 = 512;
+
 /// Which set of SPTE masks the host uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -87,6 +90,8 @@ pub struct Config {
     pub events: EventMode,
     /// How shadow pages are hashed.
     pub gfn_hash: GfnHash,
+    /// Slot ids lie below this; above the kernel's 512 only on purpose.
+    pub max_memslots: u32,
 }
 
 impl Config {
@@ -107,6 +112,7 @@ impl Config {
             plans: kernel.plans(),
             events: EventMode::All,
             gfn_hash: GfnHash::Kernel,
+            max_memslots: MEM_SLOTS_NUM,
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::error::{Error, Result};
 use super::events::Event;
-use super::slots::{MAX_SLOT_PAGES, MEM_SLOTS_NUM, SlotBody};
+use super::slots::{MAX_SLOT_PAGES, SlotBody};
 use super::state::MmuState;
 use super::views::{SlotChange, SlotSpec};
 
@@ -28,8 +28,8 @@ impl MmuState {
 
     fn check_spec(&self, as_id: u8, spec: &SlotSpec) -> Result<()> {
         let refuse = |why| Err(Error::Slot { id: spec.id, why });
-        if spec.id >= MEM_SLOTS_NUM {
-            return refuse("the id is not below 512");
+        if spec.id >= self.config.max_memslots {
+            return refuse("the id is not below the number of memslots (the kernel: 512)");
         }
         if spec.npages == 0 || spec.npages > MAX_SLOT_PAGES {
             return refuse("the number of pages is not 1 to 2^31-1");

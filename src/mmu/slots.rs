@@ -19,8 +19,6 @@ pub const MEMSLOT_INVALID: u32 = 1 << 16;
 pub const MEM_LOG_DIRTY_PAGES: u32 = 1;
 /// The guest may not write.
 pub const MEM_READONLY: u32 = 2;
-/// Slot ids are below this.
-pub const MEM_SLOTS_NUM: u32 = 512;
 /// Most pages of a slot.
 pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 

@@ -57,7 +57,7 @@ impl Mmu {
 #[pymethods]
 impl Mmu {
     #[new]
-    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash))]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots))]
     #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
@@ -74,6 +74,7 @@ impl Mmu {
         plans: &Bound<'_, PyDict>,
         events: i64,
         gfn_hash: &str,
+        max_memslots: u32,
     ) -> PyResult<Self> {
         let core = |error: Error| errors::from_core(py, &error);
         let small = |name: &str, value: i64| {
@@ -94,6 +95,7 @@ impl Mmu {
             plans: arguments::plans(plans, profile.plans())?,
             events: arguments::event_mode(py, events)?,
             gfn_hash: arguments::gfn_hash(py, gfn_hash)?,
+            max_memslots,
         };
         Ok(Self { state: Mutex::new(mmu::Mmu::new(config).map_err(core)?) })
     }

@@ -109,6 +109,7 @@ class Vm:
             plans=profile.plans,
             events=_event_limit(events),
             gfn_hash=gfn_hash,
+            max_memslots=max_memslots,
         )
         for as_id in range(KVM_ADDRESS_SPACE_NUM):
             self.core.set_generation(as_id, self.generation_policy.initial(as_id))
