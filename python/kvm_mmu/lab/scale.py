@@ -201,7 +201,7 @@ def side_by_side(made: Scaled) -> list[Side]:
     repeated = [sum(p.levels.get(level, 0) for level in (1, 2)) or 1 for p in (before, after)]
     why = shared if asked is None else f"{asked:.0%} asked for"
     one("share of MMIO pages", before.mmio_share, after.mmio_share, why)
-    why = rarer if asked is None else why
+    why = "a page stays flagged whose MMIO became RAM" if asked is None else why
     one(
         "share of MMIO pages, levels 1 and 2",
         before.mmio_pages / repeated[0],
