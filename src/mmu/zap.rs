@@ -11,6 +11,7 @@ use super::page_arena::{PageIdx, Place};
 use super::spte_table::SpteTable;
 use super::state::MmuState;
 use super::views::{Prepared, SlotSpec};
+use super::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
 use super::walk::{child_of, is_large, is_last, is_shadow_present};
 
 impl MmuState {
@@ -35,8 +36,7 @@ impl MmuState {
             self.used = self.used.saturating_sub(1);
         } else {
             self.active.move_to_head(page);
-            let is_silent = self.config.kernel.reload_skips_obsolete && self.is_obsolete(page);
-            if !was_invalid && !is_silent {
+            if !was_invalid && !self.is_reload_skipped(page) {
                 self.reload_remote_mmus();
             }
         }
@@ -47,6 +47,13 @@ impl MmuState {
     }
 
     fn unlink_children(&mut self, page: PageIdx) {
+    /// v5.0 leaves an obsolete root to the request made when the generation stepped. A plan that steps it without a
+    /// request (v5.3's) relies on the one made here instead.
+    fn is_reload_skipped(&self, root: PageIdx) -> bool {
+        let is_asked = |vcpu: &VcpuMmu| vcpu.root != root || vcpu.requests & REQ_MMU_RELOAD != 0;
+        self.config.kernel.reload_skips_obsolete && self.is_obsolete(root) && self.vcpus.iter().all(is_asked)
+    }
+
         let table = self.take_table(page);
         let role = self.arena.key(page).role;
         let level = role.level();
@@ -145,15 +152,6 @@ impl MmuState {
             self.work.pages_freed += 1;
             self.hash.remove(&mut self.arena, page);
             self.arena.release(page);
-        }
-    }
-
-    /// Commits if anything was prepared, else flushes if something was dropped.
-    pub(super) fn flush_or_zap(&mut self, invalid: &mut InvalidList, flush: bool) {
-        if !invalid.is_empty() {
-            self.commit_zap_page(invalid);
-        } else if flush {
-            self.flush_remote_tlbs();
         }
     }
 }

@@ -232,6 +232,10 @@ impl MmuState {
     }
 
     fn commit_run(&mut self, run: &mut Run) {
+    fn prepared_of<'a>(&'a self, run: &'a Run) -> &'a InvalidList {
+        if run.is_list_shared { &self.zapped_obsolete } else { &run.invalid }
+    }
+
         if run.is_list_shared {
             self.commit_zapped_obsolete();
         } else {
@@ -240,6 +244,16 @@ impl MmuState {
     }
 
     fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
+    /// Commits if the run prepared anything, else flushes if something was dropped.
+    fn flush_or_zap(&mut self, run: &mut Run, flush: &mut bool) {
+        if !self.prepared_of(run).is_empty() {
+            self.commit_run(run);
+        } else if *flush {
+            self.flush_remote_tlbs();
+        }
+        *flush = false;
+    }
+
         let prepared = if run.is_list_shared {
             let mut shared = std::mem::take(&mut self.zapped_obsolete);
             let prepared = self.prepare_zap_page(page, &mut shared);
@@ -500,6 +514,9 @@ impl MmuState {
         if !flush.is_walked {
             if self.walk_heads(&mut flush.walk) == Step::LockBreak {
                 return Step::LockBreak;
+                if flush.plan.reload_roots == ReloadRoots::After {
+                    self.reload_remote_mmus();
+                }
             }
             flush.is_walked = true;
         }
@@ -524,16 +541,14 @@ impl MmuState {
             };
             if wanted {
                 if flush.plan.before_drop == BeforeDrop::Commit {
-                    self.flush_or_zap(&mut run.invalid, flush.walk.flush);
-                    flush.walk.flush = false;
+                    self.flush_or_zap(run, &mut flush.walk.flush);
                 }
                 if self.cond_resched() {
                     return Step::LockBreak;
                 }
             }
         }
-        self.flush_or_zap(&mut run.invalid, flush.walk.flush);
-        flush.walk.flush = false;
+        self.flush_or_zap(run, &mut flush.walk.flush);
         if flush.plan.reload_roots == ReloadRoots::After {
             self.reload_remote_mmus();
         }
