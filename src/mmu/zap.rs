@@ -10,8 +10,8 @@ use super::level::{ENTRIES, PAGE_TABLE};
 use super::page_arena::{PageIdx, Place};
 use super::spte_table::SpteTable;
 use super::state::MmuState;
-use super::views::{Prepared, SlotSpec};
 use super::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
+use super::views::{Prepared, SlotSpec};
 use super::walk::{child_of, is_large, is_last, is_shadow_present};
 
 impl MmuState {
@@ -46,7 +46,6 @@ impl MmuState {
         prepared
     }
 
-    fn unlink_children(&mut self, page: PageIdx) {
     /// v5.0 leaves an obsolete root to the request made when the generation stepped. A plan that steps it without a
     /// request (v5.3's) relies on the one made here instead.
     fn is_reload_skipped(&self, root: PageIdx) -> bool {
@@ -54,6 +53,7 @@ impl MmuState {
         self.config.kernel.reload_skips_obsolete && self.is_obsolete(root) && self.vcpus.iter().all(is_asked)
     }
 
+    fn unlink_children(&mut self, page: PageIdx) {
         let table = self.take_table(page);
         let role = self.arena.key(page).role;
         let level = role.level();

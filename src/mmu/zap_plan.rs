@@ -231,11 +231,11 @@ impl MmuState {
         }
     }
 
-    fn commit_run(&mut self, run: &mut Run) {
     fn prepared_of<'a>(&'a self, run: &'a Run) -> &'a InvalidList {
         if run.is_list_shared { &self.zapped_obsolete } else { &run.invalid }
     }
 
+    fn commit_run(&mut self, run: &mut Run) {
         if run.is_list_shared {
             self.commit_zapped_obsolete();
         } else {
@@ -243,7 +243,6 @@ impl MmuState {
         }
     }
 
-    fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
     /// Commits if the run prepared anything, else flushes if something was dropped.
     fn flush_or_zap(&mut self, run: &mut Run, flush: &mut bool) {
         if !self.prepared_of(run).is_empty() {
@@ -254,6 +253,7 @@ impl MmuState {
         *flush = false;
     }
 
+    fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
         let prepared = if run.is_list_shared {
             let mut shared = std::mem::take(&mut self.zapped_obsolete);
             let prepared = self.prepare_zap_page(page, &mut shared);
@@ -508,15 +508,15 @@ impl MmuState {
         if !flush.is_begun {
             flush.is_begun = true;
             if self.active.is_empty() {
+                if flush.plan.reload_roots == ReloadRoots::After {
+                    self.reload_remote_mmus();
+                }
                 return Step::Done;
             }
         }
         if !flush.is_walked {
             if self.walk_heads(&mut flush.walk) == Step::LockBreak {
                 return Step::LockBreak;
-                if flush.plan.reload_roots == ReloadRoots::After {
-                    self.reload_remote_mmus();
-                }
             }
             flush.is_walked = true;
         }
