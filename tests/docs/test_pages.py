@@ -140,3 +140,19 @@ def test_the_invariants_are_those_of_the_audit() -> None:
     known = re.findall(r'\("(\w+)",\s*"([^"]+)"\)', listed[: listed.index("];")])
     page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
     assert known == re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_thread() -> None:
+    """The table at the top of README against the generated page, which the model itself is held against."""
+    thread = (ROOT / "docs" / "the-thread.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]* \| ([\d,]+) \| (n\^[\d.]+) \|",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert [plan for plan, *_ in rows] == ["seed", "merged", "indexed"]
+    for plan, visited, growth in rows:
+        measured = re.search(
+            rf"^\| 10% \| random \| {plan} \|.*\| ([\d,]+) \| (n\^[\d.]+)", thread, re.MULTILINE
+        )
+        assert measured and (visited, growth) == measured.groups()
