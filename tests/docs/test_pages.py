@@ -156,3 +156,14 @@ def test_the_numbers_of_the_readme_are_those_of_the_thread() -> None:
             rf"^\| 10% \| random \| {plan} \|.*\| ([\d,]+) \| (n\^[\d.]+)", thread, re.MULTILINE
         )
         assert measured and (visited, growth) == measured.groups()
+
+
+def test_the_map_has_every_file_of_the_core() -> None:
+    """The floors in docs/architecture.md against src/mmu, both ways."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:words|nouns|verbs|watchers|facade) \| (.*) \|$", page, re.MULTILINE)
+    core = ROOT / "src" / "mmu"
+    rooms = {path.stem for path in core.iterdir() if path.suffix == ".rs" or (path / "mod.rs").is_file()} - {
+        "tests"
+    }
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(rooms)
