@@ -11,6 +11,7 @@ use super::host_memory::Pinned;
 use super::level::{PAGE_TABLE, level_shift, table_index};
 use super::link::{Backing, Mapping};
 use super::mmio_fault::MmioCheck;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::role::Role;
 use super::slots::SlotAt;
@@ -271,7 +272,7 @@ impl MmuState {
         let len = u64::from(end - start);
         if spec.is_invalid()
             || spec.is_readonly()
-            || self.slot_body(slot).dirty.is_some()
+            || self.slot_body(slot).dirty.is_some() && !is_chosen(Mutant::PrefetchIntoLoggedSlot)
             || spec.npages - spec.index(first, PAGE_TABLE) < len
         {
             return false;

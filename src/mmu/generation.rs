@@ -3,10 +3,12 @@
 //!
 //! Models the generation bits of v5.0 `generation_mmio_spte_mask` and of v5.1-v5.10, known bug included.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{Error, Result};
 
 /// One run of bits copied from the generation into the SPTE and OR-ed back when reading.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationField {
     /// Lowest bit of the generation that is copied.
     pub gen_shift: u8,
@@ -33,7 +35,7 @@ impl GenerationField {
 }
 
 /// How the generation is compared and where its bits lie in an MMIO SPTE.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationLayout {
     /// The value compared is the generation modulo 2^width.
     pub width: u8,

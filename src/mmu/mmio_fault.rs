@@ -6,6 +6,7 @@
 use super::addr::Gfn;
 use super::events::Event;
 use super::generation::GenerationBits;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
 use super::state::MmuState;
@@ -29,7 +30,8 @@ impl MmuState {
 
     /// Remembers an MMIO gfn.
     pub(super) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
-        let slots_gen = self.spaces[0].slots_gen;
+        let as_id = if is_chosen(Mutant::MmioCacheOwnSpace) { self.vcpus[vcpu].as_id() } else { 0 };
+        let slots_gen = self.spaces[usize::from(as_id)].slots_gen;
         if !self.generation.is_refused(slots_gen) {
             self.vcpus[vcpu].mmio = MmioInfo { gva: 0, gfn, access, slots_gen };
         }
@@ -69,6 +71,6 @@ impl MmuState {
         let kvm_gen = layout.compared(slots_gen);
         let spte_gen = mmio_gen(&self.masks, layout, spte);
         self.events.push(|| Event::CheckMmio { spte, kvm_gen, spte_gen });
-        kvm_gen == spte_gen
+        kvm_gen == spte_gen || is_chosen(Mutant::StaleMmioAccepted)
     }
 }

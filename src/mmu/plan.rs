@@ -2,10 +2,12 @@
 //!
 //! The named plans are the ways the kernels zapped over the years, and `indexed`, which is ours.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{Error, Result};
 
 /// Which list is walked, and from where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Walk {
     /// The active list from the newest page.
     Head,
@@ -18,7 +20,7 @@ pub enum Walk {
 }
 
 /// Which of the visited pages are zapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Only {
     /// All of them.
     All,
@@ -33,7 +35,7 @@ pub enum Only {
 }
 
 /// What ends the walk early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stop {
     /// Nothing.
     None,
@@ -42,7 +44,7 @@ pub enum Stop {
 }
 
 /// Which visited pages are passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Skip {
     /// None.
     None,
@@ -53,7 +55,7 @@ pub enum Skip {
 }
 
 /// After what the walk starts again from its beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartRules {
     /// After a prepare that freed anything.
     pub on_nonzero: bool,
@@ -64,7 +66,7 @@ pub struct RestartRules {
 }
 
 /// When the lock is offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Offer {
     /// Never.
     Never,
@@ -77,7 +79,7 @@ pub enum Offer {
 }
 
 /// What happens to prepared pages before the lock is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BeforeDrop {
     /// They stay on their list.
     Keep,
@@ -86,7 +88,7 @@ pub enum BeforeDrop {
 }
 
 /// Whether and when all vCPUs are asked to reload their roots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReloadRoots {
     /// Not by the plan.
     No,
@@ -97,7 +99,7 @@ pub enum ReloadRoots {
 }
 
 /// A zap policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZapPlan {
     /// Which list is walked.
     pub walk: Walk,
@@ -211,7 +213,7 @@ impl ZapPlan {
 }
 
 /// Which plan answers which trigger. Which trigger fires when is the caller's policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plans {
     /// The generation wrapped.
     pub wrap: ZapPlan,

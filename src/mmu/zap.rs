@@ -7,6 +7,7 @@
 use super::events::Event;
 use super::invalid_list::{Flushed, InvalidList};
 use super::level::{ENTRIES, PAGE_TABLE};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Place};
 use super::spte_table::SpteTable;
 use super::state::MmuState;
@@ -28,7 +29,7 @@ impl MmuState {
         if !was_invalid && self.active.is_mmio_cached(page) {
             self.mmio_pages.remove(&mut self.arena, page);
         }
-        if facts.root_count == 0 {
+        if facts.root_count == 0 || is_chosen(Mutant::InUseRootFreed) {
             prepared.nr_zapped += 1;
             self.active.remove(page);
             self.arena.page_mut(page).place = Place::Invalid;
@@ -133,7 +134,9 @@ impl MmuState {
         while let Some(sptep) = self.pte_lists.first(parents) {
             self.work.parent_steps += 1;
             self.pte_lists.remove(&mut parents, sptep);
-            self.spte_set(sptep, 0);
+            if !is_chosen(Mutant::ParentEntryKept) {
+                self.spte_set(sptep, 0);
+            }
         }
         self.arena.page_mut(page).parents = parents;
     }
@@ -143,7 +146,11 @@ impl MmuState {
         if invalid.is_empty() {
             return;
         }
-        let flushed = invalid.flushed(|| self.flush_remote_tlbs());
+        let flushed = invalid.flushed(|| {
+            if !is_chosen(Mutant::FlushSkipped) {
+                self.flush_remote_tlbs();
+            }
+        });
         self.free_shadow_pages(flushed);
     }
 

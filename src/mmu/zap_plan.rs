@@ -13,6 +13,7 @@ use super::events::Event;
 use super::head_walk::{Handler, HeadWalk, Step};
 use super::invalid_list::InvalidList;
 use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Place};
 use super::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPlan};
 use super::state::MmuState;
@@ -325,7 +326,7 @@ impl MmuState {
             }
             self.valid_gen = self.valid_gen.wrapping_add(1);
         }
-        if plan.reload_roots == ReloadRoots::Before {
+        if plan.reload_roots == ReloadRoots::Before && !is_chosen(Mutant::ReloadForgotten) {
             self.reload_remote_mmus();
         }
     }
@@ -470,6 +471,9 @@ impl MmuState {
             self.commit_run(run);
         }
         if !self.cond_resched() {
+            if is_chosen(Mutant::BatchResetWithoutDrop) {
+                list.batch = 0;
+            }
             return false;
         }
         list.batch = 0;
@@ -483,11 +487,13 @@ impl MmuState {
         let prepared = self.prepare_in_run(noted.page, run);
         list.batch += u64::from(prepared.nr_zapped);
         let rules = list.plan.restart;
-        if prepared.is_list_unstable && rules.on_unstable {
+        if prepared.is_list_unstable && rules.on_unstable && !is_chosen(Mutant::NeverRestart) {
             list.phase = self.restart_phase(true);
             return false;
         }
-        let is_restart = rules.on_nonzero && prepared.nr_zapped != 0;
+        let nr_counted =
+            if is_chosen(Mutant::RestartOnChildrenOnly) { prepared.nr_children } else { prepared.nr_zapped };
+        let is_restart = rules.on_nonzero && nr_counted != 0 && !is_chosen(Mutant::NeverRestart);
         if list.plan.offer == Offer::EachPage {
             if list.plan.before_drop == BeforeDrop::Commit {
                 self.commit_run(run);
@@ -727,6 +733,11 @@ impl MmuState {
     /// The page on the active list with this id.
     pub(super) fn find_active(&self, id: u32) -> Result<PageIdx> {
         self.arena.find_id(id).filter(|&page| self.arena.page(page).place == Place::Active).ok_or(Error::Page(id))
+    }
+
+    /// Whether no run waits and no batch is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.waiting.is_empty() && self.runs.batches.is_empty()
     }
 
     /// Runs that wait at a lock break.
