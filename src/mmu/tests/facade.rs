@@ -261,7 +261,7 @@ fn wrong_numbers_are_refused() {
     assert_eq!(mmu.track(3, 0, true), Err(Error::AddressSpace(3)));
     assert_eq!(mmu.pt_masked(0, 5, 0, 1, PtMasked::ClearDirty), Err(Error::NoSlot { as_id: 0, id: 5 }));
     assert_eq!(mmu.page(0), None);
-    assert_eq!(mmu.active_next(7, false), Err(Error::Page(7)));
+    assert_eq!(mmu.active_visit(7, false), Err(Error::Page(7)));
     for change in [
         |config: &mut Config| config.phys_bits = 35,
         |config: &mut Config| config.phys_bits = 53,
@@ -281,7 +281,8 @@ fn addresses_above_the_root_share_its_entries() {
     let mut mmu = vm("v5.0");
     put(&mut mmu, 0, 0, 4, 0);
     let high = 1 << 36;
-    put(&mut mmu, 1, high, 4, 0);
+    let spec = SlotSpec { id: 1, base: high, npages: 4, hva: 0x3_0000_0000, flags: 0 };
+    mmu.install_slot(0, 8, SlotChange::Put(spec)).expect("a valid slot");
     for gfn in [0, high + 1, high, 1] {
         touch(&mut mmu, gfn);
     }

@@ -11,6 +11,11 @@ use crate::mmu::{Error, Family, GenerationField, GenerationLayout, KernelProfile
 
 const FAMILIES: [Family; 3] = [Family::Npt, Family::EptAd, Family::EptNoad];
 
+/// A field that reads back as many bits as it stores.
+const fn field(gen_shift: u8, bits: u8, spte_shift: u8) -> GenerationField {
+    GenerationField { gen_shift, bits, spte_shift, read_bits: bits }
+}
+
 #[test]
 fn levels_number_mappings() {
     assert_eq!([1, 2, 3, 4].map(level_shift), [0, 9, 18, 27]);
@@ -55,7 +60,7 @@ fn names_lead_to_values_and_back() {
 #[test]
 fn layouts_that_cannot_be_are_refused() {
     let with = |gen_shift, bits, spte_shift| GenerationLayout {
-        fields: vec![GenerationField { gen_shift, bits, spte_shift }],
+        fields: vec![field(gen_shift, bits, spte_shift)],
         ..GenerationLayout::v5_0()
     };
     assert_eq!(with(0, 4, 3).check(), Ok(()));
@@ -84,9 +89,9 @@ proptest! {
         let mut layout = if which == 0 { GenerationLayout::v5_0() } else { GenerationLayout::v5_2() };
         if which == 2 {
             layout.fields = vec![
-                GenerationField { gen_shift: 0, bits: 3, spte_shift: 3 },
-                GenerationField { gen_shift: 3, bits: 4, spte_shift: 7 },
-                GenerationField { gen_shift: 7, bits: 2, spte_shift: 55 },
+                field(0, 3, 3),
+                field(3, 4, 7),
+                field(7, 2, 55),
             ];
         }
         prop_assert_eq!(layout.check(), Ok(()));
