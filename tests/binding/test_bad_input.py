@@ -7,10 +7,9 @@ import lzma
 import subprocess
 import sys
 
+import kvm_mmu as km
 import numpy as np
 import pytest
-
-import kvm_mmu as km
 
 HEADER = json.dumps(
     {"scenario": "s", "format": 1, "variant": "v5.0", "config": {"family": "npt"}, "dump": "all"}

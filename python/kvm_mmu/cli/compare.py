@@ -12,6 +12,7 @@ from typing import Any
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.compare import compare
+from kvm_mmu.lab.cost import MODELS
 from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
@@ -45,6 +46,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--add", type=int, default=0, metavar="N", help="tables a vCPU adds in each of those lock breaks"
+    )
+    parser.add_argument(
+        "--cost", metavar="MODEL", help=f"modelled time beside the counts: {', '.join(MODELS)}"
     )
     parser.add_argument("--kernel", help="kernel to model (default: the input's)")
     parser.add_argument("--host", metavar="FILE|JSON", help="facts of a recording's host")
@@ -163,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
         mmio_place=args.mmio_place,
         contend=args.contend,
         added=args.add,
+        cost=args.cost,
         progress=reporter(),
     )
     clear_progress()

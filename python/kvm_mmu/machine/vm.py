@@ -241,7 +241,9 @@ class Vm:
         """
         note = {
             "kernel": self.profile.name,
-            "plans": {event: plan.to_dict() | {"name": plan.name} for event, plan in self.profile.plans.items()},
+            "plans": {
+                event: plan.to_dict() | {"name": plan.name} for event, plan in self.profile.plans.items()
+            },
             "policy": self.generation_policy.name,
             "start": self.generation_policy.start_name,
             "max_memslots": self.max_memslots,
@@ -413,7 +415,9 @@ class Vm:
             UsageError: fewer (EINVAL in the kernel).
         """
         if n < memory_region.KVM_MIN_ALLOC_MMU_PAGES:
-            raise UsageError(f"set_nr_mmu_pages({n}): expected at least {memory_region.KVM_MIN_ALLOC_MMU_PAGES}")
+            raise UsageError(
+                f"set_nr_mmu_pages({n}): expected at least {memory_region.KVM_MIN_ALLOC_MMU_PAGES}"
+            )
         self.core.change_mmu_pages(n)
         self.core.set_requested_mmu_pages(n)
 
