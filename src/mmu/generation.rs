@@ -176,6 +176,7 @@ impl GenerationBits for GenerationLayout {
 struct ReadyField {
     gen_shift: u32,
     low_mask: u64,
+    read_mask: u64,
     spte_shift: u32,
 }
 
@@ -185,7 +186,7 @@ impl ReadyField {
     }
 
     const fn decode(self, spte: u64) -> u64 {
-        (spte.wrapping_shr(self.spte_shift) & self.low_mask).wrapping_shl(self.gen_shift)
+        (spte.wrapping_shr(self.spte_shift) & self.read_mask).wrapping_shl(self.gen_shift)
     }
 }
 
@@ -206,6 +207,7 @@ impl GenerationCodec {
         let mut ready = layout.fields.iter().map(|field| ReadyField {
             gen_shift: field.gen_shift.into(),
             low_mask: field.low_mask(),
+            read_mask: field.read_mask(),
             spte_shift: field.spte_shift.into(),
         });
         Self {
