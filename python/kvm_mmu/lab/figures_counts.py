@@ -116,7 +116,7 @@ def hit_rate(vm: Vm, gpas: range) -> float:
     vm.clear_events()
     for gpa in gpas:
         vm.vcpus[0].access(gpa)
-    hits = sum(event[0] == "handle_mmio" for event in vm.events)
+    hits = sum(1 for event in vm.events if event[0] == "handle_mmio")
     vm.clear_events()
     return hits / len(gpas)
 

@@ -53,7 +53,8 @@ def _mark(kind: str, x: float, y: float, colour: str) -> str:
     return f"<polygon points='{corners}' fill='{colour}'/>"
 
 
-def _frame(width: int, height: int, title: str, body: Sequence[str]) -> str:
+def frame(width: int, height: int, title: str, body: Sequence[str]) -> str:
+    """A whole SVG: white ground, the title, then the body's elements."""
     return "\n".join(
         [
             f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
@@ -77,7 +78,7 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str) -> 
     shown = [(s, [(x, y) for x, y in s.points if x > 0 and y > 0]) for s in series]
     points = [point for _, kept in shown for point in kept]
     if not points:
-        return _frame(
+        return frame(
             width, height, title, ["<text x='16' y='60'>nothing to show: every value is zero</text>"]
         )
     x_low, x_high = _bounds([x for x, _ in points])
@@ -124,7 +125,7 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str) -> 
         body.append(_mark(mark, left + across + 20, row, colour))
         name = one.name if kept else f"{one.name} (nothing)"
         body.append(f"<text x='{left + across + 32}' y='{row + 4}'>{escape(name)}</text>")
-    return _frame(width, height, title, body)
+    return frame(width, height, title, body)
 
 
 def bars(names: Sequence[str], values: Sequence[float], title: str, label: str) -> str:
@@ -145,4 +146,4 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, label: str) 
             f"fill='{COLOURS[i % len(COLOURS)]}'/>"
         )
         body.append(f"<text x='{_number(left + size + 8)}' y='{y + 15}'>{value:,.0f}</text>")
-    return _frame(width, height, title, body)
+    return frame(width, height, title, body)
