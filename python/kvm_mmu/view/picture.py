@@ -55,7 +55,7 @@ def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
         by_level.setdefault(page["level"], []).append(page)
     body: list[str] = []
     places: dict[int, tuple[int, int]] = {}
-    y, width = 48, 400
+    y, width = 48, 760
     for level in sorted(by_level, reverse=True):
         row = by_level[level]
         tall = 0

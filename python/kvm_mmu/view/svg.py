@@ -12,6 +12,8 @@ from html import escape
 
 #: Colours that stay apart for most eyes and in grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#000000")
+#: Widths that let a curve show under another one that covers it.
+WIDTHS = (7, 2, 6, 2, 5, 2, 4, 2)
 MARKS = ("circle", "square", "up", "diamond", "down", "circle", "square", "up")
 _STYLE = "font-family='DejaVu Sans, Verdana, sans-serif' font-size='12'"
 
@@ -35,8 +37,9 @@ def _power(value: float) -> str:
 
 
 def _bounds(values: Sequence[float]) -> tuple[int, int]:
-    low = math.floor(math.log10(min(values)) + 1e-9)
-    high = math.ceil(math.log10(max(values)) - 1e-9)
+    # A point a little beyond a power of ten does not open another decade.
+    low = math.floor(math.log10(min(values)) + 0.02)
+    high = math.ceil(math.log10(max(values)) - 0.02)
     return low, max(high, low + 1)
 
 
@@ -119,7 +122,9 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str) -> 
         placed = [place(x, y) for x, y in kept]
         if len(placed) > 1:
             path = " ".join(f"{_number(x)},{_number(y)}" for x, y in placed)
-            body.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
+            body.append(
+                f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='{WIDTHS[i % len(WIDTHS)]}'/>"
+            )
         body += [_mark(mark, x, y, colour) for x, y in placed]
         row = top + 10 + i * 20
         body.append(_mark(mark, left + across + 20, row, colour))
