@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from kvm_mmu.cli import main
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.figures import Figure, Point, figures
