@@ -10,6 +10,8 @@ address space its page's role names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from . import spte as word
 from .constants import (
     PT64_LEVEL_BITS,
@@ -151,11 +153,12 @@ def is_rmap_too_long(rmap_count: int) -> bool:
     return rmap_count > RMAP_RECYCLE_THRESHOLD
 
 
-def rmap_entries(kvm: Kvm, head: PteList) -> list[tuple[ShadowPage, int, int]]:
-    """Page, index and value of each entry of a head, in list order."""
+def rmap_entries(kvm: Kvm, head: PteList) -> Iterator[tuple[ShadowPage, int, int]]:
+    """Page, index and value of each entry of a head, in list order; an entry counts as work when it is come to."""
     entries: list[Sptep] = pte_list_entries(head)
-    kvm.work["rmap_steps"] += len(entries)
-    return [(kvm.pages[page], index, kvm.pages[page].sptes.get(index, 0)) for page, index in entries]
+    for page, index in entries:
+        kvm.work["rmap_steps"] += 1
+        yield kvm.pages[page], index, kvm.pages[page].sptes.get(index, 0)
 
 
 def spte_write_protect(kvm: Kvm, sp: ShadowPage, index: int, pt_protect: bool) -> bool:
