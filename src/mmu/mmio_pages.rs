@@ -17,7 +17,7 @@ impl MmioPages {
     /// Whether the list stays inside the arena and ends.
     #[must_use]
     pub fn is_well_formed(&self, arena: &PageArena) -> bool {
-        let mut seen = vec![false; arena.len()];
+        let mut seen = vec![false; arena.nr_indices()];
         let mut page = self.head;
         while page.some().is_some() {
             if page.at() >= seen.len() || std::mem::replace(&mut seen[page.at()], true) {

@@ -246,7 +246,7 @@ impl PageArena {
 
     /// How many indices there are, the one that means none included.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub const fn nr_indices(&self) -> usize {
         self.keys.len()
     }
 

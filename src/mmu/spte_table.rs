@@ -79,7 +79,7 @@ impl SpteTable {
                 let (groups, _) = words.as_chunks::<8>();
                 groups.get(usize::from(first / 8)).copied().unwrap_or_default()
             }
-            _ => std::array::from_fn(|place| self.get(first + (place as u16 & 7))),
+            _ => [0, 1, 2, 3, 4, 5, 6, 7].map(|place| self.get(first + place)),
         }
     }
 

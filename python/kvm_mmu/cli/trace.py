@@ -34,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_kit(commands)
     _add_stalls(commands)
     _add_export(commands)
+    _add_fidelity(commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -133,6 +134,17 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     target.add_argument("--parquet", metavar="DIR", type=Path, help="one file per event (needs pyarrow)")
     target.add_argument("--csv", metavar="DIR", type=Path, help="one file per event (needs pyarrow)")
     parser.set_defaults(run=run_export)
+
+
+def _add_fidelity(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "fidelity", help="replay every recording of a folder, print the table of kinds"
+    )
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="folders KERNEL/SCENARIO with trace.txt.xz in them"
+    )
+    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.set_defaults(run=run_fidelity)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -242,6 +254,15 @@ def run_export(args: argparse.Namespace) -> int:
         written = export_csv(args.file, args.csv)
     sys.stdout.writelines(f"{path}\n" for path in written)
     return 0
+
+
+def run_fidelity(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace fidelity`"""
+    from kvm_mmu.trace.fidelity import markdown, rows
+
+    found = list(rows(args.folder, engine_factory(args.backend)))
+    sys.stdout.write(markdown(found) + "\n")
+    return 0 if all(row.is_equal for row in found) else 1
 
 
 def _facts(path: str, option: str | None, lines: list[str]) -> dict[str, object]:

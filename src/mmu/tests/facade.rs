@@ -141,7 +141,7 @@ fn call(mmu: &mut Mmu, call: &Call) {
         }
         Call::Remove(as_id, id) => replace(mmu, as_id, id, None),
         Call::Plan(at, as_id, id) => {
-            drive(mmu, Task::Zap { plan: ZapPlan::NAMED[at].1, slot: Some((as_id, id)), range: None })
+            drive(mmu, Task::Zap { plan: ZapPlan::NAMED[at].1, slot: Some((as_id, id)), range: None });
         }
         Call::Walk(as_id, id, what) => {
             let what = [
