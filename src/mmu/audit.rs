@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
+use super::level::{PAGE_TABLE, pages_per};
 use super::page_arena::{PageIdx, Place, Sptep};
 use super::spte::layout::{HOST_WRITEABLE, MMU_WRITEABLE, WRITABLE};
 use super::spte::mmio::is_mmio;
@@ -32,7 +32,7 @@ pub const INVARIANTS: [(&str, &str); 22] = [
     ("pte_list_descs", "every descriptor in use belongs to a list"),
     ("root_alive", "a vCPU's root is on the active list and is of the vCPU's role"),
     ("root_count", "a root's count is the number of vCPUs that hold it"),
-    ("mmio_flag", "a page that holds an MMIO SPTE is flagged mmio_cached and of a level that has leaves"),
+    ("mmio_flag", "a page that holds an MMIO SPTE is flagged mmio_cached and of level 1"),
     ("mmio_index", "the MMIO list holds exactly the flagged pages that were not zapped"),
     ("spte_writable", "a writable leaf is host-writable, MMU-writable and not write-tracked"),
     ("slot_order", "slots are sorted by descending base, do not overlap and have one id each"),
@@ -284,7 +284,7 @@ impl MmuState {
                 format!("page {} is{} on the list", key.id, if is_expected { " not" } else { "" })
             });
             let holds = self.arena.table(page).iter().any(|(_, spte)| is_mmio(&self.masks, spte));
-            report.check(!holds || is_flagged && key.role.level() <= MAX_LEAF, "mmio_flag", || {
+            report.check(!holds || is_flagged && key.role.level() == PAGE_TABLE, "mmio_flag", || {
                 format!("page {} of level {}", key.id, key.role.level())
             });
         }
