@@ -5,9 +5,9 @@
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
-use super::head_walk::Handler;
 use super::level::PAGE_TABLE;
 use super::mutants::{Mutant, is_chosen};
+use super::runs::Handler;
 use super::slots::SlotAt;
 use super::state::MmuState;
 use super::views::PtMasked;

@@ -15,12 +15,12 @@ use super::mmio_pages::MmioPages;
 use super::page_arena::{PageArena, PageIdx, Sptep};
 use super::page_hash::PageHash;
 use super::pte_list::PteLists;
+use super::runs::Runs;
 use super::slots::{AddressSpace, SlotAt};
 use super::spte::masks::Masks;
 use super::stats::Stats;
 use super::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
 use super::work::Work;
-use super::zap_plan::Runs;
 
 /// Everything a VM's MMU holds.
 #[derive(Clone, Debug)]
