@@ -106,3 +106,21 @@ def test_kernel_aliases_and_unknown_kernels():
     assert kernel_profile("5.2.1").name == "v5.2"
     with pytest.raises(UsageError, match=r"expected one of v5\.0"):
         kernel_profile("v2.6")
+
+
+@pytest.mark.parametrize(
+    ("text", "can"),
+    [
+        ("zap-all", True),
+        ("merged", True),
+        ("indexed", True),
+        ("seed", False),
+        ("v5.0-fast", False),
+        ("v5.3-fast", False),
+        ("walk=head,only=all,skip=invalid,restart=on_nonzero,offer=when_wanted", True),
+        ("walk=head,only=all,restart=on_lock_drop,offer=never", False),
+        ("walk=head,only=all,offer=each_page", False),
+    ],
+)
+def test_which_plans_can_livelock(text, can):
+    assert ZapPlan.parse(text).can_livelock is can

@@ -127,9 +127,11 @@ class ZapPlan:
 
     @property
     def can_livelock(self) -> bool:
-        """Whether pages added while the lock is dropped can keep the walk from ending: it restarts from the newest
-        page after a lock drop and nothing separates pages made before its start from those made after."""
-        return "on_lock_drop" in self.restart and self.stop == "none" and self.only in ("all", "mmio_cached")
+        """Whether pages added while the lock is dropped can keep the walk from ending: it offers the lock, it comes
+        by the newest pages again (it restarts, or ends at the head), and nothing separates pages made after its start
+        from those made before."""
+        comes_again = bool(self.restart) or self.walk in ("tail", "index")
+        return self.offer != "never" and comes_again and self.only in ("all", "mmio_cached")
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, fit for JSON and for a scenario's `plans`."""
