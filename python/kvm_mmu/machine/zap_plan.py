@@ -82,12 +82,9 @@ class ZapPlan:
 
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "bump_valid_gen":
-                if not isinstance(value, bool):
-                    raise UsageError(f"zap plan {field.name}={value!r}: expected true or false")
-            elif field.name in ("walk", "only", "stop", "skip", "before_drop", "name"):
-                if not isinstance(value, str):
-                    raise UsageError(f"zap plan {field.name}={value!r}: expected a word")
+            wanted = bool if field.name == "bump_valid_gen" else str
+            if field.name not in ("restart", "offer", "reload_roots") and not isinstance(value, wanted):
+                raise UsageError(f"zap plan {field.name}={value!r}: expected a {wanted.__name__}")
         restart = self.restart
         if not isinstance(restart, str) and not (
             isinstance(restart, Iterable) and all(isinstance(rule, str) for rule in restart)
