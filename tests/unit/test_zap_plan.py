@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.profiles import kernel_profile, kernels, with_plans
+from kvm_mmu.machine.profiles import as_plan, kernel_profile, kernels, with_plans
 from kvm_mmu.machine.zap_plan import DESCRIPTIONS, ZapPlan, plans
 
 
@@ -124,3 +124,25 @@ def test_kernel_aliases_and_unknown_kernels():
 )
 def test_which_plans_can_livelock(text, can):
     assert ZapPlan.parse(text).can_livelock is can
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"restart": 5},
+        {"restart": [5]},
+        {"name": 5},
+        {"bump_valid_gen": 5},
+        {"walk": None},
+        {"walk": "index", "only": "all"},
+    ],
+)
+def test_words_of_the_wrong_type(words):
+    with pytest.raises(UsageError, match="zap plan"):
+        ZapPlan(**words)
+
+
+@pytest.mark.parametrize("plan", [None, 5, [], {}, "walk=head,walk=tail"])
+def test_what_is_no_plan(plan):
+    with pytest.raises(UsageError, match="zap plan"):
+        as_plan(plan)

@@ -80,7 +80,16 @@ class ZapPlan:
             if value not in words:
                 raise UsageError(f"zap plan {field}={value!r}: expected one of {', '.join(words)}")
 
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            wanted = bool if field.name == "bump_valid_gen" else str
+            if field.name not in ("restart", "offer", "reload_roots") and not isinstance(value, wanted):
+                raise UsageError(f"zap plan {field.name}={value!r}: expected a {wanted.__name__}")
         restart = self.restart
+        if not isinstance(restart, str) and not (
+            isinstance(restart, Iterable) and all(isinstance(rule, str) for rule in restart)
+        ):
+            raise UsageError(f"zap plan restart={restart!r}: expected a set of {', '.join(RESTARTS)}")
         if isinstance(restart, str):
             restart = frozenset(restart.split("+")) - {"", "never"}
         object.__setattr__(self, "restart", frozenset(restart))
@@ -100,7 +109,7 @@ class ZapPlan:
         one_of("reload_roots", RELOADS)
         if self.walk == "slot" and self.only != "slot":
             raise UsageError("zap plan walk=slot: expected only=slot with it")
-        if self.walk == "index" and self.only not in ("mmio_cached", "all"):
+        if self.walk == "index" and self.only != "mmio_cached":
             raise UsageError(
                 "zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached"
             )
@@ -167,6 +176,8 @@ class ZapPlan:
                 key, sep, value = part.partition("=")
                 if not sep:
                     raise UsageError(f"zap plan {text!r}: {part!r} is not key=value")
+                if key.strip() in values:
+                    raise UsageError(f"zap plan {text!r}: {key.strip()} is given twice")
                 values[key.strip()] = value.strip()
             if values.get("bump_valid_gen") in ("yes", "no", "true", "false"):
                 values["bump_valid_gen"] = values["bump_valid_gen"] in ("yes", "true")
