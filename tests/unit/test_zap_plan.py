@@ -59,7 +59,7 @@ MINE = ZapPlan(walk="tail", only="all")
 
 def test_module_object(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_plans", sys.modules[__name__])
-    found = ZapPlan.parse("my_plans:MINE")
+    found = ZapPlan.parse("my_plans:MINE", imports=True)
     assert found == MINE
     assert found.name == "my_plans:MINE"
 
@@ -83,7 +83,7 @@ def test_module_object(monkeypatch):
 )
 def test_bad_plans_are_refused_with_what_was_expected(text, word):
     with pytest.raises(UsageError, match=word):
-        ZapPlan.parse(text)
+        ZapPlan.parse(text, imports=True)
 
 
 def test_plans_are_frozen():
@@ -146,3 +146,10 @@ def test_words_of_the_wrong_type(words):
 def test_what_is_no_plan(plan):
     with pytest.raises(UsageError, match="zap plan"):
         as_plan(plan)
+
+
+def test_a_plan_out_of_a_file_imports_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_plans", sys.modules[__name__])
+    for read in (ZapPlan.parse, as_plan, lambda text: with_plans(kernels["v5.0"], {"wrap": text})):
+        with pytest.raises(UsageError, match="expected one of seed"):
+            read("my_plans:MINE")

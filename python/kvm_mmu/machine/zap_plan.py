@@ -162,8 +162,10 @@ class ZapPlan:
         return cls(**values)
 
     @classmethod
-    def parse(cls, text: str) -> ZapPlan:
-        """A plan from the command line: a name of `plans`, `walk=..,only=..`, or `module:object`.
+    def parse(cls, text: str, imports: bool = False) -> ZapPlan:
+        """A plan from text: a name of `plans`, or `walk=..,only=..`; with `imports` also `module:object`.
+
+        Only what the user typed may import: never a plan out of a file.
 
         Raises:
             UsageError: none of the three, with what was expected.
@@ -184,7 +186,7 @@ class ZapPlan:
             if values.get("reload_roots") in ("yes", "true", "false"):
                 values["reload_roots"] = "before" if values["reload_roots"] != "false" else "no"
             return cls.from_dict(values, name=text)
-        if ":" in text:
+        if ":" in text and imports:
             module, _, attribute = text.partition(":")
             try:
                 found = getattr(importlib.import_module(module), attribute)
@@ -194,7 +196,8 @@ class ZapPlan:
                 raise UsageError(f"zap plan {text!r}: expected a ZapPlan, found {type(found).__name__}")
             return found if found.name else dataclasses.replace(found, name=text)
         raise UsageError(
-            f"zap plan {text!r}: expected one of {', '.join(plans)}, walk=..,only=.., or module:object"
+            f"zap plan {text!r}: expected one of {', '.join(plans)}, or walk=..,only=.."
+            + (", or module:object" if imports else "")
         )
 
     @classmethod
