@@ -18,6 +18,9 @@ const CHUNK: usize = 1 << 15;
 /// One row of each result column.
 type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>);
 
+/// A memslot: id, base gfn, pages, host address, flags.
+type SlotRow = (u32, u64, u64, u64, u32);
+
 /// A walk over the active list with its next page cached.
 #[pyclass(frozen, module = "kvm_mmu._core")]
 pub struct ActiveWalk {
@@ -58,7 +61,7 @@ impl Mmu {
 impl Mmu {
     #[new]
     #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots))]
-    #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
+    #[expect(clippy::too_many_arguments, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
         kernel: &str,
@@ -124,6 +127,7 @@ impl Mmu {
         Ok((done.outcome as u8, done.faults, done.ret))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "an array from Python")]
     fn access_many<'py>(
         &self,
         py: Python<'py>,
@@ -157,6 +161,7 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.fault(vcpu, gpa, error_code))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "an array from Python")]
     fn fault_many<'py>(
         &self,
         py: Python<'py>,
@@ -242,7 +247,7 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.generation(as_id))
     }
 
-    fn slots(&self, py: Python<'_>, as_id: u8) -> PyResult<Vec<(u32, u64, u64, u64, u32)>> {
+    fn slots(&self, py: Python<'_>, as_id: u8) -> PyResult<Vec<SlotRow>> {
         let found = self.try_call(py, |mmu| mmu.slots(as_id))?;
         Ok(found.into_iter().map(|s| (s.id, s.base, s.npages, s.hva, s.flags)).collect())
     }
@@ -492,7 +497,7 @@ impl Mmu {
     }
 
     fn clear_events(&self, py: Python<'_>) {
-        self.call(py, |mmu| mmu.clear_events());
+        self.call(py, mmu::Mmu::clear_events);
     }
 
     fn state_json(&self, py: Python<'_>) -> String {
