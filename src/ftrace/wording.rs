@@ -4,6 +4,8 @@
 //! literal text and fields; the first wording of a kind that matches the whole body wins. `raw` are the fields as
 //! `trace-cmd report -R` prints them (also behind `[FAILED TO PARSE]`), `plugin` is libtraceevent's KVM plugin, whose
 //! role layout is older than every kernel here: what it says of the role stays text.
+//!
+//! Long: half of it is one table, and a table of wordings is read as one.
 
 use super::event::Event;
 use super::page_text::PageText;

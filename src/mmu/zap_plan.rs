@@ -252,11 +252,8 @@ impl MmuState {
 
     fn drive_list(&mut self, list: &mut ListRun, run: &mut Run) -> Step {
         loop {
-            if list.is_livelocked(self.used) {
-                run.account.outcome = RunOutcome::Livelock;
-                break;
-            }
             match list.phase {
+                Phase::End => break,
                 Phase::Start | Phase::Restart => {
                     self.stats.walk_starts += 1;
                     self.work.walk_starts += 1;
@@ -336,7 +333,6 @@ impl MmuState {
             return false;
         }
         list.batch = 0;
-        list.idle = 0;
         list.is_interrupted = true;
         list.phase = if list.plan.restart.on_lock_drop { self.restart_phase(true) } else { Phase::Prepare(noted) };
         true
@@ -347,6 +343,11 @@ impl MmuState {
         let prepared = self.prepare_in_run(noted.page, run);
         list.batch += u64::from(prepared.nr_zapped);
         list.idle = if prepared.nr_zapped == 0 { list.idle + 1 } else { 0 };
+        if list.is_livelocked(self.used) {
+            run.account.outcome = RunOutcome::Livelock;
+            list.phase = Phase::End;
+            return false;
+        }
         let rules = list.plan.restart;
         if prepared.is_list_unstable && rules.on_unstable && !is_chosen(Mutant::NeverRestart) {
             list.phase = self.restart_phase(true);
@@ -360,7 +361,6 @@ impl MmuState {
                 self.commit_run(run);
             }
             if self.cond_resched() {
-                list.idle = 0;
                 list.is_interrupted = true;
                 list.phase = self.restart_phase(is_restart || rules.on_lock_drop);
                 return true;
