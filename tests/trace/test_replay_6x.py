@@ -12,8 +12,12 @@ from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host
 from kvm_mmu.trace import spte_6x as spte
+from kvm_mmu.trace.kinds import TRACEPOINTS
+from kvm_mmu.trace.normalise import normalise
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.residency_6x import Residency
+from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.stripping import operations_beside, strip, wants_answers
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 RECORDINGS = [
@@ -290,3 +294,33 @@ def test_a_recording_is_replayed_with_the_rules_of_its_kernels_only():
         replay(TRACES / "6.12" / "npt1tdp0_zap_batch" / "trace.txt.xz", engine, kernel="v5.2")
     with pytest.raises(TraceError, match=r"recorded on 5\.x, so it cannot be replayed as v6\.1"):
         replay(TRACES / "5.0.1-npt" / "basic" / "trace.txt.xz", engine, kernel="v6.1")
+
+
+#: What the plain event set leaves out of the full one.
+PROBES = (
+    "mmu_load free_roots dirty_masked zap_oldest swap_memslots set_memslot kvm_entry kvm_exit free_obsolete_roots"
+    " reset_context slot_wrprot sync_roots"
+).split()
+FULL = [
+    name
+    for name in RECORDINGS
+    if json.loads((TRACES / name / "host.json").read_text())["event_set"] == "full"
+]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_without_the_probes_the_markers_say_enough(name: str, tmp_path: Path):
+    """Loads, dropped roots, reclaim and dirty protection then follow from the operations and the model itself."""
+    path = TRACES / name / "trace.txt.xz"
+    lines, facts = read_lines(path), host.beside(path) or {}
+    text = strip(lines, facts, operations_beside(path), answers=wants_answers(facts, lines)).text()
+    plain = [line for line in text.splitlines() if not any(f": {probe}:" in line[:200] for probe in PROBES)]
+    told = []
+    for number, kept in enumerate((text.splitlines(), plain)):
+        file = tmp_path / f"{number}.txt"
+        file.write_text("\n".join(kept) + "\n")
+        predictions = replay(file, engine).predictions
+        told.append(
+            [(p.event, normalise(p.event, p.body, "6.1")) for p in predictions if p.event in TRACEPOINTS]
+        )
+    assert told[0] == told[1]

@@ -37,8 +37,14 @@ _MAX_VCPUS = 256
 _RECREATES = re.compile(r"-k kind=1\b")
 #: Largest leaf: 1 GiB.
 _LEVEL_MAX = 3
-#: Operations that drop the roots, where no probe on that is recorded.
-_DROPS_ROOTS = frozenset({"set_cpu", "host_set_crs", "host_set_cr_efer"})
+#: Pages of one CLEAR_DIRTY_LOG, so that a damaged number costs no memory.
+_CLEARED_MAX = 1 << 24
+#: Operations that set registers from outside: a changed one drops the roots, where no probe on that is recorded.
+_SETS_REGISTERS = frozenset({"set_cpu", "host_set_crs", "host_set_cr_efer"})
+_REGISTERS = ("cr0", "cr3", "cr4", "efer")
+#: Bits of CR0 (PG; WP is looked after without) and CR4 (PSE, PAE, LA57, SMEP, SMAP, PKE) whose change by the guest
+#: drops the roots.
+_ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
 
 _PATTERNS = {
     "kvm_page_fault": r"vcpu (\d+) rip 0x[0-9a-f]+ address 0x([0-9a-f]{1,16}) error_code 0x([0-9a-f]{1,16})",
@@ -185,6 +191,8 @@ class Recorder6x:
         self._line = 0
         self._has_loads = "mmu_load" in names
         self._has_frees = "free_roots" in names
+        #: Whether the protection that follows from reading or clearing a dirty log comes as a probe of its own.
+        self._has_masks = bool(names & {"mmu_load", "free_roots", "dirty_masked"})
         #: An input where no other probe shows memslot updates, and then no output.
         self._given_generations = "invalidate_mmio" in names
         self._mode = host.text("guest_mode")
@@ -196,6 +204,8 @@ class Recorder6x:
         #: The slot last made or changed, and whether updates without a marker delete it and make it again.
         self._touched: Slot | None = None
         self._recreates = False
+        #: (vCPU, register) -> its value, as far as operations tell
+        self._registers: dict[tuple[int, str], int] = {}
         self.vcpus_needed = 1
         self.ignored: dict[str, int] = {}
 
@@ -271,6 +281,8 @@ class Recorder6x:
         number_, on = int(vcpu), direction == "entering"
         (self._vm.smm.add if on else self._vm.smm.discard)(number_)
         self._apply({"op": "smm", "vcpu": number_, "on": int(on)})
+        if not self._has_loads:
+            self._expect({"op": "enter", "vcpu": number_})
 
     def _on_kvm_unmap_hva_range(self, start: str, end: str) -> None:
         self._apply({"op": "unmap_hva", "start": int(start, 16), "end": int(end, 16)})
@@ -318,7 +330,7 @@ class Recorder6x:
     def _operation(self, op: Operation, where: str) -> None:
         name = str(op["op"])
         self._fault = None
-        if name in _DROPS_ROOTS and not self._has_frees:
+        if not self._has_frees and self._drops_roots(name, op, where):
             self._apply({"op": "unload", "vcpu": self._current})
         match name:
             case "begin":
@@ -349,11 +361,43 @@ class Recorder6x:
                     self._apply({"op": "manual_protect", "on": number(op, "arg0", where) & 3})
             case "get_dirty_log" | "clear_dirty_log":
                 self._logged = (0, number(op, "slot", where))
+                if not self._has_masks:
+                    self._dirty_log(op, where)
             case "guest_run":
                 if not self._has_loads:
                     self._enter()
             case "end":
                 self._end()
+
+    def _dirty_log(self, op: Operation, where: str) -> None:
+        """Without the probe the engine's own dirty bits say what is protected."""
+        fields: Operation = {"as": 0, "id": number(op, "slot", where)}
+        if fields["id"] not in {slot_id for as_id, slot_id in self._vm.slots if as_id == 0}:
+            return
+        if op["op"] == "get_dirty_log":
+            self._apply({"op": "get_dirty_log", **fields})
+            return
+        pages = min(number(op, "num", where), _CLEARED_MAX)
+        word = (number(op, "bytepattern", where, 0xFF) & 0xFF) * 0x0101010101010101
+        cleared = {"first": number(op, "first", where), "num": pages, "mask": [word] * ((pages + 63) // 64)}
+        self._apply({"op": "clear_dirty_log", **fields, **cleared})
+
+    def _drops_roots(self, name: str, op: Operation, where: str) -> bool:
+        """Whether an operation changes registers so that the vCPU gives its roots up."""
+        if name in _SETS_REGISTERS:
+            changed = False
+            for register in _REGISTERS:
+                if register in op:
+                    value = number(op, register, where)
+                    changed |= self._registers.get((self._current, register)) != value
+                    self._registers[self._current, register] = value
+            return changed
+        if name == "guest_mov_cr":
+            which, value = number(op, "cr", where), number(op, "value", where)
+            old = self._registers.get((self._current, f"cr{which}"), value)
+            self._registers[self._current, f"cr{which}"] = value
+            return bool((old ^ value) & _ROLE_BITS.get(which, 0))
+        return False
 
     def _set_memslot(self, slot: Slot, size: int) -> None:
         """A request to change a slot; the engine says whether it was one."""
