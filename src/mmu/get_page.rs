@@ -1,6 +1,6 @@
 //! Finding or making the shadow page for a gfn and role.
 //!
-//! Models v5.0/v5.2 `kvm_mmu_get_page` for direct pages.
+//! Models `kvm_mmu_get_page`, v5.0 to v6.12, for direct pages.
 
 use super::addr::Gfn;
 use super::error::{Error, Result};

@@ -62,9 +62,10 @@ impl MmuState {
 
     /// Walks as the processor does; the error code of the fault if it fails.
     fn hardware_walk(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
-        let root = self.vcpus[vcpu].root;
+        let root = self.root_for(vcpu, gpa);
         let path = match self.config.family {
-            Family::Npt => self.walk_npt(root, gpa, kind),
+            Family::Shadow if root == PageIdx::NONE => Err(PFERR_USER),
+            Family::Npt | Family::Shadow => self.walk_npt(root, gpa, kind),
             Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
         }?;
         self.set_accessed_dirty(vcpu, gpa, kind, &path);
@@ -96,8 +97,10 @@ impl MmuState {
     }
 
     fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        // Without two-dimensional paging there is only one translation.
+        let stage = if self.config.family == Family::Shadow { 0 } else { PFERR_GUEST_FINAL };
         let code = PFERR_USER
-            | PFERR_GUEST_FINAL
+            | stage
             | match kind {
                 AccessKind::Read => 0,
                 AccessKind::Write => PFERR_WRITE,

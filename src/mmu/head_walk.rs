@@ -8,7 +8,7 @@ use super::level::{PAGE_TABLE, pages_per};
 use super::page_arena::Sptep;
 use super::pte_list::{PteCursor, PteHead};
 use super::slots::SlotAt;
-use super::spte::layout::{MMU_WRITEABLE, WRITABLE};
+use super::spte::layout::WRITABLE;
 use super::state::MmuState;
 use super::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
 
@@ -141,16 +141,16 @@ impl MmuState {
     #[inline]
     fn spte_write_protect(&mut self, sptep: Sptep, pt_protect: bool) -> bool {
         let spte = self.arena.spte(sptep);
-        if spte & WRITABLE == 0 && !(pt_protect && can_be_made_writable(spte)) {
+        if spte & WRITABLE == 0 && !(pt_protect && can_be_made_writable(&self.masks, spte)) {
             return false;
         }
-        let keep = if pt_protect { !(WRITABLE | MMU_WRITEABLE) } else { !WRITABLE };
+        let keep = if pt_protect { !(WRITABLE | self.masks.mmu_writeable) } else { !WRITABLE };
         self.spte_update_from(sptep, spte, spte & keep)
     }
 
     pub(super) fn spte_clear_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
-        if self.masks.dirty != 0 && !is_ad_disabled(spte) {
+        if self.masks.dirty != 0 && !is_ad_disabled(&self.masks, spte) {
             return self.spte_update_from(sptep, spte, spte & !self.masks.dirty);
         }
         if spte & WRITABLE == 0 {
@@ -163,7 +163,7 @@ impl MmuState {
 
     fn spte_set_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
-        self.masks.dirty != 0 && !is_ad_disabled(spte) && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
+        self.masks.dirty != 0 && !is_ad_disabled(&self.masks, spte) && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
     }
 
     /// Drops the small leaves whose frame the host could map 2 MiB wide; the list is scanned anew after each.
@@ -174,7 +174,7 @@ impl MmuState {
             let mut cursor = PteCursor::default();
             while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
                 self.work.rmap_steps += 1;
-                if self.host.is_compound(pfn_of(self.arena.spte(sptep))) {
+                if self.is_collapsible(slot, sptep) {
                     self.spte_clear_track_bits(sptep);
                     self.remove_from_head(slot, index, sptep);
                     if self.config.flush_range {
@@ -188,6 +188,15 @@ impl MmuState {
             }
             return flush;
         }
+    }
+
+    /// Whether a small leaf could be part of a larger one now; from v6.1 on the table's first gfn decides.
+    fn is_collapsible(&self, slot: SlotAt, sptep: Sptep) -> bool {
+        if !self.config.kernel.is_level_requested {
+            return self.host.is_compound(pfn_of(self.arena.spte(sptep)));
+        }
+        let base = self.arena.key(sptep.page()).gfn;
+        self.slot_spec(slot).holds(base) && self.max_mapping_level(Some(slot), base, false) > PAGE_TABLE
     }
 
     /// Takes a place out of a level-1 list of the slot.

@@ -9,7 +9,7 @@ use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::page_arena::Sptep;
 use super::pte_list::PteCursor;
 use super::slots::SlotAt;
-use super::spte::layout::{HOST_WRITEABLE, PFN_FIELD, WRITABLE};
+use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::make_access_track;
 use super::state::MmuState;
 use super::walk::{is_accessed, is_ad_disabled, pfn_of};
@@ -96,7 +96,7 @@ impl MmuState {
         if !is_accessed(&self.masks, spte) {
             return false;
         }
-        if self.masks.accessed != 0 && !is_ad_disabled(spte) {
+        if self.masks.accessed != 0 && !is_ad_disabled(&self.masks, spte) {
             self.spte_set(sptep, spte & !self.masks.accessed);
         } else {
             if spte & WRITABLE != 0 {
@@ -145,7 +145,7 @@ impl MmuState {
             self.work.rmap_steps += 1;
             any = true;
             let old = self.arena.spte(sptep);
-            let moved = old & !PFN_FIELD & !WRITABLE & !HOST_WRITEABLE | pfn.hva() & PFN_FIELD;
+            let moved = old & !PFN_FIELD & !WRITABLE & !self.masks.host_writeable | pfn.hva() & PFN_FIELD;
             let new = make_access_track(&self.masks, moved);
             self.spte_clear_track_bits(sptep);
             self.spte_set(sptep, new);
