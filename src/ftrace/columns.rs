@@ -74,6 +74,7 @@ pub struct Columns {
     pub timeline: Timeline,
     tasks: Vec<Vec<u8>>,
     task_numbers: FxHashMap<Vec<u8>, u32>,
+    last_task: u32,
 }
 
 /// No kind has more wordings than this.
@@ -123,6 +124,17 @@ impl Columns {
     }
 
     fn task_number(&mut self, name: &[u8]) -> u32 {
+        // Lines of one task come in rows.
+        if let Some(last) = self.tasks.get(self.last_task as usize)
+            && last == name
+        {
+            return self.last_task;
+        }
+        self.last_task = self.find_task(name);
+        self.last_task
+    }
+
+    fn find_task(&mut self, name: &[u8]) -> u32 {
         if let Some(number) = self.task_numbers.get(name) {
             return *number;
         }

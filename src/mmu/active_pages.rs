@@ -3,9 +3,11 @@
 //! Models `active_mmu_pages`. The links are an array of their own, so that a walk that looks at every page touches 12
 //! bytes of each.
 
+use serde::{Deserialize, Serialize};
+
 use super::page_arena::PageIdx;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Link {
     prev: PageIdx,
     next: PageIdx,
@@ -13,7 +15,7 @@ struct Link {
 }
 
 /// The active list.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ActivePages {
     links: Vec<Link>,
     head: PageIdx,
@@ -22,6 +24,17 @@ pub struct ActivePages {
 }
 
 impl ActivePages {
+    /// Whether every link is an index below `pages`, and the list ends.
+    #[must_use]
+    pub fn is_well_formed(&self, pages: usize) -> bool {
+        let within = |page: PageIdx| page.at() < pages && (page.some().is_none() || page.at() < self.links.len());
+        let mut seen = vec![false; pages];
+        within(self.head)
+            && within(self.tail)
+            && self.links.iter().all(|link| within(link.prev) && within(link.next))
+            && self.iter().all(|page| !std::mem::replace(&mut seen[page.at()], true))
+    }
+
     /// The newest page.
     #[must_use]
     pub const fn head(&self) -> PageIdx {
@@ -122,9 +135,36 @@ impl ActivePages {
         self.link_head(page);
     }
 
+    /// Moves a page on the list to its tail. For a mutant.
+    #[cfg(feature = "mutants")]
+    pub fn move_to_tail(&mut self, page: PageIdx) {
+        self.remove(page);
+        let prev = self.tail;
+        self.links[page.at()].prev = prev;
+        if prev == PageIdx::NONE {
+            self.head = page;
+        } else {
+            self.links[prev.at()].next = page;
+        }
+        self.tail = page;
+        self.len += 1;
+    }
+
+    /// Forgets that a page was given an MMIO SPTE. For a mutant.
+    #[cfg(feature = "mutants")]
+    pub fn clear_mmio_cached(&mut self, page: PageIdx) {
+        self.links[page.at()].is_mmio_cached = false;
+    }
+
     /// The pages from the newest to the oldest.
     pub fn iter(&self) -> impl Iterator<Item = PageIdx> + '_ {
         std::iter::successors(self.head.some(), |&page| self.next(page).some())
+    }
+
+    /// Says another length than the list has.
+    #[cfg(test)]
+    pub const fn set_len_for_test(&mut self, len: usize) {
+        self.len = len;
     }
 
     /// Bytes held.

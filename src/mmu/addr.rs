@@ -1,10 +1,12 @@
 //! Addresses as types, so that a guest frame is never taken for a host frame. All arithmetic wraps deliberately: guest
 //! addresses reach 2^64.
 
+use serde::{Deserialize, Serialize};
+
 use super::level::{PAGE_SHIFT, level_shift};
 
 /// A guest frame number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Gfn(pub u64);
 
 impl Gfn {
@@ -34,7 +36,7 @@ impl Gfn {
 }
 
 /// A host frame number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Pfn(pub u64);
 
 impl Pfn {

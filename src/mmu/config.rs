@@ -1,5 +1,7 @@
 //! `Config`: what a VM is made from. Checked once; nothing in it changes while the VM lives, except the plans.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{Error, Result};
 use super::generation::GenerationLayout;
 use super::plan::Plans;
@@ -10,7 +12,7 @@ use super::spte::masks::Host;
 pub const MEM_SLOTS_NUM: u32 = 512;
 
 /// Which set of SPTE masks the host uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {
     /// AMD's nested paging: the legacy 64-bit masks.
     Npt,
@@ -47,7 +49,7 @@ impl Family {
 }
 
 /// How many tracepoint events are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EventMode {
     /// None.
     Off,
@@ -58,7 +60,7 @@ pub enum EventMode {
 }
 
 /// How shadow pages are hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GfnHash {
     /// The kernel's 4,096 buckets, with its collision statistic.
     Kernel,
@@ -67,9 +69,10 @@ pub enum GfnHash {
 }
 
 /// What a VM is made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The kernel's rules.
+    #[serde(with = "super::saved::by_name")]
     pub kernel: KernelProfile,
     /// SPTE masks.
     pub family: Family,

@@ -7,6 +7,7 @@ use super::addr::Gfn;
 use super::error::{Error, Result};
 use super::head_walk::Handler;
 use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::mutants::{Mutant, is_chosen};
 use super::slots::SlotAt;
 use super::state::MmuState;
 use super::views::PtMasked;
@@ -35,7 +36,7 @@ impl MmuState {
                 self.enable_log_dirty_pt_masked(slot, at * WORD, mask);
             }
         }
-        if flush {
+        if flush && !is_chosen(Mutant::DirtyLogWithoutFlush) {
             self.flush_remote_tlbs();
         }
         Ok((0, words))
@@ -66,7 +67,8 @@ impl MmuState {
             *dirty &= !cleared;
             if cleared != 0 {
                 flush = true;
-                self.enable_log_dirty_pt_masked(slot, first + at * WORD, cleared);
+                let from = if is_chosen(Mutant::ClearLogFromStart) { 0 } else { first };
+                self.enable_log_dirty_pt_masked(slot, from + at * WORD, cleared);
             }
         }
         if flush {

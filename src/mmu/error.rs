@@ -86,6 +86,9 @@ pub enum Error {
     /// The plan walks a slot or a range and the task names none.
     #[error("the plan needs {0}")]
     PlanNeeds(&'static str),
+    /// Bytes that cannot be read as a VM, or a VM that cannot be written now.
+    #[error("{0}")]
+    Saved(String),
     /// The model's tables are full (2^22 shadow pages).
     #[error("no room for another shadow page (limit 4194303)")]
     TooManyPages,

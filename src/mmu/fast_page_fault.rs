@@ -6,6 +6,7 @@ use super::access::{PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
 use super::addr::Gfn;
 use super::events::Event;
 use super::level::PAGE_TABLE;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::slots::SlotAt;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
@@ -51,7 +52,7 @@ impl MmuState {
                 let handled = may_fix && new != old && is_access_allowed(&self.masks, error_code, new);
                 if handled {
                     self.spte_set(walked.sptep, new);
-                    if new & !old & WRITABLE != 0 {
+                    if new & !old & WRITABLE != 0 && !is_chosen(Mutant::FastFaultNotLogged) {
                         self.mark_page_dirty(slot, Gfn::of_gpa(gpa).align_down(walked.level));
                     }
                 } else {

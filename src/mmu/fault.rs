@@ -11,6 +11,7 @@ use super::host_memory::Pinned;
 use super::level::{PAGE_TABLE, level_shift, table_index};
 use super::link::{Backing, Mapping};
 use super::mmio_fault::MmioCheck;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::role::Role;
 use super::slots::SlotAt;
@@ -52,6 +53,12 @@ pub(super) enum Frame {
     ReadonlyWrite,
     Poison { hva: u64 },
     Fault,
+}
+
+/// Number of the lowest bit set.
+#[expect(clippy::cast_possible_truncation, reason = "at most 16")]
+const fn lowest(bits: u16) -> u16 {
+    bits.trailing_zeros() as u16
 }
 
 impl MmuState {
@@ -114,6 +121,7 @@ impl MmuState {
         if is_fast {
             return Ok(Handled::Retry);
         }
+        let slot = self.slot_of_first(slot, gfn);
         let backing = match self.find_frame(slot, gfn, is_write) {
             Frame::Backing(backing) => backing,
             Frame::ReadonlyWrite => return Ok(Handled::Emulate),
@@ -143,6 +151,13 @@ impl MmuState {
             None => self.direct_map(&mapping)?,
         };
         Ok(if emulate { Handled::Emulate } else { Handled::Retry })
+    }
+
+    /// The slot of a mapping's first gfn. A moved slot keeps vetoes made for its old base, so a large mapping may begin
+    /// before the slot that was asked for.
+    fn slot_of_first(&self, slot: Option<SlotAt>, first: Gfn) -> Option<SlotAt> {
+        let asked = slot?;
+        if self.slot_spec(asked).holds(first) { slot } else { self.find_slot(asked.as_id, first) }
     }
 
     /// The level to map at, and whether 4 KiB pages are forced.
@@ -203,6 +218,7 @@ impl MmuState {
         {
             mapping.level = 2;
             mapping.gfn = mapping.gfn.align_down(2);
+            mapping.slot = self.slot_of_first(mapping.slot, mapping.gfn);
             mapping.backing = Backing::Frame { pfn: pfn.align_down(2), host_writable };
         }
     }
@@ -264,11 +280,11 @@ impl MmuState {
         }
         let mut at = 0;
         loop {
-            let start = (!closed >> at).trailing_zeros() as u16 + at;
+            let start = lowest(!closed >> at) + at;
             if start >= PTE_PREFETCH_NUM {
                 return;
             }
-            let end = (closed >> start).trailing_zeros() as u16 + start;
+            let end = lowest(closed >> start) + start;
             if end >= PTE_PREFETCH_NUM || !self.prefetch_run(mapping, page, first + start, first + end) {
                 return;
             }
@@ -287,7 +303,7 @@ impl MmuState {
         let len = u64::from(end - start);
         if spec.is_invalid()
             || spec.is_readonly()
-            || self.slot_body(slot).dirty.is_some()
+            || self.slot_body(slot).dirty.is_some() && !is_chosen(Mutant::PrefetchIntoLoggedSlot)
             || spec.npages - spec.index(first, PAGE_TABLE) < len
         {
             return false;

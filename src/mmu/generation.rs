@@ -3,10 +3,12 @@
 //!
 //! Models the generation bits of v5.0 `generation_mmio_spte_mask` and of v5.1-v5.10, known bug included.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{Error, Result};
 
 /// One run of bits copied from the generation into the SPTE and OR-ed back when reading.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationField {
     /// Lowest bit of the generation that is copied.
     pub gen_shift: u8,
@@ -33,7 +35,7 @@ impl GenerationField {
 }
 
 /// How the generation is compared and where its bits lie in an MMIO SPTE.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationLayout {
     /// The value compared is the generation modulo 2^width.
     pub width: u8,
@@ -186,6 +188,7 @@ impl GenerationBits for GenerationLayout {
 struct ReadyField {
     gen_shift: u32,
     low_mask: u64,
+    read_mask: u64,
     spte_shift: u32,
 }
 
@@ -195,7 +198,7 @@ impl ReadyField {
     }
 
     const fn decode(self, spte: u64) -> u64 {
-        (spte.wrapping_shr(self.spte_shift) & self.low_mask).wrapping_shl(self.gen_shift)
+        (spte.wrapping_shr(self.spte_shift) & self.read_mask).wrapping_shl(self.gen_shift)
     }
 }
 
@@ -216,6 +219,7 @@ impl GenerationCodec {
         let mut ready = layout.fields.iter().map(|field| ReadyField {
             gen_shift: field.gen_shift.into(),
             low_mask: field.low_mask(),
+            read_mask: field.read_mask(),
             spte_shift: field.spte_shift.into(),
         });
         Self {

@@ -5,6 +5,7 @@
 use super::addr::Gfn;
 use super::error::{Error, Result};
 use super::events::Event;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Place};
 use super::role::Role;
 use super::state::MmuState;
@@ -19,7 +20,7 @@ impl MmuState {
         while page != PageIdx::NONE {
             let key = self.arena.key(page);
             probes += 1;
-            if !key.role.invalid() && key.valid_gen == self.valid_gen {
+            if !key.role.invalid() && (key.valid_gen == self.valid_gen || is_chosen(Mutant::ObsoletePageTaken)) {
                 if key.gfn != gfn {
                     collisions += 1;
                 } else if key.role == role {
@@ -48,6 +49,10 @@ impl MmuState {
         self.stats.created += 1;
         self.work.get_page_created += 1;
         self.active.push_head(page);
+        #[cfg(feature = "mutants")]
+        if is_chosen(Mutant::NewPageAtTail) {
+            self.active.move_to_tail(page);
+        }
         self.arena.page_mut(page).place = Place::Active;
         self.hash.insert(&mut self.arena, page);
         self.used += 1;

@@ -9,6 +9,7 @@ use super::config::Family;
 use super::error::Result;
 use super::events::Event;
 use super::level::table_index;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::WRITABLE;
 use super::state::MmuState;
@@ -170,7 +171,9 @@ impl MmuState {
                 let gfn = Gfn::of_gpa(gpa);
                 self.events.push(|| Event::Pml { gfn: gfn.0 });
                 let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
-                self.mark_page_dirty(slot, gfn);
+                if !is_chosen(Mutant::PmlNotLogged) {
+                    self.mark_page_dirty(slot, gfn);
+                }
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use super::addr::Gfn;
 use super::level::{PAGE_TABLE, pages_per};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::Sptep;
 use super::pte_list::{PteCursor, PteHead};
 use super::slots::SlotAt;
@@ -80,6 +81,7 @@ impl MmuState {
                         walk.flush = false;
                     }
                     if self.cond_resched() {
+                        walk.flush &= !is_chosen(Mutant::WalkForgetsFlush);
                         return Step::LockBreak;
                     }
                 }

@@ -1,13 +1,15 @@
 //! Host memory as the MMU sees it: ranges of host pages with a state and a kind of mapping; the latest word on a page
 //! wins. A host frame is the page's address.
 
+use serde::{Deserialize, Serialize};
+
 use std::collections::BTreeMap;
 
 use super::addr::Pfn;
 use super::views::{HostHuge, HostState};
 
 /// Disjoint ranges with a value each; pages in none have the default.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct RangeMap<T> {
     ranges: BTreeMap<u64, (u64, T)>,
 }
@@ -56,7 +58,7 @@ impl<T: Copy + PartialEq> RangeMap<T> {
 }
 
 /// What host memory says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct HostMemory {
     state: RangeMap<HostState>,
     huge: RangeMap<HostHuge>,

@@ -1,10 +1,12 @@
 //! `InvalidList`: shadow pages taken off the active list, waiting for a flush. Flushing is the only way to the proof that
 //! freeing demands, so flush-before-free is a type.
 
+use serde::{Deserialize, Serialize};
+
 use super::page_arena::PageIdx;
 
 /// Prepared pages, in the order they were zapped.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[must_use = "prepared pages must be committed"]
 pub struct InvalidList {
     pages: Vec<PageIdx>,

@@ -6,6 +6,7 @@ use super::access::ACC_WRITE;
 use super::addr::{Gfn, Pfn};
 use super::events::Event;
 use super::level::{PAGE_TABLE, pages_per};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::slots::SlotAt;
 use super::spte::layout::WRITABLE;
@@ -121,6 +122,12 @@ impl MmuState {
         if set.flush || flush {
             self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
         }
+        #[cfg(feature = "mutants")]
+        if is_chosen(Mutant::FlagClearedOnOverwrite) && is_mmio(&self.masks, old) && mapping.backing != Backing::NoSlot
+        {
+            self.active.clear_mmio_cached(sptep.page());
+            self.mmio_pages.remove(&mut self.arena, sptep.page());
+        }
         let new = self.arena.spte(sptep);
         if self.config.kernel.has_set_spte_event {
             self.push_set_spte(sptep, mapping, new);
@@ -196,7 +203,7 @@ impl MmuState {
     pub(super) fn is_large_disallowed(&self, slot: Option<SlotAt>, gfn: Gfn, level: u8) -> bool {
         slot.is_none_or(|slot| {
             let index = self.slot_spec(slot).index(gfn, level);
-            self.slot_body(slot).disallowed(index, level) != 0
+            self.slot_body(slot).disallowed(index, level) != 0 && !is_chosen(Mutant::LargeVetoIgnored)
         })
     }
 

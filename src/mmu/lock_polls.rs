@@ -1,8 +1,10 @@
 //! `LockPolls`: when the MMU lock would be dropped, made deterministic: the n-th `cond_resched` call, or the one after
 //! the n-th `need_resched` poll. A test aid of the scenario language; the kernel asks the scheduler.
 
+use serde::{Deserialize, Serialize};
+
 /// The two running numbers and their periods; 0 is never.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct LockPolls {
     cond_every: u64,
     need_every: u64,

@@ -6,6 +6,7 @@
 use super::addr::Gfn;
 use super::events::Event;
 use super::generation::GenerationBits;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
 use super::state::MmuState;
@@ -30,7 +31,8 @@ impl MmuState {
     /// The generation the cache goes by.
     #[inline]
     fn mmio_cache_gen(&self, vcpu: usize) -> u64 {
-        let as_id = if self.config.kernel.mmio_cache_own_space { self.vcpus[vcpu].as_id() } else { 0 };
+        let is_own = self.config.kernel.mmio_cache_own_space || is_chosen(Mutant::MmioCacheOwnSpace);
+        let as_id = if is_own { self.vcpus[vcpu].as_id() } else { 0 };
         self.spaces[usize::from(as_id)].slots_gen
     }
 
@@ -76,6 +78,6 @@ impl MmuState {
         let kvm_gen = layout.compared(slots_gen);
         let spte_gen = mmio_gen(&self.masks, layout, spte);
         self.events.push(|| Event::CheckMmio { spte, kvm_gen, spte_gen });
-        kvm_gen == spte_gen
+        kvm_gen == spte_gen || is_chosen(Mutant::StaleMmioAccepted)
     }
 }

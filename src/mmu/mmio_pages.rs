@@ -2,16 +2,32 @@
 //!
 //! Invariant: a page stands on it exactly from the first MMIO SPTE it was given until it is zapped.
 
+use serde::{Deserialize, Serialize};
+
 use super::page_arena::{PageArena, PageIdx};
 
 /// Head of the list; the links are in the pages.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct MmioPages {
     head: PageIdx,
     len: usize,
 }
 
 impl MmioPages {
+    /// Whether the list stays inside the arena and ends.
+    #[must_use]
+    pub fn is_well_formed(&self, arena: &PageArena) -> bool {
+        let mut seen = vec![false; arena.nr_indices()];
+        let mut page = self.head;
+        while page.some().is_some() {
+            if page.at() >= seen.len() || std::mem::replace(&mut seen[page.at()], true) {
+                return false;
+            }
+            page = arena.page(page).mmio_next;
+        }
+        true
+    }
+
     /// The page flagged last.
     #[must_use]
     pub const fn head(&self) -> PageIdx {

@@ -18,6 +18,7 @@ pub mod config;
 pub mod error;
 pub mod generation;
 pub mod level;
+pub mod mutants;
 pub mod plan;
 pub mod profile;
 pub mod role;
@@ -35,6 +36,7 @@ mod mmio_pages;
 pub mod page_arena;
 mod page_hash;
 pub mod pte_list;
+mod saved;
 mod slots;
 mod spte_table;
 mod state;
@@ -64,6 +66,8 @@ mod zap_plan;
 // watchers
 mod audit;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use audit::INVARIANTS;
 pub use config::{Config, EventMode, Family, GfnHash};
@@ -441,6 +445,17 @@ impl Mmu {
         let key = self.state.arena.key(page);
         let is_in_use = self.state.arena.page(page).root_count > 0;
         Some([self.state.active.is_mmio_cached(page), key.role.invalid(), self.state.is_obsolete(page), is_in_use])
+    }
+
+    /// The whole state as bytes, with version, profile, a note of the caller's and a checksum; events are left out.
+    pub fn to_bytes(&self, note: &str) -> Result<Vec<u8>> {
+        self.state.to_bytes(note)
+    }
+
+    /// The VM of such bytes, and the note; refused when foreign, damaged, cut short or broken inside.
+    pub fn from_bytes(bytes: &[u8]) -> Result<(Self, String)> {
+        let (state, note) = MmuState::from_bytes(bytes)?;
+        Ok((Self { state }, note))
     }
 
     /// How many pages stand on the active list.

@@ -6,6 +6,7 @@ use super::addr::{Gfn, Pfn};
 use super::events::Event;
 use super::head_walk::Handler;
 use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::Sptep;
 use super::pte_list::PteCursor;
 use super::slots::SlotAt;
@@ -70,7 +71,7 @@ impl MmuState {
         self.for_each_hva_head(start, end, |state, at| {
             flush |= state.handle_head(at.slot, Handler::Zap, at.index, at.level);
         });
-        if flush {
+        if flush && !is_chosen(Mutant::UnmapWithoutFlush) {
             self.flush_remote_tlbs();
         }
     }
@@ -97,7 +98,9 @@ impl MmuState {
             return false;
         }
         if self.masks.accessed != 0 && !is_ad_disabled(&self.masks, spte) {
-            self.spte_set(sptep, spte & !self.masks.accessed);
+            if !is_chosen(Mutant::AgeKeepsAccessed) {
+                self.spte_set(sptep, spte & !self.masks.accessed);
+            }
         } else {
             if spte & WRITABLE != 0 {
                 self.push_dirty(pfn_of(spte));
@@ -145,7 +148,8 @@ impl MmuState {
             self.work.rmap_steps += 1;
             any = true;
             let old = self.arena.spte(sptep);
-            let moved = old & !PFN_FIELD & !WRITABLE & !self.masks.host_writeable | pfn.hva() & PFN_FIELD;
+            let lost = if is_chosen(Mutant::ChangedPteWritable) { 0 } else { WRITABLE | self.masks.host_writeable };
+            let moved = old & !PFN_FIELD & !lost | pfn.hva() & PFN_FIELD;
             let new = make_access_track(&self.masks, moved);
             self.spte_clear_track_bits(sptep);
             self.spte_set(sptep, new);

@@ -5,6 +5,8 @@
 //! (what a list walk reads), the rest of the header, and the table. Invariant: a free index has an empty table, no parents
 //! and stands on no list.
 
+use serde::{Deserialize, Serialize};
+
 use rustc_hash::FxHashMap;
 
 use super::addr::Gfn;
@@ -16,7 +18,7 @@ use super::spte_table::SpteTable;
 pub const MAX_PAGES: usize = 1 << 22;
 
 /// Index of a page in the arena.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PageIdx(pub u32);
 
 impl PageIdx {
@@ -45,7 +47,7 @@ impl PageIdx {
 }
 
 /// The place of an SPTE: page and index in its table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sptep(pub u32);
 
 impl Sptep {
@@ -65,7 +67,7 @@ impl Sptep {
 }
 
 /// What a hash walk compares, with the bucket's links.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct PageKey {
     /// First gfn the page maps.
     pub gfn: Gfn,
@@ -82,7 +84,7 @@ pub struct PageKey {
 }
 
 /// Which list a page stands on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
     /// None: the index is free.
     #[default]
@@ -96,7 +98,7 @@ pub enum Place {
 }
 
 /// The rest of a shadow page's header.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ShadowPage {
     /// vCPUs that use the page as root.
     pub root_count: u32,
@@ -117,12 +119,13 @@ pub struct ShadowPage {
 }
 
 /// Every shadow page of a VM.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PageArena {
     keys: Vec<PageKey>,
     pages: Vec<ShadowPage>,
     tables: Vec<SpteTable>,
     free: Vec<PageIdx>,
+    #[serde(skip)]
     by_id: FxHashMap<u32, PageIdx>,
     next_id: u32,
 }
@@ -243,6 +246,45 @@ impl PageArena {
     /// Every index ever used, free ones included.
     pub fn indices(&self) -> impl Iterator<Item = PageIdx> + use<> {
         (1..u32::try_from(self.keys.len()).unwrap_or(u32::MAX)).map(PageIdx)
+    }
+
+    /// How many indices there are, the one that means none included.
+    #[must_use]
+    pub const fn nr_indices(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Indices of live pages.
+    pub fn live(&self) -> impl Iterator<Item = PageIdx> + '_ {
+        self.indices().filter(|page| self.page(*page).place != Place::Free)
+    }
+
+    /// Finds live pages by id again, after they were read from bytes.
+    pub fn index_ids(&mut self) {
+        self.by_id = self.live().map(|page| (self.key(page).id, page)).collect();
+    }
+
+    /// Whether lengths agree, every link is an index, levels are levels and no hash chain or id stands twice.
+    #[must_use]
+    pub fn is_well_formed(&self) -> bool {
+        let len = self.keys.len();
+        let within = |page: PageIdx| page.at() < len;
+        let mut after = vec![false; len];
+        let mut ids = rustc_hash::FxHashSet::default();
+        (1..=MAX_PAGES).contains(&len)
+            && self.pages.len() == len
+            && self.tables.len() == len
+            && self.free.iter().all(|page| within(*page) && page.some().is_some())
+            && self.keys.iter().all(|key| within(key.hash_next) && within(key.hash_prev))
+            && self.pages.iter().all(|page| within(page.mmio_next) && within(page.mmio_prev))
+            && self.live().all(|page| {
+                let key = self.key(page);
+                (1..=5).contains(&key.role.level())
+                    && key.gfn.0 >> 52 == 0
+                    && key.id < self.next_id
+                    && ids.insert(key.id)
+                    && (key.hash_next.some().is_none() || !std::mem::replace(&mut after[key.hash_next.at()], true))
+            })
     }
 
     /// Bytes of headers and of tables.

@@ -3,6 +3,8 @@
 //! Models v5.0 `mmu_page_hash`: 4,096 buckets of `hash_64`. The wide form is ours: as many buckets as pages, the same
 //! order of pages of one gfn.
 
+use serde::{Deserialize, Serialize};
+
 use super::addr::Gfn;
 use super::config::GfnHash;
 use super::page_arena::{PageArena, PageIdx};
@@ -11,7 +13,7 @@ const KERNEL_SHIFT: u32 = 12;
 const GOLDEN_RATIO_64: u64 = 0x61C8_8646_80B5_83EB;
 
 /// Heads of the buckets; the links are in the pages' keys.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PageHash {
     heads: Vec<PageIdx>,
     bits: u32,
@@ -29,6 +31,14 @@ impl PageHash {
             is_wide: kind == GfnHash::Wide,
             len: 0,
         }
+    }
+
+    /// Whether every head is an index and there are as many as the hash gives.
+    #[must_use]
+    pub fn is_well_formed(&self, within: &impl Fn(PageIdx) -> bool) -> bool {
+        (1..=32).contains(&self.bits)
+            && self.heads.len() == 1 << self.bits
+            && self.heads.iter().all(|page| within(*page))
     }
 
     /// Whether collisions mean the kernel's.

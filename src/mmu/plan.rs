@@ -2,10 +2,12 @@
 //!
 //! The named plans are the ways the kernels zapped over the years, and `indexed`, which is ours.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{Error, Result};
 
 /// Which list is walked, and from where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Walk {
     /// The active list from the newest page.
     Head,
@@ -18,7 +20,7 @@ pub enum Walk {
 }
 
 /// Which of the visited pages are zapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Only {
     /// All of them.
     All,
@@ -35,7 +37,7 @@ pub enum Only {
 }
 
 /// What ends the walk early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stop {
     /// Nothing.
     None,
@@ -44,7 +46,7 @@ pub enum Stop {
 }
 
 /// Which visited pages are passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Skip {
     /// None.
     None,
@@ -55,7 +57,7 @@ pub enum Skip {
 }
 
 /// After what the walk starts again from its beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartRules {
     /// After a prepare that freed anything.
     pub on_nonzero: bool,
@@ -66,7 +68,7 @@ pub struct RestartRules {
 }
 
 /// When the lock is offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Offer {
     /// Never.
     Never,
@@ -79,7 +81,7 @@ pub enum Offer {
 }
 
 /// What happens to prepared pages before the lock is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BeforeDrop {
     /// They stay on their list.
     Keep,
@@ -88,7 +90,7 @@ pub enum BeforeDrop {
 }
 
 /// Whether and when all vCPUs are asked to reload their roots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReloadRoots {
     /// Not by the plan.
     No,
@@ -99,7 +101,7 @@ pub enum ReloadRoots {
 }
 
 /// A zap policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZapPlan {
     /// Which list is walked.
     pub walk: Walk,
@@ -225,7 +227,7 @@ impl ZapPlan {
 }
 
 /// Which plan answers which trigger. Which trigger fires when is the caller's policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plans {
     /// The generation wrapped.
     pub wrap: ZapPlan,

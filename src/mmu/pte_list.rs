@@ -4,13 +4,15 @@
 //! middle of a chain, new entries fill the first descriptor whose last slot is free, a descriptor of one entry is never
 //! folded back, and `add` returns three too few when it must append a descriptor.
 
-use super::page_arena::Sptep;
+use serde::{Deserialize, Serialize};
+
+use super::page_arena::{PageIdx, Sptep};
 
 /// Entries of a descriptor, v5.0 to v5.3.
 pub const PTE_LIST_EXT: usize = 3;
 
 /// Head of a list: 0 is empty, an even word a single place, an odd word the first descriptor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PteHead(u32);
 
 /// What a head says.
@@ -54,17 +56,47 @@ impl PteHead {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct PteListDesc {
     sptes: [u32; PTE_LIST_EXT],
     more: u32,
 }
 
 /// The descriptors of all lists of a VM. Descriptor 0 is none.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PteLists {
     descs: Vec<PteListDesc>,
     free: Vec<u32>,
+}
+
+impl PteLists {
+    /// Whether every place and descriptor that these heads lead to exists, and none is reached twice.
+    pub fn is_well_formed(&self, heads: impl Iterator<Item = PteHead>, within: &impl Fn(PageIdx) -> bool) -> bool {
+        let mut seen = vec![false; self.descs.len()];
+        let fits = |place: u32| place == 0 || within(Sptep(place).page());
+        for head in heads {
+            let mut desc = match head.form() {
+                Form::Empty => continue,
+                Form::One(sptep) if within(sptep.page()) => continue,
+                Form::One(_) => return false,
+                Form::Many(desc) => desc,
+            };
+            loop {
+                let at = desc as usize;
+                if desc == 0 || at >= seen.len() || std::mem::replace(&mut seen[at], true) {
+                    return false;
+                }
+                if !self.descs[at].sptes.iter().all(|&place| fits(place)) {
+                    return false;
+                }
+                desc = self.descs[at].more;
+                if desc == 0 {
+                    break;
+                }
+            }
+        }
+        self.free.iter().all(|&desc| (desc as usize) < seen.len() && desc != 0)
+    }
 }
 
 impl Default for PteLists {

@@ -5,6 +5,7 @@
 
 use super::events::Event;
 use super::invalid_list::InvalidList;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::state::MmuState;
 
@@ -22,7 +23,7 @@ impl MmuState {
 
     /// Zaps the oldest page; whether it (and not only its contents) went.
     fn prepare_zap_oldest(&mut self, invalid: &mut InvalidList) -> bool {
-        let tail = self.active.tail();
+        let tail = if is_chosen(Mutant::NewestReclaimed) { self.active.head() } else { self.active.tail() };
         tail != PageIdx::NONE && self.prepare_zap_page(tail, invalid).nr_zapped != 0
     }
 
@@ -87,7 +88,7 @@ impl MmuState {
         if nr_to_scan == 0 || self.used == 0 && self.zapped_obsolete.is_empty() {
             return 0;
         }
-        if !self.zapped_obsolete.is_empty() {
+        if !self.zapped_obsolete.is_empty() && !is_chosen(Mutant::ObsoleteListForgotten) {
             self.commit_zapped_obsolete();
             return 0;
         }

@@ -4,11 +4,13 @@
 //! |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 //! | | level | `cr4_pae` (v5.0) / `gpte_is_8_bytes` | quadrant | direct | access | invalid | nxe | `cr0_wp` | `smep_andnot_wp` | `smap_andnot_wp` | `ad_disabled` | `guest_mode` | smm |
 
+use serde::{Deserialize, Serialize};
+
 use bitfield_struct::bitfield;
 
 /// A page role; `into_bits` is the raw word.
 #[bitfield(u32)]
-#[derive(PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the kernel's own names")]
 pub struct Role {
     #[bits(4)]

@@ -7,6 +7,7 @@ use super::addr::Gfn;
 use super::config::Family;
 use super::error::Result;
 use super::invalid_list::InvalidList;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::state::MmuState;
 use super::vcpu_mmu::{REQ_LOAD_CR3, REQ_MMU_RELOAD, REQ_MMU_SYNC, REQ_TLB_FLUSH};
@@ -65,7 +66,7 @@ impl MmuState {
         let mut invalid = InvalidList::default();
         for root in std::iter::once(root).chain(pae_roots).filter_map(PageIdx::some) {
             let page = self.arena.page_mut(root);
-            page.root_count = page.root_count.saturating_sub(1);
+            page.root_count = page.root_count.saturating_sub(u32::from(!is_chosen(Mutant::RootCountKept)));
             if page.root_count == 0 && self.arena.key(root).role.invalid() {
                 self.prepare_zap_page(root, &mut invalid);
             }

@@ -5,6 +5,8 @@
 //! two slots have one id. Differs: arrays grow when a slot is moved to a base that needs one index more; the kernel then
 //! reads past their end.
 
+use serde::{Deserialize, Serialize};
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -25,10 +27,36 @@ pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 const CHUNK: usize = 512;
 
 /// Reverse-map heads of one level, in chunks that appear when first used.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "SavedHeads", into = "SavedHeads")]
 pub struct RmapHeads {
     chunks: Vec<Option<Box<[PteHead; CHUNK]>>>,
     len: u64,
+}
+
+/// The heads as they are saved: how many there are, and those that are not empty.
+#[derive(Serialize, Deserialize)]
+struct SavedHeads {
+    len: u64,
+    used: Vec<(u64, PteHead)>,
+}
+
+impl From<RmapHeads> for SavedHeads {
+    fn from(heads: RmapHeads) -> Self {
+        Self { len: heads.len, used: heads.iter().collect() }
+    }
+}
+
+impl From<SavedHeads> for RmapHeads {
+    fn from(saved: SavedHeads) -> Self {
+        let mut heads = Self::new(saved.len.min(MAX_SLOT_PAGES));
+        for (index, head) in saved.used {
+            if let Some(place) = heads.get_mut(index) {
+                *place = head;
+            }
+        }
+        heads
+    }
 }
 
 fn place(index: u64) -> (usize, usize) {
@@ -113,7 +141,7 @@ impl RmapHeads {
 }
 
 /// A slot's arrays; they stay with it when its flags or its place change.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SlotBody {
     /// Reverse-map heads of levels 1 to 3.
     pub rmap: [RmapHeads; MAX_LEAF as usize],
@@ -269,16 +297,38 @@ impl SlotBody {
 }
 
 /// One address space: the generation and the published array.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AddressSpace {
     /// The memslot generation, as the caller set it.
     pub slots_gen: u64,
     specs: Vec<SlotSpec>,
     bodies: Vec<SlotBody>,
+    #[serde(skip)]
     last: Cell<usize>,
 }
 
 impl AddressSpace {
+    /// Whether the slots are slots, in order, each with arrays of its size.
+    #[must_use]
+    pub fn is_well_formed(&self) -> bool {
+        let fits = |spec: &SlotSpec, body: &SlotBody| {
+            let is_slot = (1..=MAX_SLOT_PAGES).contains(&spec.npages) && spec.base <= (1 << 52) - spec.npages;
+            is_slot
+                && (1..=MAX_LEAF).all(|level| body.rmap[usize::from(level) - 1].len >= spec.level_len(level))
+                && (2..=MAX_LEAF)
+                    .all(|level| body.disallow[usize::from(level) - 2].len() as u64 >= spec.level_len(level))
+                && body.dirty.as_ref().is_none_or(|words| words.len() as u64 == spec.npages.div_ceil(64))
+        };
+        self.specs.len() == self.bodies.len()
+            && self.specs.is_sorted_by(|a, b| a.base >= b.base)
+            && self.specs.iter().zip(&self.bodies).all(|(spec, body)| fits(spec, body))
+    }
+
+    /// Every reverse-map head that is not empty.
+    pub fn heads(&self) -> impl Iterator<Item = PteHead> + '_ {
+        self.bodies.iter().flat_map(|body| &body.rmap).flat_map(|heads| heads.iter().map(|(_, head)| head))
+    }
+
     /// The slots, descending by base.
     #[must_use]
     pub fn specs(&self) -> &[SlotSpec] {

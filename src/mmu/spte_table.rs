@@ -4,6 +4,8 @@
 //!
 //! A table never shrinks before its page is zapped: what once was busy is likely to be again.
 
+use serde::{Deserialize, Serialize};
+
 use super::level::ENTRIES;
 
 const FEW: usize = 14;
@@ -16,8 +18,9 @@ pub struct FewSptes {
     value: [u64; FEW],
 }
 
-/// The entries of one shadow page.
-#[derive(Clone, Debug, Default)]
+/// The entries of one shadow page. Saved as those that are not zero; what comes back may take another form.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<(u16, u64)>", into = "Vec<(u16, u64)>")]
 pub enum SpteTable {
     /// All zero.
     #[default]
@@ -33,6 +36,22 @@ pub enum SpteTable {
     Few(Box<FewSptes>),
     /// Every entry has its place.
     Full(Box<[u64; ENTRIES]>),
+}
+
+impl From<SpteTable> for Vec<(u16, u64)> {
+    fn from(table: SpteTable) -> Self {
+        table.iter().collect()
+    }
+}
+
+impl From<Vec<(u16, u64)>> for SpteTable {
+    fn from(saved: Vec<(u16, u64)>) -> Self {
+        let mut table = Self::Empty;
+        for (index, word) in saved {
+            table.set(index & 0x1ff, word);
+        }
+        table
+    }
 }
 
 impl SpteTable {
@@ -60,7 +79,7 @@ impl SpteTable {
                 let (groups, _) = words.as_chunks::<8>();
                 groups.get(usize::from(first / 8)).copied().unwrap_or_default()
             }
-            _ => std::array::from_fn(|place| self.get(first + (place as u16 & 7))),
+            _ => [0, 1, 2, 3, 4, 5, 6, 7].map(|place| self.get(first + place)),
         }
     }
 

@@ -6,6 +6,7 @@
 use super::addr::{Gfn, Pfn};
 use super::events::Event;
 use super::generation::GenerationBits;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::WRITABLE;
 use super::spte::mmio::{STORED_ACCESS, make_mmio_spte};
@@ -71,6 +72,9 @@ impl MmuState {
     /// The A and D bits of a leaf that is gone go to the host page.
     #[inline]
     pub(super) fn account_leaf_gone(&mut self, old: u64) {
+        if is_chosen(Mutant::AccessedDirtyLost) {
+            return;
+        }
         if is_accessed(&self.masks, old) {
             self.push_accessed(pfn_of(old));
         }
@@ -87,10 +91,11 @@ impl MmuState {
     /// Stores an MMIO SPTE; the page is flagged before the event and the store.
     pub(super) fn mark_mmio_spte(&mut self, sptep: Sptep, gfn: Gfn, access: u8, slots_gen: u64) {
         let page = sptep.page();
-        if !self.active.is_mmio_cached(page) {
-            self.active.set_mmio_cached(page);
-            if !self.arena.key(page).role.invalid() {
-                self.mmio_pages.push_head(&mut self.arena, page);
+        let flagged = if is_chosen(Mutant::FlagOnParentTable) { self.parent_of(page) } else { page };
+        if !self.active.is_mmio_cached(flagged) {
+            self.active.set_mmio_cached(flagged);
+            if !self.arena.key(flagged).role.invalid() {
+                self.mmio_pages.push_head(&mut self.arena, flagged);
             }
         }
         let layout = &self.generation;
@@ -112,6 +117,11 @@ impl MmuState {
             mmio_gen,
         });
         self.spte_set(sptep, spte);
+    }
+
+    /// The page above, or the page itself where there is none. For a mutant.
+    fn parent_of(&self, page: PageIdx) -> PageIdx {
+        self.pte_lists.first(self.arena.page(page).parents).map_or(page, Sptep::page)
     }
 
     /// What the processor does on a walk: sets bits in an entry, unseen by the MMU.

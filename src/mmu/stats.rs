@@ -1,8 +1,10 @@
 //! `Stats`: the running numbers behind a line's `ctr`, under the names of the vectors. Signed, because resetting the lock
 //! polls lets two of them fall.
 
+use serde::{Deserialize, Serialize};
+
 /// Running numbers; a line's `ctr` is the difference of two copies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the vectors' own names")]
 pub struct Stats {
     pub flush: i64,

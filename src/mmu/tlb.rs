@@ -1,19 +1,21 @@
 //! `Tlb`: the translations a vCPU's processor may still hold. It observes and never answers: a guest access is always the
 //! full hardware walk. It is here so that a missing flush leaves something behind that the audit can name.
 
+use serde::{Deserialize, Serialize};
+
 use super::addr::Gfn;
 use super::level::pages_per;
 
 const WAYS: usize = 64;
 
 /// A small direct-mapped TLB, made on the first use.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tlb {
     lines: Vec<Option<Translation>>,
 }
 
 /// A translation: the leaf, and the level it stood at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Translation {
     /// The gfn asked for.
     pub gfn: Gfn,
@@ -24,6 +26,12 @@ pub struct Translation {
 }
 
 impl Tlb {
+    /// Whether it has its size, or none yet.
+    #[must_use]
+    pub const fn is_well_formed(&self) -> bool {
+        self.lines.is_empty() || self.lines.len() == WAYS
+    }
+
     /// Remembers the leaf a walk ended on.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the index is below 64")]

@@ -1,5 +1,7 @@
 //! `VcpuMmu`: a vCPU's root, requests, registers the MMU reads, its one-entry MMIO cache and its modelled TLB.
 
+use serde::{Deserialize, Serialize};
+
 use super::addr::Gfn;
 use super::page_arena::PageIdx;
 use super::role::Role;
@@ -21,7 +23,7 @@ const EFER_NX: u64 = 1 << 11;
 const CR0_WP: u64 = 1 << 16;
 
 /// The MMIO access remembered last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MmioInfo {
     /// Page of the guest virtual address; 0 on a direct MMU.
     pub gva: u64,
@@ -34,7 +36,7 @@ pub struct MmioInfo {
 }
 
 /// One vCPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuMmu {
     /// Page used as root.
     pub root: PageIdx,

@@ -1,5 +1,7 @@
 //! What the facade hands out: plain values copied from the state, and the small enums of its arguments and results.
 
+use serde::{Deserialize, Serialize};
+
 use super::spte::masks::Masks;
 use super::work::Work;
 
@@ -50,7 +52,7 @@ pub struct AccessResult {
 }
 
 /// A memslot as user space described it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotSpec {
     /// Slot id, 0 to 511.
     pub id: u32,
@@ -74,7 +76,7 @@ pub enum SlotChange {
 }
 
 /// What host memory says about a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum HostState {
     /// Present and writable.
@@ -94,7 +96,7 @@ pub enum HostState {
 }
 
 /// How host memory is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "plain")]
 pub enum HostHuge {
     None,

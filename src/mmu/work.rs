@@ -1,7 +1,9 @@
 //! `Work`: exact counters that every operation adds to, always on. Deltas of two copies are the cost of what lay between.
 
+use serde::{Deserialize, Serialize};
+
 /// Counts since the VM was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the documentation; the unusual ones are explained at the field")]
 pub struct Work {
     /// Walks of the active list (or of the MMIO index) begun by zap loops, restarts included.

@@ -6,6 +6,7 @@
 use super::addr::Gfn;
 use super::error::Result;
 use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::mutants::{Mutant, is_chosen};
 use super::slots::SlotAt;
 use super::state::MmuState;
 
@@ -49,11 +50,14 @@ impl MmuState {
         }
         for level in 2..=MAX_LEAF {
             let at = usize::try_from(spec.index(gfn, level)).unwrap_or(usize::MAX);
+            if is_chosen(Mutant::TrackWithoutVeto) {
+                continue;
+            }
             if let Some(veto) = body.disallow[usize::from(level) - 2].get_mut(at) {
                 *veto = veto.wrapping_add(if on { 1 } else { -1 });
             }
         }
-        if on && self.slot_gfn_write_protect(as_id, gfn)? {
+        if on && !is_chosen(Mutant::TrackedStaysWritable) && self.slot_gfn_write_protect(as_id, gfn)? {
             self.flush_remote_tlbs();
         }
         Ok(0)

@@ -7,10 +7,12 @@
 use super::events::Event;
 use super::invalid_list::{Flushed, InvalidList};
 use super::level::{ENTRIES, PAGE_TABLE};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Place, Sptep};
 use super::spte::layout::PFN_FIELD;
 use super::spte_table::SpteTable;
 use super::state::MmuState;
+use super::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
 use super::views::{Prepared, SlotSpec};
 use super::walk::{child_of, is_large, is_last, is_shadow_present};
 
@@ -28,7 +30,7 @@ impl MmuState {
         if !was_invalid && self.active.is_mmio_cached(page) {
             self.mmio_pages.remove(&mut self.arena, page);
         }
-        if facts.root_count == 0 {
+        if facts.root_count == 0 || is_chosen(Mutant::InUseRootFreed) {
             prepared.nr_zapped += 1;
             if self.arena.page(page).place == Place::Active {
                 self.active.remove(page);
@@ -45,8 +47,7 @@ impl MmuState {
             } else {
                 self.active.move_to_head(page);
             }
-            let is_silent = self.config.kernel.reload_skips_obsolete && self.is_obsolete(page);
-            if !was_invalid && !is_silent {
+            if !was_invalid && !self.is_reload_skipped(page) {
                 self.reload_remote_mmus();
             }
         }
@@ -54,6 +55,13 @@ impl MmuState {
         key.role = key.role.with_invalid(true);
         prepared.is_list_unstable = prepared.nr_children > 0;
         prepared
+    }
+
+    /// v5.0 leaves an obsolete root to the request made when the generation stepped. A plan that steps it without a
+    /// request (v5.3's) relies on the one made here instead.
+    fn is_reload_skipped(&self, root: PageIdx) -> bool {
+        let is_asked = |vcpu: &VcpuMmu| vcpu.root != root || vcpu.requests & REQ_MMU_RELOAD != 0;
+        self.config.kernel.reload_skips_obsolete && self.is_obsolete(root) && self.vcpus.iter().all(is_asked)
     }
 
     fn unlink_children(&mut self, page: PageIdx) {
@@ -141,7 +149,9 @@ impl MmuState {
         while let Some(sptep) = self.pte_lists.first(parents) {
             self.work.parent_steps += 1;
             self.pte_lists.remove(&mut parents, sptep);
-            self.spte_set(sptep, 0);
+            if !is_chosen(Mutant::ParentEntryKept) {
+                self.spte_set(sptep, 0);
+            }
         }
         self.arena.page_mut(page).parents = parents;
     }
@@ -162,7 +172,11 @@ impl MmuState {
         if self.config.kernel.has_probes {
             self.events.push(|| Event::CommitZap);
         }
-        let flushed = invalid.flushed(|| self.flush_remote_tlbs());
+        let flushed = invalid.flushed(|| {
+            if !is_chosen(Mutant::FlushSkipped) {
+                self.flush_remote_tlbs();
+            }
+        });
         self.free_shadow_pages(flushed);
     }
 
@@ -171,15 +185,6 @@ impl MmuState {
             self.work.pages_freed += 1;
             self.hash.remove(&mut self.arena, page);
             self.arena.release(page);
-        }
-    }
-
-    /// Commits if anything was prepared, else flushes if something was dropped.
-    pub(super) fn flush_or_zap(&mut self, invalid: &mut InvalidList, flush: bool) {
-        if !invalid.is_empty() {
-            self.commit_zap_page(invalid);
-        } else if flush {
-            self.flush_remote_tlbs();
         }
     }
 }

@@ -13,6 +13,7 @@ use super::events::Event;
 use super::head_walk::{Handler, HeadWalk, Step};
 use super::invalid_list::InvalidList;
 use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Place};
 use super::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPlan};
 use super::state::MmuState;
@@ -231,12 +232,26 @@ impl MmuState {
         }
     }
 
+    fn prepared_of<'a>(&'a self, run: &'a Run) -> &'a InvalidList {
+        if run.is_list_shared { &self.zapped_obsolete } else { &run.invalid }
+    }
+
     fn commit_run(&mut self, run: &mut Run) {
         if run.is_list_shared {
             self.commit_zapped_obsolete();
         } else {
             self.commit_zap_page(&mut run.invalid);
         }
+    }
+
+    /// Commits if the run prepared anything, else flushes if something was dropped.
+    fn flush_or_zap(&mut self, run: &mut Run, flush: &mut bool) {
+        if !self.prepared_of(run).is_empty() {
+            self.commit_run(run);
+        } else if *flush {
+            self.flush_remote_tlbs();
+        }
+        *flush = false;
     }
 
     fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
@@ -319,7 +334,7 @@ impl MmuState {
             let next = self.valid_gen.wrapping_add(1);
             self.valid_gen = if self.config.kernel.valid_gen_toggles { next & 1 } else { next };
         }
-        if plan.reload_roots == ReloadRoots::Before {
+        if plan.reload_roots == ReloadRoots::Before && !is_chosen(Mutant::ReloadForgotten) {
             self.reload_remote_mmus();
         }
     }
@@ -465,6 +480,9 @@ impl MmuState {
             self.commit_run(run);
         }
         if !self.cond_resched() {
+            if is_chosen(Mutant::BatchResetWithoutDrop) {
+                list.batch = 0;
+            }
             return false;
         }
         list.batch = 0;
@@ -480,11 +498,13 @@ impl MmuState {
             list.batch += u64::from(prepared.nr_zapped);
         }
         let rules = list.plan.restart;
-        if prepared.is_list_unstable && rules.on_unstable {
+        if prepared.is_list_unstable && rules.on_unstable && !is_chosen(Mutant::NeverRestart) {
             list.phase = self.restart_phase(true);
             return false;
         }
-        let is_restart = rules.on_nonzero && prepared.nr_zapped != 0;
+        let nr_counted =
+            if is_chosen(Mutant::RestartOnChildrenOnly) { prepared.nr_children } else { prepared.nr_zapped };
+        let is_restart = rules.on_nonzero && nr_counted != 0 && !is_chosen(Mutant::NeverRestart);
         if list.plan.offer == Offer::EachPage {
             if list.plan.before_drop == BeforeDrop::Commit {
                 self.commit_run(run);
@@ -505,6 +525,9 @@ impl MmuState {
         if !flush.is_begun {
             flush.is_begun = true;
             if self.active.is_empty() {
+                if flush.plan.reload_roots == ReloadRoots::After {
+                    self.reload_remote_mmus();
+                }
                 return Step::Done;
             }
         }
@@ -535,16 +558,14 @@ impl MmuState {
             };
             if wanted {
                 if flush.plan.before_drop == BeforeDrop::Commit {
-                    self.flush_or_zap(&mut run.invalid, flush.walk.flush);
-                    flush.walk.flush = false;
+                    self.flush_or_zap(run, &mut flush.walk.flush);
                 }
                 if self.cond_resched() {
                     return Step::LockBreak;
                 }
             }
         }
-        self.flush_or_zap(&mut run.invalid, flush.walk.flush);
-        flush.walk.flush = false;
+        self.flush_or_zap(run, &mut flush.walk.flush);
         if flush.plan.reload_roots == ReloadRoots::After {
             self.reload_remote_mmus();
         }
@@ -723,6 +744,11 @@ impl MmuState {
     /// The page on the active list with this id.
     pub(super) fn find_active(&self, id: u32) -> Result<PageIdx> {
         self.arena.find_id(id).filter(|&page| self.arena.page(page).place == Place::Active).ok_or(Error::Page(id))
+    }
+
+    /// Whether no run waits and no batch is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.waiting.is_empty() && self.runs.batches.is_empty()
     }
 
     /// Runs that wait at a lock break.

@@ -21,6 +21,7 @@ fn raise(py: Python<'_>, name: &'static str, cell: &'static PyOnceLock<Py<PyType
 
 static USAGE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static RUN_STATE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static SNAPSHOT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static STALE_NEXT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
 /// An argument outside what the model accepts.
@@ -42,6 +43,7 @@ pub fn stale_next(py: Python<'_>, text: impl Into<String>) -> PyErr {
 pub fn from_core(py: Python<'_>, error: &Error) -> PyErr {
     match error {
         Error::Run(_) | Error::Batch(_) => run_state(py, error.to_string()),
+        Error::Saved(_) => raise(py, "SnapshotError", &SNAPSHOT, error.to_string()),
         _ => usage(py, error.to_string()),
     }
 }

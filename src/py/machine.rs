@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
@@ -110,6 +110,18 @@ impl Mmu {
 
     fn clone(&self, py: Python<'_>) -> Self {
         Self { state: Mutex::new(self.call(py, |mmu| mmu.clone())) }
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>, note: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.try_call(py, |mmu| mmu.to_bytes(note))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    #[staticmethod]
+    fn from_bytes(py: Python<'_>, bytes: &Bound<'_, PyBytes>) -> PyResult<(Self, String)> {
+        let bytes = bytes.as_bytes();
+        let (mmu, note) = py.detach(|| mmu::Mmu::from_bytes(bytes)).map_err(|error| errors::from_core(py, &error))?;
+        Ok((Self { state: Mutex::new(mmu) }, note))
     }
 
     // -- guest side ---------------------------------------------------------------------------------------------

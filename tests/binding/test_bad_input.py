@@ -7,12 +7,13 @@ import lzma
 import subprocess
 import sys
 
+import kvm_mmu as km
 import numpy as np
 import pytest
 
-import kvm_mmu as km
-
-HEADER = json.dumps({"scenario": "s", "format": 1, "variant": "v5.0", "config": {"family": "npt"}, "dump": "all"})
+HEADER = json.dumps(
+    {"scenario": "s", "format": 1, "variant": "v5.0", "config": {"family": "npt"}, "dump": "all"}
+)
 
 
 def op(**fields):
@@ -21,7 +22,11 @@ def op(**fields):
 
 def cli(*arguments, stdin=""):
     return subprocess.run(
-        [sys.executable, "-m", "kvm_mmu", *arguments], input=stdin, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "kvm_mmu", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -37,7 +42,12 @@ TABLE = [
     (["decode", "spte", "1", "--kernel", "v5.0", "--family", "mips"], "", 2, ["mips", "npt"]),
     (["decode", "spte", "1", "--kernel", "v5.0", "--phys-bits", "99"], "", 2, ["phys_bits", "36"]),
     (["encode", "mmio", "--kernel", "v5.0"], "", 2, ["--gfn and --gen"]),
-    (["encode", "mmio", "-", "--kernel", "v5.0"], '{"gfn":1,"access":6}\n', 2, ["<stdin>:1", "gen is missing"]),
+    (
+        ["encode", "mmio", "-", "--kernel", "v5.0"],
+        '{"gfn":1,"access":6}\n',
+        2,
+        ["<stdin>:1", "gen is missing"],
+    ),
     (["encode", "mmio", "-", "--kernel", "v5.0"], '{"gfn":1,', 2, ["<stdin>:1", "not JSON"]),
     (["encode", "mmio", "-", "--kernel", "v5.0"], '{"gfn":-1,"access":6,"gen":0}', 2, ["gfn=-1"]),
     (["encode", "mmio", "-", "--kernel", "v5.0"], '{"gfn":1,"access":9,"gen":0}', 2, ["access 9"]),
@@ -64,7 +74,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "stdin", "status", "words"), TABLE, ids=[" ".join(r[0]) for r in TABLE])
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "status", "words"), TABLE, ids=[" ".join(r[0]) for r in TABLE]
+)
 def test_command_line(arguments, stdin, status, words):
     done = cli(*arguments, stdin=stdin)
     assert done.returncode == status, done.stderr
@@ -95,7 +107,9 @@ def test_verify_finds_a_difference_and_exits_1(tmp_path, data):
 
 
 def test_a_closed_pipe_is_not_an_error():
-    command = f"yes '{op(op='dump')}' | head -2000 | {sys.executable} -m kvm_mmu run - --kernel v5.0 | head -1"
+    command = (
+        f"yes '{op(op='dump')}' | head -2000 | {sys.executable} -m kvm_mmu run - --kernel v5.0 | head -1"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr
     assert len(done.stdout.splitlines()) == 1
@@ -123,7 +137,11 @@ def test_arrays_of_other_integers_are_taken():
     vm = km.Vm(family="npt")
     vm.memslots.create(slot=0, gpa=0, size=1 << 20)
     wanted = vm.clone().vcpus[0].access_many(np.arange(4, dtype=np.uint64) * 4096, "w")
-    for gpas in ([0, 4096, 8192, 12288], np.arange(8, dtype=np.int64)[::2] * 2048, np.arange(4, dtype=np.uint16) * 4096):
+    for gpas in (
+        [0, 4096, 8192, 12288],
+        np.arange(8, dtype=np.int64)[::2] * 2048,
+        np.arange(4, dtype=np.uint16) * 4096,
+    ):
         got = vm.clone().vcpus[0].access_many(gpas, "w")
         assert got.outcome.tolist() == wanted.outcome.tolist()
         assert got.faults.dtype == np.uint8

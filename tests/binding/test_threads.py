@@ -8,9 +8,8 @@ import sys
 import threading
 import time
 
-import numpy as np
-
 import kvm_mmu as km
+import numpy as np
 
 #: Ten million faults on addresses without a slot, over and over; the child says when it was interrupted.
 CHILD = """

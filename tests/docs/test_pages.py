@@ -7,6 +7,8 @@ looked up: invariants in the audit, functions of the kernel map in the sources o
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,50 @@ def test_python_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     session: dict[str, object] = {"__name__": "__page__"}
     for number, text in enumerate(blocks(path, "python"), 1):
         exec(compile(text, f"{name(path)} block {number}", "exec"), session)
+
+
+# Run by tests of their own (tests/lab) or by `make demo`: half a minute each.
+ELSEWHERE = ("kvm-mmu demo", "kvm-mmu gallery thread")
+SHELL = [
+    (path, line.split(" #")[0].strip())
+    for path in RUN
+    for text in blocks(path, "sh")
+    for line in text.splitlines()
+    if line.startswith("kvm-mmu ") and not line.startswith(ELSEWHERE)
+]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the files that the pages speak of."""
+    where = tmp_path_factory.mktemp("desk")
+    data = ROOT / "tests" / "data"
+    (where / "tests").symlink_to(ROOT / "tests")
+    # The witness of the thread without its last operation, which is the wrap that the pages force.
+    lines = (
+        (data / "scenarios" / "restart_witness.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    )
+    (where / "scenario.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    for name in ("trace.txt.xz", "host.json"):
+        shutil.copy(data / "traces" / "5.0.1-npt" / "basic" / name, where / name)
+    return where
+
+
+@pytest.mark.parametrize(
+    ("path", "line"), SHELL, ids=lambda part: name(part) if isinstance(part, Path) else part
+)
+def test_shell_runs(path: Path, line: str, desk: Path) -> None:
+    """In the order of the page, one directory for all: a later command reads what an earlier one wrote."""
+    program = f"{shlex.quote(sys.executable)} -m kvm_mmu"
+    done = subprocess.run(
+        ["bash", "-c", line.replace("kvm-mmu", program, 1)],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{name(path)}: {line}\n{done.stdout[-1000:]}{done.stderr[-1000:]}"
+    assert done.stdout or ">" in line
 
 
 def help_of(*words: str) -> str:
@@ -140,3 +186,30 @@ def test_the_invariants_are_those_of_the_audit() -> None:
     known = re.findall(r'\("(\w+)",\s*"([^"]+)"\)', listed[: listed.index("];")])
     page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
     assert known == re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_thread() -> None:
+    """The table at the top of README against the generated page, which the model itself is held against."""
+    thread = (ROOT / "docs" / "the-thread.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]* \| ([\d,]+) \| (n\^[\d.]+) \|",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert [plan for plan, *_ in rows] == ["seed", "merged", "indexed"]
+    for plan, visited, growth in rows:
+        measured = re.search(
+            rf"^\| 10% \| random \| {plan} \|.*\| ([\d,]+) \| (n\^[\d.]+)", thread, re.MULTILINE
+        )
+        assert measured and (visited, growth) == measured.groups()
+
+
+def test_the_map_has_every_file_of_the_core() -> None:
+    """The floors in docs/architecture.md against src/mmu, both ways."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:words|nouns|verbs|watchers|facade) \| (.*) \|$", page, re.MULTILINE)
+    core = ROOT / "src" / "mmu"
+    rooms = {path.stem for path in core.iterdir() if path.suffix == ".rs" or (path / "mod.rs").is_file()} - {
+        "tests"
+    }
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(rooms)

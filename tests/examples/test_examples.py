@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import runpy
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ SMALL: dict[str, list[str]] = {
     "custom_zap_plan.py": ["--tables", "200"],
     "read_results.py": ["--tables", "100"],
     "scale.py": ["--pages", "2000", "--memslots", "300", "--vcpus", "8"],
+    "step_by_step.py": [],
     "sweep_plan_space.py": ["--tables", "40"],
 }
 
@@ -58,3 +63,27 @@ def test_scale(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert vm.audit() == []
     out = capsys.readouterr().out
     assert "2,000 tables built" in out and "peak memory" in out
+
+
+@pytest.mark.parametrize("kernel", ["v5.0", "v5.0-seed", "v5.2"])
+def test_step_by_step(root: Path, tmp_path: Path, kernel: str) -> None:
+    found = example(root, "step_by_step.py")(["-o", str(tmp_path), "--kernel", kernel])
+    assert len(found) == len(list(tmp_path.iterdir())) == 7
+    for step in found:
+        ElementTree.fromstring(step.svg)
+    told = [{event[0] for event in step.events} for step in found]
+    assert "get_page" in told[1] and "mark_mmio" in told[3] and "handle_mmio" in told[4]
+    assert {"check_mmio", "mark_mmio"} <= told[5] and "prepare_zap" in told[6]
+
+
+def test_the_notebook_runs(root: Path) -> None:
+    book = json.loads((root / "examples" / "step_by_step.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {"HERE": str(root / "examples")}
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        for cell in book["cells"]:
+            assert cell.get("outputs", []) == []
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), names)
+    assert "the generation wraps" in out.getvalue()
+    assert "seed" in repr(names["found"])

@@ -64,6 +64,30 @@ def test_compare_a_plan_of_ones_own(vector: str, capsys: pytest.CaptureFixture[s
     assert plan in capsys.readouterr().out
 
 
+def test_compare_a_function_of_ones_own(
+    vector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_zap.py").write_text(
+        "import kvm_mmu as km\n"
+        "def from_the_tail(vm):\n"
+        "    with vm.zap_batch() as batch:\n"
+        "        for page in vm.active_pages(from_tail=True):\n"
+        "            if page.mmio_cached:\n"
+        "                batch.prepare(page)\n"
+        "tail = km.ZapPlan(walk='tail', only='mmio_cached')\n"
+        "number = 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["compare", vector, "--plan", "my_zap:from_the_tail my_zap:tail", "--at", "wrap", "--json"]) == 0
+    )
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["plan"] for row in rows] == ["from_the_tail", "my_zap:tail"]
+    assert rows[0]["nodes_visited"] == rows[1]["nodes_visited"] > 0
+    for plan in ("my_zap:number", "my_zap:nothing", "no_such_module:x"):
+        assert main(["compare", vector, "--plan", plan]) == 2
+
+
 def test_nothing_to_do_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quiet = tmp_path / "quiet.jsonl"
     ops = [{"op": "set_max_raw", "n": 64}, {"op": "load"}]

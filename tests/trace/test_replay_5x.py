@@ -133,3 +133,22 @@ def test_the_package_carries_a_recording():
     assert report.is_equal and sum(report.recorded.values()) == 1490
     with pytest.raises(TraceError, match="the package has"):
         recordings.trace_path("none")
+
+
+def test_numbers_left_out_are_flag_updates(tmp_path: Path):
+    prefix = "            init-1     [000] ....     1.0: tracing_mark_write: "
+    slot = '"op":"memslot","slot":1,"as":1,"gpa":"0x10000000","size":"0x1000","flags":'
+    facts = {"kernel": "5.0.1", "mmu": "npt", "phys_bits": 40, "initial_efer_nx": 1}
+    lines = [
+        host.PREFIX + json.dumps(facts),
+        f'{prefix}OP 0 "op":"create_vm","ram":"0x1000000","huge":0',
+        f'{prefix}OP 1 "op":"memslot","slot":0,"as":0,"gpa":"0x0","size":"0x1000000","flags":0',
+        f"{prefix}OP 2 {slot}0",
+        f"{prefix}OP 38 {slot}0",
+        f"{prefix}OP 39 {slot}1",
+    ]
+    (tmp_path / "gap.txt").write_text("\n".join(lines))
+    report = replay(tmp_path / "gap.txt", reference_engine)
+    # Updates 2 to 36 have no marker; OP 38 turns the flag off again and is the 37th: the wrap.
+    assert [(p.line, p.event) for p in report.predictions] == [(5, "kvm_mmu_invalidate_zap_all_pages")]
+    assert report.inferred == {"memslot flag updates without a marker": 35}

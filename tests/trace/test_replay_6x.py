@@ -237,3 +237,34 @@ def test_residency_of_guest_tables_follows_the_mapped_ranges():
     # A root, one table of each level 3 and 2, two of level 1.
     assert [found.is_resident(first + n) for n in range(6)] == [True] * 5 + [False]
     assert found.is_resident(0x10008) and not found.is_resident(0x10009)
+
+
+def test_updates_without_markers_follow_the_generation_probe(tmp_path: Path):
+    story = Story(tmp_path)
+    story.lines = [line for line in story.lines if "mmu_load" not in line]
+    story.fault(0x1000000, 0x100000006)
+    quiet = [story.line(f"invalidate_mmio: (x+0x0/0x1 [kvm]) gen={gen:#x}") for gen in (4, 6, 0x7FFFE, 8)]
+    # Publications 4, 6 and 8 are the next ones; a generation out of order is none.
+    names = [line.split()[0] for line in story.outputs(*quiet)]
+    assert names == ["memslots_updated"] * 3
+
+
+def test_quiet_recreation_removes_and_makes_the_slot(tmp_path: Path):
+    story = Story(tmp_path)
+    story.lines.insert(
+        1,
+        PREFIX + 'tracing_mark_write: {"i":0,"op":"begin","mode":"long","cmd":"/in/vmm -s wrap -k kind=1 "}',
+    )
+    story.op("guest_run")
+    story.fault(0x1000000, 0x100000006)
+    quiet = [story.line(f"invalidate_mmio: (x+0x0/0x1 [kvm]) gen={gen:#x}") for gen in (4, 6, 8)]
+    said = [line.split()[0] for line in story.outputs(*quiet)]
+    assert said.count("kvm_mmu_zap_all_fast") == 1 and said.count("change_mmu_pages") == 2
+    assert said.index("flush_shadow_memslot") == 1 and said[-2:] == ["memslots_updated", "change_mmu_pages"]
+
+
+def test_impossible_levels_are_refused(tmp_path: Path):
+    story = Story(tmp_path)
+    story.fault(0x1000000, 0x100000006, level=5)
+    with pytest.raises(TraceError, match="level 5 is not possible"):
+        story.outputs()

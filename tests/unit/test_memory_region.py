@@ -52,7 +52,9 @@ class Recorder:
         self.calls.append(("limit", goal))
 
 
-def update(request, live, kernel="v5.2", generations=(0, 1), requested=0, pml=False, published=lambda: None, **plans):
+def update(
+    request, live, kernel="v5.2", generations=(0, 1), requested=0, pml=False, published=lambda: None, **plans
+):
     backend = Recorder(generations, requested)
     profile = with_plans(kernels[kernel], plans)
     policy = profile.generation()
@@ -184,5 +186,3 @@ def test_refusals_have_the_kernels_errno_and_a_sentence(request_, code, word):
 
 def test_kernel_slots_may_have_an_unaligned_hva():
     assert check(Request(0, 509, 0x8000_0000, MIB, 0x10, 0), LIVE)[0] == "create"
-
-

@@ -80,5 +80,3 @@ def test_a_missing_file_is_named():
 )
 def test_first_difference(want, got, expected):
     assert first_difference(plain(want), plain(got)) == expected
-
-

@@ -46,7 +46,9 @@ def test_all_values_one_by_one(vectors):
             count += 1
             found = machine.decode_mmio(row.get("raw", row.get("spte")))
             got = [found[k] for k in ("is_mmio", "shadow_present", "gfn", "access", "mmio_gen")]
-            assert got == [row[k] for k in ("is_mmio", "shadow_present", "dec_gfn", "dec_access", "dec_gen")], row
+            assert got == [
+                row[k] for k in ("is_mmio", "shadow_present", "dec_gfn", "dec_access", "dec_gen")
+            ], row
             if "gfn" not in row:
                 continue
             gen = int(row["gen"], 16)
@@ -112,7 +114,9 @@ def test_roles_of_both_kernels():
         decode_role(1 << 32, "v5.0")
 
 
-@pytest.mark.parametrize("bad", [np.array([1.5]), np.array([-1]), np.zeros((2, 2), np.uint64), np.array(["a"])])
+@pytest.mark.parametrize(
+    "bad", [np.array([1.5]), np.array([-1]), np.zeros((2, 2), np.uint64), np.array(["a"])]
+)
 def test_arrays_of_the_wrong_kind_are_refused(bad):
     with pytest.raises(UsageError, match="sptes"):
         Codec("v5.0").decode_mmio_sptes(bad)

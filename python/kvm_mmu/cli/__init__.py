@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     from kvm_mmu import __version__
 
-    parser = _Parser(prog="kvm-mmu", description="The laboratory for KVM's x86 shadow MMU.", allow_abbrev=False)
+    parser = _Parser(
+        prog="kvm-mmu", description="The laboratory for KVM's x86 shadow MMU.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"kvm-mmu {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log at debug level to stderr")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")

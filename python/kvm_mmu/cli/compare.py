@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.compare import compare
-from kvm_mmu.lab.forced_event import EVENTS
+from kvm_mmu.lab.cost import MODELS
+from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
@@ -44,6 +46,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--add", type=int, default=0, metavar="N", help="tables a vCPU adds in each of those lock breaks"
+    )
+    parser.add_argument(
+        "--cost", metavar="MODEL", help=f"modelled time beside the counts: {', '.join(MODELS)}"
     )
     parser.add_argument("--kernel", help="kernel to model (default: the input's)")
     parser.add_argument("--host", metavar="FILE|JSON", help="facts of a recording's host")
@@ -82,11 +87,36 @@ def parse_share(text: str) -> float:
     return value
 
 
-def parse_plans(texts: list[str]) -> list[ZapPlan]:
+def parse_plan(text: str) -> Plan:
+    """A plan from its name, its words, or `module:object`: a `ZapPlan`, or a function that takes a `Vm` and zaps.
+
+    Raises:
+        UsageError: none of these.
+    """
+    module, colon, attribute = text.partition(":")
+    if not colon or "=" in text or text in plans:
+        return ZapPlan.parse(text)
+    # A console script does not look for modules where the user stands.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"plan {text!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if isinstance(found, ZapPlan):
+        return ZapPlan.parse(text)
+    if not callable(found):
+        raise UsageError(f"plan {text!r}: expected a ZapPlan or a function, found {type(found).__name__}")
+    plan: Plan = found
+    return plan
+
+
+def parse_plans(texts: list[str]) -> list[Plan]:
     """Plans from the command line; `all` means every named one."""
-    found: list[ZapPlan] = []
+    found: list[Plan] = []
     for text in (word for words in texts for word in words.split()):
-        found += list(plans.values()) if text == "all" else [ZapPlan.parse(text)]
+        found += list(plans.values()) if text == "all" else [parse_plan(text)]
     if not found:
         raise UsageError(f"no --plan: give names of {', '.join(plans)}, or all")
     return list(dict.fromkeys(found))
@@ -137,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
         mmio_place=args.mmio_place,
         contend=args.contend,
         added=args.add,
+        cost=args.cost,
         progress=reporter(),
     )
     clear_progress()

@@ -13,11 +13,15 @@ from kvm_mmu.machine.words import decode_role, explain_role
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("decode", help="explain SPTEs, MMIO SPTEs and page roles", description=__doc__)
+    parser = subparsers.add_parser(
+        "decode", help="explain SPTEs, MMIO SPTEs and page roles", description=__doc__
+    )
     parser.add_argument("what", choices=("spte", "mmio", "role"), help="what kind of word")
     parser.add_argument("values", nargs="+", metavar="VALUE", help="hexadecimal words; - reads one a line")
     add_host(parser)
-    parser.add_argument("--gen", type=any_number, metavar="G", help="memslot generation to compare MMIO SPTEs with")
+    parser.add_argument(
+        "--gen", type=any_number, metavar="G", help="memslot generation to compare MMIO SPTEs with"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line (always so with -)")
     parser.set_defaults(run=run)
 
@@ -38,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
                 found.pop("bits" if not found["is_mmio"] else "", None)
             print(json.dumps(found))
         elif args.what == "mmio" and not machine.decode_mmio(raw)["is_mmio"]:
-            print(f"{raw:#x}  not an MMIO SPTE  ({args.kernel}, {machine.family}, {machine.phys_bits} physical bits)")
+            print(
+                f"{raw:#x}  not an MMIO SPTE  ({args.kernel}, {machine.family}, {machine.phys_bits} physical bits)"
+            )
         else:
             print(machine.explain(raw, args.gen))
     return 0

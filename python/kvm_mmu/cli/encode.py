@@ -16,7 +16,9 @@ def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser("encode", help="make MMIO SPTEs", description=__doc__)
     parser.add_argument("what", choices=("mmio",), help="what kind of word")
-    parser.add_argument("stream", nargs="?", choices=("-",), help='read {"gfn","access","gen"} objects, one a line')
+    parser.add_argument(
+        "stream", nargs="?", choices=("-",), help='read {"gfn","access","gen"} objects, one a line'
+    )
     parser.add_argument("--gfn", type=any_number, help="guest frame number")
     parser.add_argument("--access", type=any_number, default=6, help="1 exec, 2 write, 4 user (default: 6)")
     parser.add_argument("--gen", type=any_number, help="memslot generation, all 64 bits")

@@ -1,4 +1,4 @@
-"""`kvm-mmu gallery thread`: the seed thread's claims answered by runs, each line with the digest of its run."""
+"""`kvm-mmu gallery thread|figures`: claims and published figures answered by runs, each line with its run's digest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from typing import Any
 
 from kvm_mmu.cli.compare import clear_progress, parse_sizes, reporter
+from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.figures import SCHEMA as figures_schema
+from kvm_mmu.lab.figures import figures
 from kvm_mmu.lab.gallery import SCHEMA
 from kvm_mmu.lab.thread import CLAIMS, answers, page
 from kvm_mmu.lab.thread_restart import SIZES
@@ -15,8 +18,8 @@ from kvm_mmu.lab.thread_restart import SIZES
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser("gallery", help="claims and figures answered by runs", description=__doc__)
-    parser.add_argument("gallery", choices=("thread",), help="which gallery")
-    parser.add_argument("claims", nargs="*", metavar="S1..S9", help="only these claims")
+    parser.add_argument("gallery", choices=("thread", "figures"), help="which gallery")
+    parser.add_argument("claims", nargs="*", metavar="S1|1", help="only these claims or figures")
     parser.add_argument("--scale", default=None, metavar="N,N", help="sizes of S4 (default: 1k,10k,100k)")
     parser.add_argument("--markdown", action="store_true", help="as a page (docs/the-thread.md)")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -25,6 +28,28 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the gallery; each answer as soon as it is there."""
+    return _figures(args) if args.gallery == "figures" else _thread(args)
+
+
+def _figures(args: argparse.Namespace) -> int:
+    if args.markdown or args.scale:
+        raise UsageError("gallery figures: --markdown and --scale belong to the thread")
+    for number in args.claims:
+        if not number.isdecimal():
+            raise UsageError(f"figure {number!r}: expected a number of the published figures")
+    found = figures([int(number) for number in args.claims], reporter())
+    if args.json:
+        whole = [figure.to_dict() for figure in found]
+        clear_progress()
+        print(json.dumps({"schema": figures_schema, "gallery": "figures", "figures": whole}, indent=1))
+        return 0
+    for figure in found:
+        clear_progress()
+        print(figure.to_text() + "\n", flush=True)
+    return 0
+
+
+def _thread(args: argparse.Namespace) -> int:
     sizes = parse_sizes(args.scale) if args.scale else SIZES
     found = answers(args.claims or CLAIMS, sizes, reporter())
     if args.markdown or args.json:

@@ -11,7 +11,9 @@ from kvm_mmu.machine.zap_plan import DESCRIPTIONS, ZapPlan, plans
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("plans", help="the zap plans and what they are made of", description=__doc__)
+    parser = subparsers.add_parser(
+        "plans", help="the zap plans and what they are made of", description=__doc__
+    )
     parser.add_argument("plan", nargs="*", help="only these: names, walk=..,only=.. or module:object")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
@@ -21,7 +23,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the plans."""
     chosen = [ZapPlan.parse(text) for text in args.plan] or list(plans.values())
     if args.json:
-        rows = [{"name": p.name, **p.to_dict(), "spec": p.spec, "about": DESCRIPTIONS.get(p.name)} for p in chosen]
+        rows = [
+            {"name": p.name, **p.to_dict(), "spec": p.spec, "about": DESCRIPTIONS.get(p.name)} for p in chosen
+        ]
         print(json.dumps({"schema": 1, "plans": rows}, indent=1))
         return 0
     for plan in chosen:

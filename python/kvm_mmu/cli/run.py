@@ -16,7 +16,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("run", help="run a scenario, write its results", description=__doc__)
     parser.add_argument("file", help="scenario or result file, .gz and .xz too; - for stdin")
     parser.add_argument("--kernel", help="kernel to model (default: the header's variant)")
-    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="which model runs it")
+    parser.add_argument(
+        "--backend", choices=("core", "reference"), default="core", help="which model runs it"
+    )
     parser.add_argument("--dump", choices=("all", "sparse"), help="which lines carry the state")
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
@@ -22,7 +23,7 @@ from kvm_mmu.trace.stripping import is_stripped, operations_beside, read_operati
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `trace` and its commands."""
     parser = subparsers.add_parser(
-        "trace", help="real ftrace recordings: summary, decode, kit, strip, replay, diff"
+        "trace", help="real ftrace recordings: summary, decode, stalls, export, kit, strip, replay, diff"
     )
     commands = parser.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
     _add_replay(commands)
@@ -31,6 +32,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_decode(commands)
     _add_diff(commands)
     _add_kit(commands)
+    _add_stalls(commands)
+    _add_export(commands)
+    _add_fidelity(commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -111,6 +115,36 @@ def _add_kit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "variant", nargs="?", choices=("tracefs", "trace-cmd"), default="tracefs", help="how it records"
     )
     parser.set_defaults(run=run_kit)
+
+
+def _add_stalls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "stalls", help="which MMU work kept vCPUs from making progress, and for how long"
+    )
+    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, nanoseconds")
+    parser.set_defaults(run=run_stalls)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("export", help="to Chrome JSON (Perfetto), Parquet or CSV")
+    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--chrome", metavar="OUT.json", type=Path, help="lanes per vCPU and per task")
+    target.add_argument("--parquet", metavar="DIR", type=Path, help="one file per event (needs pyarrow)")
+    target.add_argument("--csv", metavar="DIR", type=Path, help="one file per event (needs pyarrow)")
+    parser.set_defaults(run=run_export)
+
+
+def _add_fidelity(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "fidelity", help="replay every recording of a folder, print the table of kinds"
+    )
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="folders KERNEL/SCENARIO with trace.txt.xz in them"
+    )
+    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.set_defaults(run=run_fidelity)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -197,6 +231,38 @@ def run_kit(args: argparse.Namespace) -> int:
 
     sys.stdout.write(script(args.variant))
     return 0
+
+
+def run_stalls(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace stalls`"""
+    from kvm_mmu.trace.stalls import stalls
+
+    found = stalls(read_lines(args.file), display_name(args.file))
+    sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace export`"""
+    from kvm_mmu.trace.export import export_chrome, export_csv, export_parquet
+
+    if args.chrome is not None:
+        written = export_chrome(args.file, args.chrome)
+    elif args.parquet is not None:
+        written = export_parquet(args.file, args.parquet)
+    else:
+        written = export_csv(args.file, args.csv)
+    sys.stdout.writelines(f"{path}\n" for path in written)
+    return 0
+
+
+def run_fidelity(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace fidelity`"""
+    from kvm_mmu.trace.fidelity import markdown, rows
+
+    found = list(rows(args.folder, engine_factory(args.backend)))
+    sys.stdout.write(markdown(found) + "\n")
+    return 0 if all(row.is_equal for row in found) else 1
 
 
 def _facts(path: str, option: str | None, lines: list[str]) -> dict[str, object]:

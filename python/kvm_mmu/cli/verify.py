@@ -16,8 +16,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("verify", help="compare result files with the model", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="result files, .gz and .xz too")
     parser.add_argument("--kernel", help="kernel to model (default: each header's variant)")
-    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="which model runs them")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)")
+    parser.add_argument(
+        "--backend", choices=("core", "reference"), default="core", help="which model runs them"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a CPU)"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON, one object")
     parser.set_defaults(run=run)
 

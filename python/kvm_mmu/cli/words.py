@@ -14,10 +14,18 @@ def add_host(parser: argparse.ArgumentParser) -> None:
     """Add the options that say whose words these are."""
     parser.add_argument("--kernel", required=True, help="whose layout (kvm-mmu kernels); never guessed")
     parser.add_argument(
-        "--family", default="ept_ad", choices=(*FAMILIES, *FAMILY_ALIASES), help="SPTE masks (default: ept_ad)"
+        "--family",
+        default="ept_ad",
+        choices=(*FAMILIES, *FAMILY_ALIASES),
+        help="SPTE masks (default: ept_ad)",
     )
     parser.add_argument(
-        "--phys-bits", "--phys_bits", type=int, default=46, metavar="N", help="host physical width (default: 46)"
+        "--phys-bits",
+        "--phys_bits",
+        type=int,
+        default=46,
+        metavar="N",
+        help="host physical width (default: 46)",
     )
     parser.add_argument("--no-execonly", action="store_true", help="EPT without execute-only")
 

@@ -17,6 +17,7 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import forced_event
 from kvm_mmu.lab.collateral import Repeated, repeat
 from kvm_mmu.lab.comparison import Comparison
+from kvm_mmu.lab.cost import CostModel, cost_model
 from kvm_mmu.lab.fit import fit_power
 from kvm_mmu.lab.forced_event import EventRun, Plan
 from kvm_mmu.lab.inputs import read_input
@@ -32,11 +33,12 @@ Input = str | Path | Scenario | Workload
 FITTED = ("nodes_visited", "longest_hold")
 
 
-class _Lock(NamedTuple):
-    """Who wants the lock: every `contend`-th offer is taken, and `added` tables are built in each break."""
+class _Setting(NamedTuple):
+    """What rows share: every `contend`-th offer of the lock is taken, `added` tables are built then, the cost model."""
 
     contend: int
     added: int
+    cost: CostModel | None = None
 
 
 def run_digest(vm: Vm, run: EventRun) -> str:
@@ -58,12 +60,17 @@ def as_plans(chosen: Iterable[Plan | str | dict[str, object]]) -> list[Plan]:
 
 
 def _row(
-    workload: Workload, at: str, plan: Plan, lock: _Lock, untouched: Repeated, population: tuple[int, int]
+    workload: Workload,
+    at: str,
+    plan: Plan,
+    setting: _Setting,
+    untouched: Repeated,
+    population: tuple[int, int],
 ) -> tuple[dict[str, Any], float]:
     vm = workload.vm.clone()
     forced_event.prepare(vm, at)
     start = time.perf_counter()
-    run = forced_event.force(vm, at, plan, lock.contend, lock.added)
+    run = forced_event.force(vm, at, plan, setting.contend, setting.added)
     seconds = time.perf_counter() - start
     digest = run_digest(vm, run)
     again = None
@@ -102,6 +109,13 @@ def _row(
         "faults_per_update": None if again is None else again.faults / updates,
         "digest": digest,
     }
+    if setting.cost is not None:
+        modelled = setting.cost.nanoseconds(work, population[0]) / 1e6
+        row |= {
+            "cost_model": setting.cost.name,
+            "modelled_ms": modelled,
+            "modelled_ms_per_update": modelled / updates,
+        }
     return row, seconds
 
 
@@ -110,7 +124,7 @@ def _compare_one(
     workload: Workload,
     at: str,
     chosen: Sequence[Plan],
-    lock: _Lock,
+    setting: _Setting,
     progress: Callable[[str], None],
 ) -> None:
     base = workload.vm.clone()
@@ -120,7 +134,7 @@ def _compare_one(
     counted = workload.population()
     for plan in chosen:
         progress(f"{workload.name}: {forced_event.plan_name(plan)}")
-        row, seconds = _row(workload, at, plan, lock, untouched, (counted.pages, counted.mmio_pages))
+        row, seconds = _row(workload, at, plan, setting, untouched, (counted.pages, counted.mmio_pages))
         result.rows.append(row)
         result.measured_rows.append(
             {
@@ -153,6 +167,7 @@ def compare(
     mmio_place: str = "input",
     contend: int = 0,
     added: int = 0,
+    cost: str | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Comparison:
     """Compare zap plans on what a guest did.
@@ -168,6 +183,7 @@ def compare(
         mmio_place: with `scale`: `input` keeps the age order of the input, `even` spreads MMIO over all ages.
         contend: every n-th offer of the lock is taken (0: none).
         added: MMIO tables that a running vCPU adds in each of those lock breaks.
+        cost: name of a cost model that turns counts into modelled time, in columns of its own.
         progress: told what is being done.
 
     Returns:
@@ -189,7 +205,8 @@ def compare(
         raise UsageError(f"contend={contend}: expected 0 (nobody wants the lock) or every n-th offer")
     if added < 0 or (added and not contend):
         raise UsageError(f"added={added}: expected 0, or contend with it: pages are added in lock breaks")
-    lock = _Lock(contend, added)
+    model = None if cost is None else cost_model(cost)
+    setting = _Setting(contend, added, model)
     result = Comparison([], plans=[forced_event.describe(plan) for plan in chosen])
     for one in [inputs] if isinstance(inputs, str | Path | Scenario | Workload) else list(inputs):
         source = read_input(one, kernel, host) if isinstance(one, str | Path) else one
@@ -198,21 +215,23 @@ def compare(
                 raise UsageError(
                     f"{source.name}: a workload that was made to a size is not scaled; make others"
                 )
-            _compare_one(result, source, event, chosen, lock, progress)
+            _compare_one(result, source, event, chosen, setting, progress)
             result.notes += [n for n in source.notes if n not in result.notes]
             continue
         progress(f"running {source.name}")
         if not sizes:
-            _compare_one(result, run_scenario_workload(source, kernel), event, chosen, lock, progress)
+            _compare_one(result, run_scenario_workload(source, kernel), event, chosen, setting, progress)
             continue
         first = len(result.rows)
         for n in sizes:
             progress(f"{source.name}: repeating it until {n:,} pages live")
             grown = scaled(source, n, kernel, mmio_share, mmio_place)
-            _compare_one(result, grown.workload, event, chosen, lock, progress)
+            _compare_one(result, grown.workload, event, chosen, setting, progress)
             result.sides[grown.workload.name] = side_by_side(grown)
             result.notes += [note for note in grown.workload.notes if note not in result.notes]
         _fit(result, source.name, result.rows[first:])
+    if model is not None:
+        result.notes.append(f"modelled time, not measured: {model}")
     for plan in chosen:
         left = forced_event.left_behind(plan, event)
         if left:

@@ -49,6 +49,8 @@ COLUMNS = (
     "faults_per_update",
     "digest",
 )
+#: Columns that only a comparison with a cost model has.
+MODELLED = ("cost_model", "modelled_ms", "modelled_ms_per_update")
 #: The two tables that a terminal shows.
 WORK = (
     *(
@@ -119,9 +121,14 @@ class Comparison:
         return [row[name] for row in self.rows]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that this comparison has, in order."""
+        return COLUMNS + (MODELLED if self.rows and MODELLED[0] in self.rows[0] else ())
+
+    @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Columns as numpy arrays: counts int64 (float64 with NaN where some do not apply), words as objects."""
-        return {name: _array(self.column(name)) for name in COLUMNS}
+        return {name: _array(self.column(name)) for name in self.names}
 
     @property
     def measured(self) -> dict[str, npt.NDArray[Any]]:
@@ -145,19 +152,19 @@ class Comparison:
         """A polars data frame (polars must be installed)."""
         import polars
 
-        return polars.DataFrame({name: self.column(name) for name in COLUMNS}, strict=False)
+        return polars.DataFrame({name: self.column(name) for name in self.names}, strict=False)
 
     def to_pandas(self) -> Any:
         """A pandas data frame (pandas must be installed)."""
         import pandas
 
-        return pandas.DataFrame({name: self.column(name) for name in COLUMNS})
+        return pandas.DataFrame({name: self.column(name) for name in self.names})
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """The columns as an Arrow stream (pyarrow must be installed)."""
         import pyarrow
 
-        return pyarrow.table({n: self.column(n) for n in COLUMNS}).__arrow_c_stream__(requested_schema)
+        return pyarrow.table({n: self.column(n) for n in self.names}).__arrow_c_stream__(requested_schema)
 
     # -- text, pictures, files ----------------------------------------------------------------------------------
 
@@ -171,11 +178,13 @@ class Comparison:
         """Everything for a terminal; measured time last and called so."""
         parts = []
         for title, rows in self._groups():
-            for names in (WORK, COST):
-                parts.append(
-                    f"{title}: {'work, exact counts' if names is WORK else 'cost and collateral damage'}"
-                )
+            for names, what in ((WORK, "work, exact counts"), (COST, "cost and collateral damage")):
+                parts.append(f"{title}: {what}")
                 parts.append(text_table({n: [r[n] for r in rows] for n in names}, indent="  "))
+            if len(self.names) > len(COLUMNS):
+                parts.append(f"{title}: time modelled by {rows[0]['cost_model']}, not measured")
+                modelled = {n: [r[n] for r in rows] for n in ("plan", "pages", *MODELLED[1:])}
+                parts.append(text_table(modelled, indent="  "))
         for title, sides in self.sides.items():
             parts.append(f"{title}: input and scaled run side by side")
             parts.append(text_table(_side_columns(sides), indent="  "))
@@ -192,7 +201,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """The rows as an HTML table, escaped and capped."""
-        names = [n for n in COLUMNS if n != "digest"]
+        names = [n for n in self.names if n != "digest"]
         return table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
 
     def _curves(self, of: str) -> list[Series]:
@@ -204,7 +213,7 @@ class Comparison:
 
     def to_svg(self, of: str = "longest_hold") -> str:
         """One picture: curves over the number of live pages where there are several sizes, else bars."""
-        if of not in COLUMNS or not all(isinstance(v, int | float | None) for v in self.column(of)):
+        if of not in self.names or not all(isinstance(v, int | float | None) for v in self.column(of)):
             raise UsageError(f"column {of!r}: expected a column of numbers")
         label = of.replace("_", " ") + (", work units" if of == "longest_hold" else "")
         if len({row["pages"] for row in self.rows}) > 1:
@@ -240,7 +249,7 @@ class Comparison:
         return {
             "schema": SCHEMA,
             "plans": self.plans,
-            "rows": records({name: self.column(name) for name in COLUMNS}),
+            "rows": records({name: self.column(name) for name in self.names}),
             "fits": [
                 {k: v.to_dict() if isinstance(v, Fit) else v for k, v in fit.items()} for fit in self.fits
             ],
@@ -256,7 +265,7 @@ class Comparison:
     def write(self, folder: str | Path, name: str = "compare") -> list[Path]:
         """Write CSV, JSON and one SVG into a folder, each whole or not at all."""
         texts = {
-            f"{name}.csv": csv_text({n: self.column(n) for n in COLUMNS}),
+            f"{name}.csv": csv_text({n: self.column(n) for n in self.names}),
             f"{name}.json": self.to_json(),
             f"{name}.svg": self.to_svg(),
         }

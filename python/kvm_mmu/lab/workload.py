@@ -220,6 +220,7 @@ def mmio_mix(
     place: str = "random",
     *,
     seed: int = 1,
+    leaves: int = 1,
     kernel: str = "v5.0",
     family: str = "npt",
     vm: Vm | None = None,
@@ -230,6 +231,7 @@ def mmio_mix(
 
     Args:
         tables, share, place, seed: see `flagged_tables`. kernel, family: of the VM that is made.
+        leaves: pages of RAM touched in each table that caches no MMIO, 1 to 512.
         vm: use this VM (without slots) instead.
     """
     flagged = np.array(flagged_tables(tables, share, place, seed))
@@ -241,6 +243,10 @@ def mmio_mix(
     before = np.cumsum(flagged) - flagged
     order = np.arange(tables)
     gpas = np.where(flagged, ram_end + before * TABLE_SPAN, (order - before) * TABLE_SPAN).astype(np.uint64)
+    if leaves > 1:
+        pages = gpas[:, None] + np.arange(leaves, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+        first = np.arange(leaves) == 0
+        gpas = pages[first[None, :] | ~flagged[:, None]]
     machine.vcpus[0].access_many(gpas, "r")
     name = f"{tables} tables, {share:.0%} MMIO, {place}" + (f" (seed {seed})" if place == "random" else "")
     return Workload(name, machine, [Batch(0, "r", gpas)], size=tables)

@@ -80,14 +80,18 @@ class GenerationPolicy(ABC):
     """Base of all policies. Subclass it and override what differs; `start` overrides the first generation."""
 
     name = "base"
-    layout = GenerationLayout(width=20, in_progress=0, refuse_in_progress=False, fields=(GenerationField(0, 9, 3),))
+    layout = GenerationLayout(
+        width=20, in_progress=0, refuse_in_progress=False, fields=(GenerationField(0, 9, 3),)
+    )
     default_start = "i"
 
     def __init__(self, start: str | Callable[[int], int] | None = None) -> None:
         key = self.default_start if start is None else start
         if isinstance(key, str):
             if key not in STARTS:
-                raise UsageError(f"generation start {key!r}: expected one of {', '.join(STARTS)} or a function of i")
+                raise UsageError(
+                    f"generation start {key!r}: expected one of {', '.join(STARTS)} or a function of i"
+                )
             self.start_name = key
             self._start = STARTS[key]
         else:
@@ -113,9 +117,7 @@ class GenerationPolicy(ABC):
     def is_wrap(self, generation: int) -> bool:
         """Whether the kept part of this new generation is zero again, so that stale MMIO SPTEs would look fresh."""
 
-    def conclude(
-        self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]
-    ) -> None:
+    def conclude(self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]) -> None:
         """End an update: make the new generation visible and look for a wrap, in this policy's order."""
         publish(generation)
         check(generation)
@@ -183,9 +185,7 @@ class GenerationV51(GenerationPolicy):
     def is_wrap(self, generation: int) -> bool:
         return self.kept(generation) & ~(KVM_ADDRESS_SPACE_NUM - 1) == 0
 
-    def conclude(
-        self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]
-    ) -> None:
+    def conclude(self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]) -> None:
         check(generation)
         publish(generation)
 

@@ -71,7 +71,9 @@ def _refuse(code: int, sentence: str) -> MemslotError:
     return MemslotError(code, sentence)
 
 
-def check(request: Request, live: Sequence[Slot], max_slots: int = KVM_MEM_SLOTS_NUM) -> tuple[Change, Slot | None]:
+def check(
+    request: Request, live: Sequence[Slot], max_slots: int = KVM_MEM_SLOTS_NUM
+) -> tuple[Change, Slot | None]:
     """Classify a request against the live slots of its address space, or refuse it.
 
     Returns:
@@ -84,7 +86,9 @@ def check(request: Request, live: Sequence[Slot], max_slots: int = KVM_MEM_SLOTS
     einval = errno.EINVAL
     user_slots = KVM_USER_MEM_SLOTS if max_slots == KVM_MEM_SLOTS_NUM else max_slots
     if r.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY):
-        raise _refuse(einval, f"slot {r.slot}: flags {r.flags:#x} has a bit other than 0 (log dirty) and 1 (read-only)")
+        raise _refuse(
+            einval, f"slot {r.slot}: flags {r.flags:#x} has a bit other than 0 (log dirty) and 1 (read-only)"
+        )
     if r.size % PAGE_SIZE:
         raise _refuse(einval, f"slot {r.slot}: size {r.size:#x} is not a multiple of the page size")
     if r.gpa % PAGE_SIZE:
@@ -133,7 +137,9 @@ def steps(request: Request, change: Change, old: Slot | None, pml: bool) -> list
         return []
     new = None
     if change != "delete":
-        new = Slot(request.slot, request.gpa >> PAGE_SHIFT, request.size >> PAGE_SHIFT, request.hva, request.flags)
+        new = Slot(
+            request.slot, request.gpa >> PAGE_SHIFT, request.size >> PAGE_SHIFT, request.hva, request.flags
+        )
     plan: list[Step] = []
     if old is not None and change in ("delete", "move"):
         gone = old._replace(flags=old.flags | KVM_MEMSLOT_INVALID)

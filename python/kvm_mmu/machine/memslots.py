@@ -106,7 +106,12 @@ class Memslots:
         if not size:
             raise memory_region._refuse(22, f"slot {slot}: size 0 would delete it")
         self.set_region(
-            slot=slot, gpa=gpa, size=size, hva=self._place(gpa) if hva is None else hva, flags=flags, as_id=as_id
+            slot=slot,
+            gpa=gpa,
+            size=size,
+            hva=self._place(gpa) if hva is None else hva,
+            flags=flags,
+            as_id=as_id,
         )
         return self.get(slot, as_id)
 
@@ -145,7 +150,9 @@ class Memslots:
         try:
             return self.get(slot, as_id)
         except KeyError:
-            raise memory_region._refuse(22, f"slot {slot}: there is no such slot in address space {as_id}") from None
+            raise memory_region._refuse(
+                22, f"slot {slot}: there is no such slot in address space {as_id}"
+            ) from None
 
     def _place(self, gpa: int) -> int:
         top = max((slot.hva + (slot.npages << PAGE_SHIFT) for _, slot in self), default=FIRST_HVA)

@@ -101,7 +101,9 @@ def kernel_profile(name: str | KernelProfile) -> KernelProfile:
     return found
 
 
-def with_plans(profile: KernelProfile, chosen: Mapping[str, ZapPlan | str | Mapping[str, object]]) -> KernelProfile:
+def with_plans(
+    profile: KernelProfile, chosen: Mapping[str, ZapPlan | str | Mapping[str, object]]
+) -> KernelProfile:
     """The profile with the plan of some events replaced (keys: `EVENTS`)."""
     fixed: dict[str, ZapPlan] = {}
     for event, plan in chosen.items():

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from kvm_mmu import _core
-from kvm_mmu.errors import RunStateError, UsageError
+from kvm_mmu.errors import RunStateError, SnapshotError, UsageError
 from kvm_mmu.machine import memory_region
-from kvm_mmu.machine.generation import GenerationPolicy
+from kvm_mmu.machine.generation import STARTS, GenerationPolicy
 from kvm_mmu.machine.memslots import Memslots
 from kvm_mmu.machine.profiles import KernelProfile, as_plan, kernel_profile, with_plans
 from kvm_mmu.machine.vcpu import Vcpu
@@ -231,6 +231,59 @@ class Vm:
         twin._finish()
         return twin
 
+    def to_bytes(self) -> bytes:
+        """The whole VM as bytes: state, profile, plans, the name of its generation policy, and a checksum.
+
+        Events and the hook `on_lock_break` are left out.
+
+        Raises:
+            SnapshotError: a zap run is paused, or a batch is open.
+        """
+        note = {
+            "kernel": self.profile.name,
+            "plans": {
+                event: plan.to_dict() | {"name": plan.name} for event, plan in self.profile.plans.items()
+            },
+            "policy": self.generation_policy.name,
+            "start": self.generation_policy.start_name,
+            "max_memslots": self.max_memslots,
+        }
+        return self.core.to_bytes(json.dumps(note))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, generation: GenerationPolicy | None = None) -> Vm:
+        """The VM of such bytes. A policy of one's own cannot be written down: give it again as `generation`.
+
+        Raises:
+            SnapshotError: foreign, damaged or cut bytes, or a policy that is not the one they name.
+        """
+        if not isinstance(data, bytes):
+            raise SnapshotError(f"a snapshot is bytes, found {type(data).__name__}")
+        core, text = _core.Mmu.from_bytes(data)
+        try:
+            note = json.loads(text)
+            profile = with_plans(
+                kernel_profile(note["kernel"]), {k: ZapPlan.from_dict(p) for k, p in note["plans"].items()}
+            )
+            named, start, max_memslots = str(note["policy"]), str(note["start"]), int(note["max_memslots"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SnapshotError(f"the snapshot's note is damaged: {error!r}") from error
+        policy = generation
+        if policy is None and profile.generation.name == named and start in STARTS:
+            policy = profile.generation(start)
+        if policy is None or policy.name != named:
+            raise SnapshotError(
+                f"the snapshot was taken under the generation policy {named!r} (start {start}): give it as generation="
+            )
+        vm = object.__new__(cls)
+        vm.profile, vm.generation_policy, vm.core = profile, policy, core
+        vm.max_memslots, vm.pml = max_memslots, bool(core.config()["pml"])
+        vm._finish()
+        return vm
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Vm], tuple[bytes]]:
+        return Vm.from_bytes, (self.to_bytes(),)
+
     def destroy(self) -> ZapRun:
         """Tear the VM down: flush all shadow pages by the profile's teardown plan, then drop every root."""
         run = self.zap(self.profile.teardown)
@@ -362,7 +415,9 @@ class Vm:
             UsageError: fewer (EINVAL in the kernel).
         """
         if n < memory_region.KVM_MIN_ALLOC_MMU_PAGES:
-            raise UsageError(f"set_nr_mmu_pages({n}): expected at least {memory_region.KVM_MIN_ALLOC_MMU_PAGES}")
+            raise UsageError(
+                f"set_nr_mmu_pages({n}): expected at least {memory_region.KVM_MIN_ALLOC_MMU_PAGES}"
+            )
         self.core.change_mmu_pages(n)
         self.core.set_requested_mmu_pages(n)
 

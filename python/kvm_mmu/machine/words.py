@@ -73,7 +73,9 @@ def word64(value: object, what: str = "value") -> int:
 def _words(values: npt.ArrayLike, what: str) -> U64:
     array = np.asarray(values)
     if array.dtype.kind not in "ui" or array.ndim != 1:
-        raise UsageError(f"{what}: dtype {array.dtype}, shape {array.shape}; expected one dimension of integers")
+        raise UsageError(
+            f"{what}: dtype {array.dtype}, shape {array.shape}; expected one dimension of integers"
+        )
     if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
         raise UsageError(f"{what}: negative value {int(array.min())}")
     return np.ascontiguousarray(array, dtype=np.uint64)
@@ -114,7 +116,9 @@ class Codec:
 
     def make_mmio_spte(self, gfn: int, access: int, generation: int) -> int:
         """The MMIO SPTE of a gfn; `access` 0-7, `generation` the whole memslot generation (u64)."""
-        return self._core.make_mmio_spte(word64(gfn, "gfn"), word64(access, "access"), word64(generation, "gen"))
+        return self._core.make_mmio_spte(
+            word64(gfn, "gfn"), word64(access, "access"), word64(generation, "gen")
+        )
 
     def make_mmio_sptes(self, gfns: npt.ArrayLike, access: npt.ArrayLike, generations: npt.ArrayLike) -> U64:
         """MMIO SPTEs of arrays of equal length (uint64 in, uint64 out)."""
@@ -190,7 +194,13 @@ class Codec:
             low, high = (moved & -moved).bit_length() - 1, moved.bit_length() - 1
             bits.append(Bits(high, low, "L1TF", raw >> low & 31, "set so that no cached memory is addressed"))
             bits.append(
-                Bits(high + 5, low + 5, "gfn, moved", raw >> (low + 5) & 31, f"address bits {low} to {high}, 5 higher")
+                Bits(
+                    high + 5,
+                    low + 5,
+                    "gfn, moved",
+                    raw >> (low + 5) & 31,
+                    f"address bits {low} to {high}, 5 higher",
+                )
             )
         lower = m["lower_gfn"]
         bits.append(Bits(lower.bit_length() - 1, 12, "gfn", found["gfn"], f"guest frame {found['gfn']:#x}"))
@@ -233,7 +243,9 @@ class Codec:
                 (2, "U", "user", "supervisor only"),
                 (0, "P", "present", "not present"),
             ]
-        bits = [Bits(bit, bit, name, raw >> bit & 1, yes if raw >> bit & 1 else no) for bit, name, yes, no in rows]
+        bits = [
+            Bits(bit, bit, name, raw >> bit & 1, yes if raw >> bit & 1 else no) for bit, name, yes, no in rows
+        ]
         bits.append(Bits(51, 12, "pfn", pfn, f"host frame {pfn:#x}, or the address of a lower table"))
         if ept:
             kind = {0: "uncached, or a link", 6: "write-back"}.get(raw >> 3 & 7, "memory type")
@@ -264,7 +276,9 @@ _BIT4 = {"v5.0": "cr4_pae", "v5.0-seed": "cr4_pae", "v5.2": "gpte_is_8_bytes"}
 
 _MEANING: dict[str, Callable[[int], str]] = {
     "level": lambda v: f"table level {v}",
-    "cr4_pae": lambda v: "guest entries have 8 bytes" if v else "guest entries have 4 bytes, or a direct page",
+    "cr4_pae": lambda v: (
+        "guest entries have 8 bytes" if v else "guest entries have 4 bytes, or a direct page"
+    ),
     "gpte_is_8_bytes": lambda v: "guest entries have 8 bytes" if v else "guest entries have 4 bytes",
     "quadrant": lambda v: f"quarter {v} of a 32-bit guest table",
     "direct": lambda v: "maps guest frames directly" if v else "shadows a guest table",
@@ -319,14 +333,24 @@ def encode_mmio(
 
 
 def decode_mmio(
-    spte: int | str, *, kernel: str, family: str = "ept_ad", phys_bits: int = 46, generation: int | None = None
+    spte: int | str,
+    *,
+    kernel: str,
+    family: str = "ept_ad",
+    phys_bits: int = 46,
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """What the decoders give back for one word."""
     return Codec(kernel, family, phys_bits).decode_mmio(spte, generation)
 
 
 def decode_spte(
-    spte: int | str, *, kernel: str, family: str = "ept_ad", phys_bits: int = 46, generation: int | None = None
+    spte: int | str,
+    *,
+    kernel: str,
+    family: str = "ept_ad",
+    phys_bits: int = 46,
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """One SPTE with every bit in words."""
     return Codec(kernel, family, phys_bits).decode_spte(spte, generation)

@@ -28,7 +28,12 @@ _OFFER = re.compile(r"never|each_page|when_wanted|batch:[1-9][0-9]{0,8}")
 
 def _offer(value: object) -> str:
     """The text form of an offer: `never`, `each_page`, `when_wanted` or `batch:N`; `("batch", N)` is accepted."""
-    if isinstance(value, tuple | list) and len(value) == 2 and value[0] == "batch" and isinstance(value[1], int):
+    if (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and value[0] == "batch"
+        and isinstance(value[1], int)
+    ):
         value = f"batch:{value[1]}"
     if not isinstance(value, str) or not _OFFER.fullmatch(value):
         raise UsageError(f"zap plan offer {value!r}: expected never, each_page, when_wanted or ('batch', N)")
@@ -96,7 +101,9 @@ class ZapPlan:
         if self.walk == "slot" and self.only != "slot":
             raise UsageError("zap plan walk=slot: expected only=slot with it")
         if self.walk == "index" and self.only not in ("mmio_cached", "all"):
-            raise UsageError("zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached")
+            raise UsageError(
+                "zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached"
+            )
 
     def __str__(self) -> str:
         return self.name or self.spec
@@ -238,7 +245,12 @@ plans: dict[str, ZapPlan] = {
             offer="each_page",
         ),
         ZapPlan(
-            name="zap-all", walk="head", only="all", skip="invalid_in_use", restart=_ON_UNSTABLE, offer="each_page"
+            name="zap-all",
+            walk="head",
+            only="all",
+            skip="invalid_in_use",
+            restart=_ON_UNSTABLE,
+            offer="each_page",
         ),
         ZapPlan(name="v5.2-slot", walk="slot", only="slot", offer="each_page", before_drop="commit"),
         ZapPlan(

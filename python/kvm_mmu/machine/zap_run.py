@@ -17,7 +17,9 @@ class ZapRun:
     `outcome` is `done`, or `stale_next` with `page` and `step`: the walk's cached next page had left the active list.
     """
 
-    def __init__(self, vm: Vm, plan: ZapPlan | None, progress: tuple[int | None, dict[str, Any] | None]) -> None:
+    def __init__(
+        self, vm: Vm, plan: ZapPlan | None, progress: tuple[int | None, dict[str, Any] | None]
+    ) -> None:
         self._vm = vm
         self.plan = plan
         self._run, self._report = progress

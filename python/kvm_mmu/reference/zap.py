@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from . import spte as word
 from .active_list import list_del, list_move_head
+from .constants import KVM_REQ_MMU_RELOAD
 from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from .page import child_of, drop_parent_pte, is_obsolete_sp, kvm_mmu_free_page, kvm_mmu_unlink_parents
 from .rmap import drop_spte, write_spte
@@ -42,6 +43,13 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
         drop_parent_pte(kvm, child_of(kvm, spte), sp, index)
 
 
+def leaves_reload_to_generation(kvm: Kvm, root: ShadowPage) -> bool:
+    """v5.0 has already asked for the reload when it made a root obsolete, unless the plan did so without asking."""
+    if kvm.rules.reloads_obsolete_roots or not is_obsolete_sp(kvm, root):
+        return False
+    return all(vcpu.requests & KVM_REQ_MMU_RELOAD for vcpu in kvm.vcpus if vcpu.root == root.id)
+
+
 def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) -> Prepared:
     """Take a page apart; it goes to the front of the invalid list unless a vCPU holds it as its root."""
     kvm.events.append(["prepare_zap", sp.id])
@@ -59,8 +67,7 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) 
         kvm.n_used_mmu_pages -= 1
     else:
         list_move_head(kvm.active, sp.id)
-        # v5.0 has already asked for the reload when it made the root obsolete.
-        if not role_is_invalid(sp.role) and (kvm.rules.reloads_obsolete_roots or not is_obsolete_sp(kvm, sp)):
+        if not role_is_invalid(sp.role) and not leaves_reload_to_generation(kvm, sp):
             kvm_reload_remote_mmus(kvm)
     sp.role |= ROLE_INVALID
     return Prepared(nr_children=0, nr_zapped=nr_zapped, is_list_unstable=False)

@@ -218,7 +218,7 @@ def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
         flush = slot_handle_levels(kvm, slot, zap_rmap_head, ALL_LEVELS, flush_inside=False)
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
         for sp in for_each_sp(kvm, gfn):
-            if sp.gfn == gfn and not role_is_invalid(sp.role):
+            if sp.gfn == gfn and not role_is_invalid(sp.role) and is_wanted(kvm, run, sp):
                 prepare(kvm, run, sp)
         if run.plan.offer != "never" and need_resched(kvm):
             if run.plan.before_drop == "commit":

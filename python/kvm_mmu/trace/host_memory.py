@@ -85,11 +85,12 @@ class HostMemory:
         if slot is None:
             return
         first = (slot.hva >> 12) + (gpa >> 12) - slot.base
-        count = (size + 0xFFF) >> 12
+        start, length = self.ranges[slot.as_id, slot.id]
+        count = min((size + 0xFFF) >> 12, (start + length >> 12) - first)
         self._unmap(first, count)
         self._state(first, count, "cow")
-        start, end = first & -_PAGES_2M, (first + count + _PAGES_2M - 1) & -_PAGES_2M
-        self.apply({"op": "host_huge", "hva": start << 12, "npages": end - start, "kind": "none"})
+        begin, end = first & -_PAGES_2M, (first + count + _PAGES_2M - 1) & -_PAGES_2M
+        self.apply({"op": "host_huge", "hva": begin << 12, "npages": end - begin, "kind": "none"})
         for page in range(first, first + count):
             self.pages[page] = Residency.ABSENT
 

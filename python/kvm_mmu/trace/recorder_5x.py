@@ -22,6 +22,8 @@ GUEST_OPERATIONS = frozenset(
     {"read8", "write8", "write4", "write2", "write1", "cr3", "invlpg", "exec", "readpages"}
 )
 _LOG_DIRTY = 1
+#: More updates in one marker than generations have values are no recording.
+_QUIET_MAX = 1 << 21
 _ROOT_LEVEL = 4
 #: CR0 and CR4 of the 32-bit guests; under NPT nothing that is printed depends on them.
 _CR0_32, _CR4_32 = 0x80010033, 0
@@ -36,6 +38,7 @@ class _Vm:
     vcpus: int = 1
     current: int = 0
     last_slot: dict[int, Operation] = field(default_factory=dict)
+    last_as: int | None = None
 
 
 class Recorder5x:
@@ -50,7 +53,10 @@ class Recorder5x:
         self._wording = wording_of(kernel)
         self._vm: _Vm | None = None
         self._line = 0
+        self._last_number = -1
         self.ignored: dict[str, int] = {}
+        #: Flag updates that no marker shows, taken from gaps in the numbers of the operations.
+        self.quiet_updates = 0
         self.vcpus_needed = 4
 
     def feed(self, item: Input, where: str) -> None:
@@ -59,10 +65,10 @@ class Recorder5x:
         if isinstance(item, Fault):
             self._fault(item, where)
         else:
+            self._gap(item.operation, where)
             self._operation(item.operation, where)
 
-    # -- inputs
-    # ------------------------------------------------------------------------------------------------
+    # -- inputs --------------------------------------------------------------------------------------------------
 
     def _fault(self, fault: Fault, where: str) -> None:
         vm = self._need_vm(where)
@@ -138,16 +144,32 @@ class Recorder5x:
             return
         is_new = (as_id, slot_id) not in known
         known[as_id, slot_id] = slot = Slot(as_id, slot_id, gpa >> 12, size >> 12, hva)
+        vm.last_as = as_id
         vm.last_slot[as_id] = {"as": as_id, "slot": slot_id, "gpa": gpa, "size": size, "flags": flags}
         if is_new and vm.huge and (as_id, slot_id) == (0, 0):
             vm.memory.make_huge(slot)
+
+    def _gap(self, op: Operation, where: str) -> None:
+        """Operations are numbered; numbers left out are flag updates of the slot last touched."""
+        if "i" not in op:
+            return
+        current, last = number(op, "i", where), self._last_number
+        self._last_number = current
+        vm = self._vm
+        if vm is None or vm.last_as is None or current <= last + 1:
+            return
+        self.quiet_updates += current - last - 1
+        self._quiet(vm, {"op": "quiet", "n": current - last - 1, "as": vm.last_as}, where)
 
     def _quiet(self, vm: _Vm, op: Operation, where: str) -> None:
         """Flag updates of the slot last touched that were made without a marker each."""
         last = vm.last_slot.get(number(op, "as", where))
         if last is None:
             raise TraceError(f"{where}: QUIET without a slot before it in this address space")
-        for _ in range(number(op, "n", where)):
+        updates = number(op, "n", where)
+        if updates > _QUIET_MAX:
+            raise TraceError(f"{where}: {updates} updates without a marker: more than any recording has")
+        for _ in range(updates):
             self._memslot(
                 vm, {"op": "memslot", **last, "flags": number(last, "flags", where) ^ _LOG_DIRTY}, where
             )
@@ -159,8 +181,7 @@ class Recorder5x:
             self._apply({"op": "unload", "vcpu": vcpu})
         self._vm = None
 
-    # -- the engine
-    # --------------------------------------------------------------------------------------------
+    # -- the engine ----------------------------------------------------------------------------------------------
 
     def _enter(self, vm: _Vm) -> None:
         self._apply({"op": "enter", "vcpu": vm.current})
@@ -169,7 +190,12 @@ class Recorder5x:
         vm = self._vm
         if vm is None:
             raise TraceError("operation without a VM")
-        result = vm.engine.apply(op)
+        try:
+            result = vm.engine.apply(op)
+        except ValueError as err:
+            raise TraceError(
+                f"line {self._line} of the stripped trace: the model refuses {op['op']!r}: {err}"
+            ) from err
         for event, body in vm.narrator.tell(op, result):
             self._emit(Prediction(self._line, event, body))
         return result

@@ -22,6 +22,10 @@ from kvm_mmu.trace.stripping import ANSWER
 
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
 _INITIALLY_SET = 1 << 1
+#: The wrap scenario that deletes and creates, in the recorder's command line.
+_RECREATES = re.compile(r"-k kind=1\b")
+#: Largest leaf: 1 GiB.
+_LEVEL_MAX = 3
 #: Operations that drop the roots, where no probe on that is recorded.
 _DROPS_ROOTS = frozenset({"set_cpu", "host_set_crs", "host_set_cr_efer"})
 
@@ -104,6 +108,9 @@ class Recorder6x:
         self._logged: tuple[int, int] | None = None
         self._fault: Fault | None = None
         self._requested: tuple[int, int] | None = None
+        #: The slot last made or changed, and whether updates without a marker delete it and make it again.
+        self._touched: Slot | None = None
+        self._recreates = self._removing = False
         self.ignored: dict[str, int] = {}
 
     def feed(self, event: Event, where: str) -> None:
@@ -138,6 +145,10 @@ class Recorder6x:
         self._fault = begin(self._vm, self._vcpu(), int(address, 16), int(error_code, 16))
 
     def _on_kvm_mmu_spte_requested(self, _gfn: str, pfn: str, level: str) -> None:
+        if int(level) > min(_LEVEL_MAX, self._facts.root_level):
+            raise TraceError(
+                f"line {self._line} of the stripped trace: a mapping of level {level} is not possible here"
+            )
         if self._fault is not None:
             # The line with the host's answer, if there is one, comes next and belongs to this mapping.
             self._requested = (int(pfn, 16), int(level))
@@ -182,8 +193,24 @@ class Recorder6x:
         """Only an input where updates were made without a marker: one that the model has not made yet."""
         value = int(gen, 16)
         as_id = value & 1
-        if value == self._vm.memslots.generations[as_id] + 2:
+        if value != self._vm.memslots.generations[as_id] + 2:
+            return
+        if self._recreates and self._touched is not None and self._touched.as_id == as_id:
+            self._quiet_recreation(self._touched)
+        else:
             self._vm.install(as_id)
+
+    def _quiet_recreation(self, slot: Slot) -> None:
+        """One of the three publications of a slot that is deleted and made again."""
+        vm = self._vm
+        if self._removing:
+            vm.finish_removal(slot)
+            self._removing = False
+        elif (slot.as_id, slot.id) in vm.memslots.slots:
+            vm.begin_removal(slot)
+            self._removing = True
+        else:
+            vm.create(slot)
 
     def _on_mmu_load(self) -> None:
         self._vm.load_roots(self._vcpu())
@@ -201,6 +228,7 @@ class Recorder6x:
             case "begin":
                 # The host facts tell long5 from long, which the marker does not.
                 self._mode = self._mode or str(op.get("mode"))
+                self._recreates = _RECREATES.search(str(op.get("cmd"))) is not None
             case "create_vm":
                 self._vm = Vm(self._facts, self._out)
                 self._current = 0
@@ -213,7 +241,9 @@ class Recorder6x:
             case "smm_handler":
                 vm.residency.touch_smm_handler()
             case "set_memslot":
-                vm.set_memslot(_slot(op, where))
+                slot = _slot(op, where)
+                vm.set_memslot(slot)
+                self._touched = vm.memslots.slots.get((slot.as_id, slot.id))
             case "create_vcpu" | "use_vcpu":
                 self._current = number(op, "id", where)
                 vm.vcpu(self._current)

@@ -92,7 +92,7 @@ class Report:
         """The report for a person."""
         lines = [f"{self.name}: kernel {self.kernel}"]
         for key, value in self.inferred.items():
-            lines.append(f"  inferred: {key} = {value} (not in the trace; give it with --host)")
+            lines.append(f"  inferred: {key} = {value} (not in the trace)")
         lines.append(f"  host answers used: {self.host_answers}")
         for name, count in self.ignored_operations.items():
             lines.append(f"  operation {name!r} has no effect on the model and was passed over {count} times")
@@ -176,6 +176,8 @@ def _drive_5x(
     translator.vcpus_needed = _vcpus(inputs, name)
     for item in inputs:
         translator.feed(item, f"{name}:{item.line}")
+    if translator.quiet_updates:
+        facts.inferred["memslot flag updates without a marker"] = translator.quiet_updates
     return translator.ignored
 
 

@@ -12,6 +12,8 @@ from html import escape
 
 #: Colours that stay apart for most eyes and in grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#000000")
+#: Widths that let a curve show under another one that covers it.
+WIDTHS = (7, 2, 6, 2, 5, 2, 4, 2)
 MARKS = ("circle", "square", "up", "diamond", "down", "circle", "square", "up")
 _STYLE = "font-family='DejaVu Sans, Verdana, sans-serif' font-size='12'"
 
@@ -35,8 +37,9 @@ def _power(value: float) -> str:
 
 
 def _bounds(values: Sequence[float]) -> tuple[int, int]:
-    low = math.floor(math.log10(min(values)) + 1e-9)
-    high = math.ceil(math.log10(max(values)) - 1e-9)
+    # A point a little beyond a power of ten does not open another decade.
+    low = math.floor(math.log10(min(values)) + 0.02)
+    high = math.ceil(math.log10(max(values)) - 0.02)
     return low, max(high, low + 1)
 
 
@@ -53,7 +56,8 @@ def _mark(kind: str, x: float, y: float, colour: str) -> str:
     return f"<polygon points='{corners}' fill='{colour}'/>"
 
 
-def _frame(width: int, height: int, title: str, body: Sequence[str]) -> str:
+def frame(width: int, height: int, title: str, body: Sequence[str]) -> str:
+    """A whole SVG: white ground, the title, then the body's elements."""
     return "\n".join(
         [
             f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
@@ -77,7 +81,7 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str) -> 
     shown = [(s, [(x, y) for x, y in s.points if x > 0 and y > 0]) for s in series]
     points = [point for _, kept in shown for point in kept]
     if not points:
-        return _frame(
+        return frame(
             width, height, title, ["<text x='16' y='60'>nothing to show: every value is zero</text>"]
         )
     x_low, x_high = _bounds([x for x, _ in points])
@@ -118,13 +122,15 @@ def curves(series: Sequence[Series], title: str, x_label: str, y_label: str) -> 
         placed = [place(x, y) for x, y in kept]
         if len(placed) > 1:
             path = " ".join(f"{_number(x)},{_number(y)}" for x, y in placed)
-            body.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
+            body.append(
+                f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='{WIDTHS[i % len(WIDTHS)]}'/>"
+            )
         body += [_mark(mark, x, y, colour) for x, y in placed]
         row = top + 10 + i * 20
         body.append(_mark(mark, left + across + 20, row, colour))
         name = one.name if kept else f"{one.name} (nothing)"
         body.append(f"<text x='{left + across + 32}' y='{row + 4}'>{escape(name)}</text>")
-    return _frame(width, height, title, body)
+    return frame(width, height, title, body)
 
 
 def bars(names: Sequence[str], values: Sequence[float], title: str, label: str) -> str:
@@ -145,4 +151,4 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, label: str) 
             f"fill='{COLOURS[i % len(COLOURS)]}'/>"
         )
         body.append(f"<text x='{_number(left + size + 8)}' y='{y + 15}'>{value:,.0f}</text>")
-    return _frame(width, height, title, body)
+    return frame(width, height, title, body)

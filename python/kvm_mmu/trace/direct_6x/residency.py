@@ -16,6 +16,8 @@ _FULLY_WRITTEN = frozenset({"data", "churn"})
 _LOW_TOUCHED = (1, 2, 3, 8)
 _SMM_HANDLER = 0x38
 _FIRST_TABLE = 0x100
+#: The recorder has no room for more guest page tables than this.
+_TABLES_MAX = 1 << 12
 #: (bits an index has, levels) of guest page tables
 _PAGING = {"long": (9, 4), "long5": (9, 5), "pae": (9, 3), "p32": (10, 2)}
 
@@ -84,7 +86,8 @@ class Residency:
         self._tables.add((root, top, 0))
         for above in range(top, level, -1):
             shift = 12 + bits * (above - 1)
-            for index in range(gva >> shift, (gva + max(size, 1) - 1 >> shift) + 1):
+            first, last = gva >> shift, gva + max(size, 1) - 1 >> shift
+            for index in range(first, min(last, first + _TABLES_MAX) + 1):
                 self._tables.add((root, above - 1, index))
         for backing in self._backings:
             if backing.name == "low":

@@ -112,9 +112,7 @@ class Vm:
         if change is None:
             return
         if change in (Change.DELETE, Change.MOVE) and old is not None:
-            self.install(new.as_id)
-            self.out("flush_shadow_memslot", "")
-            self.pages.zap_all_fast()
+            self.begin_removal(old)
         if change is Change.DELETE and old is not None:
             self.memslots.remove(old)
         else:
@@ -124,6 +122,24 @@ class Vm:
             self._recompute_limit()
         if change is Change.FLAGS and old is not None:
             self._changed_flags(old, new)
+
+    def begin_removal(self, slot: Slot) -> None:
+        """First half of a deletion or move: the slot is published as invalid and flushed."""
+        self.install(slot.as_id)
+        self.out("flush_shadow_memslot", "")
+        self.pages.zap_all_fast()
+
+    def finish_removal(self, slot: Slot) -> None:
+        """Second half of a deletion."""
+        self.memslots.remove(slot)
+        self.install(slot.as_id)
+        self._recompute_limit()
+
+    def create(self, slot: Slot) -> None:
+        """A new slot."""
+        self.memslots.put(slot)
+        self.install(slot.as_id)
+        self._recompute_limit()
 
     def set_nr_mmu_pages(self, wanted: int) -> None:
         """KVM_SET_NR_MMU_PAGES"""

@@ -1,0 +1,115 @@
+//! Planted faults: single wrong rules that the tests must notice. Compiled in by the feature `mutants` alone, chosen at
+//! run time, one at a time in a process; without the feature [`is_chosen`] is `false` at compile time and nothing is left.
+//!
+//! Owns the names and the choice. Each place that asks for a mutant stands where the right rule stands; the table of
+//! mutants, and the test that kills each, is `tests/mutants/table.py`.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $mutant:ident $name:literal,)*) => {
+        /// A planted fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant { $($(#[$doc])* $mutant,)* }
+
+        /// The names of all of them, in the order of the enumeration.
+        #[cfg(feature = "mutants")]
+        pub const NAMES: &[&str] = &[$($name,)*];
+
+        #[cfg(feature = "mutants")]
+        const ALL: &[Mutant] = &[$(Mutant::$mutant,)*];
+    };
+}
+
+mutants! {
+    /// A walk that restarts on any zapped page restarts only when a child went.
+    RestartOnChildrenOnly "restart-on-children-only",
+    /// A walk never restarts.
+    NeverRestart "never-restart",
+    /// The page above the one that holds an MMIO SPTE is flagged.
+    FlagOnParentTable "flag-on-parent-table",
+    /// The flag goes when a mapping replaces an MMIO SPTE.
+    FlagClearedOnOverwrite "flag-cleared-on-overwrite",
+    /// Entries that lead to a zapped page stay.
+    ParentEntryKept "parent-entry-kept",
+    /// A new page stands at the tail of the active list.
+    NewPageAtTail "new-page-at-tail",
+    /// Zapped pages are freed without a flush.
+    FlushSkipped "flush-skipped",
+    /// A root in use is freed.
+    InUseRootFreed "in-use-root-freed",
+    /// The batch counts from zero again although the lock was not dropped.
+    BatchResetWithoutDrop "batch-reset-without-drop",
+    /// `get_page`: a page of an older valid generation is taken.
+    ObsoletePageTaken "obsolete-page-taken",
+    /// Roots: a dropped root keeps its count.
+    RootCountKept "root-count-kept",
+    /// Fast invalidate: vCPUs are not asked to load their roots anew.
+    ReloadForgotten "reload-forgotten",
+    /// Reclaim: the newest page goes first.
+    NewestReclaimed "newest-reclaimed",
+    /// Shrinker: what the fast invalidate left to it stays.
+    ObsoleteListForgotten "obsolete-list-forgotten",
+    /// Dirty log: pages are protected and no TLB is flushed.
+    DirtyLogWithoutFlush "dirty-log-without-flush",
+    /// Dirty log: a cleared range is protected from the slot's start.
+    ClearLogFromStart "clear-log-from-start",
+    /// PML: a logged page does not enter the bitmap.
+    PmlNotLogged "pml-not-logged",
+    /// Fast page fault: a page made writable is not logged dirty.
+    FastFaultNotLogged "fast-fault-not-logged",
+    /// Prefetch: also into a slot that logs dirty pages.
+    PrefetchIntoLoggedSlot "prefetch-into-logged-slot",
+    /// Notifier: mappings of memory that is gone are dropped and no TLB is flushed.
+    UnmapWithoutFlush "unmap-without-flush",
+    /// Notifier: aging leaves the accessed bit.
+    AgeKeepsAccessed "age-keeps-accessed",
+    /// Notifier: a mapping that follows its frame stays writable.
+    ChangedPteWritable "changed-pte-writable",
+    /// Tracking: a gfn that becomes tracked is not write-protected.
+    TrackedStaysWritable "tracked-stays-writable",
+    /// Tracking: a tracked gfn may lie in a large page.
+    TrackWithoutVeto "track-without-veto",
+    /// Slot walks: what a walk owes is forgotten when it drops the lock.
+    WalkForgetsFlush "walk-forgets-flush",
+    /// MMIO: any MMIO SPTE counts as fresh.
+    StaleMmioAccepted "stale-mmio-accepted",
+    /// MMIO: the vCPU's cache goes by the generation of the vCPU's own address space.
+    MmioCacheOwnSpace "mmio-cache-own-space",
+    /// Large pages: vetoes are not looked at.
+    LargeVetoIgnored "large-veto-ignored",
+    /// Zap: accessed and dirty bits of dropped leaves do not reach the host page.
+    AccessedDirtyLost "accessed-dirty-lost",
+}
+
+#[cfg(feature = "mutants")]
+mod choice {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::{ALL, Mutant, NAMES};
+
+    /// Place in [`ALL`], counted from 1; 0 is none.
+    static CHOSEN: AtomicUsize = AtomicUsize::new(0);
+
+    /// Chooses a mutant by name for the whole process; whether there is one of that name.
+    pub fn choose(name: &str) -> bool {
+        let at = NAMES.iter().position(|known| *known == name);
+        CHOSEN.store(at.map_or(0, |at| at + 1), Ordering::Relaxed);
+        at.is_some()
+    }
+
+    /// Whether this mutant was chosen.
+    #[inline]
+    pub fn is_chosen(mutant: Mutant) -> bool {
+        CHOSEN.load(Ordering::Relaxed).checked_sub(1).and_then(|at| ALL.get(at)) == Some(&mutant)
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use choice::{choose, is_chosen};
+
+/// Never, in this build.
+#[cfg(not(feature = "mutants"))]
+#[inline]
+#[must_use]
+pub const fn is_chosen(_: Mutant) -> bool {
+    false
+}
