@@ -255,7 +255,7 @@ impl MmuState {
     fn audit_roots(&self, report: &mut Report) {
         let mut held: BTreeMap<PageIdx, u32> = BTreeMap::new();
         for (number, vcpu) in self.vcpus.iter().enumerate() {
-            for root in std::iter::once(vcpu.root).chain(vcpu.pae_roots).filter_map(PageIdx::some) {
+            for root in vcpu.roots() {
                 *held.entry(root).or_default() += 1;
                 let role = self.arena.key(root).role.with_invalid(false);
                 let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root);

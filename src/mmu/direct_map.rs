@@ -14,7 +14,6 @@ use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::{Leaf, make_access_track, make_leaf};
 use super::state::MmuState;
-use super::vcpu_mmu::REQ_TLB_FLUSH;
 use super::views::HostLookup;
 use super::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
 
@@ -23,12 +22,12 @@ const EPERM: i32 = 1;
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Set {
-    /// It was that leaf already.
+    /// It was that leaf already: nothing is mapped ahead.
     Unchanged,
     /// It was written.
     Written,
-    /// It was written, or not, and the access must be emulated.
-    Emulate,
+    /// It is an MMIO SPTE now: nothing is mapped ahead.
+    Mmio,
 }
 
 impl MmuState {
@@ -77,15 +76,15 @@ impl MmuState {
             Backing::NoSlot => Backing::NoSlot,
         };
         let mapping = Mapping { gfn: asked.align_down(goal), level: goal, backing, ..mapping };
-        let set = self.set_leaf(sptep, &mapping);
-        if set != Set::Unchanged {
+        let (set, emulate) = self.set_leaf(sptep, &mapping);
+        if set == Set::Written {
             self.prefetch_group(&mapping, sptep, host);
         }
-        Ok(set == Set::Emulate)
+        Ok(emulate)
     }
 
-    /// Installs a leaf or an MMIO SPTE.
-    fn set_leaf(&mut self, sptep: Sptep, mapping: &Mapping) -> Set {
+    /// Installs a leaf or an MMIO SPTE; the flag is that the access must be emulated.
+    fn set_leaf(&mut self, sptep: Sptep, mapping: &Mapping) -> (Set, bool) {
         let old = self.arena.spte(sptep);
         let frame = match mapping.backing {
             Backing::Frame { pfn, host_writable } => Some((pfn, host_writable)),
@@ -110,7 +109,7 @@ impl MmuState {
             if flush {
                 self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
             }
-            return Set::Emulate;
+            return (Set::Mmio, true);
         };
         let before = self.arena.spte(sptep);
         let (spte, is_protected) = self.make_spte(sptep, before, mapping, pfn, host_writable);
@@ -124,12 +123,6 @@ impl MmuState {
             self.push_set_spte(sptep, mapping, spte);
             set = Set::Written;
         }
-        if is_protected {
-            self.vcpus[mapping.vcpu].requests |= REQ_TLB_FLUSH;
-            if mapping.is_write {
-                set = Set::Emulate;
-            }
-        }
         if flush {
             self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
         }
@@ -141,7 +134,7 @@ impl MmuState {
                 self.rmap_recycle(sptep, mapping.gfn);
             }
         }
-        set
+        (set, is_protected && mapping.is_write)
     }
 
     /// The word of a leaf over `before`, and whether it was write-protected.

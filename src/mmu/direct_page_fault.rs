@@ -96,7 +96,8 @@ impl MmuState {
             } else {
                 let fixed = self.fixed_spte(old, error_code);
                 let is_logged = slot.is_some_and(|slot| self.slot_body(slot).dirty.is_some());
-                let may_fix = walked.level == PAGE_TABLE || !is_logged;
+                // Dirty logging must see which small page is written.
+                let may_fix = walked.level == PAGE_TABLE || !is_logged || fixed & !old & WRITABLE == 0;
                 if may_fix && is_access_allowed(&self.masks, error_code, fixed) {
                     new = fixed;
                     handled = FIXED;
@@ -127,6 +128,8 @@ impl MmuState {
         let shown = |spte: u64| if spte == 0 { self.masks.nonpresent } else { spte & hide };
         let (old, new) = (shown(old), shown(new));
         let page = self.arena.key(sptep.page()).id;
+        let error_code =
+            if self.config.kernel.fast_pf_whole_error_code { error_code } else { error_code & 0xffff_ffff };
         self.events.push(|| Event::FastPf {
             vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX),
             addr,
@@ -148,14 +151,14 @@ impl MmuState {
             _ if spec.is_readonly() && is_write => return Frame::ReadonlyWrite,
             // Nothing is mapped, so this frame is never used.
             HostLookup::Retry => false,
-            HostLookup::Found { writable, .. } => *writable,
+            HostLookup::Found { writable, .. } => *writable && !spec.is_readonly(),
         };
         let pfn = Pfn((spec.hva_of(gfn) & PFN_FIELD) >> 12);
         Frame::Backing(Backing::Frame { pfn, host_writable })
     }
 
     /// The largest level the host and the slot allow.
-    pub(super) fn max_mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn, is_fetch: bool) -> u8 {
+    fn max_mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn, is_fetch: bool) -> u8 {
         let Some(slot) = slot else { return PAGE_TABLE };
         let spec = self.slot_spec(slot);
         let is_small = self.config.nx_huge_pages && is_fetch || self.slot_body(slot).dirty.is_some();

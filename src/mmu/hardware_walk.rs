@@ -65,7 +65,6 @@ impl MmuState {
     fn hardware_walk(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
         let root = self.root_for(vcpu, gpa);
         let path = match self.config.family {
-            Family::Shadow if root == PageIdx::NONE => Err(PFERR_USER),
             Family::Npt | Family::Shadow => self.walk_npt(root, gpa, kind),
             Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
         }?;
@@ -98,10 +97,9 @@ impl MmuState {
     }
 
     fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
-        // Without two-dimensional paging there is only one translation.
-        let stage = if self.config.family == Family::Shadow { 0 } else { PFERR_GUEST_FINAL };
-        let code = PFERR_USER
-            | stage
+        // A guest without paging on shadow tables runs as supervisor, and there is only one translation.
+        let is_shadow = self.config.family == Family::Shadow;
+        let code = if is_shadow { 0 } else { PFERR_USER | PFERR_GUEST_FINAL }
             | match kind {
                 AccessKind::Read => 0,
                 AccessKind::Write => PFERR_WRITE,

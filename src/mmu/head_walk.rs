@@ -192,13 +192,11 @@ impl MmuState {
         }
     }
 
-    /// Whether a small leaf could be part of a larger one now; from v6.1 on the table's first gfn decides.
+    /// Whether a small leaf could be part of a larger one now; from v6.1 on only in a table that begins in the slot.
     fn is_collapsible(&self, slot: SlotAt, sptep: Sptep) -> bool {
-        if !self.config.kernel.is_level_requested {
-            return self.host.is_compound(pfn_of(self.arena.spte(sptep)));
-        }
         let base = self.arena.key(sptep.page()).gfn;
-        self.slot_spec(slot).holds(base) && self.max_mapping_level(Some(slot), base, false) > PAGE_TABLE
+        self.host.is_compound(pfn_of(self.arena.spte(sptep)))
+            && (!self.config.kernel.is_level_requested || self.slot_spec(slot).holds(base))
     }
 
     /// Takes a place out of a level-1 list of the slot.

@@ -340,6 +340,12 @@ impl Mmu {
         self.state.is_log_initially_set = on;
     }
 
+    /// Whether new dirty bitmaps start full.
+    #[must_use]
+    pub const fn is_dirty_log_initially_set(&self) -> bool {
+        self.state.is_log_initially_set
+    }
+
     /// Protects up to 64 pages of a slot whose dirty log was read or cleared; never flushes.
     pub fn dirty_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64) -> Result<i32> {
         self.state.dirty_masked(as_id, id, offset, mask)

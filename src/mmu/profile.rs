@@ -49,6 +49,8 @@ pub struct KernelProfile {
     pub has_zap_all_fast_event: bool,
     /// A leaf that is written has its tracepoint (v5.3 and later).
     pub has_set_spte_event: bool,
+    /// The tracepoint of the lock-free path has all bits of the error code (v6.12), else the low 32.
+    pub fast_pf_whole_error_code: bool,
     /// Functions without a tracepoint are logged too, as the recordings' kprobes were (v6.1, v6.12).
     pub has_probes: bool,
     /// Direct pages have role bit 4 set (8-byte guest entries, v5.1 to v5.4).
@@ -93,6 +95,7 @@ impl KernelProfile {
         has_invalidate_event: true,
         has_zap_all_fast_event: false,
         has_set_spte_event: false,
+        fast_pf_whole_error_code: false,
         has_probes: false,
         direct_role_bit4: false,
         is_role_fixed: false,
@@ -178,7 +181,8 @@ impl KernelProfile {
     };
 
     /// Linux 6.12.
-    pub const V6_12: Self = Self { name: "v6.12", spte: SpteLayout::V6_12, ..Self::V6_1 };
+    pub const V6_12: Self =
+        Self { name: "v6.12", spte: SpteLayout::V6_12, fast_pf_whole_error_code: true, ..Self::V6_1 };
 
     /// Every profile, oldest first.
     pub const ALL: [Self; 7] =

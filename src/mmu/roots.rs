@@ -57,14 +57,15 @@ impl MmuState {
 
     /// Drops the root; if it was zapped while in use, it goes now.
     pub(super) fn unload(&mut self, vcpu: usize) {
+        let roots = self.vcpus[vcpu].roots();
         let root = std::mem::take(&mut self.vcpus[vcpu].root);
-        let pae_roots = std::mem::take(&mut self.vcpus[vcpu].pae_roots);
+        self.vcpus[vcpu].pae_roots = [PageIdx::NONE; 3];
         self.vcpus[vcpu].tlb.flush();
         if root == PageIdx::NONE {
             return;
         }
         let mut invalid = InvalidList::default();
-        for root in std::iter::once(root).chain(pae_roots).filter_map(PageIdx::some) {
+        for root in roots {
             let page = self.arena.page_mut(root);
             page.root_count = page.root_count.saturating_sub(u32::from(!is_chosen(Mutant::RootCountKept)));
             if page.root_count == 0 && self.arena.key(root).role.invalid() {
@@ -96,9 +97,7 @@ impl MmuState {
     }
 
     fn has_obsolete_root(&self, vcpu: usize) -> bool {
-        let vcpu = &self.vcpus[vcpu];
-        let mut roots = std::iter::once(vcpu.root).chain(vcpu.pae_roots).filter_map(PageIdx::some);
-        roots.any(|root| self.is_obsolete(root))
+        self.vcpus[vcpu].roots().any(|root| self.is_obsolete(root))
     }
 
     /// Drops the root and computes the role anew, also when no register changed.

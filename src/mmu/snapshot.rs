@@ -177,8 +177,7 @@ impl MmuState {
             vcpu.requests
         );
         if self.config.family == Family::Shadow && vcpu.root != PageIdx::NONE {
-            let roots = std::iter::once(vcpu.root).chain(vcpu.pae_roots);
-            put_list(out, roots, |out, root| {
+            put_list(out, vcpu.roots(), |out, root| {
                 put!(out, "{}", self.arena.key(root).id);
             });
         } else {

@@ -22,11 +22,18 @@ use super::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
 use super::work::Work;
 use super::zap_plan::Runs;
 
+/// What a root of level 4 reaches.
+const ROOT_4_GFN_BITS: u32 = 36;
+/// What four directories reach.
+const PAE_GFN_BITS: u32 = 20;
+
 /// Everything a VM's MMU holds.
 #[derive(Clone, Debug)]
 pub struct MmuState {
     pub(super) config: Config,
     pub(super) masks: Masks,
+    /// gfns below this many bits lie in the range of the roots, so that a table's gfn and index give the gfn mapped.
+    pub(super) root_gfn_bits: u32,
     pub(super) generation: GenerationCodec,
     pub(super) arena: PageArena,
     pub(super) hash: PageHash,
@@ -60,13 +67,15 @@ impl MmuState {
     pub(super) fn new(config: Config) -> Result<Self> {
         config.check()?;
         let masks = Masks::of(&config.kernel.spte, config.host());
-        let (_, root_level) = config.roots();
+        let (nr_roots, root_level) = config.roots();
+        let root_gfn_bits = if nr_roots > 1 { PAE_GFN_BITS } else { ROOT_4_GFN_BITS };
         let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0);
         if config.kernel.is_role_fixed {
             vcpu.fix_role(config.family != Family::Shadow);
         }
         Ok(Self {
             masks,
+            root_gfn_bits,
             generation: GenerationCodec::new(&config.generation),
             arena: PageArena::default(),
             hash: PageHash::new(config.gfn_hash),

@@ -112,13 +112,19 @@ impl VcpuMmu {
         self.role = self.role.with_nxe(true).with_cr0_wp(cr0_wp);
     }
 
-    /// The root from which an address is walked; none beyond what four directories reach.
+    /// Its roots, in the order of their addresses; fewer than four are none.
+    pub fn roots(&self) -> impl Iterator<Item = PageIdx> + use<> {
+        std::iter::once(self.root).chain(self.pae_roots).filter_map(PageIdx::some)
+    }
+
+    /// The one of four roots from which an address is walked; they repeat every 4 GiB.
     #[must_use]
-    pub fn pae_root(&self, gpa: u64) -> PageIdx {
-        match usize::try_from(gpa >> PAE_ROOT_SHIFT) {
-            Ok(0) => self.root,
-            Ok(at) => self.pae_roots.get(at - 1).copied().unwrap_or_default(),
-            Err(_) => PageIdx::NONE,
+    pub const fn pae_root(&self, gpa: u64) -> PageIdx {
+        match gpa >> PAE_ROOT_SHIFT & 3 {
+            0 => self.root,
+            1 => self.pae_roots[0],
+            2 => self.pae_roots[1],
+            _ => self.pae_roots[2],
         }
     }
 

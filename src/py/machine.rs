@@ -370,6 +370,11 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.dirty_masked(as_id, id, offset, mask))
     }
 
+    #[getter]
+    fn dirty_log_initially_set(&self, py: Python<'_>) -> bool {
+        self.call(py, |mmu| mmu.is_dirty_log_initially_set())
+    }
+
     fn set_dirty_log_initially_set(&self, py: Python<'_>, on: bool) {
         self.call(py, |mmu| mmu.set_dirty_log_initially_set(on));
     }

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 
 from kvm_mmu.errors import ScenarioError, UsageError
 from kvm_mmu.machine.profiles import kernel_profile
-from kvm_mmu.machine.vm import DEFAULTS
+from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
 
 FORMAT = 1
 SPARSE_EVERY = 100
@@ -152,8 +152,8 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
     if not isinstance(config, dict):
         raise ScenarioError(f"{where}: config is not an object")
     for key, number in config.items():
-        if key not in DEFAULTS:
-            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join(DEFAULTS)}")
+        if key not in DEFAULTS and key not in OPTIONAL:
+            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join([*DEFAULTS, *OPTIONAL])}")
         if key != "family" and (not isinstance(number, int) or number < 0):
             raise ScenarioError(f"{where}: config {key}={number!r}, expected a non-negative integer")
     scenario.config = dict(config)
