@@ -121,7 +121,6 @@ impl MmuState {
         if is_fast {
             return Ok(Handled::Retry);
         }
-        let slot = self.slot_of_first(slot, gfn);
         let backing = match self.find_frame(slot, gfn, is_write) {
             Frame::Backing(backing) => backing,
             Frame::ReadonlyWrite => return Ok(Handled::Emulate),
@@ -151,13 +150,6 @@ impl MmuState {
             None => self.direct_map(&mapping)?,
         };
         Ok(if emulate { Handled::Emulate } else { Handled::Retry })
-    }
-
-    /// The slot of a mapping's first gfn. A moved slot keeps vetoes made for its old base, so a large mapping may begin
-    /// before the slot that was asked for.
-    fn slot_of_first(&self, slot: Option<SlotAt>, first: Gfn) -> Option<SlotAt> {
-        let asked = slot?;
-        if self.slot_spec(asked).holds(first) { slot } else { self.find_slot(asked.as_id, first) }
     }
 
     /// The level to map at, and whether 4 KiB pages are forced.
@@ -218,7 +210,6 @@ impl MmuState {
         {
             mapping.level = 2;
             mapping.gfn = mapping.gfn.align_down(2);
-            mapping.slot = self.slot_of_first(mapping.slot, mapping.gfn);
             mapping.backing = Backing::Frame { pfn: pfn.align_down(2), host_writable };
         }
     }

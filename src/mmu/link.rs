@@ -200,10 +200,18 @@ impl MmuState {
     }
 
     /// Whether large pages of this level are vetoed at the gfn.
+    ///
+    /// Differs: one that would reach over the slot's edge always is. The kernel vetoes those when a slot is created, but a
+    /// move keeps the old vetoes, and the kernel then maps, and looks for reverse maps, outside the slot.
     pub(super) fn is_large_disallowed(&self, slot: Option<SlotAt>, gfn: Gfn, level: u8) -> bool {
         slot.is_none_or(|slot| {
-            let index = self.slot_spec(slot).index(gfn, level);
-            self.slot_body(slot).disallowed(index, level) != 0 && !is_chosen(Mutant::LargeVetoIgnored)
+            let spec = self.slot_spec(slot);
+            let first = gfn.align_down(level);
+            let last = first.plus(pages_per(level) - 1);
+            !spec.holds(first)
+                || !spec.holds(last)
+                || self.slot_body(slot).disallowed(spec.index(gfn, level), level) != 0
+                    && !is_chosen(Mutant::LargeVetoIgnored)
         })
     }
 

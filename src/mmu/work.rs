@@ -16,7 +16,7 @@ pub struct Work {
     pub pages_freed: u64,
     /// Non-zero entries cleared by zaps of pages.
     pub sptes_cleared: u64,
-    /// Reverse-map entries added, removed, or visited by a handler.
+    /// Reverse-map entries added, removed, or come to by a handler that may change them.
     pub rmap_steps: u64,
     /// Parent entries added or removed.
     pub parent_steps: u64,

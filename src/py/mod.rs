@@ -5,6 +5,8 @@ mod codec;
 mod errors;
 mod ftrace;
 mod machine;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod reports;
 
 use pyo3::prelude::*;
@@ -21,4 +23,10 @@ mod _core {
 
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    #[cfg(feature = "mutants")]
+    #[pymodule_init]
+    fn announce_mutants(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        super::mutants::announce(module)
+    }
 }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 import kvm_mmu as km
+import pytest
 
 
 class FourBits(km.GenerationPolicy):
@@ -29,7 +28,13 @@ class FourBits(km.GenerationPolicy):
 @pytest.mark.parametrize("plan", ["seed", "merged", "indexed", "v5.0-fast"])
 def test_create_and_delete_wrap_after_the_number_of_updates_the_policy_says(plan):
     policy = FourBits()
-    vm = km.Vm(kernel="v5.0-seed", family="npt", generation=policy, plans={"wrap": plan, "slot_removal": "v5.2-slot"}, events="all")
+    vm = km.Vm(
+        kernel="v5.0-seed",
+        family="npt",
+        generation=policy,
+        plans={"wrap": plan, "slot_removal": "v5.2-slot"},
+        events="all",
+    )
     vm.memslots.create(slot=0, gpa=0, size=1 << 20)
     vm.vcpus[0].access(0x1000, "w")
     vm.vcpus[0].access(0xFEE0_0000)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-
 from kvm_mmu.lab.machine_engine import MachineEngine
 from kvm_mmu.lab.scenario import Scenario, make_engine
 from kvm_mmu.testing.lockstep import Lockstep, LockstepDifference
@@ -27,20 +26,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "npt-5-levels": {"family": "npt", "vcpus": 2, "tdp_level": 5, "phys_bits": 52},
     "ept_ad-36-bits": {"family": "ept_ad", "vcpus": 2, "phys_bits": 36},
     "npt-flush-range": {"family": "npt", "vcpus": 2, "flush_range": 1},
+    "npt-three-vcpus": {"family": "npt", "vcpus": 3, "lpage_level": 2},
+    "ept_noad-flush-range": {"family": "ept_noad", "vcpus": 2, "flush_range": 1, "tdp_level": 5},
 }
+#: With the ranged hook the kernels flush around the table's own gfn where a leaf of the table was dropped (collapsible
+#: zap, a large leaf in the way, a head too long): a TLB may keep the leaf. tests/data/scenarios/ranged_flush_*.
+RANGED_FLUSH_GAPS = frozenset({"tlb_stale"})
 STEPS = 10_000
 SOAK_STEPS = 1_000_000
 CHUNK = 250
 
 
-def lockstep(kernel: str, config: dict[str, Any], plans: dict[str, Any] | None = None, audit_every: int = 1) -> Lockstep:
+def lockstep(
+    kernel: str, config: dict[str, Any], plans: dict[str, Any] | None = None, audit_every: int = 1
+) -> Lockstep:
     """Fresh engines side by side."""
     header = {"scenario": "lockstep", "format": 1, "variant": kernel, "config": config, "dump": "all"}
     if plans:
         header["plans"] = plans
     scenario = Scenario(kernel=kernel, config=config, plans=plans or {})
     return Lockstep(
-        make_engine(scenario, backend="core"), make_engine(scenario, backend="reference"), header, audit_every
+        make_engine(scenario, backend="core"),
+        make_engine(scenario, backend="reference"),
+        header,
+        audit_every,
+        RANGED_FLUSH_GAPS if config.get("flush_range") else frozenset(),
     )
 
 
@@ -52,8 +62,19 @@ def pairs(total: int, chunk: int = CHUNK) -> list[tuple[str, str, int]]:
 
 def run(kernel: str, config: str, seed: int, steps: int, audit_every: int) -> int:
     pair = lockstep(kernel, CONFIGS[config], audit_every=audit_every)
-    pair.apply({"op": "set_memslot", "as": 0, "id": 0, "gpa": "0x0", "size": "0x400000", "hva": "0x200000000", "flags": 0})
-    done = 1 + pair.run(Generator(seed, Universe(vcpus=2), kernel), steps - 1)
+    pair.apply(
+        {
+            "op": "set_memslot",
+            "as": 0,
+            "id": 0,
+            "gpa": "0x0",
+            "size": "0x400000",
+            "hva": "0x200000000",
+            "flags": 0,
+        }
+    )
+    vcpus = CONFIGS[config]["vcpus"]
+    done = 1 + pair.run(Generator(seed, Universe(vcpus=vcpus), kernel), steps - 1)
     pair.check_audit()
     return done
 
@@ -82,7 +103,8 @@ def test_any_plan_for_any_event(event, plan):
         pair = lockstep("v5.2", CONFIGS["npt"], {event: plan})
     pair.run(Generator(7, Universe(vcpus=2), "v5.2"), 60)
     pair.apply({"op": "teardown"})
-    assert pair.one.state()["used"] == 0
+    if not (event == "teardown" and plan in ("seed", "merged", "indexed")):  # those leave all other pages
+        assert pair.one.state()["used"] == 0
 
 
 def test_the_judge_sees_a_difference_and_prints_a_scenario():
@@ -95,7 +117,9 @@ def test_the_judge_sees_a_difference_and_prints_a_scenario():
 
     pair = lockstep("v5.0", {"family": "npt"})
     pair.one = Lying("v5.0", {"family": "npt"})
-    with pytest.raises(LockstepDifference, match=r"(?s)ctr\.flush: the reference says nothing, the core 1.*\"access\""):
+    with pytest.raises(
+        LockstepDifference, match=r"(?s)ctr\.flush: the reference says nothing, the core 1.*\"access\""
+    ):
         pair.apply({"op": "access", "vcpu": 0, "gpa": 0, "kind": "r"})
 
 
@@ -107,7 +131,15 @@ class LockstepMachine(RuleBasedStateMachine):
         self.kernel = kernel
         self.pair = lockstep(kernel, CONFIGS[config])
         self.pair.apply(
-            {"op": "set_memslot", "as": 0, "id": 0, "gpa": "0x0", "size": "0x400000", "hva": "0x200000000", "flags": 0}
+            {
+                "op": "set_memslot",
+                "as": 0,
+                "id": 0,
+                "gpa": "0x0",
+                "size": "0x400000",
+                "hva": "0x200000000",
+                "flags": 0,
+            }
         )
 
     @rule(seed=st.integers(0, 1 << 32))

@@ -213,3 +213,19 @@ def test_the_map_has_every_file_of_the_core() -> None:
         "tests"
     }
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(rooms)
+
+
+def test_the_table_of_recordings_is_what_the_command_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvm_mmu", "trace", "fidelity", "tests/data/traces"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    page = (ROOT / "docs" / "recordings.md").read_text(encoding="utf-8")
+    assert page[page.index("| kernel |") :].split() == done.stdout.split()
+    equal, outputs = re.findall(r"(\d+) of \d+ (?:recordings|outputs)", done.stdout)
+    sentence = f"All {equal} that this project carries, {int(outputs):,} outputs"
+    assert sentence in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ PAGE = 0x1000
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("kernel", ["v5.0", "v5.0-seed", "v5.2"])
+@pytest.mark.parametrize("kernel", ["v5.0", "v5.0-seed", "v5.2", "v5.3", "v5.4", "v6.1", "v6.12"])
 def test_random_operations_keep_the_structure(kernel: str, seed: int) -> None:
     choose = random.Random(f"{kernel} {seed}")
     family = choose.choice(["npt", "ept_ad", "ept_noad"])

@@ -79,7 +79,7 @@ def test_the_fast_invalidate_zaps_all_and_offers_the_lock_after_ten() -> None:
     engine = vm("v5.0", tables=20)
     pages = engine.kvm.n_used_mmu_pages
     run = zap(engine, "v5.0-fast")
-    root = engine.kvm.vcpus[0].root
+    root = engine.kvm.vcpus[0].roots[0]
     assert run["ret"] == pages - 1  # the root is in use
     assert [event[0] for event in run["line"]["events"][:2]] == ["invalidate_zap_all", "reload_mmus"]
     # One offer before each prepare from the eleventh zapped page on: none drops the lock, so the batch stays full.
@@ -117,7 +117,7 @@ def test_the_smallest_stale_next() -> None:
 def test_a_next_that_only_moved_is_followed_to_its_new_place() -> None:
     """The root is in use: zapped in a break it stays on the list, at the head, and is zapped there again."""
     engine = vm(tables=1, mmio=0)
-    root = engine.kvm.vcpus[0].root
+    root = engine.kvm.vcpus[0].roots[0]
     pages = len(engine.state()["active"])
     engine.apply({"op": "lock_break", "cond": pages - 1, "do": [[{"op": "change_mmu_pages", "n": 0}]]})
     run = zap(engine, {"walk": "head", "only": "all", "offer": "each_page"})

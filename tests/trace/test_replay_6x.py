@@ -268,3 +268,10 @@ def test_impossible_levels_are_refused(tmp_path: Path):
     story.fault(0x1000000, 0x100000006, level=5)
     with pytest.raises(TraceError, match="level 5 is not possible"):
         story.outputs()
+
+
+def test_a_recording_is_replayed_with_the_rules_of_its_kernels_only():
+    with pytest.raises(TraceError, match=r"recorded on 6\.x, so it cannot be replayed as v5\.2"):
+        replay(TRACES / "6.12" / "npt1tdp0_zap_batch" / "trace.txt.xz", no_engine, kernel="v5.2")
+    with pytest.raises(TraceError, match=r"recorded on 5\.x, so it cannot be replayed as v6\.1"):
+        replay(TRACES / "5.0.1-npt" / "basic" / "trace.txt.xz", no_engine, kernel="v6.1")

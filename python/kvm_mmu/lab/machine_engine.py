@@ -71,13 +71,16 @@ def word(op: Op, key: str, words: tuple[str, ...]) -> str:
     """A word of an operation out of a closed list."""
     value = op.get(key)
     if value not in words:
-        raise ScenarioError(f"operation {op.get('op')!r}: {key}={value!r}, expected one of {', '.join(words)}")
+        raise ScenarioError(
+            f"operation {op.get('op')!r}: {key}={value!r}, expected one of {', '.join(words)}"
+        )
     return str(value)
 
 
 def _ops(value: object, where: str) -> list[list[dict[str, Any]]]:
     if not isinstance(value, list) or not all(
-        isinstance(inner, list) and all(isinstance(op, dict) and isinstance(op.get("op"), str) for op in inner)
+        isinstance(inner, list)
+        and all(isinstance(op, dict) and isinstance(op.get("op"), str) for op in inner)
         for inner in value
     ):
         raise ScenarioError(f"{where}: expected a list of operation lists")
@@ -106,7 +109,11 @@ class MachineEngine:
     """Applies scenario operations to a `Vm`."""
 
     def __init__(
-        self, kernel: str, config: Mapping[str, Any] | None = None, plans: Mapping[str, Any] | None = None, **more: Any
+        self,
+        kernel: str,
+        config: Mapping[str, Any] | None = None,
+        plans: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         values = {**DEFAULTS, **(config or {})}
         for key in ("execonly", "pml", "flush_range", *OPTIONAL):
@@ -178,7 +185,9 @@ class MachineEngine:
         name = op.get("op")
         handler = OPERATIONS.get(name) if isinstance(name, str) else None
         if handler is None:
-            raise ScenarioError(f"unknown operation {name!r}, expected one of {', '.join(sorted(OPERATIONS))}")
+            raise ScenarioError(
+                f"unknown operation {name!r}, expected one of {', '.join(sorted(OPERATIONS))}"
+            )
         try:
             result = handler(self, op)
         except MemslotError as error:
@@ -257,7 +266,9 @@ class MachineEngine:
         return 0
 
     def _get_dirty_log(self, op: Op) -> tuple[int, dict[str, Any]]:
-        ret, words = self.vm.core.get_dirty_log(self._as_id(op), number(op, "id", limit=1 << 32), self._manual)
+        ret, words = self.vm.core.get_dirty_log(
+            self._as_id(op), number(op, "id", limit=1 << 32), self._manual
+        )
         return ret, {"bitmap": [hex(value) for value in words]}
 
     def _clear_dirty_log(self, op: Op) -> int:
@@ -382,13 +393,19 @@ class MachineEngine:
     def _dump(self, _op: Op) -> int:
         return 0
 
-    def _zap(self, op: Op) -> tuple[int, dict[str, Any]]:
+    def _zap(self, op: Op) -> int | tuple[int, dict[str, Any]]:
         plan = op.get("plan")
         if not isinstance(plan, str | dict):
             raise ScenarioError(f"operation 'zap': plan={plan!r}, expected a name, text or object")
-        slot = (self._as_id(op), number(op, "id")) if op.get("id") is not None else None
-        gfns = (number(op, "start"), number(op, "end")) if op.get("start") is not None else None
-        run = self.vm.zap(as_plan(plan), slot, gfns)
+        chosen = as_plan(plan)
+        slot = gfns = None
+        if chosen.only == "slot":
+            slot = (self._as_id(op), number(op, "id"))
+            if not self._has_slot(op):
+                return -ENOENT
+        elif chosen.only == "gfn_range":
+            gfns = (number(op, "start"), number(op, "end"))
+        run = self.vm.zap(chosen, slot, gfns)
         out: dict[str, Any] = {"outcome": run.outcome, "restarts": run.work["restarts"]}
         if run.outcome == "stale_next":
             out |= {"page": run.page, "step": run.step}

@@ -92,7 +92,9 @@ def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]
         except StopIteration:
             return
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
-            raise ScenarioError(f"{name}:{number + 1}: the compressed file ends in the middle ({error})") from error
+            raise ScenarioError(
+                f"{name}:{number + 1}: the compressed file ends in the middle ({error})"
+            ) from error
         number += 1
         yield number, line
 

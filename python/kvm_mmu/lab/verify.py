@@ -167,7 +167,9 @@ def verify_files(
             except KvmMmuError:
                 raise
             except Exception as error:
-                raise KvmMmuError(f"{path}: the worker process died ({error or type(error).__name__})") from error
+                raise KvmMmuError(
+                    f"{path}: the worker process died ({error or type(error).__name__})"
+                ) from error
     finally:
         if executor is None:
             pool.shutdown(cancel_futures=True)

@@ -25,6 +25,10 @@ def list_move_head(active: ActiveList, page_id: int) -> None:
     list_add_head(active, page_id)
 
 
+def list_contains(active: ActiveList, page_id: int) -> bool:
+    return page_id in active.next
+
+
 def list_is_empty(active: ActiveList) -> bool:
     return active.next[0] == 0
 

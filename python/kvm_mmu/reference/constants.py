@@ -1,4 +1,4 @@
-"""Numbers of the kernel's x86 MMU that the reference needs, under the kernel's names (v5.0 to v5.2).
+"""Numbers of the kernel's x86 MMU that the reference needs, under the kernel's names (v5.0 to v6.12).
 
 Owns nothing that varies at run time: masks that depend on the family and the physical width are in
 `masks`, the differences between kernels in `kernels`.
@@ -24,14 +24,11 @@ PT_MAX_HUGEPAGE_LEVEL: Final = 3
 # Bits of an SPTE that are the same for every family.
 PT_WRITABLE_MASK: Final = 1 << 1
 PT_PAGE_SIZE_MASK: Final = 1 << 7
-SPTE_HOST_WRITEABLE: Final = 1 << 10
-SPTE_MMU_WRITEABLE: Final = 1 << 11
 PT64_BASE_ADDR_MASK: Final = ((1 << 52) - 1) & ~(PAGE_SIZE - 1)
-SPTE_SPECIAL_MASK: Final = 1 << 62
+SPTE_SPECIAL_MASK: Final = 1 << 62  # until v5.3
 
-# Where an access-tracked entry keeps the read and execute bits it lost.
+# The read and execute bits, which an access-tracked entry keeps elsewhere.
 SHADOW_ACC_TRACK_SAVED_BITS_MASK: Final = 0b101
-SHADOW_ACC_TRACK_SAVED_BITS_SHIFT: Final = 52
 
 ACC_EXEC_MASK: Final = 1
 ACC_WRITE_MASK: Final = 2
@@ -84,6 +81,7 @@ EMULTYPE_RETRY: Final = 8
 X86_CR0_WP: Final = 1 << 16
 EFER_NX: Final = 1 << 11
 
+EPERM: Final = 1
 ENOENT: Final = 2
 EFAULT: Final = 14
 EEXIST: Final = 17

@@ -3,7 +3,7 @@
 Owns `KvmMemorySlot.dirty_bitmap` being taken and cleared. Models kvm_mmu_slot_remove_write_access,
 kvm_mmu_slot_leaf_clear_dirty, kvm_mmu_slot_largepage_remove_write_access, kvm_mmu_slot_set_dirty,
 kvm_mmu_zap_collapsible_sptes, kvm_arch_mmu_enable_log_dirty_pt_masked, the PML hooks, kvm_vm_ioctl_get_dirty_log and
-kvm_vm_ioctl_clear_dirty_log of v5.0 and v5.2.
+kvm_vm_ioctl_clear_dirty_log of v5.0 to v6.12.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .flush import (
 )
 from .host_memory import is_compound_page
 from .pte_list import PteList
-from .rmap import drop_spte, rmap_clear_dirty, rmap_entries, rmap_set_dirty, rmap_write_protect
+from .rmap import drop_spte, gfn_to_rmap, rmap_clear_dirty, rmap_entries, rmap_set_dirty, rmap_write_protect
 from .role import role_is_direct, role_level
 from .slot_walk import (
     ALL_LEVELS,
@@ -27,7 +27,7 @@ from .slot_walk import (
     RmapHandler,
     slot_handle_levels,
 )
-from .state import Kvm, KvmMemorySlot
+from .state import Kvm, KvmMemorySlot, ShadowPage
 
 BITS_PER_LONG = 64
 
@@ -66,14 +66,21 @@ def kvm_mmu_slot_set_dirty(kvm: Kvm, slot: KvmMemorySlot) -> None:
     walk_then_flush_slot(kvm, slot, set_dirty_head, ALL_LEVELS)
 
 
-def zap_collapsible_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
+def is_collapsible(kvm: Kvm, slot: KvmMemorySlot, sp: ShadowPage, spte: int) -> bool:
+    """Whether a small mapping of a direct page could be large; v6 looks the page's base up in the slot, too."""
+    if not role_is_direct(sp.role) or not is_compound_page(kvm.host, word.spte_to_pfn(spte)):
+        return False
+    return not kvm.rules.is_v6 or slot.base_gfn <= sp.gfn < slot.base_gfn + slot.npages
+
+
+def zap_collapsible_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
     """Drop small mappings of huge host pages so that the next fault maps them large."""
     need_flush = False
     rescan = True
     while rescan:
         rescan = False
         for sp, index, spte in rmap_entries(kvm, head):
-            if not role_is_direct(sp.role) or not is_compound_page(kvm.host, word.spte_to_pfn(spte)):
+            if not is_collapsible(kvm, slot, sp, spte):
                 continue
             drop_spte(kvm, sp, index)
             if kvm_available_flush_tlb_with_range(kvm):
@@ -105,6 +112,15 @@ def handle_masked_gfns(kvm: Kvm, slot: KvmMemorySlot, offset: int, mask: int, ha
 
 
 def kvm_arch_mmu_enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemorySlot, offset: int, mask: int) -> None:
+    """Note again who writes to up to 64 gfns. Where all began as dirty, no large leaf was split yet: write-protect
+    those over the first and the last gfn, so that a write fault does it."""
+    if kvm.dirty_log_initially_set and mask:
+        first = slot.base_gfn + offset
+        for gfn in (first + (mask & -mask).bit_length() - 1, first + mask.bit_length() - 1):
+            for level in range(LARGE_LEVELS.first, LARGE_LEVELS.last + 1):
+                head = gfn_to_rmap(slot, gfn, level)
+                if head is not None:
+                    rmap_write_protect(kvm, head, pt_protect=True)
     handler = clear_dirty_head if kvm.config.pml else write_protect_head
     handle_masked_gfns(kvm, slot, offset, mask, handler)
 

@@ -109,7 +109,7 @@ def dump_sptes(kvm: Kvm, sp: ShadowPage) -> list[list[Any]]:
 
 def dump_vcpu(vcpu: Vcpu) -> dict[str, Any]:
     return {
-        "root": vcpu.root,
+        "root": vcpu.roots[0] if len(vcpu.roots) == 1 else list(vcpu.roots) or None,
         "cr3": hex(vcpu.cr3),
         "prev_roots": [None, None, None],
         "requests": hex(vcpu.requests),

@@ -28,7 +28,14 @@ def new_kvm(kernel: str, config: Config, plans: Mapping[str, Any] | None) -> Kvm
     kvm = Kvm(
         rules=rules,
         config=config,
-        masks=make_masks(config.family, config.phys_bits, config.execonly),
+        masks=make_masks(
+            rules,
+            config.family,
+            config.phys_bits,
+            config.execonly,
+            l1tf=config.l1tf,
+            mmio_caching=config.mmio_caching,
+        ),
         plans=chosen,
         run_nested=run_nested_op,
         memslots=[KvmMemslots(initial_generation(rules, as_id)) for as_id in range(KVM_ADDRESS_SPACE_NUM)],
@@ -50,7 +57,7 @@ class Engine:
         plans: Mapping[str, Any] | None = None,
     ) -> None:
         self.kernel = kernel
-        self.kvm = new_kvm(kernel, parse_config(config), plans)
+        self.kvm = new_kvm(kernel, parse_config(config, kernel_rules(kernel)), plans)
 
     def __repr__(self) -> str:
         kvm = self.kvm

@@ -21,7 +21,8 @@ from .constants import (
     PT_WRITABLE_MASK,
     spte_index,
 )
-from .masks import bits
+from .masks import LEGACY_FAMILIES, bits
+from .page import vcpu_root
 from .rmap import write_spte
 from .role import role_level
 from .slots import kvm_vcpu_mark_page_dirty
@@ -55,7 +56,9 @@ def ept_entry_fault(kvm: Kvm, spte: int, kind: str) -> int | None:
 
 def npt_entry_fault(kvm: Kvm, spte: int, kind: str) -> int | None:
     """The error code an NPT entry gives for an access, None when it lets it through."""
-    code = PFERR_GUEST_FINAL | PFERR_USER | {"r": 0, "w": PFERR_WRITE, "x": PFERR_FETCH}[kind]
+    code = {"r": 0, "w": PFERR_WRITE, "x": PFERR_FETCH}[kind]
+    if kvm.config.family == "npt":  # a guest without paging on shadow tables runs as supervisor
+        code |= PFERR_GUEST_FINAL | PFERR_USER
     if not spte & 1:
         return code
     if spte & bits(kvm.config.phys_bits, 51):
@@ -66,10 +69,11 @@ def npt_entry_fault(kvm: Kvm, spte: int, kind: str) -> int | None:
 
 def hardware_walk(kvm: Kvm, vcpu: Vcpu, gpa: int, kind: str) -> HardwareFault | None:
     """Translate one access from a loaded root; None is success."""
-    assert vcpu.root is not None
-    entry_fault = npt_entry_fault if kvm.config.family == "npt" else ept_entry_fault
+    root = vcpu_root(vcpu, gpa)
+    assert root is not None
+    entry_fault = npt_entry_fault if kvm.config.family in LEGACY_FAMILIES else ept_entry_fault
     path: list[tuple[ShadowPage, int]] = []
-    sp = kvm.pages[vcpu.root]
+    sp = kvm.pages[root]
     while True:
         level = role_level(sp.role)
         index = spte_index(gpa, level)

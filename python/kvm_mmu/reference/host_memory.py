@@ -1,10 +1,13 @@
 """The host behind the slots: what a host page is like and what pinning it gives.
 
-Owns the reading and writing of `HostMemory`. The host frame of a host virtual address is always the address
-divided by the page size; this replaces get_user_pages, vma sizes and transparent huge pages of the real host.
+Owns the reading and writing of `HostMemory`, and `HostAnswer`, what a fault operation says in its place. The host
+frame of a host virtual address is always the address divided by the page size; this replaces get_user_pages, vma
+sizes and transparent huge pages of the real host.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT
 from .slots import gfn_to_memslot
@@ -13,6 +16,19 @@ from .state import HostMemory, Kvm
 HOST_STATES = ("rw", "cow", "fault", "hwpoison")
 HOST_PAGE_KINDS = ("none", "thp", "hugetlb2m", "hugetlb1g")
 HOST_LEVEL = {"none": 1, "thp": 1, "hugetlb2m": 2, "hugetlb1g": 3}
+# v6 asks the host's page tables, where a transparent huge page shows.
+HOST_LEVEL_V6 = {**HOST_LEVEL, "thp": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class HostAnswer:
+    """What the host said to one fault: the level it allows, whether the page is writable, and the gfns that the
+    prefetch's lookup finds (None: ask the model). `is_retry`: it said nothing, the lookup must come again."""
+
+    level: int = 1
+    is_writable: bool = False
+    found: frozenset[int] | None = None
+    is_retry: bool = False
 
 
 def set_host_state(host: HostMemory, first_pfn: int, npages: int, state: str) -> None:

@@ -1,7 +1,7 @@
 """Building the path to a direct mapping and storing it, with the prefetch of its neighbours.
 
-Owns the writing of new leaves. Models __direct_map, mmu_set_spte, set_spte, mark_mmio_spte,
-mmu_need_write_protect and direct_pte_prefetch of v5.0 and v5.2.
+Owns the writing of new leaves up to v5.4; v6 has its own in `map_v6`. Models __direct_map, mmu_set_spte, set_spte,
+mark_mmio_spte, mmu_need_write_protect and direct_pte_prefetch of v5.0 to v5.4.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ from .constants import (
     RET_PF_RETRY,
     SET_SPTE_NEED_REMOTE_TLB_FLUSH,
     SET_SPTE_WRITE_PROTECTED_PT,
-    SPTE_HOST_WRITEABLE,
-    SPTE_MMU_WRITEABLE,
-    SPTE_SPECIAL_MASK,
     U64,
     kvm_pages_per_hpage,
     spte_index,
 )
 from .flush import kvm_flush_remote_tlbs_with_address
-from .host_memory import can_pin_for_write_atomically
+from .host_memory import HostAnswer, can_pin_for_write_atomically
 from .mmio import encode_mmio_spte, is_mmio_spte, mmio_generation
-from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page
+from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page, vcpu_root
 from .pin import PFN_NOSLOT, PinnedPfn
 from .rmap import (
     drop_spte,
@@ -40,6 +37,7 @@ from .rmap import (
     mmu_spte_update,
     rmap_add,
     rmap_recycle,
+    shown_spte,
     write_spte,
 )
 from .role import role_is_ad_disabled, role_level
@@ -57,17 +55,25 @@ from .state import Kvm, ShadowPage, Vcpu
 
 
 def direct_map(
-    kvm: Kvm, vcpu: Vcpu, gpa: int, is_write: bool, level: int, gfn: int, pinned: PinnedPfn
+    kvm: Kvm,
+    vcpu: Vcpu,
+    gpa: int,
+    is_write: bool,
+    level: int,
+    gfn: int,
+    pinned: PinnedPfn,
+    answer: HostAnswer | None = None,
 ) -> int:
     """Walk down from the root, building tables, and map the page at the level; no root means retry."""
-    if vcpu.root is None:
+    root = vcpu_root(vcpu, gpa)
+    if root is None:
         return RET_PF_RETRY
-    sp = kvm.pages[vcpu.root]
+    sp = kvm.pages[root]
     while role_level(sp.role) > level:
         sp = table_below(kvm, vcpu, sp, gpa)
     index = spte_index(gpa, level)
     verdict = mmu_set_spte(kvm, vcpu, sp, index, gfn, pinned, is_write_fault=is_write, is_speculative=False)
-    direct_pte_prefetch(kvm, vcpu, sp, index)
+    direct_pte_prefetch(kvm, vcpu, sp, index, answer)
     return verdict
 
 
@@ -126,6 +132,8 @@ def mmu_set_spte(
     stored = sp.sptes.get(index, 0)
     if is_mmio_spte(kvm.masks, stored):
         verdict = RET_PF_EMULATE
+    if kvm.rules.has_set_spte_event:
+        kvm.events.append(["set_spte", sp.id, index, gfn, shown_spte(kvm, sp, stored), level])
     if not was_rmapped and word.is_large_pte(stored):
         kvm.ctr["lpages"] += 1  # counts MMIO entries too, where a generation bit looks like a large page
     if not was_rmapped and word.is_shadow_present_pte(kvm.masks, stored):
@@ -146,20 +154,20 @@ def set_spte(
     level = role_level(sp.role)
     ad_disabled = role_is_ad_disabled(sp.role)
     spte = masks.present | masks.x | masks.user | masks.leaf_memory_type | masks.me
-    spte |= SPTE_SPECIAL_MASK if ad_disabled else 0
+    spte |= masks.ad_disabled if ad_disabled else 0
     spte |= masks.accessed if not ad_disabled and not is_speculative else 0
     spte |= PT_PAGE_SIZE_MASK if level > PT_PAGE_TABLE_LEVEL else 0
     spte |= pinned.pfn << PAGE_SHIFT
     result = 0
     if pinned.is_host_writable:
-        spte |= SPTE_HOST_WRITEABLE
+        spte |= masks.host_writeable
         slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
         if level > PT_PAGE_TABLE_LEVEL and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
             return 0  # a veto arrived since the level was chosen: map nothing, the guest comes again
         if kvm_page_track_is_active(kvm, vcpu, gfn):
             result |= SET_SPTE_WRITE_PROTECTED_PT
         else:
-            spte |= PT_WRITABLE_MASK | SPTE_MMU_WRITEABLE
+            spte |= PT_WRITABLE_MASK | masks.mmu_writeable
             kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)
             spte |= 0 if ad_disabled else masks.dirty
     if is_speculative:
@@ -173,14 +181,21 @@ def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -
     """Store an MMIO entry of the current generation of the vCPU's own address space."""
     access = ACC_WRITE_MASK | ACC_USER_MASK
     gen = mmio_generation(kvm.rules, kvm.memslots[vcpu_address_space(vcpu)].generation)
-    if not sp.mmio_cached:
-        sp.mmio_cached = True
-        kvm.mmio_pages[sp.id] = None
+    note_mmio_cached(kvm, sp)
     kvm.events.append(["mark_mmio", sp.id, index, gfn, access, gen])
     write_spte(sp, index, encode_mmio_spte(kvm.rules, kvm.masks, gfn, access, gen))
 
 
-def direct_pte_prefetch(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, faulting: int) -> None:
+def note_mmio_cached(kvm: Kvm, sp: ShadowPage) -> None:
+    """The page holds an MMIO entry, or held one; plans ask for it on every kernel."""
+    if not sp.mmio_cached:
+        sp.mmio_cached = True
+        kvm.mmio_pages[sp.id] = None
+
+
+def direct_pte_prefetch(
+    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, faulting: int, answer: HostAnswer | None = None
+) -> None:
     """Map the runs of empty entries before present ones in the aligned group of eight.
 
     Only backwards: a run that reaches the end of the group is left alone. Aging would be blind to what is
@@ -193,32 +208,46 @@ def direct_pte_prefetch(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, faulting: int) -> 
     for index in range(group, group + PTE_PREFETCH_NUM):
         spte = sp.sptes.get(index, 0)
         if index == faulting or word.is_shadow_present_pte(kvm.masks, spte):
-            if start is not None and not direct_pte_prefetch_many(kvm, vcpu, sp, start, index):
+            if start is not None and not direct_pte_prefetch_many(kvm, vcpu, sp, start, index, answer):
                 return
             start = None
         elif start is None:
             start = index
 
 
-def direct_pte_prefetch_many(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, start: int, end: int) -> bool:
-    """Map entries start..end (end exclusive) as far as their pages can be pinned at once."""
+def pin_run(
+    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, start: int, end: int, answer: HostAnswer | None
+) -> list[PinnedPfn]:
+    """Pages for entries start..end (end exclusive), as far as they can be pinned at once; empty: none may be."""
     gfn = kvm_mmu_page_get_gfn(sp, start)
     slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
     if slot is None or not memslot_is_visible(slot):
-        return False
+        return []
     if slot.dirty_bitmap is not None or memslot_is_readonly(slot):
-        return False
+        return []
     if slot.base_gfn + slot.npages - gfn < end - start:
-        return False
-    pfns = []
+        return []
+    pinned = []
     for position in range(end - start):
         pfn = gfn_to_pfn_in_slot(slot, gfn + position)
-        if not can_pin_for_write_atomically(kvm.host, pfn):
+        if answer is None or answer.found is None:
+            is_found = can_pin_for_write_atomically(kvm.host, pfn)
+        else:
+            is_found = gfn + position in answer.found
+        if not is_found:
             break
-        pfns.append(pfn)
-    for position, pfn in enumerate(pfns):
-        pinned = PinnedPfn(pfn, pfn << PAGE_SHIFT, is_host_writable=True)
+        pinned.append(PinnedPfn(pfn, pfn << PAGE_SHIFT, is_host_writable=True))
+    return pinned
+
+
+def direct_pte_prefetch_many(
+    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, start: int, end: int, answer: HostAnswer | None
+) -> bool:
+    """Map entries start..end (end exclusive) as far as their pages can be pinned at once."""
+    gfn = kvm_mmu_page_get_gfn(sp, start)
+    run = pin_run(kvm, vcpu, sp, start, end, answer)
+    for position, pinned in enumerate(run):
         mmu_set_spte(
             kvm, vcpu, sp, start + position, gfn + position, pinned, is_write_fault=False, is_speculative=True
         )
-    return bool(pfns)
+    return bool(run)

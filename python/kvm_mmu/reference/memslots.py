@@ -2,10 +2,10 @@
 
 Owns `Kvm.memslots`, with the reference's own generation arithmetic and order. Models __kvm_set_memory_region,
 install_new_memslots, kvm_arch_memslots_updated, kvm_mmu_invalidate_mmio_sptes and
-kvm_arch_commit_memory_region of v5.0 and v5.2.
+kvm_arch_commit_memory_region of v5.0 to v6.12.
 
 Invariants: slots are in descending base order; generations of the two address spaces never meet (v5.0 2 and 0
-modulo 4, v5.2 even and odd). v5.0 never detects the wrap of address space 0, because it starts at -150 and steps
+modulo 4, later even and odd). v5.0 never detects the wrap of address space 0, because it starts at -150 and steps
 over zero.
 """
 
@@ -56,6 +56,8 @@ def initial_generation(rules: KernelRules, as_id: int) -> int:
 
 def kvm_mmu_invalidate_mmio_sptes(kvm: Kvm, generation: int) -> None:
     """The wrap check: when the kept part came round to zero, stale MMIO entries would look fresh."""
+    if kvm.rules.is_v6:
+        kvm.events.append(["invalidate_mmio", hex(generation)])
     gen = mmio_generation(kvm.rules, generation)
     if kvm.rules.has_refactored_mmio_gen:
         gen &= ~(c.KVM_ADDRESS_SPACE_NUM - 1)  # the low bits tell the address spaces apart
@@ -79,6 +81,8 @@ def install_new_memslots(kvm: Kvm, memslots: KvmMemslots, publications: Publicat
         # The check comes before anybody can see the final generation.
         final = memslots.generation & ~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
         final = (final + c.KVM_ADDRESS_SPACE_NUM) & c.U64
+        if kvm.rules.is_v6:
+            kvm.events.append(["memslots_updated", hex(final)])
         kvm_mmu_invalidate_mmio_sptes(kvm, final)
         memslots.generation = final
     else:
@@ -171,19 +175,22 @@ def kvm_set_memory_region(kvm: Kvm, region: MemoryRegion, during: list[list[Op]]
         return move_memslot(kvm, memslots, slot, region, publications)
     if slot.flags != region.flags:
         old_flags = slot.flags
-        set_slot_flags(slot, region.flags)
+        set_slot_flags(kvm, slot, region.flags)
         install_new_memslots(kvm, memslots, publications)
-        kvm_arch_commit_memory_region(kvm, slot, old_flags)
+        kvm_arch_commit_memory_region(kvm, slot, old_flags, "flags")
     return 0
 
 
-def set_slot_flags(slot: KvmMemorySlot, flags: int) -> None:
-    """The bitmap goes with the log flag and stays while the flag stays."""
+def set_slot_flags(kvm: Kvm, slot: KvmMemorySlot, flags: int) -> None:
+    """The bitmap goes with the log flag and stays while the flag stays.
+
+    Initially set, every page counts as dirty: nothing is write-protected until its bit is cleared.
+    """
     slot.flags = flags
     if not flags & KVM_MEM_LOG_DIRTY_PAGES:
         slot.dirty_bitmap = None
     elif slot.dirty_bitmap is None:
-        slot.dirty_bitmap = set()
+        slot.dirty_bitmap = set(range(slot.npages)) if kvm.dirty_log_initially_set else set()
 
 
 def create_memslot(kvm: Kvm, memslots: KvmMemslots, region: MemoryRegion, publications: Publications) -> int:
@@ -195,10 +202,10 @@ def create_memslot(kvm: Kvm, memslots: KvmMemslots, region: MemoryRegion, public
         flags=0,
     )
     new_lpage_vetoes(slot)
-    set_slot_flags(slot, region.flags)
+    set_slot_flags(kvm, slot, region.flags)
     insert_memslot(memslots, slot)
     install_new_memslots(kvm, memslots, publications)
-    kvm_arch_commit_memory_region(kvm, slot, old_flags=0)
+    kvm_arch_commit_memory_region(kvm, slot, 0, "create")
     return 0
 
 
@@ -210,6 +217,8 @@ def retire_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publica
 
 
 def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    if kvm.rules.is_v6:
+        kvm.events.append(["flush_shadow_memslot"])
     run_zap_plan(kvm, kvm.plans["slot_removal"], ZapTarget(slot=slot))
 
 
@@ -217,7 +226,7 @@ def delete_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publica
     retire_memslot(kvm, memslots, slot, publications)
     memslots.memslots = [other for other in memslots.memslots if other is not slot]
     install_new_memslots(kvm, memslots, publications)
-    kvm_arch_commit_memory_region(kvm, None, old_flags=0)
+    kvm_arch_commit_memory_region(kvm, None, 0, "delete")
     return 0
 
 
@@ -230,18 +239,23 @@ def move_memslot(
     memslots.memslots = [other for other in memslots.memslots if other is not slot]
     slot.base_gfn = region.guest_phys_addr >> c.PAGE_SHIFT
     grow_lpage_vetoes(slot)
-    set_slot_flags(slot, region.flags)
+    set_slot_flags(kvm, slot, region.flags)
     insert_memslot(memslots, slot)
     install_new_memslots(kvm, memslots, publications)
-    kvm_arch_commit_memory_region(kvm, slot, old_flags)
+    kvm_arch_commit_memory_region(kvm, slot, old_flags, "move")
     return 0
 
 
-def kvm_arch_commit_memory_region(kvm: Kvm, slot: KvmMemorySlot | None, old_flags: int) -> None:
+def kvm_arch_commit_memory_region(kvm: Kvm, slot: KvmMemorySlot | None, old_flags: int, change: str) -> None:
     """After the last publication; `slot` is None when it was deleted."""
-    if kvm.n_requested_mmu_pages == 0:
+    # v6 looks at the limit only when the number of pages changed, and at the flags only when they alone changed.
+    if kvm.n_requested_mmu_pages == 0 and (not kvm.rules.is_v6 or change in ("create", "delete")):
         kvm_mmu_change_mmu_pages(kvm, kvm_mmu_calculate_default_mmu_pages(kvm))
     if slot is None:
+        return
+    if kvm.rules.is_v6:
+        if change == "flags":
+            kvm_mmu_slot_apply_flags(kvm, slot, old_flags)
         return
     is_logged = slot.flags & KVM_MEM_LOG_DIRTY_PAGES
     if old_flags & KVM_MEM_LOG_DIRTY_PAGES and not is_logged:
@@ -252,3 +266,17 @@ def kvm_arch_commit_memory_region(kvm: Kvm, slot: KvmMemorySlot | None, old_flag
         enable_pml_log(kvm, slot)
     elif kvm.config.pml:
         kvm_mmu_slot_set_dirty(kvm, slot)
+
+
+def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: KvmMemorySlot, old_flags: int) -> None:
+    """v6: dirty logging was turned on or off; a read-only slot has nothing to protect or to make large again."""
+    if slot.flags & KVM_MEM_READONLY or not (old_flags ^ slot.flags) & KVM_MEM_LOG_DIRTY_PAGES:
+        return
+    if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        kvm_mmu_zap_collapsible_sptes(kvm, slot)
+    elif kvm.dirty_log_initially_set:
+        return
+    elif kvm.config.pml:
+        enable_pml_log(kvm, slot)
+    else:
+        kvm_mmu_slot_remove_write_access(kvm, slot)

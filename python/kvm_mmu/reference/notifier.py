@@ -12,7 +12,6 @@ from .constants import (
     PAGE_SHIFT,
     PT64_BASE_ADDR_MASK,
     PT_WRITABLE_MASK,
-    SPTE_HOST_WRITEABLE,
     U64,
 )
 from .flush import (
@@ -92,7 +91,7 @@ def kvm_set_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
         else:
             for sp, index, spte in rmap_entries(kvm, head):
                 need_flush = True
-                new = spte & ~(PT64_BASE_ADDR_MASK | PT_WRITABLE_MASK | SPTE_HOST_WRITEABLE) & U64
+                new = spte & ~(PT64_BASE_ADDR_MASK | PT_WRITABLE_MASK | kvm.masks.host_writeable) & U64
                 new = word.mark_spte_for_access_track(kvm.masks, new | pfn << PAGE_SHIFT)
                 mmu_spte_clear_track_bits(kvm, sp, index)
                 write_spte(sp, index, new)

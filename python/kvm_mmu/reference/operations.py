@@ -13,6 +13,7 @@ from .constants import ENOENT, PAGE_SHIFT
 from .dirty_log import (
     clear_dirty_head,
     handle_masked_gfns,
+    kvm_arch_mmu_enable_log_dirty_pt_masked,
     kvm_mmu_slot_largepage_remove_write_access,
     kvm_mmu_slot_leaf_clear_dirty,
     kvm_mmu_slot_remove_write_access,
@@ -22,7 +23,7 @@ from .dirty_log import (
     kvm_vm_ioctl_get_dirty_log,
     write_protect_head,
 )
-from .fault import clear_mmio_info, kvm_mmu_page_fault
+from .fault import kvm_mmu_page_fault
 from .hardware import hardware_walk
 from .host_memory import set_host_huge, set_host_state
 from .lock import set_lock_breaks
@@ -32,6 +33,7 @@ from .memslots import (
     kvm_mmu_invalidate_mmio_sptes,
     kvm_set_memory_region,
 )
+from .mmio_fault import clear_mmio_info
 from .notifier import (
     kvm_age_hva,
     kvm_set_spte_hva,
@@ -39,7 +41,12 @@ from .notifier import (
     kvm_unmap_hva_range,
     kvm_zap_gfn_range,
 )
-from .reclaim import kvm_mmu_change_mmu_pages, kvm_vm_ioctl_set_nr_mmu_pages, mmu_shrink_scan
+from .reclaim import (
+    kvm_mmu_change_mmu_pages,
+    kvm_mmu_zap_oldest_mmu_pages,
+    kvm_vm_ioctl_set_nr_mmu_pages,
+    mmu_shrink_scan,
+)
 from .roots import kvm_mmu_load, kvm_mmu_reset_context, kvm_mmu_unload, vcpu_enter_guest
 from .slots import gfn_to_memslot, id_to_memslot
 from .state import Kvm, KvmMemorySlot, Op, Vcpu
@@ -113,7 +120,7 @@ def op_access(kvm: Kvm, op: Op) -> Result:
 
 
 def op_fault(kvm: Kvm, op: Op) -> Result:
-    return kvm_mmu_page_fault(kvm, vcpu_of(kvm, op), op["gpa"], op["err"]), None
+    return kvm_mmu_page_fault(kvm, vcpu_of(kvm, op), op["gpa"], op["err"], op["host"]), None
 
 
 def op_enter(kvm: Kvm, op: Op) -> Result:
@@ -155,7 +162,17 @@ def op_clear_dirty_log(kvm: Kvm, op: Op) -> Result:
 
 
 def op_manual_protect(kvm: Kvm, op: Op) -> Result:
+    """1: manual, 3: manual and initially set, which v6 has."""
     kvm.manual_dirty_log_protect = op["on"] != 0
+    kvm.dirty_log_initially_set = kvm.rules.is_v6 and op["on"] & 2 != 0
+    return DONE
+
+
+def op_dirty_masked(kvm: Kvm, op: Op) -> Result:
+    slot = slot_of(kvm, op)
+    if slot is None:
+        return -ENOENT, None
+    kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, op["offset"], op["mask"])
     return DONE
 
 
@@ -220,6 +237,10 @@ def op_set_max_raw(kvm: Kvm, op: Op) -> Result:
 
 def op_shrink(kvm: Kvm, op: Op) -> Result:
     return mmu_shrink_scan(kvm, op["n"]), None
+
+
+def op_zap_oldest(kvm: Kvm, op: Op) -> Result:
+    return kvm_mmu_zap_oldest_mmu_pages(kvm, op["n"]), None
 
 
 def op_zap_all(kvm: Kvm, _op: Op) -> Result:

@@ -2,7 +2,7 @@
 
 Owns the creation and the end of shadow pages, `page_hash`, `n_used_mmu_pages` and the parent lists. Models
 kvm_mmu_get_page, kvm_mmu_alloc_page, kvm_mmu_free_page, link_shadow_page and drop_parent_pte for direct pages
-(v5.0 to v5.2).
+(v5.0 to v6.12).
 
 Invariant: a page's parent list names exactly the entries that hold its address.
 """
@@ -26,7 +26,16 @@ def kvm_page_table_hashfn(gfn: int) -> int:
 
 
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
+    if kvm.rules.obsolete_includes_invalid and role_is_invalid(sp.role):
+        return True
     return sp.mmu_valid_gen != kvm.mmu_valid_gen
+
+
+def vcpu_root(vcpu: Vcpu, gpa: int) -> int | None:
+    """The root page that an address is translated from; of four each has a GiB."""
+    if len(vcpu.roots) > 1:
+        return vcpu.roots[gpa >> 30 & 3]
+    return vcpu.roots[0] if vcpu.roots else None
 
 
 def is_valid_sp(kvm: Kvm, sp: ShadowPage) -> bool:

@@ -1,7 +1,7 @@
 """From a gfn to a pinned host page frame, or to the reason why there is none.
 
-Owns the special frame numbers. Models __gfn_to_pfn_memslot with hva_to_pfn_fast and hva_to_pfn_slow of v5.0 and
-v5.2 on the modelled host.
+Owns the special frame numbers. Models __gfn_to_pfn_memslot with hva_to_pfn_fast and hva_to_pfn_slow on the
+modelled host (v5.0 to v6.12).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .constants import PAGE_SHIFT
-from .host_memory import break_cow, can_pin_for_write_atomically, host_state
+from .host_memory import HostAnswer, break_cow, can_pin_for_write_atomically, host_state
 from .slots import gfn_to_pfn_in_slot, memslot_is_readonly, memslot_is_visible
 from .state import Kvm, KvmMemorySlot
 
@@ -18,6 +18,7 @@ PFN_NOSLOT = -1
 PFN_RO_FAULT = -2
 PFN_POISONED = -3
 PFN_FAULT = -4
+PFN_RETRY = -5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,9 @@ class PinnedPfn:
     is_host_writable: bool = False
 
 
-def gfn_to_pfn(kvm: Kvm, slot: KvmMemorySlot | None, gfn: int, is_write: bool) -> PinnedPfn:
+def gfn_to_pfn(
+    kvm: Kvm, slot: KvmMemorySlot | None, gfn: int, is_write: bool, answer: HostAnswer | None = None
+) -> PinnedPfn:
     """Pin the page behind a gfn; a read also tries to get it writable."""
     if slot is None or not memslot_is_visible(slot):
         return PinnedPfn(PFN_NOSLOT)
@@ -36,6 +39,10 @@ def gfn_to_pfn(kvm: Kvm, slot: KvmMemorySlot | None, gfn: int, is_write: bool) -
         return PinnedPfn(PFN_RO_FAULT)
     pfn = gfn_to_pfn_in_slot(slot, gfn)
     hva = pfn << PAGE_SHIFT
+    if answer is not None:
+        if answer.is_retry:
+            return PinnedPfn(PFN_RETRY)
+        return PinnedPfn(pfn, hva, is_host_writable=answer.is_writable and not is_readonly)
     if not is_readonly and can_pin_for_write_atomically(kvm.host, pfn):
         return PinnedPfn(pfn, hva, is_host_writable=True)
     match host_state(kvm.host, pfn):

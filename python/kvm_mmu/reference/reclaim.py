@@ -1,8 +1,9 @@
 """Keeping the number of shadow pages under the limit: reclaim in faults, resizing, the shrinker.
 
 Owns `n_max_mmu_pages` and `n_requested_mmu_pages`. Models make_mmu_pages_available,
-kvm_mmu_change_mmu_pages, kvm_mmu_calculate_mmu_pages and mmu_shrink_scan of v5.0 and v5.2. The page to go is always
-the oldest; if that is a root in use it is only emptied and the loop ends, a behaviour of the kernels.
+kvm_mmu_change_mmu_pages, kvm_mmu_calculate_mmu_pages and mmu_shrink_scan of v5.0 to v6.12, and
+kvm_mmu_zap_oldest_mmu_pages of v6. The page to go is always the oldest; in v5, if that is a root in use it is only
+emptied and the loop ends, in v6 roots in use are passed over.
 """
 
 from __future__ import annotations
@@ -33,10 +34,33 @@ def prepare_zap_oldest_mmu_page(kvm: Kvm, invalid_list: list[int]) -> bool:
     return kvm_mmu_prepare_zap_page(kvm, oldest, invalid_list).nr_zapped != 0
 
 
+def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
+    """Zap at least so many pages from the oldest on, where there are so many; how many it were."""
+    invalid_list: list[int] = []
+    zapped = 0
+    if kvm.rules.is_v6:
+        page_id = list_tail(kvm.active)
+        while page_id and zapped < nr_to_zap:
+            sp, page_id = kvm.pages[page_id], kvm.active.prev[page_id]
+            if sp.root_count == 0:
+                zapped += kvm_mmu_prepare_zap_page(kvm, sp, invalid_list).nr_zapped
+    else:
+        while zapped < nr_to_zap and prepare_zap_oldest_mmu_page(kvm, invalid_list):
+            zapped += 1
+    kvm_mmu_commit_zap_page(kvm, invalid_list)
+    if kvm.rules.is_v6:
+        kvm.events.append(["zap_oldest_ret", zapped])
+    return zapped
+
+
 def make_mmu_pages_available(kvm: Kvm) -> int:
     """0, or -ENOSPC when not one page could be made available."""
-    if kvm_mmu_available_pages(kvm) >= KVM_MIN_FREE_MMU_PAGES:
+    available = kvm_mmu_available_pages(kvm)
+    if available >= KVM_MIN_FREE_MMU_PAGES:
         return 0
+    if kvm.rules.is_v6:
+        kvm.ctr["recycled"] += kvm_mmu_zap_oldest_mmu_pages(kvm, KVM_REFILL_PAGES - available)
+        return 0 if kvm_mmu_available_pages(kvm) else -ENOSPC
     invalid_list: list[int] = []
     while kvm_mmu_available_pages(kvm) < KVM_REFILL_PAGES:
         if not prepare_zap_oldest_mmu_page(kvm, invalid_list):
@@ -48,7 +72,12 @@ def make_mmu_pages_available(kvm: Kvm) -> int:
 
 def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:
     """Set the limit, zapping down to it; the limit ends above the goal when a root in use is in the way."""
-    if kvm.n_used_mmu_pages > goal:
+    if kvm.rules.is_v6:
+        kvm.events.append(["change_mmu_pages", goal])
+        if kvm.n_used_mmu_pages > goal:
+            kvm_mmu_zap_oldest_mmu_pages(kvm, kvm.n_used_mmu_pages - goal)
+            goal = kvm.n_used_mmu_pages
+    elif kvm.n_used_mmu_pages > goal:
         invalid_list: list[int] = []
         while kvm.n_used_mmu_pages > goal:
             if not prepare_zap_oldest_mmu_page(kvm, invalid_list):
@@ -74,9 +103,11 @@ def kvm_mmu_calculate_default_mmu_pages(kvm: Kvm) -> int:
 
 
 def mmu_shrink_scan(kvm: Kvm, nr_to_scan: int) -> int:
-    """How many pages were freed: at most one, none while zapped obsolete pages still wait for their commit."""
+    """How many pages were freed: in v5 at most one, none while zapped obsolete pages still wait for their commit."""
     if nr_to_scan == 0 or (kvm.n_used_mmu_pages == 0 and not kvm.zapped_obsolete_pages):
         return 0
+    if kvm.rules.is_v6:
+        return kvm_mmu_zap_oldest_mmu_pages(kvm, nr_to_scan)
     if kvm.zapped_obsolete_pages:
         kvm_mmu_commit_zap_page(kvm, kvm.zapped_obsolete_pages)
         return 0

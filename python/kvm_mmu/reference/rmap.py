@@ -2,7 +2,7 @@
 
 Owns every change to a reverse-map head and every store to a shadow-present leaf that has one. Models
 gfn_to_rmap, rmap_add, rmap_remove, drop_spte, mmu_spte_update, mmu_spte_clear_track_bits and the rmap handlers
-(spte_write_protect, spte_clear_dirty, spte_set_dirty, kvm_zap_rmapp) of v5.0 to v5.2.
+(spte_write_protect, spte_clear_dirty, spte_set_dirty, kvm_zap_rmapp) of v5.0 to v6.12.
 
 Invariant: a shadow-present leaf is in exactly one head, that of the gfn it maps at its level, in the slot found in the
 address space its page's role names.
@@ -10,12 +10,14 @@ address space its page's role names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from . import spte as word
 from .constants import (
+    PT64_BASE_ADDR_MASK,
     PT64_LEVEL_BITS,
     PT_WRITABLE_MASK,
     RMAP_RECYCLE_THRESHOLD,
-    SPTE_MMU_WRITEABLE,
     U64,
     kvm_pages_per_hpage,
 )
@@ -57,6 +59,14 @@ def write_spte(sp: ShadowPage, index: int, spte: int) -> None:
         sp.sptes.pop(index, None)
 
 
+def shown_spte(kvm: Kvm, sp: ShadowPage, spte: int) -> str:
+    """An entry as events show it: the address of a table is not part of the model."""
+    is_present = word.is_shadow_present_pte(kvm.masks, spte)
+    if is_present and not word.is_last_spte(spte, role_level(sp.role)):
+        spte &= ~PT64_BASE_ADDR_MASK & U64
+    return hex(spte or kvm.rules.empty_spte)
+
+
 def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
     """Replace an entry; true when the change can only be relied on after a flush."""
     masks = kvm.masks
@@ -64,7 +74,7 @@ def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
     write_spte(sp, index, new)
     if not word.is_shadow_present_pte(masks, old):
         return False
-    flush = word.spte_can_locklessly_be_made_writable(old) and not word.is_writable_pte(new)
+    flush = word.spte_can_locklessly_be_made_writable(kvm.masks, old) and not word.is_writable_pte(new)
     if word.is_accessed_spte(masks, old) and not word.is_accessed_spte(masks, new):
         flush = True
         kvm_set_pfn_accessed(kvm, word.spte_to_pfn(old))
@@ -151,21 +161,22 @@ def is_rmap_too_long(rmap_count: int) -> bool:
     return rmap_count > RMAP_RECYCLE_THRESHOLD
 
 
-def rmap_entries(kvm: Kvm, head: PteList) -> list[tuple[ShadowPage, int, int]]:
-    """Page, index and value of each entry of a head, in list order."""
+def rmap_entries(kvm: Kvm, head: PteList) -> Iterator[tuple[ShadowPage, int, int]]:
+    """Page, index and value of each entry of a head, in list order; an entry counts as work when it is come to."""
     entries: list[Sptep] = pte_list_entries(head)
-    kvm.work["rmap_steps"] += len(entries)
-    return [(kvm.pages[page], index, kvm.pages[page].sptes.get(index, 0)) for page, index in entries]
+    for page, index in entries:
+        kvm.work["rmap_steps"] += 1
+        yield kvm.pages[page], index, kvm.pages[page].sptes.get(index, 0)
 
 
 def spte_write_protect(kvm: Kvm, sp: ShadowPage, index: int, pt_protect: bool) -> bool:
     """`pt_protect` also takes away that the entry can be made writable without the lock."""
     spte = sp.sptes.get(index, 0)
-    can_become_writable = pt_protect and word.spte_can_locklessly_be_made_writable(spte)
+    can_become_writable = pt_protect and word.spte_can_locklessly_be_made_writable(kvm.masks, spte)
     if not word.is_writable_pte(spte) and not can_become_writable:
         return False
     if pt_protect:
-        spte &= ~SPTE_MMU_WRITEABLE & U64
+        spte &= ~kvm.masks.mmu_writeable & U64
     return mmu_spte_update(kvm, sp, index, spte & ~PT_WRITABLE_MASK & U64)
 
 

@@ -2,13 +2,14 @@
 
     bits    field               bits    field
     0-3     level               11      invalid
-    4       v5.0 guest PAE (0 for direct pages), v5.2 8-byte guest entries (1)
+    4       v5.0 guest PAE (0 for direct pages), v5.2 to v5.4 8-byte guest entries (1), v6.1 4-byte ones (0)
     7       direct              12      nxe
     8-10    access              13      cr0.wp
     16      A/D disabled        24-31   smm
 
-Pure functions over the word. Models union kvm_mmu_page_role of v5.0 and v5.2; a direct MMU's base role
-keeps only nxe, wp, A/D and smm.
+Pure functions over the word. Models union kvm_mmu_page_role of v5.0 to v6.12; a direct MMU's base role
+keeps only nxe, wp, A/D and smm. In v6 nothing but smm follows the guest: nxe is set, wp is set under two-dimensional
+paging and clear for a guest without paging.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ ROLE_INVALID = 1 << 11
 ROLE_AD_DISABLED = 1 << 16
 
 
-def kvm_calc_tdp_mmu_base_role(masks: Masks, cr0: int, efer: int, smm: int) -> int:
+def kvm_calc_tdp_mmu_base_role(
+    rules: KernelRules, masks: Masks, is_tdp: bool, cr0: int, efer: int, smm: int
+) -> int:
     """The mode bits that every direct page of a vCPU in this mode carries."""
-    role = 1 << 12 if efer & EFER_NX else 0
-    role |= 1 << 13 if cr0 & X86_CR0_WP else 0
+    role = 1 << 12 if rules.is_v6 or efer & EFER_NX else 0
+    role |= 1 << 13 if (is_tdp if rules.is_v6 else cr0 & X86_CR0_WP) else 0
     role |= ROLE_AD_DISABLED if masks.accessed == 0 else 0
     return role | smm << 24
 

@@ -1,8 +1,9 @@
 """A vCPU's root: loading, unloading, entry requests, and the mode that roles are made of.
 
-Owns `Vcpu.root`, the root counts and `Vcpu.base_role`. Models kvm_mmu_load, kvm_mmu_unload,
-mmu_free_root_page, kvm_mmu_reset_context and the request handling of vcpu_enter_guest for a direct MMU, which
-has one root whose gfn is 0 whatever the guest does (v5.0 to v5.2).
+Owns `Vcpu.roots`, the root counts and `Vcpu.base_role`. Models kvm_mmu_load, kvm_mmu_unload,
+mmu_free_root_page, kvm_mmu_reset_context, kvm_mmu_free_obsolete_roots and the request handling of vcpu_enter_guest for
+a direct MMU (v5.0 to v6.12), which has one root whose gfn is 0 whatever the guest does, or, without two-dimensional
+paging, four of level 2 for the four GiB that a guest without paging reaches.
 
 Invariant: a page's root_count is the number of loads of it that no unload has answered; entries load only where
 there is no root.
@@ -11,11 +12,18 @@ there is no root.
 from __future__ import annotations
 
 from .constants import KVM_REQ_LOAD_CR3, KVM_REQ_MMU_RELOAD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH
-from .page import kvm_mmu_get_page
+from .page import is_obsolete_sp, kvm_mmu_get_page
 from .reclaim import make_mmu_pages_available
 from .role import kvm_calc_tdp_mmu_base_role, role_is_invalid
 from .state import Kvm, Vcpu
 from .zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
+
+PAE_ROOT_LEVEL = 2
+PAE_ROOT_GFNS = (0, 0x40000, 0x80000, 0xC0000)
+
+
+def is_tdp(kvm: Kvm) -> bool:
+    return kvm.config.family != "shadow"
 
 
 def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
@@ -23,36 +31,45 @@ def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
     error = make_mmu_pages_available(kvm)
     if error:
         return error
-    sp = kvm_mmu_get_page(kvm, vcpu, 0, kvm.config.tdp_level)
-    sp.root_count += 1
-    vcpu.root = sp.id
+    gfns, level = ((0,), kvm.config.tdp_level) if is_tdp(kvm) else (PAE_ROOT_GFNS, PAE_ROOT_LEVEL)
+    vcpu.roots = []
+    for gfn in gfns:
+        sp = kvm_mmu_get_page(kvm, vcpu, gfn, level)
+        sp.root_count += 1
+        vcpu.roots.append(sp.id)
     return 0
 
 
 def kvm_mmu_unload(kvm: Kvm, vcpu: Vcpu) -> None:
-    """Give the root up; one that was zapped while in use is zapped again, and freed."""
-    if vcpu.root is None:
-        return
-    sp = kvm.pages[vcpu.root]
-    vcpu.root = None
-    sp.root_count -= 1
-    if sp.root_count == 0 and role_is_invalid(sp.role):
-        invalid_list: list[int] = []
-        kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
-        kvm_mmu_commit_zap_page(kvm, invalid_list)
+    """Give the roots up; one that was zapped while in use is zapped again, and freed."""
+    roots, vcpu.roots = [kvm.pages[page_id] for page_id in vcpu.roots], []
+    invalid_list: list[int] = []
+    for sp in roots:
+        sp.root_count -= 1
+        if sp.root_count == 0 and role_is_invalid(sp.role):
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+    kvm_mmu_commit_zap_page(kvm, invalid_list)
+
+
+def has_obsolete_root(kvm: Kvm, vcpu: Vcpu) -> bool:
+    return any(is_obsolete_sp(kvm, kvm.pages[page_id]) for page_id in vcpu.roots)
 
 
 def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
     """Handle the requests and see that there is a root."""
     if vcpu.requests & KVM_REQ_MMU_RELOAD:
         vcpu.requests &= ~KVM_REQ_MMU_RELOAD
-        kvm_mmu_unload(kvm, vcpu)
+        # v6 gives up only what is obsolete by now.
+        if not kvm.rules.is_v6 or has_obsolete_root(kvm, vcpu):
+            kvm_mmu_unload(kvm, vcpu)
     vcpu.requests &= ~(KVM_REQ_TLB_FLUSH | KVM_REQ_MMU_SYNC | KVM_REQ_LOAD_CR3)
-    return kvm_mmu_load(kvm, vcpu) if vcpu.root is None else 0
+    return kvm_mmu_load(kvm, vcpu) if not vcpu.roots else 0
 
 
 def init_kvm_mmu(kvm: Kvm, vcpu: Vcpu) -> None:
-    vcpu.base_role = kvm_calc_tdp_mmu_base_role(kvm.masks, vcpu.cr0, vcpu.efer, vcpu.smm)
+    vcpu.base_role = kvm_calc_tdp_mmu_base_role(
+        kvm.rules, kvm.masks, is_tdp(kvm), vcpu.cr0, vcpu.efer, vcpu.smm
+    )
 
 
 def kvm_mmu_reset_context(kvm: Kvm, vcpu: Vcpu) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from .constants import KVM_ADDRESS_SPACE_NUM, KVM_MEM_SLOTS_NUM, U64
+from .constants import KVM_ADDRESS_SPACE_NUM, KVM_MEM_SLOTS_NUM, PT_MAX_HUGEPAGE_LEVEL, U64
 from .errors import ScenarioError
-from .host_memory import HOST_PAGE_KINDS, HOST_STATES
+from .host_memory import HOST_PAGE_KINDS, HOST_STATES, HostAnswer
+from .kernels import KernelRules
 from .masks import FAMILIES
 from .state import Config, Op
 from .zap_plan import parse_plan
@@ -94,6 +95,27 @@ def read_plan(_what: str, value: Any, _vcpus: int) -> Any:
     return parse_plan(value)
 
 
+def read_host_answer(what: str, value: Any, vcpus: int) -> HostAnswer:
+    """What the host said to a fault: null, or the level, whether it is writable, and the gfns it has at hand."""
+    if value is None:
+        return HostAnswer(is_retry=True)
+    if not isinstance(value, Mapping) or not set(value) <= {"level", "writable", "found"}:
+        raise ScenarioError(f"{what} is {value!r}; expected null or an object of level, writable, found")
+    found = value.get("found")
+    return HostAnswer(
+        level=read_level(f"{what}.level", value.get("level", 1), vcpus),
+        is_writable=bool(read_flag(f"{what}.writable", value.get("writable", 0), vcpus)),
+        found=None if found is None else frozenset(read_words(f"{what}.found", found, vcpus)),
+    )
+
+
+def read_level(what: str, value: Any, vcpus: int) -> int:
+    level = read_u64(what, value, vcpus)
+    if not 1 <= level <= PT_MAX_HUGEPAGE_LEVEL:
+        raise ScenarioError(f"{what} is {level}; expected 1 to {PT_MAX_HUGEPAGE_LEVEL}")
+    return level
+
+
 Fields = dict[str, tuple[Reader, Any]]
 
 AS: Fields = {"as": (below(KVM_ADDRESS_SPACE_NUM, "0 (normal) or 1 (SMM)"), 0)}
@@ -114,7 +136,12 @@ OPS: dict[str, Fields] = {
         "during": (read_op_lists, ()),
     },
     "access": {**VCPU, "gpa": (read_u64, REQUIRED), "kind": (one_of(("r", "w", "x")), "r")},
-    "fault": {**VCPU, "gpa": (read_u64, REQUIRED), "err": (read_u64, REQUIRED)},
+    "fault": {
+        **VCPU,
+        "gpa": (read_u64, REQUIRED),
+        "err": (read_u64, REQUIRED),
+        "host": (read_host_answer, None),
+    },
     "enter": VCPU,
     "load": VCPU,
     "unload": VCPU,
@@ -133,7 +160,8 @@ OPS: dict[str, Fields] = {
         "num": (read_u64, REQUIRED),
         "mask": (read_words, REQUIRED),
     },
-    "manual_protect": {"on": (read_flag, REQUIRED)},
+    "manual_protect": {"on": (read_u64, REQUIRED)},
+    "dirty_masked": {**SLOT, "offset": (read_u64, REQUIRED), "mask": (read_u64, REQUIRED)},
     "slot": {**SLOT, "what": (one_of(SLOT_WORK), REQUIRED)},
     "pt_masked": {
         **SLOT,
@@ -147,6 +175,7 @@ OPS: dict[str, Fields] = {
     "change_mmu_pages": N,
     "set_max_raw": N,
     "shrink": N,
+    "zap_oldest": N,
     "zap_all": {},
     "invalidate_mmio": AS,
     "zap_gfn_range": RANGE,
@@ -221,12 +250,16 @@ CONFIG_RANGES = {
     "lpage_level": (1, 3),
     "vcpus": (1, 288),
     "flush_range": (0, 1),
+    "l1tf": (0, 1),
+    "nx_huge_pages": (0, 1),
+    "mmio_caching": (0, 1),
+    "guest_paging": (0, 1),
 }
 
 
-def parse_config(given: Mapping[str, Any] | None) -> Config:
-    """A header's config with the defaults of the scenario language."""
-    given = given or {}
+def parse_config(given: Mapping[str, Any] | None, rules: KernelRules) -> Config:
+    """A header's config with the defaults of the scenario language; l1tf is 0 by default for v6."""
+    given = {"l1tf": 0 if rules.is_v6 else 1, **(given or {})}
     known = [f.name for f in fields(Config)]
     for name in given:
         if name not in known:
@@ -240,4 +273,8 @@ def parse_config(given: Mapping[str, Any] | None) -> Config:
         if not low <= value <= high:
             raise ScenarioError(f"config {name} is {value}; expected {low} to {high}")
         values[name] = value
+    if family == "shadow" and (values["guest_paging"] or not rules.is_v6):
+        raise ScenarioError("family 'shadow' is here only for v6 guests without paging: give guest_paging 0")
+    if not rules.is_v6 and (values["nx_huge_pages"] or not values["mmio_caching"]):
+        raise ScenarioError(f"nx_huge_pages and mmio_caching are not modelled for {rules.name}")
     return Config(family=family, **values)

@@ -12,6 +12,7 @@ from .constants import (
     KVM_MEMSLOT_INVALID,
     PAGE_SHIFT,
     PT64_LEVEL_BITS,
+    kvm_pages_per_hpage,
 )
 from .state import Kvm, KvmMemorySlot, Vcpu
 
@@ -67,7 +68,16 @@ def slot_level_entries(slot: KvmMemorySlot, level: int) -> int:
 
 
 def mmu_gfn_lpage_is_disallowed(slot: KvmMemorySlot | None, gfn: int, level: int) -> bool:
+    """Whether the large page of the gfn is vetoed.
+
+    One that would reach over the slot's edge always is. A slot is created with those vetoes, but a move keeps the old
+    ones, and the kernel then maps outside the slot; here it does not.
+    """
     if slot is None:
+        return True
+    pages = kvm_pages_per_hpage(level)
+    first = gfn & ~(pages - 1)
+    if first < slot.base_gfn or first + pages > slot.base_gfn + slot.npages:
         return True
     return slot.disallow_lpage[level].get(gfn_to_index(gfn, slot.base_gfn, level), 0) != 0
 

@@ -1,8 +1,8 @@
 """Normal SPTEs: predicates and pure construction over words.
 
 Knows no structure: every function takes the masks and a word. Models the is_*_spte family,
-mark_spte_for_access_track, restore_acc_track_spte and the word part of link_shadow_page and set_spte
-(v5.0 to v5.2, which agree).
+mark_spte_for_access_track, restore_acc_track_spte and the word part of link_shadow_page (v5.0 to v6.12, which
+agree once the masks say where a bit is).
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ from .constants import (
     PT_PAGE_TABLE_LEVEL,
     PT_WRITABLE_MASK,
     SHADOW_ACC_TRACK_SAVED_BITS_MASK,
-    SHADOW_ACC_TRACK_SAVED_BITS_SHIFT,
-    SPTE_HOST_WRITEABLE,
-    SPTE_MMU_WRITEABLE,
-    SPTE_SPECIAL_MASK,
     U64,
 )
 from .masks import Masks
@@ -27,7 +23,9 @@ from .mmio import is_mmio_spte
 
 
 def is_shadow_present_pte(masks: Masks, spte: int) -> bool:
-    """Non-zero and not MMIO; an access-tracked entry with R, W and X clear counts as present."""
+    """Neither empty nor MMIO; an access-tracked entry with R, W and X clear counts as present."""
+    if masks.mmu_present:
+        return spte & masks.mmu_present != 0
     return spte != 0 and not is_mmio_spte(masks, spte)
 
 
@@ -48,7 +46,7 @@ def spte_to_pfn(spte: int) -> int:
 
 
 def spte_ad_enabled(masks: Masks, spte: int) -> bool:
-    return not spte & SPTE_SPECIAL_MASK or is_mmio_spte(masks, spte)
+    return spte & masks.spte_kinds != masks.ad_disabled or is_mmio_spte(masks, spte)
 
 
 def is_access_track_spte(masks: Masks, spte: int) -> bool:
@@ -71,8 +69,8 @@ def is_dirty_spte(masks: Masks, spte: int) -> bool:
     return is_writable_pte(spte)
 
 
-def spte_can_locklessly_be_made_writable(spte: int) -> bool:
-    both = SPTE_HOST_WRITEABLE | SPTE_MMU_WRITEABLE
+def spte_can_locklessly_be_made_writable(masks: Masks, spte: int) -> bool:
+    both = masks.host_writeable | masks.mmu_writeable
     return spte & both == both
 
 
@@ -91,19 +89,20 @@ def mark_spte_for_access_track(masks: Masks, spte: int) -> int:
         return spte & ~masks.accessed & U64
     if is_access_track_spte(masks, spte):
         return spte
-    saved = (spte & SHADOW_ACC_TRACK_SAVED_BITS_MASK) << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
+    saved = (spte & SHADOW_ACC_TRACK_SAVED_BITS_MASK) << masks.saved_bits_shift
     return (spte | saved) & ~masks.acc_track & U64
 
 
 def restore_acc_track_spte(masks: Masks, spte: int) -> int:
     """Undo access tracking; W was not saved and stays clear."""
-    saved = (spte >> SHADOW_ACC_TRACK_SAVED_BITS_SHIFT) & SHADOW_ACC_TRACK_SAVED_BITS_MASK
+    saved = (spte >> masks.saved_bits_shift) & SHADOW_ACC_TRACK_SAVED_BITS_MASK
     spte &= ~masks.acc_track & U64
-    spte &= ~(SHADOW_ACC_TRACK_SAVED_BITS_MASK << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT) & U64
+    spte &= ~(SHADOW_ACC_TRACK_SAVED_BITS_MASK << masks.saved_bits_shift) & U64
     return spte | saved
 
 
 def make_link_spte(masks: Masks, child_pfn: int, child_ad_disabled: bool) -> int:
     """The entry that points to a shadow page."""
     spte = child_pfn << PAGE_SHIFT | masks.present | PT_WRITABLE_MASK | masks.user | masks.x | masks.me
-    return spte | (SPTE_SPECIAL_MASK if child_ad_disabled else masks.accessed)
+    spte |= masks.mmu_present
+    return spte | (masks.ad_disabled if child_ad_disabled else masks.accessed)

@@ -44,6 +44,10 @@ class Config:
     lpage_level: int = 3
     vcpus: int = 1
     flush_range: int = 0
+    l1tf: int = 1  # the CPU has the bug; v6.1 and later default to 0, as they ask the CPU
+    nx_huge_pages: int = 0
+    mmio_caching: int = 1
+    guest_paging: int = 1  # 0: the guest has no page tables of its own
 
 
 @dataclass(slots=True)
@@ -58,6 +62,7 @@ class ShadowPage:
     parent_ptes: PteList = field(default_factory=PteList)
     root_count: int = 0
     mmio_cached: bool = False
+    nx_huge_page_disallowed: bool = False
 
 
 @dataclass(slots=True)
@@ -100,7 +105,7 @@ class Vcpu:
     efer: int = 0xD00
     cr3: int = 0x1000
     smm: int = 0
-    root: int | None = None
+    roots: list[int] = field(default_factory=list)  # one, or four without two-dimensional paging
     requests: int = 0
     base_role: int = 0
     mmio_gva: int = 0
@@ -151,6 +156,7 @@ class Kvm:
     n_requested_mmu_pages: int = 0
     mmu_valid_gen: int = 0
     manual_dirty_log_protect: bool = False
+    dirty_log_initially_set: bool = False
     host: HostMemory = field(default_factory=HostMemory)
     lock: LockBreaks = field(default_factory=LockBreaks)
     events: list[Event] = field(default_factory=list)

@@ -12,7 +12,7 @@ WORK_MEANING: dict[str, str] = {
     "pages_zapped": "pages prepared for a zap; a root in use is prepared again when it is given up",
     "pages_freed": "pages freed by a commit",
     "sptes_cleared": "non-zero entries of a page cleared because the page was zapped",
-    "rmap_steps": "reverse-map entries added, removed, or visited by a handler that may change them",
+    "rmap_steps": "reverse-map entries added, removed, or come to by a handler that may change them",
     "parent_steps": "parent entries added or removed",
     "flushes": "full remote TLB flushes",
     "flushes_ranged": "remote TLB flushes of a range",

@@ -1,8 +1,9 @@
 """Zapping shadow pages: prepare takes a page apart, commit flushes and frees.
 
 Owns the two-phase end of a page. Models kvm_mmu_prepare_zap_page, kvm_mmu_page_unlink_children,
-kvm_mmu_commit_zap_page and kvm_mmu_remote_flush_or_zap of v5.0 and v5.2. Zapping does not recurse into ordinary
-children: they stay on the active list with one parent fewer.
+kvm_mmu_commit_zap_page and kvm_mmu_remote_flush_or_zap of v5.0 to v6.12. Zapping does not recurse into ordinary
+children: they stay on the active list with one parent fewer. A root in use goes to the head of the active list in v5,
+in v6 it leaves the list for good; either way it is counted as used until its last user gives it up.
 
 Invariant: a page is freed only by a commit, and a commit flushes before it frees.
 """
@@ -12,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import spte as word
-from .active_list import list_del, list_move_head
+from .active_list import list_contains, list_del, list_move_head
 from .constants import KVM_REQ_MMU_RELOAD
 from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from .page import child_of, drop_parent_pte, is_obsolete_sp, kvm_mmu_free_page, kvm_mmu_unlink_parents
-from .rmap import drop_spte, write_spte
+from .rmap import drop_spte, shown_spte, write_spte
 from .role import ROLE_INVALID, role_is_invalid, role_level
 from .state import Kvm, ShadowPage
 
@@ -33,6 +34,8 @@ class Prepared:
 def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
     spte = sp.sptes[index]
     kvm.work["sptes_cleared"] += 1
+    if kvm.rules.is_v6:
+        kvm.events.append(["page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte)])
     if not word.is_shadow_present_pte(kvm.masks, spte):
         write_spte(sp, index, 0)
     elif word.is_last_spte(spte, role_level(sp.role)):
@@ -47,7 +50,7 @@ def leaves_reload_to_generation(kvm: Kvm, root: ShadowPage) -> bool:
     """v5.0 has already asked for the reload when it made a root obsolete, unless the plan did so without asking."""
     if kvm.rules.reloads_obsolete_roots or not is_obsolete_sp(kvm, root):
         return False
-    return all(vcpu.requests & KVM_REQ_MMU_RELOAD for vcpu in kvm.vcpus if vcpu.root == root.id)
+    return all(vcpu.requests & KVM_REQ_MMU_RELOAD for vcpu in kvm.vcpus if root.id in vcpu.roots)
 
 
 def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) -> Prepared:
@@ -62,11 +65,15 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) 
     nr_zapped = 0
     if sp.root_count == 0:
         nr_zapped = 1
-        list_del(kvm.active, sp.id)
+        if list_contains(kvm.active, sp.id):
+            list_del(kvm.active, sp.id)
         invalid_list.insert(0, sp.id)
         kvm.n_used_mmu_pages -= 1
     else:
-        list_move_head(kvm.active, sp.id)
+        if not kvm.rules.is_v6:
+            list_move_head(kvm.active, sp.id)
+        elif list_contains(kvm.active, sp.id):
+            list_del(kvm.active, sp.id)
         if not role_is_invalid(sp.role) and not leaves_reload_to_generation(kvm, sp):
             kvm_reload_remote_mmus(kvm)
     sp.role |= ROLE_INVALID
@@ -77,6 +84,8 @@ def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list[int]) -> None:
     """Flush every TLB, then free; an empty list is nothing to do and no flush."""
     if not invalid_list:
         return
+    if kvm.rules.is_v6:
+        kvm.events.append(["commit_zap"])
     kvm_flush_remote_tlbs(kvm)
     for page_id in invalid_list:
         kvm_mmu_free_page(kvm, kvm.pages[page_id])

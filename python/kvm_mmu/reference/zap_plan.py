@@ -1,8 +1,8 @@
 """Zap plans: which shadow pages go, in which order, and when the walk restarts or offers the lock.
 
 Owns `ZapPlan`, the plans of history and of the house by name, and reading a plan from a name or a dict. A plan is a
-value; `zap_run` carries it out. The names v5.0-fast, seed, merged, zap-all, v5.2-slot and v5.3-fast are
-what the kernels did; `indexed` is ours.
+value; `zap_run` carries it out. The names v5.0-fast, seed, merged, zap-all, v5.2-slot, v5.3-fast, v5.4-fast and
+v6.12-slot are what the kernels did; `indexed` is ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from .errors import ScenarioError
 
 WALKS = ("head", "tail", "index", "slot")
-FILTERS = ("all", "mmio_cached", "obsolete", "slot", "gfn_range")
+# `indirect`: pages that shadow a guest's table; a direct MMU has none.
+FILTERS = ("all", "mmio_cached", "obsolete", "slot", "gfn_range", "indirect")
 STOPS = ("none", "first_not_obsolete")
 SKIPS = ("none", "invalid", "invalid_in_use")
 RESTARTS = ("on_nonzero", "on_unstable", "on_lock_drop")
@@ -82,6 +83,19 @@ NAMED_PLANS: dict[str, ZapPlan] = {
         offer="when_wanted",
         before_drop="commit",
         bump_valid_gen=True,
+    ),
+    "v5.4-fast": ZapPlan(
+        walk="tail",
+        only="obsolete",
+        stop="first_not_obsolete",
+        skip="invalid_in_use",
+        restart=frozenset({"on_unstable", "on_lock_drop"}),
+        offer="batch:10",
+        bump_valid_gen=True,
+        reload_roots="before",
+    ),
+    "v6.12-slot": ZapPlan(
+        walk="slot", only="indirect", skip="invalid", offer="when_wanted", before_drop="commit"
     ),
     "indexed": ZapPlan(walk="index", only="mmio_cached", offer="each_page"),
 }

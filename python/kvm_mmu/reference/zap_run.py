@@ -2,7 +2,8 @@
 
 Owns the walk over the active list, its restarts, its offers of the lock and the named end `stale_next`. Run with a
 kernel's own plans it is kvm_mmu_invalidate_zap_all_pages and kvm_zap_obsolete_pages of v5.0, kvm_mmu_zap_mmio_sptes of
-the seed, __kvm_mmu_zap_all and kvm_mmu_invalidate_zap_pages_in_memslot of v5.2.
+the seed, __kvm_mmu_zap_all and kvm_mmu_invalidate_zap_pages_in_memslot of v5.2, kvm_mmu_zap_all_fast of v5.3 to v6.12
+and kvm_mmu_zap_memslot of v6.12.
 
 A walk remembers the neighbour it goes to next before it zaps. When the lock was dropped and the plan does not restart,
 that neighbour may have left the list; a kernel would follow a dangling pointer, here the run ends as `stale_next`
@@ -18,7 +19,7 @@ from .lock import cond_resched_lock, need_resched
 from .page import for_each_sp, is_obsolete_sp
 from .pte_list import PteList
 from .rmap import kvm_zap_rmapp
-from .role import role_is_invalid
+from .role import role_is_direct, role_is_invalid
 from .slot_walk import ALL_LEVELS, handle_rmap_head, slot_handle_levels
 from .slots import slot_level_entries
 from .state import Kvm, KvmMemorySlot, ShadowPage
@@ -62,9 +63,7 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
     invalid_list = kvm.zapped_obsolete_pages if is_shared else []
     run = ZapRun(plan=plan, target=target or ZapTarget(), invalid_list=invalid_list)
     if plan.bump_valid_gen:
-        if kvm.rules.has_invalidate_event:
-            kvm.events.append(["invalidate_zap_all"])
-        kvm.mmu_valid_gen += 1
+        begin_new_valid_gen(kvm)
         kvm.filters_obsolete = True
     if plan.reload_roots == "before":
         kvm_reload_remote_mmus(kvm)
@@ -79,6 +78,17 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
     if plan.reload_roots == "after":
         kvm_reload_remote_mmus(kvm)
     return run
+
+
+def begin_new_valid_gen(kvm: Kvm) -> None:
+    """Make every page obsolete at once, with what the kernel traces of it."""
+    if kvm.rules.has_invalidate_event:
+        kvm.events.append(["invalidate_zap_all"])
+    if kvm.rules.is_v6:
+        kvm.events.append(["zap_all_fast_enter"])
+    if kvm.rules.has_zap_all_fast_event:
+        kvm.events.append(["zap_all_fast", kvm.mmu_valid_gen, kvm.n_used_mmu_pages])
+    kvm.mmu_valid_gen = kvm.mmu_valid_gen ^ 1 if kvm.rules.valid_gen_is_one_bit else kvm.mmu_valid_gen + 1
 
 
 def start_walk(kvm: Kvm, run: ZapRun) -> None:
@@ -111,6 +121,8 @@ def is_wanted(kvm: Kvm, run: ZapRun, sp: ShadowPage) -> bool:
             return slot is not None and slot.base_gfn <= sp.gfn < slot.base_gfn + slot.npages
         case "gfn_range":
             return run.target.start <= sp.gfn < run.target.end
+        case "indirect":
+            return not role_is_direct(sp.role)
     return True
 
 
@@ -134,7 +146,8 @@ def offer_before_prepare(kvm: Kvm, run: ZapRun) -> bool:
 def prepare(kvm: Kvm, run: ZapRun, sp: ShadowPage) -> Prepared:
     prepared = kvm_mmu_prepare_zap_page(kvm, sp, run.invalid_list)
     run.pages_zapped += prepared.nr_zapped
-    run.batch += prepared.nr_zapped
+    if prepared.is_list_unstable or not kvm.rules.batch_counts_unstable_only:
+        run.batch += prepared.nr_zapped
     return prepared
 
 
@@ -207,6 +220,7 @@ def walk_mmio_pages(kvm: Kvm, run: ZapRun) -> None:
 def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
     """v5.2: the slot's reverse maps at every level, then the pages whose own gfn lies in the slot, ascending.
 
+    v6.12 the same, but of the pages only those that shadow guest tables, so here none.
     Other tables survive with empty entries, MMIO entries are left to go stale. Nothing is counted as walked.
     """
     slot = run.target.slot

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from kvm_mmu.machine.zap_plan import ZapPlan
+
 Op = dict[str, Any]
 
 PAGE = 4096
@@ -62,6 +64,7 @@ class Universe:
     )
     plans: tuple[str, ...] = ("seed", "v3.10-mmio", "v5.0-fast", "merged", "zap-all", "v5.3-fast", "indexed")
     with_plans: bool = True
+    with_made_up_plans: bool = True
     with_breaks: bool = True
 
 
@@ -77,19 +80,22 @@ class Generator:
         self.random = Random(seed)
         self.universe = universe or Universe()
         self.old = not kernel.startswith("v5.2")
+        self._last_gpa = 0
+        self._plan_space = terminating_plans() if self.universe.with_made_up_plans else []
         self._weighted: list[tuple[int, Callable[[], Op]]] = [
-            (34, self.access),
+            (28, self.access),
+            (8, self.access_again),
             (10, self.set_memslot),
             (2, self.raw_fault),
             (2, self.smm),
             (2, self.unload),
             (1, self.enter),
-            (1, self.set_regs),
+            (3, self.set_regs),
             (2, self.dirty_log),
             (1, self.clear_dirty_log),
-            (3, self.slot_walk),
+            (4, self.slot_walk),
             (2, self.pt_masked),
-            (1, self.track),
+            (2, self.track),
             (1, self.gfn_write_protect),
             (2, self.limits),
             (1, self.shrink),
@@ -138,17 +144,29 @@ class Generator:
 
     def access(self) -> Op:
         """A guest access."""
+        self._last_gpa = self._one(self.universe.gpas)
+        return self.access_again()
+
+    def access_again(self) -> Op:
+        """An access where the last one was: by the same vCPU its MMIO cache may answer, by another the tables do."""
         return {
             "op": "access",
             "vcpu": self._vcpu(),
-            "gpa": hex(self._one(self.universe.gpas)),
+            "gpa": hex(self._last_gpa),
             "kind": self._one(("r", "w", "w", "x")),
         }
 
     def raw_fault(self) -> Op:
         """The fault entry with an error code of its own."""
-        code = self._one((0, 2, 3, 4, 5, 7, 8, 9, 0xB, 0xC, 0xD, 0x10, 0x11, 0x14, 0x17, (1 << 32) | 4, (1 << 33) | 3))
-        return {"op": "fault", "vcpu": self._vcpu(), "gpa": hex(self._one(self.universe.gpas)), "err": hex(code)}
+        code = self._one(
+            (0, 2, 3, 4, 5, 7, 8, 9, 0xB, 0xC, 0xD, 0x10, 0x11, 0x14, 0x17, (1 << 32) | 4, (1 << 33) | 3)
+        )
+        return {
+            "op": "fault",
+            "vcpu": self._vcpu(),
+            "gpa": hex(self._one(self.universe.gpas)),
+            "err": hex(code),
+        }
 
     def set_memslot(self, nested: bool = False) -> Op:
         """Create, delete, move, change flags, or something that is refused."""
@@ -159,23 +177,29 @@ class Generator:
             gpa = size = hva = 0
         elif kind == 3:
             gpa = (gpa + self._one((0x20_0000, 0x1000, 0x4000_0000))) & ((1 << 52) - 1)
-        op |= {"gpa": hex(gpa), "size": hex(size), "hva": hex(hva), "flags": self._one((0, 0, 0, 1, 1, 2, 3, 4))}
+        op |= {
+            "gpa": hex(gpa),
+            "size": hex(size),
+            "hva": hex(hva),
+            "flags": self._one((0, 0, 0, 1, 1, 2, 3, 4)),
+        }
         if not nested and self._breaks and self.random.randrange(6) == 0:
             op["during"] = [self._some() for _ in range(1 + self.random.randrange(2))]
         return op
 
     def _some(self) -> list[Op]:
-        return [
-            self._one((self.access, self.access, self.access, self.clear_mmio_info))()
-            for _ in range(self.random.randrange(4))
-        ]
+        """What can happen while a lock is dropped or a publication is awaited: nothing that takes slots_lock."""
+        rare = (self.clear_mmio_info, self.unmap_hva, self.age, self.shrink, self.unload, self.enter)
+        common = (self.access,) * 14 + (self.access_again,) * 4
+        return [self._one(common + rare)() for _ in range(self.random.randrange(4))]
 
     def lock_break(self) -> Op:
         """Break the lock now and then, with operations inside."""
         return {
             "op": "lock_break",
             "cond": self._one((0, 0, 1, 2, 5)),
-            "need": self._one((0, 1, 7, 50, 300)),
+            # 1 would livelock a plan that polls before each page: it never gets to one.
+            "need": self._one((0, 2, 7, 50, 300)),
             "do": [self._some() for _ in range(self.random.randrange(4))],
         }
 
@@ -229,7 +253,12 @@ class Generator:
             "zap_collapsible",
             "flush_shadow_memslot",
         )
-        return {"op": "slot", "as": self._as_id(), "id": self._one(self.universe.slot_ids), "what": self._one(what)}
+        return {
+            "op": "slot",
+            "as": self._as_id(),
+            "id": self._one(self.universe.slot_ids),
+            "what": self._one(what),
+        }
 
     def pt_masked(self) -> Op:
         """Write-protect or clean up to 64 pages of a slot."""
@@ -243,17 +272,29 @@ class Generator:
         }
 
     def track(self) -> Op:
-        """Write tracking on, rarely off: the count never goes below zero here."""
-        return {"op": "track", "as": 0, "gfn": self._one((0, 1, 2, 0x200)), "on": 1}
+        """Write tracking on or off, also where it is off already and where there is no slot."""
+        return {
+            "op": "track",
+            "as": self._as_id(),
+            "gfn": self._one((0, 1, 2, 0x200, 0x400, 0x8_0000)),
+            "on": self._one((1, 1, 0)),
+        }
 
     def gfn_write_protect(self) -> Op:
         """Write-protect one gfn."""
-        return {"op": "gfn_write_protect", "as": 0, "gfn": self._one((0, 1, 2, 0x200, 0x401))}
+        return {
+            "op": "gfn_write_protect",
+            "as": self._as_id(),
+            "gfn": self._one((0, 1, 2, 0x200, 0x401, 0x40003)),
+        }
 
     def limits(self) -> Op:
         """Change the limit of shadow pages."""
         name = self._one(("change_mmu_pages", "change_mmu_pages", "set_nr_mmu_pages", "set_max_raw"))
-        return {"op": name, "n": self._one((6, 20, 40, 64, 64, 200, 200, 500))}
+        usual = (6, 20, 40, 64, 64, 200, 200, 500)
+        # Too few to make progress, and more than 32 bits hold.
+        extreme = (0, 1, 4, 5, (1 << 31) + 3, (1 << 32) - 1)
+        return {"op": name, "n": self._one(extreme if self.random.randrange(6) == 0 else usual)}
 
     def shrink(self) -> Op:
         """A shrinker scan."""
@@ -266,7 +307,7 @@ class Generator:
     def zap_gfn_range(self) -> Op:
         """Zap the mappings of some gfns."""
         start = self._one((0, 1, 8, 0x200, 0x600, 0x40000))
-        return {"op": "zap_gfn_range", "start": start, "end": start + self._one((1, 8, 512))}
+        return {"op": "zap_gfn_range", "start": start, "end": start + self._one((1, 8, 512, 0x4_0000, 0))}
 
     def unmap_hva(self) -> Op:
         """MMU notifier: host pages go away."""
@@ -283,7 +324,12 @@ class Generator:
     def change_pte(self) -> Op:
         """MMU notifier: a host page changed."""
         start, _ = self._range()
-        return {"op": "change_pte", "hva": hex(start), "pfn": start // PAGE + 0x100, "write": self.random.randrange(2)}
+        return {
+            "op": "change_pte",
+            "hva": hex(start),
+            "pfn": start // PAGE + 0x100,
+            "write": self.random.randrange(2),
+        }
 
     def set_generation(self) -> Op:
         """Park the generation a little before its wrap."""
@@ -310,7 +356,7 @@ class Generator:
             "op": "host_huge",
             "hva": hex(hva & ~(MIB2 - 1)),
             "npages": max(512, size // PAGE),
-            "kind": self._one(("thp", "thp", "hugetlb2m")),
+            "kind": self._one(("thp", "thp", "hugetlb2m", "hugetlb1g", "none")),
         }
 
     def clear_mmio_info(self) -> Op:
@@ -318,5 +364,56 @@ class Generator:
         return {"op": "clear_mmio_info", "vcpu": self._vcpu()}
 
     def zap(self) -> Op:
-        """A zap plan by name."""
-        return {"op": "zap", "plan": self._one(self.universe.plans)}
+        """A zap plan by name, or one nobody has thought of yet."""
+        kind = self.random.randrange(8)
+        if kind < 4 or not self._plan_space:
+            return {"op": "zap", "plan": self._one(self.universe.plans)}
+        if kind == 4:
+            slot_plan = dict(self._one(SLOT_PLANS))
+            return {
+                "op": "zap",
+                "plan": slot_plan,
+                "as": self._as_id(),
+                "id": self._one(self.universe.slot_ids),
+            }
+        plan = dict(self._one(self._plan_space))
+        if kind == 5:
+            start = self._one((0, 1, 0x200, 0x400, 0x40000))
+            return {
+                "op": "zap",
+                "plan": {**plan, **GFN_RANGE},
+                "start": start,
+                "end": start + self._one((1, 0x201, 0x600)),
+            }
+        return {"op": "zap", "plan": plan}
+
+
+#: Plans for the pages of one slot, beside what the kernels did.
+SLOT_PLANS: tuple[Op, ...] = (
+    {"walk": "slot", "only": "slot", "offer": "each_page", "before_drop": "commit"},
+    {"walk": "slot", "only": "slot", "offer": "never", "reload_roots": "after"},
+    {"walk": "slot", "only": "slot", "offer": "each_page", "before_drop": "keep", "reload_roots": "before"},
+    {
+        "walk": "head",
+        "only": "slot",
+        "skip": "invalid_in_use",
+        "offer": "each_page",
+        "restart": ["on_lock_drop"],
+    },
+    {"walk": "tail", "only": "slot", "skip": "invalid", "offer": "when_wanted", "before_drop": "commit"},
+)
+#: What makes a plan of the list walks one for a gfn range.
+GFN_RANGE: Op = {"walk": "head", "only": "gfn_range", "stop": "none"}
+
+
+def terminating_plans() -> list[Op]:
+    """The plans of the whole space that end whatever the lock does, as dicts.
+
+    Left out: those that come to a root in use again and again, because they do not skip it once it is invalid: it is
+    moved to the head, where a walk from the tail or one that starts again after a drop of the lock finds it.
+    """
+    return [
+        plan.to_dict()
+        for plan in ZapPlan.space()
+        if plan.skip != "none" or not (plan.walk == "tail" or "on_lock_drop" in plan.restart)
+    ]

@@ -28,6 +28,8 @@ from kvm_mmu.trace.stripping import Recorded, Stripped, is_stripped, operations_
 
 _CONTEXT = 6
 _MAX_VCPUS = 256
+#: A marker's beginning stands within this many characters of its line.
+_MARK_BEFORE = 160
 
 
 @dataclass
@@ -152,6 +154,7 @@ def replay(
     facts, recording = _prepare(path, name, lines, host, operations)
     profile = kernel or _kernel_of(facts, name)
     predictions: list[Prediction] = []
+    _check_recorder(name, profile, recording.lines)
     drive = _drive_5x if profile.startswith("v5") else _drive_6x
     ignored = drive(factory, profile, facts, recording, name, predictions)
     report = Report(name, profile, predictions, inferred=facts.inferred, ignored_operations=ignored)
@@ -225,6 +228,18 @@ def _kernel_of(facts: HostFacts, name: str) -> str:
             f"{name}: which kernel made this trace is not known: give --kernel (or a host file that says so)"
         )
     return host_facts.kernel_name(release)
+
+
+def _check_recorder(name: str, profile: str, lines: list[str]) -> None:
+    """A recording is replayed with the rules of the kernels it was made on; others take it as a workload."""
+    marks, made_on = (
+        ('_mark_write: {"i":', "6.x") if profile.startswith("v5") else ("_mark_write: OP ", "5.x")
+    )
+    if any(marks in text[:_MARK_BEFORE] for text in lines):
+        raise TraceError(
+            f"{name}: recorded on {made_on}, so it cannot be replayed as {profile}; "
+            "`kvm-mmu compare` takes it as a workload for other kernels"
+        )
 
 
 def _vcpus(inputs: Sequence[Input], name: str) -> int:

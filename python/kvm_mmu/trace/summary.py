@@ -6,6 +6,7 @@ trace.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from kvm_mmu.trace.source import display_name
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
 _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
 _SHOWN = 8
+#: What libtraceevent's KVM plugin makes of page events: a role layout older than every kernel known here.
+_PLUGIN = re.compile(r"kvm_mmu_\w+: +(?:(?:new|existing) )?sp gfn [0-9a-f]+ \d+(?:/\d+)? q\d")
 
 
 @dataclass
@@ -127,6 +130,13 @@ class TraceSummary:
         if counts["overlong"]:
             lines.append(f"  {counts['overlong']} lines longer than 1 MiB were skipped")
         lines.append(f"  {counts['not_understood']} lines not understood")
+        if any(_PLUGIN.search(text) for _, text in counts["examples"]):
+            lines.append(
+                "  page events are in the wording of libtraceevent's KVM plugin, which knows an old role layout only:"
+            )
+            lines.append(
+                "  report again without plugins (trace-cmd report -N), so that the kernel's own text is kept"
+            )
         lines.extend(f"    line {line}: {text}" for line, text in counts["examples"][:_SHOWN])
         return "\n".join(lines)
 

@@ -1,0 +1,59 @@
+"""The planted faults and the one test that kills each: what `make mutants` runs.
+
+Core mutants are compiled in by the cargo feature `mutants` (src/mmu/mutants.rs holds the names), policy mutants replace
+a method of a generation policy (broken_policies.py), both one at a time in a process of their own. The reference's
+mutants live beside its vectors, in tests/reference/test_mutants.py.
+"""
+
+from __future__ import annotations
+
+CORE_VECTOR = "tests/vectors/test_vectors.py::test_core[{}.jsonl.xz]"
+
+
+def vector(name: str) -> str:
+    return CORE_VECTOR.format(name)
+
+
+#: Core mutant -> the test that kills it. The comment gives the verb where the issue asks for one mutant a verb.
+CORE: dict[str, str] = {
+    "restart-on-children-only": vector("seed/zap_all_no_vcpu_root.ept_ad"),
+    "never-restart": vector("seed/mmio_cached_flag_stays.npt"),
+    "flag-on-parent-table": vector("seed/mmio_gfn0.ept_ad"),
+    "flag-cleared-on-overwrite": vector("seed/smm_stale_vcpu_mmio_cache.npt"),
+    "parent-entry-kept": vector("v5.2/wrap_as0_offset2.npt"),
+    "new-page-at-tail": vector("v5.0/fault_noslot_vm.npt"),
+    "flush-skipped": vector("v5.0/zap_all_no_vcpu_root.ept_ad"),
+    "in-use-root-freed": vector("v5.0/ro_slot.npt"),
+    "batch-reset-without-drop": vector("v5.0/five_level.npt"),
+    "obsolete-page-taken": vector("seed/random_68_mmio_500.npt"),  # get_page
+    "root-count-kept": vector("v5.2/fault_noslot_vm.ept_ad"),  # roots
+    "reload-forgotten": vector("v5.0/memslot_errors.ept_ad"),  # fast invalidate
+    "newest-reclaimed": vector("v5.0/max_pages_tiny.npt"),  # reclaim
+    "obsolete-list-forgotten": "tests/mutants/test_kills.py::test_the_shrinker_frees_what_the_fast_invalidate_left",
+    "dirty-log-without-flush": vector("v5.2/prefetch_dirtylog_slot.npt"),  # dirty log
+    "clear-log-from-start": vector("v5.0/dirty_log_manual.npt"),
+    "pml-not-logged": vector("v5.2/dirty_log_pml.ept_ad"),  # PML
+    "fast-fault-not-logged": vector("v5.2/aging_dirtylog.ept_ad"),  # fast page fault
+    "prefetch-into-logged-slot": vector("v5.0/prefetch_dirtylog_slot.npt"),  # prefetch
+    "unmap-without-flush": vector("v5.2/hugetlb_2m.npt"),  # notifiers
+    "age-keeps-accessed": vector("v5.0/aging_dirtylog.ept_ad"),
+    "changed-pte-writable": "tests/mutants/test_kills.py::test_a_mapping_that_follows_its_frame_is_read_only",
+    "tracked-stays-writable": vector("v5.2/page_track_4k.npt"),  # write tracking
+    "track-without-veto": vector("v5.0/largepages_page_track.ept_ad"),
+    "walk-forgets-flush": vector("v5.0/slot_write_protect_lock_break.ept_ad"),  # slot walks
+    "stale-mmio-accepted": vector("v5.2/mmio_gfn0.npt"),  # MMIO faults
+    "mmio-cache-own-space": vector("v5.0/smm_stale_vcpu_mmio_cache.npt"),  # both address spaces
+    "large-veto-ignored": vector("seed/huge_misaligned_slot.npt"),  # large pages
+    "accessed-dirty-lost": vector("v5.2/hugetlb_1g.npt"),  # zap
+}
+
+#: Policy mutant -> the test that kills it.
+POLICY: dict[str, str] = {
+    "wrap-mask-short": "tests/mutants/test_kills.py::test_half_a_lap_is_no_wrap",
+    "address-space-bit-kept": "tests/unit/test_generation.py::test_first_wrap_by_running_the_policy",
+    "wrap-check-before-publication": "tests/unit/test_memory_region.py"
+    "::test_v5_0_looks_for_a_wrap_after_publication_and_v5_2_before",
+}
+
+#: The reference's own: each of these tests plants its fault itself and is green when the fault is noticed.
+REFERENCE = "tests/reference/test_mutants.py"
