@@ -187,8 +187,8 @@ def make_engine(scenario: Scenario, kernel: str | None = None, backend: str = "c
         from kvm_mmu import reference
 
         family = {**DEFAULTS, **scenario.config}["family"]
-        if family not in ("npt", "ept_ad", "ept_noad"):
-            raise UsageError(f"family {family!r}: expected npt, ept_ad or ept_noad")
+        if family not in ("npt", "ept_ad", "ept_noad", "shadow"):
+            raise UsageError(f"family {family!r}: expected npt, ept_ad, ept_noad or shadow")
         plans: dict[str, Any] = {}
         for event, plan in scenario.plans.items():
             plans[event] = plan
