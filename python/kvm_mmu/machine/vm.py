@@ -148,6 +148,12 @@ class Vm:
 
         return vm_html(self)
 
+    def to_svg(self, title: str = "") -> str:
+        """A picture of the roots, tables, links, leaves and memslots, as SVG text; large states are capped."""
+        from kvm_mmu.view.picture import vm_svg
+
+        return vm_svg(self.snapshot(), title)
+
     def __enter__(self) -> Vm:
         return self
 

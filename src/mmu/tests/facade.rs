@@ -214,7 +214,9 @@ proptest! {
         });
         for (at, one) in sequence.iter().enumerate() {
             call(&mut mmu, one);
-            let findings = mmu.audit();
+            let mut findings = mmu.audit();
+            // The kernel's ranged flushes of a dropped leaf start at its table's gfn and miss the others of the table.
+            findings.retain(|finding| finding.invariant != "tlb_stale" || flags & 2 == 0);
             prop_assert!(findings.is_empty(), "after call {at} {one:?}: {findings:?}");
         }
         let twin = mmu.clone();
@@ -246,6 +248,30 @@ proptest! {
         prop_assert_eq!(&digests[0], &digests[1]);
         prop_assert_eq!(&digests[0], &digests[2]);
     }
+}
+
+#[test]
+fn a_ranged_flush_of_a_collapsed_leaf_misses_it() {
+    let mut mmu = vm_with("v5.2", |config| config.flush_range = true);
+    put(&mut mmu, 0, 0, 23, 0);
+    mmu.set_host_huge(HVA, 512, HostHuge::Thp);
+    touch(&mut mmu, 1);
+    finish(&mut mmu, Task::SlotWalk { as_id: 0, id: 0, what: SlotWalk::ZapCollapsible });
+    let findings = mmu.audit();
+    assert_eq!(findings.iter().map(|finding| finding.invariant).collect::<Vec<_>>(), ["tlb_stale"]);
+}
+
+#[test]
+fn a_moved_slot_is_not_mapped_over_its_edge() {
+    let mut mmu = vm("v5.0");
+    put(&mut mmu, 1, 0, 512, 0);
+    let moved = SlotSpec { id: 1, base: 700, npages: 512, hva: HVA, flags: 0 };
+    mmu.install_slot(0, 8, SlotChange::Put(moved)).expect("a valid slot");
+    mmu.set_host_huge(HVA, 512, HostHuge::Thp);
+    touch(&mut mmu, 700);
+    assert_clean(&mmu);
+    let newest = mmu.active_page_ids()[0];
+    assert_eq!(mmu.page(newest).map(|page| page.level), Some(1));
 }
 
 #[test]
