@@ -70,6 +70,7 @@ pub enum GfnHash {
 
 /// What a VM is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact about the host")]
 pub struct Config {
     /// The kernel's rules.
     #[serde(with = "super::saved::by_name")]
@@ -154,7 +155,7 @@ impl Config {
         let is_shadow = self.family == Family::Shadow;
         needs("family=shadow", is_shadow && !is_v6, "v6.1 or later")?;
         needs("family=shadow", is_shadow && self.guest_paging, "guest_paging=0: guest page tables are not modelled")?;
-        self.generation.check(self.kernel.spte.generation_top)?;
+        self.generation.check_up_to(self.kernel.spte.generation_top)?;
         let is_overlapping = self.generation.spte_mask() & self.kernel.spte.mmu_present != 0;
         if is_overlapping { Err(Error::Layout("a field overlaps the bit MMU-present")) } else { Ok(()) }
     }

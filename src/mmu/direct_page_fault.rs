@@ -68,7 +68,7 @@ impl MmuState {
         let level = if backing == Backing::NoSlot {
             PAGE_TABLE
         } else if let HostLookup::Found { level, .. } = host {
-            (*level).clamp(PAGE_TABLE, MAX_LEAF)
+            self.allowed_level(slot, gfn, (*level).min(MAX_LEAF))
         } else {
             self.max_mapping_level(slot, gfn, is_fetch)
         };
@@ -170,8 +170,13 @@ impl MmuState {
             HostHuge::Thp | HostHuge::Hugetlb2m => 2,
             HostHuge::Hugetlb1g => 3,
         };
+        self.allowed_level(Some(slot), gfn, host_level.min(self.config.lpage_level))
+    }
+
+    /// The largest level up to this one that the slot does not veto.
+    fn allowed_level(&self, slot: Option<SlotAt>, gfn: Gfn, most: u8) -> u8 {
         let mut level = PAGE_TABLE;
-        while level < host_level.min(self.config.lpage_level) && !self.is_large_disallowed(Some(slot), gfn, level + 1) {
+        while level < most && !self.is_large_disallowed(slot, gfn, level + 1) {
             level += 1;
         }
         level

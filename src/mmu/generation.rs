@@ -89,7 +89,12 @@ impl GenerationLayout {
     }
 
     /// Refuses a layout whose fields leave the word or touch the bits an MMIO SPTE needs for itself.
-    pub fn check(&self, top: u8) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
+        self.check_up_to(61)
+    }
+
+    /// The same for a kernel that leaves the bits up to `top` to the generation.
+    pub fn check_up_to(&self, top: u8) -> Result<()> {
         if self.width == 0 || self.width > 63 {
             return Err(Error::Layout("the width must be 1 to 63"));
         }

@@ -45,6 +45,7 @@ impl MmuState {
             return Ok(page);
         }
         let page = self.arena.alloc(gfn, role, self.valid_gen).ok_or(Error::TooManyPages)?;
+        self.has_high_pages |= gfn.0 >> self.root_gfn_bits != 0;
         self.stats.cache_miss += 1;
         self.stats.created += 1;
         self.work.get_page_created += 1;

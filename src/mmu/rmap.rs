@@ -36,7 +36,7 @@ impl MmuState {
 
     /// Adds a leaf to its gfn's list; the kernel's count of entries before it.
     pub(super) fn rmap_add(&mut self, slot: Option<SlotAt>, sptep: Sptep, gfn: Gfn, level: u8) -> u32 {
-        if gfn.0 >> self.root_gfn_bits != 0 {
+        if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 {
             self.note_alias(sptep, gfn, level);
         }
         self.work.rmap_steps += 1;

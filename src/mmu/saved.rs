@@ -159,6 +159,8 @@ impl MmuState {
         state.aliased = body.aliased.into_iter().collect();
         [state.is_flush_owed, state.is_root_leaked, state.is_log_initially_set] = body.facts;
         state.check_saved()?;
+        let is_high = |page| state.arena.key(page).gfn.0 >> state.root_gfn_bits != 0;
+        state.has_high_pages = state.arena.live().any(is_high);
         state.arena.index_ids();
         if let Some(found) = state.audit().first() {
             return refuse(format!("the snapshot's state is broken: {}: {}", found.invariant, found.detail));

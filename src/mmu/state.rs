@@ -34,6 +34,8 @@ pub struct MmuState {
     pub(super) masks: Masks,
     /// gfns below this many bits lie in the range of the roots, so that a table's gfn and index give the gfn mapped.
     pub(super) root_gfn_bits: u32,
+    /// A table was made for a gfn beyond them: others may come to be reached through it.
+    pub(super) has_high_pages: bool,
     pub(super) generation: GenerationCodec,
     pub(super) arena: PageArena,
     pub(super) hash: PageHash,
@@ -76,6 +78,7 @@ impl MmuState {
         Ok(Self {
             masks,
             root_gfn_bits,
+            has_high_pages: false,
             generation: GenerationCodec::new(&config.generation),
             arena: PageArena::default(),
             hash: PageHash::new(config.gfn_hash),

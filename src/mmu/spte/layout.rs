@@ -33,7 +33,7 @@ pub struct SpteLayout {
     pub kind: u64,
     /// Their value in an entry without accessed and dirty bits.
     pub kind_ad_disabled: u64,
-    /// Their value in an MMIO SPTE; also ORed into the MMIO mask.
+    /// Their value in an MMIO SPTE; also in the MMIO mask.
     pub kind_mmio: u64,
     /// How far R and X are shifted while an entry is access-tracked.
     pub saved_shift: u8,
