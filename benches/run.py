@@ -221,6 +221,10 @@ def main() -> int:
             rows += print_row(row, core, reference)
     indexed = print_indexed(core)
 
+    reads = {name.split("/")[1]: one["ns"] for (name, kernel), one in core.items() if kernel == "machine"}
+    if reads:
+        shown_reads = ", ".join(f"{size} {ns(spent)}" for size, spent in reads.items())
+        print(f"\nthis machine now, one dependent random read of a buffer: {shown_reads}")
     print("\nbytes per direct shadow page (kernel: 4,096 of table + 160 of header + 8)")
     memory = {}
     for case, kernel in figures["bytes_per_page"].items():
@@ -239,6 +243,7 @@ def main() -> int:
         "commit": said("git", "rev-parse", "HEAD"),
         "is_tree_clean": not said("git", "status", "--porcelain", "--", "src", "benches"),
         "clock": "thread processor time",
+        "random_read_ns": reads,
         "rows": rows,
         "indexed_ns_per_zapped_page": indexed,
         "bytes_per_page": memory,

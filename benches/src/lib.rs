@@ -5,6 +5,7 @@
 //! a busy machine does not count; what it does to the caches still does.
 
 pub mod lists;
+pub mod machine;
 pub mod map;
 pub mod mmio;
 pub mod rows;

@@ -3,7 +3,7 @@
 use kvm_mmu::mmu::GfnHash;
 
 use crate::map::{Order, fast_page_fault, map, write_protect};
-use crate::{Timed, lists, mmio, zap};
+use crate::{Timed, lists, machine, mmio, zap};
 
 const KERNELS: [&str; 2] = ["v5.0", "v5.2"];
 const WITH_SEED: [&str; 3] = ["v5.0", "v5.2", "v5.0-seed"];
@@ -89,6 +89,9 @@ impl Table {
 #[must_use]
 pub fn cases() -> Vec<Case> {
     let mut table = Table(Vec::new());
+    for mib in [1, 4, 64] {
+        table.add(format!("random-read/{mib} MiB"), "machine", 5, move || machine::random_read(mib << 20));
+    }
     KERNELS.into_iter().for_each(|kernel| table.maps(kernel));
     WITH_SEED.into_iter().for_each(|kernel| table.mmio(kernel));
     KERNELS.into_iter().for_each(|kernel| table.zaps(kernel));

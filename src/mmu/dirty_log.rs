@@ -5,9 +5,9 @@
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
-use super::head_walk::Handler;
 use super::level::{MAX_LEAF, PAGE_TABLE};
 use super::mutants::{Mutant, is_chosen};
+use super::runs::Handler;
 use super::slots::SlotAt;
 use super::state::MmuState;
 use super::views::PtMasked;
@@ -88,7 +88,7 @@ impl MmuState {
         let mut flush = false;
         if self.is_log_initially_set && mask != 0 {
             let spec = *self.slot_spec(slot);
-            let ends = [mask.trailing_zeros(), 63 - mask.leading_zeros()].map(|at| offset.saturating_add(at.into()));
+            let ends = [mask.trailing_zeros(), mask.ilog2()].map(|at| offset.saturating_add(at.into()));
             for gfn in ends.into_iter().filter(|&at| at < spec.npages).map(|at| Gfn(spec.base).plus(at)) {
                 for level in 2..=MAX_LEAF {
                     let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(spec.index(gfn, level));

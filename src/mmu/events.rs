@@ -80,8 +80,7 @@ impl Event {
             Self::HandleMmio { addr, gfn, access } => write!(out, r#"["handle_mmio",{addr},{gfn},{access}]"#),
             Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => write!(
                 out,
-                r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{}]"#,
-                handled
+                r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{handled}]"#
             ),
             Self::Flush => write!(out, r#"["flush"]"#),
             Self::FlushRange { gfn, pages } => write!(out, r#"["flush_range",{gfn},{pages}]"#),
@@ -143,8 +142,7 @@ impl Event {
             }
             Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => write!(
                 out,
-                r#"{{"event":"fast_pf","vcpu":{vcpu},"addr":{addr},"error_code":{error_code},"id":{page},"index":{index},"old":"{old:#x}","new":"{new:#x}","handled":{}}}"#,
-                handled
+                r#"{{"event":"fast_pf","vcpu":{vcpu},"addr":{addr},"error_code":{error_code},"id":{page},"index":{index},"old":"{old:#x}","new":"{new:#x}","handled":{handled}}}"#
             ),
             Self::InvalidateZapAll { valid_gen, used } => {
                 write!(out, r#"{{"event":"invalidate_zap_all","valid_gen":{valid_gen},"used":{used}}}"#)

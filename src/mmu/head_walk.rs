@@ -8,48 +8,11 @@ use super::level::{PAGE_TABLE, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::Sptep;
 use super::pte_list::{PteCursor, PteHead};
+use super::runs::{Handler, HeadWalk, Step};
 use super::slots::SlotAt;
 use super::spte::layout::WRITABLE;
 use super::state::MmuState;
 use super::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
-
-/// What is done to each head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Handler {
-    WriteProtect,
-    ClearDirty,
-    SetDirty,
-    ZapCollapsible,
-    Zap,
-}
-
-/// Where a walk stands.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct HeadWalk {
-    pub as_id: u8,
-    pub id: u32,
-    pub handler: Handler,
-    /// Pending flushes are done at polls and at the end.
-    pub is_flush_inside: bool,
-    /// The lock is polled.
-    pub is_polled: bool,
-    pub start: Gfn,
-    /// The last gfn, inclusive.
-    pub end: Gfn,
-    pub level: u8,
-    pub last_level: u8,
-    /// Heads of this level already handled.
-    pub done: u64,
-    /// Something was dropped and not yet flushed.
-    pub flush: bool,
-}
-
-/// Whether a piece of work ended or waits for the lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Done,
-    LockBreak,
-}
 
 impl MmuState {
     /// Goes on until the walk ends or the lock is dropped.

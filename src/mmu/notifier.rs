@@ -4,11 +4,11 @@
 
 use super::addr::{Gfn, Pfn};
 use super::events::Event;
-use super::head_walk::Handler;
 use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::Sptep;
 use super::pte_list::PteCursor;
+use super::runs::Handler;
 use super::slots::SlotAt;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::make_access_track;

@@ -15,12 +15,12 @@ use super::mmio_pages::MmioPages;
 use super::page_arena::{PageArena, PageIdx, Sptep};
 use super::page_hash::PageHash;
 use super::pte_list::PteLists;
+use super::runs::Runs;
 use super::slots::{AddressSpace, SlotAt};
 use super::spte::masks::Masks;
 use super::stats::Stats;
 use super::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
 use super::work::Work;
-use super::zap_plan::Runs;
 
 /// What a root of level 4 reaches.
 const ROOT_4_GFN_BITS: u32 = 36;
@@ -29,6 +29,7 @@ const PAE_GFN_BITS: u32 = 20;
 
 /// Everything a VM's MMU holds.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact")]
 pub struct MmuState {
     pub(super) config: Config,
     pub(super) masks: Masks,

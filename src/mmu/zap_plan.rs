@@ -1,167 +1,22 @@
 //! Resumable runs: everything that may drop the lock. A list walk follows a [`ZapPlan`]; the kernels' own ways to zap are
 //! runs of named plans, nothing else.
 //!
-//! Models v5.0 `kvm_mmu_invalidate_zap_all_pages`, v5.2 `__kvm_mmu_zap_all` and `kvm_mmu_invalidate_zap_pages_in_memslot`,
-//! and `kvm_zap_gfn_range`. A run that would drop the lock returns to the caller; nothing prepared is lost, whatever the
-//! caller does then. Invariant: what a run has prepared is on its own list or on the VM's.
+//! Models v5.0 `kvm_mmu_invalidate_zap_all_pages` and v5.2 `__kvm_mmu_zap_all`. A run that would drop the lock returns to
+//! the caller; nothing prepared is lost, whatever the caller does then. What waits is in `runs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
 use super::events::Event;
-use super::head_walk::{Handler, HeadWalk, Step};
 use super::invalid_list::InvalidList;
 use super::level::{MAX_LEAF, PAGE_TABLE};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Place};
 use super::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPlan};
+use super::runs::{Account, Handler, HeadWalk, Kind, ListRun, Noted, Phase, RangeRun, Run, SlotFlush, Step};
 use super::state::MmuState;
-use super::views::{BatchId, Prepared, Progress, RunId, RunOutcome, RunReport, SlotWalk, Task};
-use super::work::Work;
-
-/// Runs that wait at a lock break, and batches begun by the caller.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Runs {
-    waiting: BTreeMap<u32, Run>,
-    batches: BTreeMap<u32, Batch>,
-    next: u32,
-}
-
-#[derive(Clone, Debug)]
-struct Batch {
-    invalid: InvalidList,
-    account: Account,
-}
-
-/// What a run did, without what others did inside its lock breaks.
-#[derive(Clone, Copy, Debug)]
-struct Account {
-    work: Work,
-    segment: Work,
-    longest_hold: u64,
-    lock_breaks: u64,
-    nr_zapped: u64,
-    ret: i64,
-    outcome: RunOutcome,
-}
-
-impl Account {
-    fn new(now: &Work) -> Self {
-        Self {
-            work: Work::default(),
-            segment: *now,
-            longest_hold: 0,
-            lock_breaks: 0,
-            nr_zapped: 0,
-            ret: 0,
-            outcome: RunOutcome::Done,
-        }
-    }
-
-    /// The lock goes.
-    fn close(&mut self, now: &Work) {
-        let segment = now.since(&self.segment);
-        self.work = self.work.plus(&segment);
-        self.longest_hold = self.longest_hold.max(segment.units());
-        self.segment = *now;
-    }
-
-    const fn report(&self) -> RunReport {
-        RunReport {
-            ret: self.ret,
-            outcome: self.outcome,
-            work: self.work,
-            longest_hold: self.longest_hold,
-            lock_breaks: self.lock_breaks,
-            nr_zapped: self.nr_zapped,
-        }
-    }
-}
-
-/// A run.
-#[derive(Clone, Debug)]
-struct Run {
-    kind: Kind,
-    invalid: InvalidList,
-    /// Prepared pages go to the VM's own list, where the shrinker finds them.
-    is_list_shared: bool,
-    account: Account,
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    List(ListRun),
-    SlotFlush(SlotFlush),
-    Slot { walk: HeadWalk, flush_after: Option<(Gfn, u64)> },
-    Range(RangeRun),
-}
-
-/// A page a walk has noted, by place and number: the place may be given to another page.
-#[derive(Clone, Copy, Debug)]
-struct Noted {
-    page: PageIdx,
-    id: u32,
-}
-
-#[derive(Clone, Debug)]
-struct ListRun {
-    plan: ZapPlan,
-    /// First gfn and number, for plans limited to a slot or a range.
-    span: (Gfn, u64),
-    phase: Phase,
-    next: Option<Noted>,
-    /// The index only: pages this pass looked at and did not want, by id.
-    passed: BTreeSet<u32>,
-    /// The index only: the lock was dropped, so what comes next must be looked up anew.
-    is_interrupted: bool,
-    batch: u64,
-    step: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Phase {
-    Start,
-    Restart,
-    Visit,
-    Prepare(Noted),
-}
-
-#[derive(Clone, Debug)]
-struct SlotFlush {
-    plan: ZapPlan,
-    walk: HeadWalk,
-    is_begun: bool,
-    is_walked: bool,
-    base: Gfn,
-    npages: u64,
-    done: u64,
-}
-
-#[derive(Clone, Debug)]
-struct RangeRun {
-    start: Gfn,
-    end: Gfn,
-    left: Vec<(u8, u32)>,
-    walk: Option<HeadWalk>,
-    flush: bool,
-    is_deferred: bool,
-}
-
-impl ListRun {
-    const fn new(plan: ZapPlan, span: (Gfn, u64)) -> Self {
-        Self {
-            plan,
-            span,
-            phase: Phase::Start,
-            next: None,
-            passed: BTreeSet::new(),
-            is_interrupted: false,
-            batch: 0,
-            step: 0,
-        }
-    }
-}
+use super::views::{Prepared, Progress, RunId, RunOutcome, RunReport, Task};
 
 impl MmuState {
     /// Starts a task and goes on until it ends or the lock is dropped.
@@ -245,7 +100,7 @@ impl MmuState {
     }
 
     /// Commits if the run prepared anything, else flushes if something was dropped.
-    fn flush_or_zap(&mut self, run: &mut Run, flush: &mut bool) {
+    pub(super) fn flush_or_zap(&mut self, run: &mut Run, flush: &mut bool) {
         if !self.prepared_of(run).is_empty() {
             self.commit_run(run);
         } else if *flush {
@@ -254,7 +109,7 @@ impl MmuState {
         *flush = false;
     }
 
-    fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
+    pub(super) fn prepare_in_run(&mut self, page: PageIdx, run: &mut Run) -> Prepared {
         let prepared = if run.is_list_shared {
             let mut shared = std::mem::take(&mut self.zapped_obsolete);
             let prepared = self.prepare_zap_page(page, &mut shared);
@@ -378,7 +233,7 @@ impl MmuState {
                 || self.active.is_mmio_cached(noted.page) && !self.arena.key(noted.page).role.invalid())
     }
 
-    fn is_wanted(&self, list: &ListRun, page: PageIdx) -> bool {
+    pub(super) fn is_wanted(&self, list: &ListRun, page: PageIdx) -> bool {
         let plan = &list.plan;
         let is_chosen = match plan.only {
             Only::All => true,
@@ -517,260 +372,5 @@ impl MmuState {
         }
         list.phase = self.restart_phase(is_restart);
         false
-    }
-
-    // ---- the slot plan ----
-
-    fn drive_slot_flush(&mut self, flush: &mut SlotFlush, run: &mut Run) -> Step {
-        if !flush.is_begun {
-            flush.is_begun = true;
-            if self.active.is_empty() {
-                if flush.plan.reload_roots == ReloadRoots::After {
-                    self.reload_remote_mmus();
-                }
-                return Step::Done;
-            }
-        }
-        if !flush.is_walked {
-            if self.walk_heads(&mut flush.walk) == Step::LockBreak {
-                return Step::LockBreak;
-            }
-            flush.is_walked = true;
-        }
-        let candidates = self.pages_between(flush);
-        let mut next = 0;
-        while flush.done < flush.npages {
-            let gap = match &candidates {
-                Some(gfns) => gfns.get(next).map_or(flush.npages, |&at| at) - flush.done,
-                None => 0,
-            };
-            let wanted = if gap > 0 {
-                let (made, wanted) = if flush.walk.is_polled { self.need_resched_many(gap) } else { (gap, false) };
-                flush.done += made;
-                self.work.heads_visited += made;
-                wanted
-            } else {
-                next += 1;
-                self.work.heads_visited += 1;
-                self.zap_pages_of(flush.base.plus(flush.done), flush.plan, run);
-                flush.done += 1;
-                flush.walk.is_polled && self.need_resched()
-            };
-            if wanted {
-                if flush.plan.before_drop == BeforeDrop::Commit {
-                    self.flush_or_zap(run, &mut flush.walk.flush);
-                }
-                if self.cond_resched() {
-                    return Step::LockBreak;
-                }
-            }
-        }
-        self.flush_or_zap(run, &mut flush.walk.flush);
-        if flush.plan.reload_roots == ReloadRoots::After {
-            self.reload_remote_mmus();
-        }
-        Step::Done
-    }
-
-    /// Offsets of the slot's gfns that have pages, ascending, when that is shorter than asking for each gfn.
-    fn pages_between(&self, flush: &SlotFlush) -> Option<Vec<u64>> {
-        let left = flush.npages - flush.done;
-        if left <= self.active.len() as u64 {
-            return None;
-        }
-        let mut gfns: Vec<u64> = self
-            .active
-            .iter()
-            .map(|page| self.arena.key(page).gfn.0.wrapping_sub(flush.base.0))
-            .filter(|&at| at >= flush.done && at < flush.npages)
-            .collect();
-        gfns.sort_unstable();
-        gfns.dedup();
-        Some(gfns)
-    }
-
-    fn zap_pages_of(&mut self, gfn: Gfn, plan: ZapPlan, run: &mut Run) {
-        let list = ListRun::new(plan, (gfn, 1));
-        let mut page = self.hash.first(gfn);
-        while page != PageIdx::NONE {
-            let key = self.arena.key(page);
-            let next = key.hash_next;
-            if key.gfn == gfn && !key.role.invalid() && self.is_wanted(&list, page) {
-                self.prepare_in_run(page, run);
-            }
-            page = next;
-        }
-    }
-
-    // ---- slot walks and ranges ----
-
-    fn slot_walk_run(&self, as_id: u8, id: u32, what: SlotWalk) -> Result<Kind> {
-        let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
-        let spec = *self.slot_spec(at);
-        let (handler, level, last_level) = match what {
-            SlotWalk::RemoveWriteAccess => (Handler::WriteProtect, PAGE_TABLE, MAX_LEAF),
-            SlotWalk::LeafClearDirty => (Handler::ClearDirty, PAGE_TABLE, PAGE_TABLE),
-            SlotWalk::LargepageRemoveWriteAccess => (Handler::WriteProtect, 2, MAX_LEAF),
-            SlotWalk::SetDirty => (Handler::SetDirty, PAGE_TABLE, MAX_LEAF),
-            SlotWalk::ZapCollapsible => (Handler::ZapCollapsible, PAGE_TABLE, PAGE_TABLE),
-        };
-        let is_flush_inside = handler == Handler::ZapCollapsible;
-        let start = Gfn(spec.base);
-        let walk = HeadWalk {
-            as_id,
-            id,
-            handler,
-            is_flush_inside,
-            is_polled: true,
-            start,
-            end: start.plus(spec.npages - 1),
-            level,
-            last_level,
-            done: 0,
-            flush: false,
-        };
-        Ok(Kind::Slot { walk, flush_after: (!is_flush_inside).then_some((start, spec.npages)) })
-    }
-
-    fn drive_slot_walk(&mut self, walk: &mut HeadWalk, flush_after: Option<(Gfn, u64)>, run: &mut Run) -> Step {
-        if self.walk_heads(walk) == Step::LockBreak {
-            return Step::LockBreak;
-        }
-        if walk.flush
-            && let Some((gfn, pages)) = flush_after
-        {
-            self.flush_remote_tlbs_with_address(gfn, pages);
-            walk.flush = false;
-            run.account.ret = 1;
-        }
-        Step::Done
-    }
-
-    fn range_run(&self, start: Gfn, end: Gfn) -> RangeRun {
-        let mut left: Vec<(u8, u32)> = (0_u8..)
-            .zip(&self.spaces)
-            .flat_map(|(as_id, space)| space.specs().iter().map(move |spec| (as_id, spec.id)))
-            .collect();
-        left.reverse();
-        let is_deferred = self.config.kernel.zap_range_defers && self.config.flush_range;
-        RangeRun { start, end, left, walk: None, flush: false, is_deferred }
-    }
-
-    fn drive_range(&mut self, range: &mut RangeRun) -> Step {
-        loop {
-            if let Some(walk) = &mut range.walk {
-                if self.walk_heads(walk) == Step::LockBreak {
-                    return Step::LockBreak;
-                }
-                range.flush |= walk.flush;
-                range.walk = None;
-            }
-            let Some((as_id, id)) = range.left.pop() else { break };
-            let Ok(Some(at)) = self.find_slot_id(as_id, id) else { continue };
-            let spec = self.slot_spec(at);
-            let start = range.start.max(Gfn(spec.base));
-            let end = range.end.min(Gfn(spec.base + spec.npages));
-            if start < end {
-                range.walk = Some(HeadWalk {
-                    as_id,
-                    id,
-                    handler: Handler::Zap,
-                    is_flush_inside: !range.is_deferred,
-                    is_polled: true,
-                    start,
-                    end: Gfn(end.0 - 1),
-                    level: PAGE_TABLE,
-                    last_level: MAX_LEAF,
-                    done: 0,
-                    flush: false,
-                });
-            }
-        }
-        if range.flush && range.is_deferred {
-            let pages = range.end.0.wrapping_sub(range.start.0).wrapping_add(1);
-            self.flush_remote_tlbs_with_address(range.start, pages);
-        }
-        Step::Done
-    }
-
-    // ---- batches ----
-
-    /// Begins a loop of the caller's own.
-    pub(super) fn batch_begin(&mut self) -> BatchId {
-        let id = self.runs.next;
-        self.runs.next = id.wrapping_add(1);
-        let batch = Batch { invalid: InvalidList::default(), account: Account::new(&self.work) };
-        self.runs.batches.insert(id, batch);
-        BatchId(id)
-    }
-
-    /// Prepares a page of the active list in it.
-    pub(super) fn batch_prepare(&mut self, id: BatchId, page: u32) -> Result<Prepared> {
-        let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
-        let prepared = match self.find_active(page) {
-            Ok(page) => {
-                let prepared = self.prepare_zap_page(page, &mut batch.invalid);
-                batch.account.nr_zapped += u64::from(prepared.nr_zapped);
-                Ok(prepared)
-            }
-            Err(error) => Err(error),
-        };
-        self.runs.batches.insert(id.0, batch);
-        prepared
-    }
-
-    /// Flushes and frees what the batch prepared.
-    pub(super) fn batch_commit(&mut self, id: BatchId) -> Result<RunReport> {
-        let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
-        self.commit_zap_page(&mut batch.invalid);
-        batch.account.close(&self.work);
-        Ok(batch.account.report())
-    }
-
-    /// Counts the start of a walk of the active list.
-    pub(super) const fn count_walk_start(&mut self) {
-        self.stats.walk_starts += 1;
-        self.work.walk_starts += 1;
-    }
-
-    /// Counts a visited page and gives its id.
-    pub(super) fn count_visit(&mut self, page: PageIdx) -> Option<u32> {
-        let page = page.some()?;
-        self.stats.walk_visited += 1;
-        self.work.walk_visited += 1;
-        Some(self.arena.key(page).id)
-    }
-
-    /// The page on the active list with this id.
-    pub(super) fn find_active(&self, id: u32) -> Result<PageIdx> {
-        self.arena.find_id(id).filter(|&page| self.arena.page(page).place == Place::Active).ok_or(Error::Page(id))
-    }
-
-    /// Whether no run waits and no batch is open.
-    pub(super) fn is_idle(&self) -> bool {
-        self.runs.waiting.is_empty() && self.runs.batches.is_empty()
-    }
-
-    /// Runs that wait at a lock break.
-    pub(super) fn nr_paused_runs(&self) -> usize {
-        self.runs.waiting.len()
-    }
-
-    /// Whether a run or a batch is under way.
-    pub(super) fn has_unfinished_runs(&self) -> bool {
-        !self.runs.waiting.is_empty() || !self.runs.batches.is_empty()
-    }
-
-    /// Pages that wait on lists of runs and batches.
-    pub(super) fn prepared_elsewhere(&self) -> impl Iterator<Item = PageIdx> + '_ {
-        let runs = self.runs.waiting.values().flat_map(|run| run.invalid.iter());
-        let batches = self.runs.batches.values().flat_map(|batch| batch.invalid.iter());
-        runs.chain(batches)
-    }
-}
-
-impl RangeRun {
-    const fn nothing() -> Self {
-        Self { start: Gfn(0), end: Gfn(0), left: Vec::new(), walk: None, flush: false, is_deferred: false }
     }
 }

@@ -53,6 +53,7 @@ impl Codec {
 impl Codec {
     #[new]
     #[pyo3(signature = (*, kernel, family, phys_bits, execonly, generation, l1tf, mmio_caching))]
+    #[expect(clippy::too_many_arguments, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
         kernel: &str,

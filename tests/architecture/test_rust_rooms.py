@@ -24,7 +24,7 @@ FLOORS: list[tuple[str, str]] = [
         "verbs",
         "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots fault prefetch"
         " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
-        " install_slot batch",
+        " install_slot zap_batch direct_map direct_page_fault",
     ),
     ("watchers", "audit snapshot saved"),
     ("facade", "mod"),

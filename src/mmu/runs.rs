@@ -1,0 +1,200 @@
+//! `Runs`: work that the lock may interrupt, as it waits: how far each walk has come, what it has prepared and counted,
+//! and the batches that a caller has begun. Data only; the walks are in `zap_plan`, `slot_walk` and `head_walk`.
+//!
+//! Invariant: what a run has prepared is on its own list or on the VM's, so that nothing is lost whatever the caller does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::addr::Gfn;
+use super::invalid_list::InvalidList;
+use super::page_arena::PageIdx;
+use super::plan::ZapPlan;
+use super::views::{RunOutcome, RunReport};
+use super::work::Work;
+
+/// Runs that wait at a lock break, and batches begun by the caller.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Runs {
+    pub waiting: BTreeMap<u32, Run>,
+    pub batches: BTreeMap<u32, Batch>,
+    pub next: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Batch {
+    pub invalid: InvalidList,
+    pub account: Account,
+}
+
+/// What a run did, without what others did inside its lock breaks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account {
+    pub work: Work,
+    pub segment: Work,
+    pub longest_hold: u64,
+    pub lock_breaks: u64,
+    pub nr_zapped: u64,
+    pub ret: i64,
+    pub outcome: RunOutcome,
+}
+
+impl Account {
+    pub(super) fn new(now: &Work) -> Self {
+        Self {
+            work: Work::default(),
+            segment: *now,
+            longest_hold: 0,
+            lock_breaks: 0,
+            nr_zapped: 0,
+            ret: 0,
+            outcome: RunOutcome::Done,
+        }
+    }
+
+    /// The lock goes.
+    pub(super) fn close(&mut self, now: &Work) {
+        let segment = now.since(&self.segment);
+        self.work = self.work.plus(&segment);
+        self.longest_hold = self.longest_hold.max(segment.units());
+        self.segment = *now;
+    }
+
+    pub(super) const fn report(&self) -> RunReport {
+        RunReport {
+            ret: self.ret,
+            outcome: self.outcome,
+            work: self.work,
+            longest_hold: self.longest_hold,
+            lock_breaks: self.lock_breaks,
+            nr_zapped: self.nr_zapped,
+        }
+    }
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub kind: Kind,
+    pub invalid: InvalidList,
+    /// Prepared pages go to the VM's own list, where the shrinker finds them.
+    pub is_list_shared: bool,
+    pub account: Account,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    List(ListRun),
+    SlotFlush(SlotFlush),
+    Slot { walk: HeadWalk, flush_after: Option<(Gfn, u64)> },
+    Range(RangeRun),
+}
+
+/// A page a walk has noted, by place and number: the place may be given to another page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Noted {
+    pub page: PageIdx,
+    pub id: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct ListRun {
+    pub plan: ZapPlan,
+    /// First gfn and number, for plans limited to a slot or a range.
+    pub span: (Gfn, u64),
+    pub phase: Phase,
+    pub next: Option<Noted>,
+    /// The index only: pages this pass looked at and did not want, by id.
+    pub passed: BTreeSet<u32>,
+    /// The index only: the lock was dropped, so what comes next must be looked up anew.
+    pub is_interrupted: bool,
+    pub batch: u64,
+    pub step: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    Start,
+    Restart,
+    Visit,
+    Prepare(Noted),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SlotFlush {
+    pub plan: ZapPlan,
+    pub walk: HeadWalk,
+    pub is_begun: bool,
+    pub is_walked: bool,
+    pub base: Gfn,
+    pub npages: u64,
+    pub done: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct RangeRun {
+    pub start: Gfn,
+    pub end: Gfn,
+    pub left: Vec<(u8, u32)>,
+    pub walk: Option<HeadWalk>,
+    pub flush: bool,
+    pub is_deferred: bool,
+}
+
+impl ListRun {
+    pub(super) const fn new(plan: ZapPlan, span: (Gfn, u64)) -> Self {
+        Self {
+            plan,
+            span,
+            phase: Phase::Start,
+            next: None,
+            passed: BTreeSet::new(),
+            is_interrupted: false,
+            batch: 0,
+            step: 0,
+        }
+    }
+}
+
+impl RangeRun {
+    pub(super) const fn nothing() -> Self {
+        Self { start: Gfn(0), end: Gfn(0), left: Vec::new(), walk: None, flush: false, is_deferred: false }
+    }
+}
+
+/// What is done to each head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handler {
+    WriteProtect,
+    ClearDirty,
+    SetDirty,
+    ZapCollapsible,
+    Zap,
+}
+
+/// Where a walk stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadWalk {
+    pub as_id: u8,
+    pub id: u32,
+    pub handler: Handler,
+    /// Pending flushes are done at polls and at the end.
+    pub is_flush_inside: bool,
+    /// The lock is polled.
+    pub is_polled: bool,
+    pub start: Gfn,
+    /// The last gfn, inclusive.
+    pub end: Gfn,
+    pub level: u8,
+    pub last_level: u8,
+    /// Heads of this level already handled.
+    pub done: u64,
+    /// Something was dropped and not yet flushed.
+    pub flush: bool,
+}
+
+/// Whether a piece of work ended or waits for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Done,
+    LockBreak,
+}

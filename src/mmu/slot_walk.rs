@@ -1,0 +1,191 @@
+//! Resumable walks over slots: the plan that zaps one slot, the walks of memslot flags and dirty logging, and a range of
+//! gfns over all slots.
+//!
+//! Models v5.2 `kvm_mmu_invalidate_zap_pages_in_memslot`, `kvm_mmu_slot_*` and `kvm_zap_gfn_range`. Between two heads or
+//! gfns the lock may be dropped; a walk keeps its place by slot id and offset.
+
+use super::addr::Gfn;
+use super::error::{Error, Result};
+use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::page_arena::PageIdx;
+use super::plan::{BeforeDrop, ReloadRoots, ZapPlan};
+use super::runs::{Handler, HeadWalk, Kind, ListRun, RangeRun, Run, SlotFlush, Step};
+use super::state::MmuState;
+use super::views::SlotWalk;
+
+impl MmuState {
+    pub(super) fn drive_slot_flush(&mut self, flush: &mut SlotFlush, run: &mut Run) -> Step {
+        if !flush.is_begun {
+            flush.is_begun = true;
+            if self.active.is_empty() {
+                if flush.plan.reload_roots == ReloadRoots::After {
+                    self.reload_remote_mmus();
+                }
+                return Step::Done;
+            }
+        }
+        if !flush.is_walked {
+            if self.walk_heads(&mut flush.walk) == Step::LockBreak {
+                return Step::LockBreak;
+            }
+            flush.is_walked = true;
+        }
+        let candidates = self.pages_between(flush);
+        let mut next = 0;
+        while flush.done < flush.npages {
+            let gap = match &candidates {
+                Some(gfns) => gfns.get(next).map_or(flush.npages, |&at| at) - flush.done,
+                None => 0,
+            };
+            let wanted = if gap > 0 {
+                let (made, wanted) = if flush.walk.is_polled { self.need_resched_many(gap) } else { (gap, false) };
+                flush.done += made;
+                self.work.heads_visited += made;
+                wanted
+            } else {
+                next += 1;
+                self.work.heads_visited += 1;
+                self.zap_pages_of(flush.base.plus(flush.done), flush.plan, run);
+                flush.done += 1;
+                flush.walk.is_polled && self.need_resched()
+            };
+            if wanted {
+                if flush.plan.before_drop == BeforeDrop::Commit {
+                    self.flush_or_zap(run, &mut flush.walk.flush);
+                }
+                if self.cond_resched() {
+                    return Step::LockBreak;
+                }
+            }
+        }
+        self.flush_or_zap(run, &mut flush.walk.flush);
+        if flush.plan.reload_roots == ReloadRoots::After {
+            self.reload_remote_mmus();
+        }
+        Step::Done
+    }
+
+    /// Offsets of the slot's gfns that have pages, ascending, when that is shorter than asking for each gfn.
+    fn pages_between(&self, flush: &SlotFlush) -> Option<Vec<u64>> {
+        let left = flush.npages - flush.done;
+        if left <= self.active.len() as u64 {
+            return None;
+        }
+        let mut gfns: Vec<u64> = self
+            .active
+            .iter()
+            .map(|page| self.arena.key(page).gfn.0.wrapping_sub(flush.base.0))
+            .filter(|&at| at >= flush.done && at < flush.npages)
+            .collect();
+        gfns.sort_unstable();
+        gfns.dedup();
+        Some(gfns)
+    }
+
+    fn zap_pages_of(&mut self, gfn: Gfn, plan: ZapPlan, run: &mut Run) {
+        let list = ListRun::new(plan, (gfn, 1));
+        let mut page = self.hash.first(gfn);
+        while page != PageIdx::NONE {
+            let key = self.arena.key(page);
+            let next = key.hash_next;
+            if key.gfn == gfn && !key.role.invalid() && self.is_wanted(&list, page) {
+                self.prepare_in_run(page, run);
+            }
+            page = next;
+        }
+    }
+
+    pub(super) fn slot_walk_run(&self, as_id: u8, id: u32, what: SlotWalk) -> Result<Kind> {
+        let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
+        let spec = *self.slot_spec(at);
+        let (handler, level, last_level) = match what {
+            SlotWalk::RemoveWriteAccess => (Handler::WriteProtect, PAGE_TABLE, MAX_LEAF),
+            SlotWalk::LeafClearDirty => (Handler::ClearDirty, PAGE_TABLE, PAGE_TABLE),
+            SlotWalk::LargepageRemoveWriteAccess => (Handler::WriteProtect, 2, MAX_LEAF),
+            SlotWalk::SetDirty => (Handler::SetDirty, PAGE_TABLE, MAX_LEAF),
+            SlotWalk::ZapCollapsible => (Handler::ZapCollapsible, PAGE_TABLE, PAGE_TABLE),
+        };
+        let is_flush_inside = handler == Handler::ZapCollapsible;
+        let start = Gfn(spec.base);
+        let walk = HeadWalk {
+            as_id,
+            id,
+            handler,
+            is_flush_inside,
+            is_polled: true,
+            start,
+            end: start.plus(spec.npages - 1),
+            level,
+            last_level,
+            done: 0,
+            flush: false,
+        };
+        Ok(Kind::Slot { walk, flush_after: (!is_flush_inside).then_some((start, spec.npages)) })
+    }
+
+    pub(super) fn drive_slot_walk(
+        &mut self,
+        walk: &mut HeadWalk,
+        flush_after: Option<(Gfn, u64)>,
+        run: &mut Run,
+    ) -> Step {
+        if self.walk_heads(walk) == Step::LockBreak {
+            return Step::LockBreak;
+        }
+        if walk.flush
+            && let Some((gfn, pages)) = flush_after
+        {
+            self.flush_remote_tlbs_with_address(gfn, pages);
+            walk.flush = false;
+            run.account.ret = 1;
+        }
+        Step::Done
+    }
+
+    pub(super) fn range_run(&self, start: Gfn, end: Gfn) -> RangeRun {
+        let mut left: Vec<(u8, u32)> = (0_u8..)
+            .zip(&self.spaces)
+            .flat_map(|(as_id, space)| space.specs().iter().map(move |spec| (as_id, spec.id)))
+            .collect();
+        left.reverse();
+        let is_deferred = self.config.kernel.zap_range_defers && self.config.flush_range;
+        RangeRun { start, end, left, walk: None, flush: false, is_deferred }
+    }
+
+    pub(super) fn drive_range(&mut self, range: &mut RangeRun) -> Step {
+        loop {
+            if let Some(walk) = &mut range.walk {
+                if self.walk_heads(walk) == Step::LockBreak {
+                    return Step::LockBreak;
+                }
+                range.flush |= walk.flush;
+                range.walk = None;
+            }
+            let Some((as_id, id)) = range.left.pop() else { break };
+            let Ok(Some(at)) = self.find_slot_id(as_id, id) else { continue };
+            let spec = self.slot_spec(at);
+            let start = range.start.max(Gfn(spec.base));
+            let end = range.end.min(Gfn(spec.base + spec.npages));
+            if start < end {
+                range.walk = Some(HeadWalk {
+                    as_id,
+                    id,
+                    handler: Handler::Zap,
+                    is_flush_inside: !range.is_deferred,
+                    is_polled: true,
+                    start,
+                    end: Gfn(end.0 - 1),
+                    level: PAGE_TABLE,
+                    last_level: MAX_LEAF,
+                    done: 0,
+                    flush: false,
+                });
+            }
+        }
+        if range.flush && range.is_deferred {
+            let pages = range.end.0.wrapping_sub(range.start.0).wrapping_add(1);
+            self.flush_remote_tlbs_with_address(range.start, pages);
+        }
+        Step::Done
+    }
+}

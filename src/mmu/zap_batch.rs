@@ -1,0 +1,84 @@
+//! A zap loop of the caller's own: pages prepared one by one, flushed and freed together, counted as a plan's walk is.
+//! And what is asked about runs and batches under way.
+
+use super::error::{Error, Result};
+use super::invalid_list::InvalidList;
+use super::page_arena::{PageIdx, Place};
+use super::runs::{Account, Batch};
+use super::state::MmuState;
+use super::views::{BatchId, Prepared, RunReport};
+
+impl MmuState {
+    /// Begins a loop of the caller's own.
+    pub(super) fn batch_begin(&mut self) -> BatchId {
+        let id = self.runs.next;
+        self.runs.next = id.wrapping_add(1);
+        let batch = Batch { invalid: InvalidList::default(), account: Account::new(&self.work) };
+        self.runs.batches.insert(id, batch);
+        BatchId(id)
+    }
+
+    /// Prepares a page of the active list in it.
+    pub(super) fn batch_prepare(&mut self, id: BatchId, page: u32) -> Result<Prepared> {
+        let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
+        let prepared = match self.find_active(page) {
+            Ok(page) => {
+                let prepared = self.prepare_zap_page(page, &mut batch.invalid);
+                batch.account.nr_zapped += u64::from(prepared.nr_zapped);
+                Ok(prepared)
+            }
+            Err(error) => Err(error),
+        };
+        self.runs.batches.insert(id.0, batch);
+        prepared
+    }
+
+    /// Flushes and frees what the batch prepared.
+    pub(super) fn batch_commit(&mut self, id: BatchId) -> Result<RunReport> {
+        let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
+        self.commit_zap_page(&mut batch.invalid);
+        batch.account.close(&self.work);
+        Ok(batch.account.report())
+    }
+
+    /// Counts the start of a walk of the active list.
+    pub(super) const fn count_walk_start(&mut self) {
+        self.stats.walk_starts += 1;
+        self.work.walk_starts += 1;
+    }
+
+    /// Counts a visited page and gives its id.
+    pub(super) fn count_visit(&mut self, page: PageIdx) -> Option<u32> {
+        let page = page.some()?;
+        self.stats.walk_visited += 1;
+        self.work.walk_visited += 1;
+        Some(self.arena.key(page).id)
+    }
+
+    /// The page on the active list with this id.
+    pub(super) fn find_active(&self, id: u32) -> Result<PageIdx> {
+        self.arena.find_id(id).filter(|&page| self.arena.page(page).place == Place::Active).ok_or(Error::Page(id))
+    }
+
+    /// Whether no run waits and no batch is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.waiting.is_empty() && self.runs.batches.is_empty()
+    }
+
+    /// Runs that wait at a lock break.
+    pub(super) fn nr_paused_runs(&self) -> usize {
+        self.runs.waiting.len()
+    }
+
+    /// Whether a run or a batch is under way.
+    pub(super) fn has_unfinished_runs(&self) -> bool {
+        !self.runs.waiting.is_empty() || !self.runs.batches.is_empty()
+    }
+
+    /// Pages that wait on lists of runs and batches.
+    pub(super) fn prepared_elsewhere(&self) -> impl Iterator<Item = PageIdx> + '_ {
+        let runs = self.runs.waiting.values().flat_map(|run| run.invalid.iter());
+        let batches = self.runs.batches.values().flat_map(|batch| batch.invalid.iter());
+        runs.chain(batches)
+    }
+}
