@@ -9,7 +9,7 @@ use super::addr::{Gfn, Pfn};
 use super::error::Result;
 use super::events::Event;
 use super::fault::{EFAULT, Frame, Handled, MMIO_CACHE_ACCESS};
-use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::link::{Backing, Mapping};
 use super::page_arena::PageIdx;
 use super::slots::SlotAt;
@@ -68,7 +68,7 @@ impl MmuState {
         let level = if backing == Backing::NoSlot {
             PAGE_TABLE
         } else if let HostLookup::Found { level, .. } = host {
-            self.allowed_level(slot, gfn, (*level).min(MAX_LEAF))
+            self.level_within(slot, gfn, (*level).min(MAX_LEAF))
         } else {
             self.max_mapping_level(slot, gfn, is_fetch)
         };
@@ -170,15 +170,20 @@ impl MmuState {
             HostHuge::Thp | HostHuge::Hugetlb2m => 2,
             HostHuge::Hugetlb1g => 3,
         };
-        self.allowed_level(Some(slot), gfn, host_level.min(self.config.lpage_level))
-    }
-
-    /// The largest level up to this one that the slot does not veto.
-    fn allowed_level(&self, slot: Option<SlotAt>, gfn: Gfn, most: u8) -> u8 {
         let mut level = PAGE_TABLE;
-        while level < most && !self.is_large_disallowed(slot, gfn, level + 1) {
+        while level < host_level.min(self.config.lpage_level) && !self.is_large_disallowed(Some(slot), gfn, level + 1) {
             level += 1;
         }
         level
+    }
+
+    /// The caller's level, or the next below it whose mapping lies in the slot: a kernel asks for no other.
+    fn level_within(&self, slot: Option<SlotAt>, gfn: Gfn, asked: u8) -> u8 {
+        let Some(spec) = slot.map(|slot| self.slot_spec(slot)) else { return PAGE_TABLE };
+        let is_within = |level: u8| {
+            let first = gfn.align_down(level);
+            spec.holds(first) && spec.holds(first.plus(pages_per(level) - 1))
+        };
+        (PAGE_TABLE..=asked).rev().find(|&level| is_within(level)).unwrap_or(PAGE_TABLE)
     }
 }

@@ -155,7 +155,9 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
         raise ScenarioError(f"{where}: config is not an object")
     for key, number in config.items():
         if key not in DEFAULTS and key not in OPTIONAL:
-            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join([*DEFAULTS, *OPTIONAL])}")
+            raise ScenarioError(
+                f"{where}: config key {key!r}, expected one of {', '.join([*DEFAULTS, *OPTIONAL])}"
+            )
         if key != "family" and (not isinstance(number, int) or number < 0):
             raise ScenarioError(f"{where}: config {key}={number!r}, expected a non-negative integer")
     scenario.config = dict(config)

@@ -83,9 +83,7 @@ class Vcpu:
         """The page fault entry directly, without vCPU entry; returns what the handler returned."""
         return self._vm.core.fault(self.index, gpa, error_code)
 
-    def fault_with(
-        self, gpa: int, error_code: int, found: tuple[int, bool, list[int] | None] | None
-    ) -> int:
+    def fault_with(self, gpa: int, error_code: int, found: tuple[int, bool, list[int] | None] | None) -> int:
         """The page fault entry where the host's answer is known (v6.x).
 
         Args:

@@ -337,7 +337,9 @@ _MEANING: dict[str, Callable[[int], str]] = {
         "guest entries have 8 bytes" if v else "guest entries have 4 bytes, or a direct page"
     ),
     "gpte_is_8_bytes": lambda v: "guest entries have 8 bytes" if v else "guest entries have 4 bytes",
-    "has_4_byte_gpte": lambda v: "guest entries have 4 bytes" if v else "guest entries have 8 bytes, or a direct page",
+    "has_4_byte_gpte": lambda v: (
+        "guest entries have 4 bytes" if v else "guest entries have 8 bytes, or a direct page"
+    ),
     "efer_nx": lambda v: "no-execute in use" if v else "no-execute not in use",
     "passthrough": lambda v: "of a guest level that is passed through" if v else "not passed through",
     "quadrant": lambda v: f"quarter {v} of a 32-bit guest table",
