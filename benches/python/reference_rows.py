@@ -54,9 +54,9 @@ def fault(kvm: Kvm, gfn: int, error_code: int) -> None:
 
 def is_mapped(kvm: Kvm, gfn: int) -> bool:
     """Whether a write to the page needs no fault any more."""
-    page_id: int | None = kvm.vcpus[0].root
+    page_id = kvm.vcpus[0].roots[0]
     for level in (4, 3, 2, 1):
-        spte = kvm.pages[page_id or 0].sptes.get(gfn >> 9 * (level - 1) & 511, 0)
+        spte = kvm.pages[page_id].sptes.get(gfn >> 9 * (level - 1) & 511, 0)
         if not spte & 7:
             return False
         page_id = spte >> 12 & ((1 << 40) - 1)

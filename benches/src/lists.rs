@@ -27,7 +27,6 @@ pub fn pte_list(length: u32) -> (Timed, Timed) {
                 }
             }
         };
-        #[expect(clippy::cast_possible_truncation, reason = "below 512")]
         let place = |number: u32| PageIdx(1 + number / 512).sptep((number % 512) as u16);
         let add = timed(0, || {
             each(&mut |head, number| {

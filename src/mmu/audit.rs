@@ -323,9 +323,11 @@ impl MmuState {
                 continue;
             }
             for line in vcpu.tlb.iter() {
-                report.check(self.is_translation_backed(self.root_for(number, line.gfn.gpa()), line), "tlb_stale", || {
-                    format!("vcpu {number}, gfn {:#x}: the TLB has {:#x}", line.gfn.0, line.leaf)
-                });
+                report.check(
+                    self.is_translation_backed(self.root_for(number, line.gfn.gpa()), line),
+                    "tlb_stale",
+                    || format!("vcpu {number}, gfn {:#x}: the TLB has {:#x}", line.gfn.0, line.leaf),
+                );
             }
         }
     }

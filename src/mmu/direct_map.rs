@@ -164,11 +164,7 @@ impl MmuState {
             // Also bit 1 of a stale MMIO SPTE, its access, counts as writable: then D is not set, and no page looked for.
             if before & WRITABLE == 0 {
                 let gfn = mapping.gfn;
-                self.events.push(|| Event::TryUnsync {
-                    gfn: gfn.0,
-                    can_unsync: true,
-                    prefetch: mapping.speculative,
-                });
+                self.events.push(|| Event::TryUnsync { gfn: gfn.0, can_unsync: true, prefetch: mapping.speculative });
                 is_protected = self.needs_write_protect(mapping.slot, gfn);
                 let ret = if is_protected { -EPERM } else { 0 };
                 self.events.push(|| Event::TryUnsyncRet { ret });

@@ -78,10 +78,9 @@ impl Event {
                 write!(out, r#"["check_mmio","{spte:#x}",{kvm_gen},{spte_gen}]"#)
             }
             Self::HandleMmio { addr, gfn, access } => write!(out, r#"["handle_mmio",{addr},{gfn},{access}]"#),
-            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => write!(
-                out,
-                r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{handled}]"#
-            ),
+            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => {
+                write!(out, r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{handled}]"#)
+            }
             Self::Flush => write!(out, r#"["flush"]"#),
             Self::FlushRange { gfn, pages } => write!(out, r#"["flush_range",{gfn},{pages}]"#),
             Self::ReloadMmus => write!(out, r#"["reload_mmus"]"#),

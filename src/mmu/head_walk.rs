@@ -128,7 +128,9 @@ impl MmuState {
 
     fn spte_set_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
-        self.masks.dirty != 0 && !is_ad_disabled(&self.masks, spte) && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
+        self.masks.dirty != 0
+            && !is_ad_disabled(&self.masks, spte)
+            && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
     }
 
     /// Drops the small leaves whose frame the host could map 2 MiB wide; the list is scanned anew after each.

@@ -15,9 +15,9 @@ impl MmuState {
             SlotChange::Put(spec) => {
                 self.check_spec(as_id, &spec)?;
                 let was_logged = |state: &Self| {
-                    state.find_slot_id(as_id, spec.id).is_ok_and(|at| {
-                        at.is_some_and(|at| state.slot_body(at).dirty.is_some())
-                    })
+                    state
+                        .find_slot_id(as_id, spec.id)
+                        .is_ok_and(|at| at.is_some_and(|at| state.slot_body(at).dirty.is_some()))
                 };
                 let is_kept = !self.is_log_initially_set || was_logged(self);
                 self.space_mut(as_id)?.put(spec);

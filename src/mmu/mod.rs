@@ -83,8 +83,9 @@ pub use role::Role;
 pub use spte::masks::Masks;
 pub use stats::Stats;
 pub use views::{
-    AccessKind, AccessResult, BatchId, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome, PageView, Prepared,
-    Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task, VcpuView, named_masks,
+    AccessKind, AccessResult, BatchId, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome, PageView,
+    Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task, VcpuView,
+    named_masks,
 };
 pub use work::Work;
 

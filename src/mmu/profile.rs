@@ -148,11 +148,7 @@ impl KernelProfile {
     pub const V5_4: Self = Self {
         name: "v5.4",
         spte: SpteLayout::V5_4,
-        plans: Plans {
-            wrap: ZapPlan::V5_4_FAST,
-            slot_removal: ZapPlan::V5_4_FAST,
-            ..Plans::all(ZapPlan::ZAP_ALL)
-        },
+        plans: Plans { wrap: ZapPlan::V5_4_FAST, slot_removal: ZapPlan::V5_4_FAST, ..Plans::all(ZapPlan::ZAP_ALL) },
         valid_gen_toggles: true,
         obsolete_if_invalid: true,
         batch_counts_unstable: true,

@@ -109,6 +109,8 @@ pub(super) struct ListRun {
     pub is_interrupted: bool,
     pub batch: u64,
     pub step: u64,
+    /// Prepares in a row that freed nothing, with no drop of the lock between them.
+    pub idle: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,7 +153,14 @@ impl ListRun {
             is_interrupted: false,
             batch: 0,
             step: 0,
+            idle: 0,
         }
+    }
+
+    /// Only roots in use are prepared, and nobody else could change that: each is moved to the head, where a walk from
+    /// the tail finds it again. One is met twice at most by a walk that ends.
+    pub(super) const fn is_livelocked(&self, used: u64) -> bool {
+        self.idle > used.saturating_mul(2)
     }
 }
 

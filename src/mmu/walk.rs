@@ -66,7 +66,11 @@ pub(super) const fn is_access_track(masks: &Masks, spte: u64) -> bool {
 /// The entry's accessed bit, or that it is not tracked.
 #[inline]
 pub(super) const fn is_accessed(masks: &Masks, spte: u64) -> bool {
-    if masks.accessed == 0 || is_ad_disabled(masks, spte) { !is_access_track(masks, spte) } else { spte & masks.accessed != 0 }
+    if masks.accessed == 0 || is_ad_disabled(masks, spte) {
+        !is_access_track(masks, spte)
+    } else {
+        spte & masks.accessed != 0
+    }
 }
 
 /// The entry's dirty bit, or that it is writable.

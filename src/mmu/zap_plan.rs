@@ -261,6 +261,10 @@ impl MmuState {
 
     fn drive_list(&mut self, list: &mut ListRun, run: &mut Run) -> Step {
         loop {
+            if list.is_livelocked(self.used) {
+                run.account.outcome = RunOutcome::Livelock;
+                break;
+            }
             match list.phase {
                 Phase::Start | Phase::Restart => {
                     self.stats.walk_starts += 1;
@@ -341,6 +345,7 @@ impl MmuState {
             return false;
         }
         list.batch = 0;
+        list.idle = 0;
         list.is_interrupted = true;
         list.phase = if list.plan.restart.on_lock_drop { self.restart_phase(true) } else { Phase::Prepare(noted) };
         true
@@ -352,6 +357,7 @@ impl MmuState {
         if prepared.is_list_unstable || !self.config.kernel.batch_counts_unstable {
             list.batch += u64::from(prepared.nr_zapped);
         }
+        list.idle = if prepared.nr_zapped == 0 { list.idle + 1 } else { 0 };
         let rules = list.plan.restart;
         if prepared.is_list_unstable && rules.on_unstable && !is_chosen(Mutant::NeverRestart) {
             list.phase = self.restart_phase(true);
@@ -365,6 +371,7 @@ impl MmuState {
                 self.commit_run(run);
             }
             if self.cond_resched() {
+                list.idle = 0;
                 list.is_interrupted = true;
                 list.phase = self.restart_phase(is_restart || rules.on_lock_drop);
                 return true;

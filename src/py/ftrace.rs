@@ -93,6 +93,8 @@ impl TraceReader {
         dict.set_item("overlong", read.overlong)?;
         dict.set_item("lost_notes", read.lost_notes)?;
         dict.set_item("lost", read.lost)?;
+        dict.set_item("raw", read.raw)?;
+        dict.set_item("plugin", read.plugin)?;
         dict.set_item("span_ns", read.span_ns)?;
         dict.set_item("kernels", read.eras.iter().map(crate::ftrace::kernel::Era::name).collect::<Vec<_>>())?;
         Ok(dict)

@@ -9,7 +9,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, Error, Family, HostLookup, KernelProfile, RunId, SlotChange, SlotSpec, Task, ZapPlan, named_masks,
+    self, BatchId, Config, Error, Family, HostLookup, KernelProfile, RunId, SlotChange, SlotSpec, Task, ZapPlan,
+    named_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -17,6 +18,9 @@ const CHUNK: usize = 1 << 15;
 
 /// One row of each result column.
 type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>);
+
+/// A memslot: id, base gfn, pages, host address, flags.
+type SlotRow = (u32, u64, u64, u64, u32);
 
 /// A walk over the active list with its next page cached.
 #[pyclass(frozen, module = "kvm_mmu._core")]
@@ -132,6 +136,7 @@ impl Mmu {
         Ok((done.outcome as u8, done.faults, done.ret))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "an array from Python")]
     fn access_many<'py>(
         &self,
         py: Python<'py>,
@@ -182,6 +187,7 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.fault_with(vcpu, gpa, error_code, &host))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "an array from Python")]
     fn fault_many<'py>(
         &self,
         py: Python<'py>,
@@ -267,7 +273,7 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.generation(as_id))
     }
 
-    fn slots(&self, py: Python<'_>, as_id: u8) -> PyResult<Vec<(u32, u64, u64, u64, u32)>> {
+    fn slots(&self, py: Python<'_>, as_id: u8) -> PyResult<Vec<SlotRow>> {
         let found = self.try_call(py, |mmu| mmu.slots(as_id))?;
         Ok(found.into_iter().map(|s| (s.id, s.base, s.npages, s.hva, s.flags)).collect())
     }
@@ -552,7 +558,7 @@ impl Mmu {
     }
 
     fn clear_events(&self, py: Python<'_>) {
-        self.call(py, |mmu| mmu.clear_events());
+        self.call(py, mmu::Mmu::clear_events);
     }
 
     fn state_json(&self, py: Python<'_>) -> String {

@@ -26,6 +26,7 @@ mod _core {
 
     /// Nothing without the feature: the macro wants the function in every build.
     #[pymodule_init]
+    #[cfg_attr(not(feature = "mutants"), expect(clippy::unnecessary_wraps, reason = "the macro's signature"))]
     fn announce_mutants(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         #[cfg(feature = "mutants")]
         super::mutants::announce(module)?;

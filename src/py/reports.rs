@@ -21,6 +21,7 @@ pub fn run_report<'py>(py: Python<'py>, report: &RunReport) -> PyResult<Bound<'p
     dict.set_item("ret", report.ret)?;
     let (outcome, page, step) = match report.outcome {
         RunOutcome::Done => ("done", None, None),
+        RunOutcome::Livelock => ("livelock", None, None),
         RunOutcome::Abandoned => ("abandoned", None, None),
         RunOutcome::StaleNext { page, step } => ("stale_next", Some(page), Some(step)),
     };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 import subprocess
@@ -192,3 +193,62 @@ def test_calls_with_numbers_out_of_range_raise_and_change_nothing():
             call()
     assert vm.digest() == before
     assert vm.audit() == []
+
+
+def config(**values):
+    return json.dumps({"scenario": "s", "format": 1, "variant": "v5.0", "config": values, "dump": "all"})
+
+
+@pytest.mark.parametrize(
+    ("stdin", "words"),
+    [
+        (HEADER + "\n" + op(op="access", gpa=True), ["<stdin>:2", "gpa=True"]),
+        (HEADER + "\n" + op(op="access", gpa="4096"), ["<stdin>:2", "'4096'"]),
+        (HEADER + "\n" + op(op="access", gpa="0x1_0"), ["<stdin>:2", "'0x1_0'"]),
+        (HEADER + "\n" + op(op="access", gpa=1.5), ["<stdin>:2", "gpa=1.5"]),
+        (config(vcpus=0), ["<stdin>:1", "vcpus"]),
+        (config(phys_bits=99), ["<stdin>:1", "phys_bits"]),
+        (config(family="shadow"), ["<stdin>:1", "shadow"]),
+        (config(pml=7), ["<stdin>:1", "pml=7", "0 or 1"]),
+    ],
+)
+def test_scenario_values(stdin, words):
+    done = cli("run", "-", stdin=stdin + "\n" + op(op="dump"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["core", "reference"])
+def test_operations_too_deep_inside_operations(backend):
+    inner = {"op": "dump"}
+    for _ in range(40):
+        inner = {"op": "lock_break", "cond": 1, "need": 0, "do": [[inner]]}
+    done = cli("run", "-", "--backend", backend, stdin=HEADER + "\n" + json.dumps({"op": inner}))
+    assert done.returncode == 2
+    assert "<stdin>:2" in done.stderr
+
+
+def test_an_output_that_cannot_be_written():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m kvm_mmu plans > /dev/full"], capture_output=True, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m kvm_mmu plans >&-"], capture_output=True, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+def test_compressed_stdin_is_read_as_it_is():
+    for packed in (lzma.compress(f"{HEADER}\n{op(op='dump')}\n".encode()), gzip.compress(HEADER.encode())):
+        done = subprocess.run(
+            [sys.executable, "-m", "kvm_mmu", "run", "-"], input=packed, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "kvm_mmu", "run", "-"], input=b"\x1f\x8bnonsense", capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr

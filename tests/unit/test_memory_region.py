@@ -186,3 +186,26 @@ def test_refusals_have_the_kernels_errno_and_a_sentence(request_, code, word):
 
 def test_kernel_slots_may_have_an_unaligned_hva():
     assert check(Request(0, 509, 0x8000_0000, MIB, 0x10, 0), LIVE)[0] == "create"
+
+
+@pytest.mark.parametrize("broken", ["next", "is_wrap", "published"])
+def test_a_failing_policy_leaves_no_update_in_flight(broken):
+    def fail(*_):
+        raise RuntimeError("mine")
+
+    backend = Recorder((4, 1))
+    policy = kernels["v5.2"].generation()
+    if broken != "published":
+        setattr(policy, broken, fail)
+    request = Request(0, 5, 0x80_0000, MIB, 0x8000_0000, 0)
+    with pytest.raises(RuntimeError, match="mine"):
+        carry_out(
+            backend,
+            kernels["v5.2"],
+            policy,
+            request,
+            steps(request, "create", None, False),
+            fail if broken == "published" else lambda: None,
+        )
+    assert backend.generations[0] in (4, 6)
+    assert backend.generations[0] == 4 or backend.calls[0][0] == "install"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.profiles import kernel_profile, kernels, with_plans
+from kvm_mmu.machine.profiles import as_plan, kernel_profile, kernels, with_plans
 from kvm_mmu.machine.zap_plan import DESCRIPTIONS, ZapPlan, plans
 
 
@@ -59,7 +59,7 @@ MINE = ZapPlan(walk="tail", only="all")
 
 def test_module_object(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_plans", sys.modules[__name__])
-    found = ZapPlan.parse("my_plans:MINE")
+    found = ZapPlan.parse("my_plans:MINE", imports=True)
     assert found == MINE
     assert found.name == "my_plans:MINE"
 
@@ -83,7 +83,7 @@ def test_module_object(monkeypatch):
 )
 def test_bad_plans_are_refused_with_what_was_expected(text, word):
     with pytest.raises(UsageError, match=word):
-        ZapPlan.parse(text)
+        ZapPlan.parse(text, imports=True)
 
 
 def test_plans_are_frozen():
@@ -106,3 +106,50 @@ def test_kernel_aliases_and_unknown_kernels():
     assert kernel_profile("5.2.1").name == "v5.2"
     with pytest.raises(UsageError, match=r"expected one of v5\.0"):
         kernel_profile("v2.6")
+
+
+@pytest.mark.parametrize(
+    ("text", "can"),
+    [
+        ("zap-all", True),
+        ("merged", True),
+        ("indexed", True),
+        ("seed", False),
+        ("v5.0-fast", False),
+        ("v5.3-fast", False),
+        ("walk=head,only=all,skip=invalid,restart=on_nonzero,offer=when_wanted", True),
+        ("walk=head,only=all,restart=on_lock_drop,offer=never", False),
+        ("walk=head,only=all,offer=each_page", False),
+    ],
+)
+def test_which_plans_can_livelock(text, can):
+    assert ZapPlan.parse(text).can_livelock is can
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"restart": 5},
+        {"restart": [5]},
+        {"name": 5},
+        {"bump_valid_gen": 5},
+        {"walk": None},
+        {"walk": "index", "only": "all"},
+    ],
+)
+def test_words_of_the_wrong_type(words):
+    with pytest.raises(UsageError, match="zap plan"):
+        ZapPlan(**words)
+
+
+@pytest.mark.parametrize("plan", [None, 5, [], {}, "walk=head,walk=tail"])
+def test_what_is_no_plan(plan):
+    with pytest.raises(UsageError, match="zap plan"):
+        as_plan(plan)
+
+
+def test_a_plan_out_of_a_file_imports_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_plans", sys.modules[__name__])
+    for read in (ZapPlan.parse, as_plan, lambda text: with_plans(kernels["v5.0"], {"wrap": text})):
+        with pytest.raises(UsageError, match="expected one of seed"):
+            read("my_plans:MINE")

@@ -1,23 +1,30 @@
 """The command line, `kvm-mmu`: one file a subcommand, results on stdout, everything else on stderr.
 
-Exit status: 0 fine, 1 a finding, 2 wrong usage or unreadable input, 130 interrupted.
+Exit status: 0 fine, 1 a finding, 2 wrong usage, unreadable input or unwritable output, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kvm_mmu.errors import KvmMmuError
-
-#: Subcommands in the order of `--help`; each is a module of this package with `add_parser(subparsers)`.
-SUBCOMMANDS = ("demo", "kernels", "plans", "decode", "encode", "run", "verify", "compare", "trace", "gallery")
+#: Subcommands in the order of `--help`, each with its line there; each is a module here with `add_parser(subparsers)`.
+SUBCOMMANDS = {
+    "demo": "show what this does, on a real recording",
+    "kernels": "the kernels that are modelled",
+    "plans": "the zap plans and what they are made of",
+    "decode": "explain SPTEs, MMIO SPTEs and page roles",
+    "encode": "make MMIO SPTEs",
+    "run": "run a scenario, write its results",
+    "verify": "compare result files with the model",
+    "compare": "compare zap plans on a workload",
+    "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
+    "gallery": "claims and figures answered by runs",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,8 +34,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line; only the subcommand that is called is loaded (None: all of them)."""
     from kvm_mmu import __version__
 
     parser = _Parser(
@@ -37,30 +44,58 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kvm-mmu {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log at debug level to stderr")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name in SUBCOMMANDS:
-        if importlib.util.find_spec(f"kvm_mmu.cli.{name}") is None:
-            continue
-        importlib.import_module(f"kvm_mmu.cli.{name}").add_parser(subparsers)
+    for name, help_line in SUBCOMMANDS.items():
+        if command is None or name == command:
+            importlib.import_module(f"kvm_mmu.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=help_line)
     return parser
+
+
+def _fail(command: str, text: object, status: int) -> int:
+    if sys.stderr is not None:
+        print(f"kvm-mmu {command}: {text}", file=sys.stderr)
+    return status
+
+
+def _drop_stdout() -> None:
+    """Nothing more can be written, also not by the interpreter at exit."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), "")
+    try:
+        return _run(words, command)
+    except KeyboardInterrupt:
+        return _fail(command, "interrupted", 130)
+    except BrokenPipeError:
+        _drop_stdout()  # the reader is gone
+        return 0
+    except OSError as error:
+        _drop_stdout()
+        return _fail(command, error, 2)
+    except MemoryError:
+        return _fail(command, "out of memory", 2)
+
+
+def _run(words: list[str], command: str) -> int:
+    from kvm_mmu.errors import KvmMmuError
+
+    args = build_parser(command).parse_args(words)
+    if sys.stdout is None:
+        return _fail(command, "stdout is closed", 2)
     if args.verbose:
+        import logging
+
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
     try:
         status: int = args.run(args)
-        sys.stdout.flush()
-        return status
     except KvmMmuError as error:
-        print(f"kvm-mmu {args.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"kvm-mmu {args.command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader is gone; nothing more can be written, also not by the interpreter at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        sys.stdout.flush()
+        return _fail(args.command, error, 2)
+    sys.stdout.flush()
+    return status

@@ -95,7 +95,7 @@ def parse_plan(text: str) -> Plan:
     """
     module, colon, attribute = text.partition(":")
     if not colon or "=" in text or text in plans:
-        return ZapPlan.parse(text)
+        return ZapPlan.parse(text, imports=True)
     # A console script does not look for modules where the user stands.
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -105,7 +105,7 @@ def parse_plan(text: str) -> Plan:
     finally:
         sys.path.pop(0)
     if isinstance(found, ZapPlan):
-        return ZapPlan.parse(text)
+        return ZapPlan.parse(text, imports=True)
     if not callable(found):
         raise UsageError(f"plan {text!r}: expected a ZapPlan or a function, found {type(found).__name__}")
     plan: Plan = found

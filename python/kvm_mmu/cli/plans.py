@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plans."""
-    chosen = [ZapPlan.parse(text) for text in args.plan] or list(plans.values())
+    chosen = [ZapPlan.parse(text, imports=True) for text in args.plan] or list(plans.values())
     if args.json:
         rows = [
             {"name": p.name, **p.to_dict(), "spec": p.spec, "about": DESCRIPTIONS.get(p.name)} for p in chosen

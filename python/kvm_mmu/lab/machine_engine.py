@@ -7,6 +7,7 @@ vectors README, sections 4 to 6.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,10 @@ COUNTERS = (
     "walk_visited",
 )
 
+#: How deep operations may stand inside operations.
+MAX_NESTING = 16
+_HEX = re.compile(r"0[xX][0-9a-fA-F]{1,32}")
+
 Op = Mapping[str, Any]
 Handler = Callable[["MachineEngine", Op], "int | tuple[int, dict[str, Any]]"]
 
@@ -55,16 +60,23 @@ def number(op: Op, key: str, default: int | None = None, limit: int = 1 << 64) -
     value = op.get(key, default)
     if value is None:
         raise ScenarioError(f"operation {op.get('op')!r}: {key} is missing")
-    if isinstance(value, str):
-        try:
-            value = int(value, 0)
-        except ValueError:
-            raise ScenarioError(f"operation {op.get('op')!r}: {key}={value!r}, expected a number") from None
-    if isinstance(value, bool):
-        value = int(value)
-    if not isinstance(value, int) or not 0 <= value < limit:
-        raise ScenarioError(f"operation {op.get('op')!r}: {key}={value!r}, expected 0 to {limit - 1:#x}")
-    return value
+    found = int(value, 16) if isinstance(value, str) and _HEX.fullmatch(value) else value
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < limit:
+        top = f"{limit - 1:#x}" if limit > 1 << 16 else str(limit - 1)
+        raise ScenarioError(f"operation {op.get('op')!r}: {key}={value!r}, expected a number from 0 to {top}")
+    return found
+
+
+def check_nesting(op: object, depth: int = 0) -> None:
+    """Refuse operations that stand too deep inside operations, before anything runs."""
+    if depth > MAX_NESTING:
+        raise ScenarioError(f"operations stand more than {MAX_NESTING} deep inside operations")
+    if isinstance(op, Mapping):
+        for key in ("during", "do"):
+            lists = op.get(key)
+            for inner in lists if isinstance(lists, list) else ():
+                for nested in inner if isinstance(inner, list) else ():
+                    check_nesting(nested, depth + 1)
 
 
 def word(op: Op, key: str, words: tuple[str, ...]) -> str:
@@ -124,7 +136,6 @@ class MachineEngine:
         self._breaks: list[list[dict[str, Any]]] = []
         self._break_index = 0
         self._nested: list[dict[str, Any]] = []
-        self._depth = 0
         self.vm.on_lock_break = self._lock_break
 
     def clone(self) -> MachineEngine:
@@ -166,6 +177,7 @@ class MachineEngine:
         core.clear_events()
         before = core.stats()
         self._nested = []
+        check_nesting(op)
         result = self._run(op)
         after = core.stats()
         line: dict[str, Any] = {"ret": result[0]}

@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
 
 FORMAT = 1
 SPARSE_EVERY = 100
+#: Configuration keys that are 0 or 1.
+FLAGS = ("execonly", "pml", "flush_range", "l1tf", "nx_huge_pages", "mmio_caching", "guest_paging")
 #: Variant names of the vector files and the kernels they mean.
 VARIANTS = {"seed": "v5.0-seed"}
 
@@ -55,6 +58,7 @@ class Scenario:
     expected: list[dict[str, Any]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     path: str = "-"
+    header_line: int | None = None
 
     def __repr__(self) -> str:
         return f"<Scenario {self.name} {self.kernel or 'any kernel'}, {len(self.ops)} operations>"
@@ -71,7 +75,7 @@ def open_text(path: str | Path) -> TextIO:
     """
     name = str(path)
     if name == "-":
-        return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
+        return _open_stdin()
     try:
         if name.endswith(".xz"):
             return lzma.open(name, "rt", encoding="utf-8", errors="replace")
@@ -80,6 +84,16 @@ def open_text(path: str | Path) -> TextIO:
         return Path(name).open(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ScenarioError(f"{name}: {error.strerror or error}") from error
+
+
+def _open_stdin() -> TextIO:
+    raw = sys.stdin.buffer
+    start = raw.peek(6)[:6] if isinstance(raw, io.BufferedReader) else b""
+    if start.startswith(b"\xfd7zXZ\0"):
+        return io.TextIOWrapper(lzma.open(raw), encoding="utf-8", errors="replace")
+    if start.startswith(b"\x1f\x8b"):
+        return io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8", errors="replace")
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
 
 
 def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
@@ -91,10 +105,10 @@ def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]
             line = next(iterator)
         except StopIteration:
             return
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
-            raise ScenarioError(
-                f"{name}:{number + 1}: the compressed file ends in the middle ({error})"
-            ) from error
+        except EOFError as error:
+            raise ScenarioError(f"{name}:{number + 1}: the compressed file ends in the middle") from error
+        except (lzma.LZMAError, zlib.error, OSError) as error:
+            raise ScenarioError(f"{name}:{number + 1}: cannot be read or unpacked ({error})") from error
         number += 1
         yield number, line
 
@@ -132,6 +146,7 @@ def _read(lines: Iterator[tuple[int, str]], label: str) -> Scenario:
         value = _json(line, where)
         if first and "op" not in value:
             _header(scenario, value, where)
+            scenario.header_line = number
         else:
             op = value.get("op")
             if not isinstance(op, dict) or not isinstance(op.get("op"), str):
@@ -158,8 +173,12 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
             raise ScenarioError(
                 f"{where}: config key {key!r}, expected one of {', '.join([*DEFAULTS, *OPTIONAL])}"
             )
-        if key != "family" and (not isinstance(number, int) or number < 0):
+        if key == "family":
+            continue
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise ScenarioError(f"{where}: config {key}={number!r}, expected a non-negative integer")
+        if key in FLAGS and number > 1:
+            raise ScenarioError(f"{where}: config {key}={number!r}, expected 0 or 1")
     scenario.config = dict(config)
     plans = value.get("plans", {})
     if not isinstance(plans, dict):
@@ -180,7 +199,16 @@ def make_engine(scenario: Scenario, kernel: str | None = None, backend: str = "c
     chosen = kernel or scenario.kernel
     if chosen is None:
         raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
-    name = kernel_profile(chosen).name
+    name = kernel_profile(chosen).name if kernel is not None else None
+    try:
+        return _make_engine(scenario, name or kernel_profile(chosen).name, backend)
+    except UsageError as error:
+        if scenario.header_line is None:
+            raise
+        raise ScenarioError(f"{scenario.path}:{scenario.header_line}: {error}") from error
+
+
+def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
     if backend == "core":
         from kvm_mmu.lab.machine_engine import MachineEngine
 

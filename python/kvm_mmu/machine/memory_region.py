@@ -201,22 +201,24 @@ def swap(
 ) -> None:
     """One publication: the array with the in-flight generation, whatever runs meanwhile, the final generation."""
     in_flight = policy.begin(backend.generation(as_id))
+    final = policy.next(in_flight)  # a policy that fails does so before anything is visible
     if slot is None:
         backend.remove_slot(as_id, in_flight, slot_id)
     else:
         backend.install_slot(as_id, in_flight, slot)
-    published()
 
     def check(generation: int) -> None:
         if profile.has_probes:
             backend.memslots_updated(generation)
         check_wrap(backend, profile, policy, as_id, generation)
 
-    policy.conclude(
-        policy.next(in_flight),
-        lambda generation: backend.set_generation(as_id, generation),
-        check,
-    )
+    try:
+        published()
+        policy.conclude(final, lambda generation: backend.set_generation(as_id, generation), check)
+    except BaseException:
+        # Whatever failed in between, no update is left in flight.
+        backend.set_generation(as_id, final)
+        raise
 
 
 def check_wrap(

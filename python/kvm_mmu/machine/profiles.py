@@ -187,4 +187,8 @@ def as_plan(plan: ZapPlan | str | Mapping[str, object]) -> ZapPlan:
         return plan
     if isinstance(plan, str):
         return ZapPlan.parse(plan)
+    if not isinstance(plan, Mapping) or not plan:
+        raise UsageError(
+            f"zap plan {plan!r}: expected a ZapPlan, a name, walk=..,only=.., or a dict of its words"
+        )
     return ZapPlan.from_dict(dict(plan))

@@ -139,4 +139,8 @@ class ZapBatch:
         """
         if self._batch is None:
             raise RunStateError("a zap batch is used inside its with block only")
-        return Prepared(*self._vm.core.batch_prepare(self._batch, page if isinstance(page, int) else page.id))
+        if isinstance(page, Page):
+            if page._vm is not self._vm:
+                raise UsageError(f"{page!r} is a page of another VM than this batch")
+            page = page.id
+        return Prepared(*self._vm.core.batch_prepare(self._batch, page))

@@ -81,7 +81,16 @@ class ZapPlan:
             if value not in words:
                 raise UsageError(f"zap plan {field}={value!r}: expected one of {', '.join(words)}")
 
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            wanted = bool if field.name == "bump_valid_gen" else str
+            if field.name not in ("restart", "offer", "reload_roots") and not isinstance(value, wanted):
+                raise UsageError(f"zap plan {field.name}={value!r}: expected a {wanted.__name__}")
         restart = self.restart
+        if not isinstance(restart, str) and not (
+            isinstance(restart, Iterable) and all(isinstance(rule, str) for rule in restart)
+        ):
+            raise UsageError(f"zap plan restart={restart!r}: expected a set of {', '.join(RESTARTS)}")
         if isinstance(restart, str):
             restart = frozenset(restart.split("+")) - {"", "never"}
         object.__setattr__(self, "restart", frozenset(restart))
@@ -101,7 +110,7 @@ class ZapPlan:
         one_of("reload_roots", RELOADS)
         if self.walk == "slot" and self.only not in ("slot", "indirect"):
             raise UsageError("zap plan walk=slot: expected only=slot or only=indirect with it")
-        if self.walk == "index" and self.only not in ("mmio_cached", "all"):
+        if self.walk == "index" and self.only != "mmio_cached":
             raise UsageError(
                 "zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached"
             )
@@ -128,9 +137,11 @@ class ZapPlan:
 
     @property
     def can_livelock(self) -> bool:
-        """Whether pages added while the lock is dropped can keep the walk from ending: it restarts from the newest
-        page after a lock drop and nothing separates pages made before its start from those made after."""
-        return "on_lock_drop" in self.restart and self.stop == "none" and self.only in ("all", "mmio_cached")
+        """Whether pages added while the lock is dropped can keep the walk from ending: it offers the lock, it comes
+        by the newest pages again (it restarts, or ends at the head), and nothing separates pages made after its start
+        from those made before."""
+        comes_again = bool(self.restart) or self.walk in ("tail", "index")
+        return self.offer != "never" and comes_again and self.only in ("all", "mmio_cached")
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, fit for JSON and for a scenario's `plans`."""
@@ -152,8 +163,10 @@ class ZapPlan:
         return cls(**values)
 
     @classmethod
-    def parse(cls, text: str) -> ZapPlan:
-        """A plan from the command line: a name of `plans`, `walk=..,only=..`, or `module:object`.
+    def parse(cls, text: str, imports: bool = False) -> ZapPlan:
+        """A plan from text: a name of `plans`, or `walk=..,only=..`; with `imports` also `module:object`.
+
+        Only what the user typed may import: never a plan out of a file.
 
         Raises:
             UsageError: none of the three, with what was expected.
@@ -166,13 +179,15 @@ class ZapPlan:
                 key, sep, value = part.partition("=")
                 if not sep:
                     raise UsageError(f"zap plan {text!r}: {part!r} is not key=value")
+                if key.strip() in values:
+                    raise UsageError(f"zap plan {text!r}: {key.strip()} is given twice")
                 values[key.strip()] = value.strip()
             if values.get("bump_valid_gen") in ("yes", "no", "true", "false"):
                 values["bump_valid_gen"] = values["bump_valid_gen"] in ("yes", "true")
             if values.get("reload_roots") in ("yes", "true", "false"):
                 values["reload_roots"] = "before" if values["reload_roots"] != "false" else "no"
             return cls.from_dict(values, name=text)
-        if ":" in text:
+        if ":" in text and imports:
             module, _, attribute = text.partition(":")
             try:
                 found = getattr(importlib.import_module(module), attribute)
@@ -182,7 +197,8 @@ class ZapPlan:
                 raise UsageError(f"zap plan {text!r}: expected a ZapPlan, found {type(found).__name__}")
             return found if found.name else dataclasses.replace(found, name=text)
         raise UsageError(
-            f"zap plan {text!r}: expected one of {', '.join(plans)}, walk=..,only=.., or module:object"
+            f"zap plan {text!r}: expected one of {', '.join(plans)}, or walk=..,only=.."
+            + (", or module:object" if imports else "")
         )
 
     @classmethod

@@ -65,7 +65,7 @@ class ZapRun:
 
     @property
     def outcome(self) -> str:
-        """`done`, `stale_next` or `abandoned`."""
+        """`done`, `stale_next`, `livelock` (roots in use met again and again without end) or `abandoned`."""
         return str(self._of("outcome"))
 
     @property

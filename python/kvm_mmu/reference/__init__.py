@@ -6,7 +6,8 @@ independent readings. Free functions carry the kernel's full names.
 
 Reading order: words (`constants kernels masks mmio spte role`), nouns (`pte_list state active_list slots
 host_memory`), verbs (`flush lock rmap page zap slot_walk zap_plan zap_run reclaim roots hardware pin map map_v6
-mmio_fault fault_v5 fault_v6 fault track dirty_log notifier memslots`), the language (`scenario operations dump engine`).
+mmio_fault fault_v5 fault_v6 fault track dirty_log notifier memslots`), the language (`scenario operations dump
+engine`).
 """
 
 from __future__ import annotations

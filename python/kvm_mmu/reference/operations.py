@@ -315,6 +315,8 @@ def op_zap(kvm: Kvm, op: Op) -> Result:
             return -ENOENT, None
     run = run_zap_plan(kvm, plan, ZapTarget(slot=slot, start=op["start"] or 0, end=op["end"] or 0))
     out: dict[str, Any] = {"outcome": "done"}
+    if run.is_livelock:
+        out = {"outcome": "livelock"}
     if run.stale_page is not None:
         out = {"outcome": "stale_next", "page": run.stale_page, "step": run.stale_step}
     return run.pages_zapped, {**out, "restarts": run.restarts}

@@ -1,7 +1,7 @@
 """Walking the reverse-map heads of a slot, level by level, polling for the lock after every head.
 
 Owns the order of such walks and where they poll and flush. Models slot_rmap_walk_*, slot_handle_level_range and
-kvm_handle_hva_range of v5.0 and v5.2.
+kvm_handle_hva_range of v5.0 to v6.12.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def slot_handle_level_range(
         else:
             kvm_flush_remote_tlbs(kvm)
 
+    if kvm.lock.need == 0:
+        pending = handle_heads_in_range(kvm, slot, handler, levels, first_gfn, last_gfn)
+        if pending and flush_inside:
+            flush_walked(last_gfn)
+        return pending and not flush_inside
     pending = False
     for level in range(levels.first, levels.last + 1):
         gfn = first_gfn
@@ -81,6 +86,29 @@ def slot_handle_level_range(
         flush_walked(last_gfn)
         pending = False
     return pending
+
+
+def handle_heads_in_range(
+    kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Levels, first_gfn: int, last_gfn: int
+) -> bool:
+    """The walk where no poll can be true: the same heads in the same order, and the polls counted at once."""
+    changed = False
+    for level in range(levels.first, levels.last + 1):
+        start = gfn_to_index(first_gfn, slot.base_gfn, level)
+        end = gfn_to_index(last_gfn, slot.base_gfn, level)
+        for index in existing_heads(slot, level, start, end):
+            gfn = first_gfn + (index - start) * kvm_pages_per_hpage(level)
+            changed |= handle_rmap_head(kvm, slot, handler, level, index, gfn)
+        kvm.ctr["need_resched"] += end - start + 1
+    return changed
+
+
+def existing_heads(slot: KvmMemorySlot, level: int, start: int, end: int) -> list[int]:
+    """Indices start..end (end included) that have a head, ascending."""
+    heads = slot.rmap[level]
+    if end - start < len(heads):
+        return [index for index in range(start, end + 1) if index in heads]
+    return sorted(index for index in heads if start <= index <= end)
 
 
 def slot_handle_levels(
@@ -105,7 +133,7 @@ def kvm_handle_hva_range(kvm: Kvm, start: int, end: int, handler: RmapHandler) -
             for level in range(1, PT_MAX_HUGEPAGE_LEVEL + 1):
                 first = gfn_to_index(first_gfn, slot.base_gfn, level)
                 last = gfn_to_index(end_gfn - 1, slot.base_gfn, level)
-                for step, index in enumerate(range(first, last + 1)):
-                    gfn = first_gfn + step * kvm_pages_per_hpage(level)
+                for index in existing_heads(slot, level, first, last):
+                    gfn = first_gfn + (index - first) * kvm_pages_per_hpage(level)
                     changed |= handle_rmap_head(kvm, slot, handler, level, index, gfn)
     return changed

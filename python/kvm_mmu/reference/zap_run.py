@@ -8,6 +8,9 @@ and kvm_mmu_zap_memslot of v6.12.
 A walk remembers the neighbour it goes to next before it zaps. When the lock was dropped and the plan does not restart,
 that neighbour may have left the list; a kernel would follow a dangling pointer, here the run ends as `stale_next`
 with the page and the number of the visit that found it gone.
+
+A walk from the tail that does not skip invalid roots can meet roots in use without end, since each is moved to the
+head when it is zapped. It ends as `livelock` after more such prepares in a row than any walk that ends can make.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ class ZapRun:
     batch: int = 0
     stale_page: int | None = None
     stale_step: int = 0
+    idle: int = 0  # prepares in a row that freed nothing, with no drop of the lock between them
+    is_livelock: bool = False
     skipped: set[int] = field(default_factory=set)
 
     @property
@@ -130,7 +135,10 @@ def offer_lock(kvm: Kvm, run: ZapRun) -> bool:
     """Offer the lock once; true when it was dropped."""
     if run.plan.before_drop == "commit":
         kvm_mmu_commit_zap_page(kvm, run.invalid_list)
-    return cond_resched_lock(kvm)
+    dropped = cond_resched_lock(kvm)
+    if dropped:
+        run.idle = 0
+    return dropped
 
 
 def offer_before_prepare(kvm: Kvm, run: ZapRun) -> bool:
@@ -148,6 +156,7 @@ def prepare(kvm: Kvm, run: ZapRun, sp: ShadowPage) -> Prepared:
     run.pages_zapped += prepared.nr_zapped
     if prepared.is_list_unstable or not kvm.rules.batch_counts_unstable_only:
         run.batch += prepared.nr_zapped
+    run.idle = 0 if prepared.nr_zapped else run.idle + 1
     return prepared
 
 
@@ -183,6 +192,9 @@ def walk_active_pages(kvm: Kvm, run: ZapRun) -> bool:
                     return False
             prepared = prepare(kvm, run, sp)
             dropped = plan.offer == "each_page" and offer_lock(kvm, run)
+            if run.idle > 2 * kvm.n_used_mmu_pages:
+                run.is_livelock = True
+                return False
             if must_restart(run, prepared) or (dropped and restarts_on_drop):
                 return True
         page_id = following

@@ -409,11 +409,11 @@ GFN_RANGE: Op = {"walk": "head", "only": "gfn_range", "stop": "none"}
 def terminating_plans() -> list[Op]:
     """The plans of the whole space that end whatever the lock does, as dicts.
 
-    Left out: those that come to a root in use again and again, because they do not skip it once it is invalid: it is
-    moved to the head, where a walk from the tail or one that starts again after a drop of the lock finds it.
+    Left out: those that start again after every drop of the lock and do not skip a root in use once it is invalid. It
+    is moved to the head, and they zap it again after each drop for as long as nobody gives it up.
     """
     return [
         plan.to_dict()
         for plan in ZapPlan.space()
-        if plan.skip != "none" or not (plan.walk == "tail" or "on_lock_drop" in plan.restart)
+        if plan.skip != "none" or "on_lock_drop" not in plan.restart
     ]

@@ -29,16 +29,17 @@ class Population:
 
     root_level: int
     pages: dict[int, Page] = field(default_factory=dict)
-    roots: dict[int, int] = field(default_factory=dict)
+    #: vCPU -> the root pages it holds: one, or four of a guest without paging on shadow tables
+    roots: dict[int, list[int]] = field(default_factory=dict)
     used: int = 0
     valid_gen: int = 0
 
     def root_count(self, page: int) -> int:
         """How many vCPUs hold this page as their root."""
-        return sum(1 for root in self.roots.values() if root == page)
+        return sum(roots.count(page) for roots in self.roots.values())
 
     def release_root(self, vcpu: int) -> None:
-        """A vCPU drops its root: whatever is zapped next is zapped without it."""
+        """A vCPU drops its roots: whatever is zapped next is zapped without it."""
         self.roots.pop(vcpu, None)
 
     def get_page(self, page: int, gfn: int, role: int, created: bool) -> Page:
@@ -51,7 +52,7 @@ class Population:
 
     def take_root(self, page: Page, vcpu: int) -> None:
         """The page just got is loaded as this vCPU's root."""
-        self.roots[vcpu] = page.id
+        self.roots.setdefault(vcpu, []).append(page.id)
 
     def prepare_zap(self, page: int) -> tuple[Page, int]:
         """A page is zapped: the page and its root count as they are before."""

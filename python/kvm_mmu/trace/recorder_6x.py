@@ -1,27 +1,38 @@
-"""A 6.x recording of direct pages -> the model of v6.1/v6.12: which line makes what happen.
+"""A 6.x recording of direct pages -> operations of the scenario language: which line makes what happen.
 
-Owns: the markers of that recorder, the tracepoints and kprobes that are inputs, and the attribution of
-predictions. A recording says more or less, by its event set; what a set leaves out is taken from the markers.
+Owns: the markers of that recorder, the tracepoints and kprobes that are inputs, what each of them does to the VM, and
+the attribution of every predicted output to the input line that caused it. Holds no rule of the MMU: those are the
+engine's. A recording says more or less, by its event set; what a set leaves out is taken from the markers.
+
+A trace shows a fault in two lines: the exit, and later the request to map, when the fault got that far. So it is two
+operations: a fault to which the host says nothing yet, and, with the host's answer, one without the error-code bits
+that the first has dealt with.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.direct_6x.fault import Fault, HostAnswer, begin, finish, reclaim
-from kvm_mmu.trace.direct_6x.memslots import Slot
-from kvm_mmu.trace.direct_6x.vm import Facts, Vcpu, Vm
+from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.line import clean_body, lost_events, parse_line
 from kvm_mmu.trace.markers import Operation, number, parse_marker
 from kvm_mmu.trace.narrator import Prediction
+from kvm_mmu.trace.narrator_6x import Narrator6x
+from kvm_mmu.trace.residency_6x import Residency
 from kvm_mmu.trace.stripping import ANSWER
 
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
-_INITIALLY_SET = 1 << 1
+_P, _W, _RSVD = 1 << 0, 1 << 1, 1 << 3
+_READONLY = 1 << 1
+_GROUP = 8
+#: Root level of a guest without paging on shadow tables.
+_PAE_ROOT_LEVEL = 2
+_MAX_VCPUS = 256
 #: The wrap scenario that deletes and creates, in the recorder's command line.
 _RECREATES = re.compile(r"-k kind=1\b")
 #: Largest leaf: 1 GiB.
@@ -78,39 +89,114 @@ def read_events(lines: Iterable[str], name: str) -> list[Event]:
     return events
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A memslot; base and npages in pages, hva in bytes."""
+
+    as_id: int
+    id: int
+    base: int
+    npages: int
+    hva: int
+    flags: int
+
+    def holds(self, gfn: int) -> bool:
+        """Whether a gfn lies in it."""
+        return self.base <= gfn < self.base + self.npages
+
+    def page_of(self, gfn: int) -> int:
+        """Host page of a gfn."""
+        return (self.hva >> 12) + gfn - self.base
+
+
+@dataclass
+class _Fault:
+    """A fault between its exit and its request to map."""
+
+    vcpu: int
+    gpa: int
+    error_code: int
+    #: the probe on reclaim came by
+    is_reclaimed: bool = False
+
+
+@dataclass
+class _Vm:
+    engine: Engine
+    narrator: Narrator6x
+    residency: Residency
+    slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
+    generations: list[int] = field(default_factory=lambda: [0, 1])
+    smm: set[int] = field(default_factory=set)
+    #: zap_oldest calls made by the model whose probe has not come by yet.
+    expected_scans: int = 0
+
+    def find(self, vcpu: int, gfn: int) -> Slot | None:
+        """The slot that a vCPU sees at a gfn."""
+        as_id = int(vcpu in self.smm)
+        return next((s for s in self.slots.values() if s.as_id == as_id and s.holds(gfn)), None)
+
+
+def count_vcpus(events: Iterable[Event], name: str) -> int:
+    """How many vCPUs the busiest VM of a recording has.
+
+    Raises:
+        TraceError: more than are modelled.
+    """
+    most = 0
+    for event in events:
+        if event.name in ("kvm_page_fault", "kvm_smm_transition"):
+            most = max(most, int(event.groups[0]))
+        elif event.operation is not None and event.operation.get("op") in ("create_vcpu", "use_vcpu"):
+            most = max(most, number(event.operation, "id", f"{name}:{event.line}"))
+    if most >= _MAX_VCPUS:
+        raise TraceError(f"{name}: vCPU number {most}: at most {_MAX_VCPUS} vCPUs are modelled")
+    return most + 1
+
+
 class Recorder6x:
-    """Feeds a 6.x recording to the model, one input at a time."""
+    """Feeds a 6.x recording to an engine, one input at a time."""
 
     def __init__(
-        self, kernel: str, host: HostFacts, names: frozenset[str], emit: Callable[[Prediction], None]
+        self,
+        factory: EngineFactory,
+        kernel: str,
+        host: HostFacts,
+        names: frozenset[str],
+        emit: Callable[[Prediction], None],
     ):
         npt = host.text("mmu") == "npt"
         if host.number("tdp_mmu"):
             raise TraceError("this recording used the TDP MMU, which is not modelled")
         if not npt and host.text("guest_mode") not in ("flat", "real"):
             raise TraceError("shadow paging of a guest with page tables cannot be replayed yet")
-        self._facts = Facts(
-            kernel=kernel,
-            root_level=(5 if host.number("la57") else 4) if npt else 2,
-            four_roots=not npt,
-            mmio_caching=bool(host.number("mmio_caching")),
-            nx_huge_pages=bool(host.number("nx_huge_pages")),
-        )
-        self._emit = emit
+        self._factory, self._kernel, self._emit = factory, kernel, emit
+        tdp_level = 5 if host.number("la57") else 4
+        self._config: dict[str, object] = {
+            "family": "npt" if npt else "shadow",
+            "guest_paging": int(npt),
+            "phys_bits": min(max(host.number("phys_bits"), 36), 52),
+            "tdp_level": tdp_level,
+            "l1tf": int(host.number("l1tf_mask") != 0),
+            "mmio_caching": int(host.number("mmio_caching") != 0),
+            "nx_huge_pages": int(host.number("nx_huge_pages") != 0),
+        }
+        self._root_level = tdp_level if npt else _PAE_ROOT_LEVEL
         self._line = 0
         self._has_loads = "mmu_load" in names
         self._has_frees = "free_roots" in names
         #: An input where no other probe shows memslot updates, and then no output.
         self._given_generations = "invalidate_mmio" in names
         self._mode = host.text("guest_mode")
-        self._vm = Vm(self._facts, self._out)
+        self._made: _Vm | None = None
         self._current = 0
         self._logged: tuple[int, int] | None = None
-        self._fault: Fault | None = None
-        self._requested: tuple[int, int] | None = None
+        self._fault: _Fault | None = None
+        self._requested: int | None = None
         #: The slot last made or changed, and whether updates without a marker delete it and make it again.
         self._touched: Slot | None = None
-        self._recreates = self._removing = False
+        self._recreates = False
+        self.vcpus_needed = 1
         self.ignored: dict[str, int] = {}
 
     def feed(self, event: Event, where: str) -> None:
@@ -129,143 +215,217 @@ class Recorder6x:
         if self._requested is not None:
             self._map(None)
 
-    def _out(self, event: str, body: str) -> None:
-        if event == "invalidate_mmio" and self._given_generations:
-            return
-        self._emit(Prediction(self._line, event, body))
-
-    def _vcpu(self) -> Vcpu:
-        return self._vm.vcpu(self._current)
-
     # -- tracepoints and probes
     # -----------------------------------------------------------------------------------
 
     def _on_kvm_page_fault(self, vcpu: str, address: str, error_code: str) -> None:
         self._current = int(vcpu)
-        self._fault = begin(self._vm, self._vcpu(), int(address, 16), int(error_code, 16))
+        fault = _Fault(self._current, int(address, 16), int(error_code, 16))
+        result = self._apply(_fault_op(fault, fault.error_code, None))
+        self._fault = None if _is_answered(result) else fault
+        slot = self._vm.find(fault.vcpu, fault.gpa >> 12)
+        if self._fault is None or slot is None or not fault.error_code & _W or slot.flags & _READONLY:
+            return
+        # Whether the fault maps or is told to come again: the host page is resident and writable from here on.
+        page = slot.page_of(fault.gpa >> 12)
+        if not self._vm.residency.is_resident(page):
+            self._vm.residency.touch(page)
 
-    def _on_kvm_mmu_spte_requested(self, _gfn: str, pfn: str, level: str) -> None:
-        if int(level) > min(_LEVEL_MAX, self._facts.root_level):
+    def _on_kvm_mmu_spte_requested(self, _gfn: str, _pfn: str, level: str) -> None:
+        if int(level) > min(_LEVEL_MAX, self._root_level):
             raise TraceError(
                 f"line {self._line} of the stripped trace: a mapping of level {level} is not possible here"
             )
         if self._fault is not None:
             # The line with the host's answer, if there is one, comes next and belongs to this mapping.
-            self._requested = (int(pfn, 16), int(level))
+            self._requested = int(level)
 
-    def _on_replay_host_answer(self, was_set: str, writable: str, found: str) -> None:
-        if self._requested is None:
-            return
-        gfns = frozenset() if found == "-" else frozenset(int(gfn, 16) for gfn in found.split(","))
-        self._map(HostAnswer(was_set == "1", writable == "1", gfns))
+    def _on_replay_host_answer(self, _was_set: str, writable: str, found: str) -> None:
+        if self._requested is not None:
+            gfns = [] if found == "-" else [int(gfn, 16) for gfn in found.split(",")]
+            self._map({"writable": int(writable), "found": gfns})
 
-    def _map(self, answer: HostAnswer | None) -> None:
-        fault, requested = self._fault, self._requested
+    def _map(self, answer: dict[str, object] | None) -> None:
+        """The second half of a fault; where no answer is given, residency says what the host had."""
+        fault, level = self._fault, self._requested
         self._fault = self._requested = None
-        if fault is not None and requested is not None:
-            finish(self._vm, fault, requested[0], requested[1], answer)
+        if fault is None or level is None:
+            return
+        gfn = fault.gpa >> 12
+        slot, residency = self._vm.find(fault.vcpu, gfn), self._vm.residency
+        if slot is not None and level > 1:
+            residency.note_2m(slot.page_of(gfn))
+        if slot is None:
+            answer = {"writable": 0, "found": []}
+        elif answer is None:
+            group = range(gfn & -_GROUP, (gfn & -_GROUP) + _GROUP)
+            writable = not slot.flags & _READONLY and residency.is_resident(slot.page_of(gfn))
+            found = [g for g in group if slot.holds(g) and residency.is_resident(slot.page_of(g))]
+            answer = {"writable": int(writable), "found": found}
+        op = _fault_op(fault, fault.error_code & ~(_P | _RSVD), {"level": level, **answer})
+        result = self._apply(op)
+        # A reclaim of this fault whose probe came before the request.
+        self._vm.expected_scans += _scans(result) - int(fault.is_reclaimed)
 
     def _on_kvm_smm_transition(self, vcpu: str, direction: str) -> None:
-        self._vm.vcpu(int(vcpu)).is_smm = direction == "entering"
+        number_, on = int(vcpu), direction == "entering"
+        (self._vm.smm.add if on else self._vm.smm.discard)(number_)
+        self._apply({"op": "smm", "vcpu": number_, "on": int(on)})
 
     def _on_kvm_unmap_hva_range(self, start: str, end: str) -> None:
-        self._vm.unmap_hva_range(int(start, 16), int(end, 16))
+        self._apply({"op": "unmap_hva", "start": int(start, 16), "end": int(end, 16)})
 
     def _on_dirty_masked(self, offset: str, mask: str) -> None:
-        slot = None if self._logged is None else self._vm.memslots.slots.get(self._logged)
-        if slot is not None:
-            self._vm.protect_dirty(slot, int(offset, 16), int(mask, 16))
+        if self._logged is not None and self._logged in self._vm.slots:
+            as_id, slot_id = self._logged
+            fields = {"offset": int(offset, 16), "mask": int(mask, 16)}
+            self._apply({"op": "dirty_masked", "as": as_id, "id": slot_id, **fields})
 
     def _on_free_roots(self, mask: str) -> None:
         if int(mask, 16) & 1:
-            self._vm.drop_roots(self._vcpu())
+            self._apply({"op": "unload", "vcpu": self._current})
 
     def _on_zap_oldest(self, wanted: str) -> None:
-        pages = self._vm.pages
-        if self._fault is not None and not self._fault.reclaimed:
-            reclaim(self._vm, self._fault)
-        if pages.expected_scans:
-            pages.expected_scans -= 1
+        vm = self._vm
+        if self._fault is not None and not self._fault.is_reclaimed:
+            self._fault.is_reclaimed = True
+        elif vm.expected_scans > 0:
+            vm.expected_scans -= 1
         else:
-            pages.zap_oldest(int(wanted))
+            self._apply({"op": "zap_oldest", "n": int(wanted)})
 
     def _on_invalidate_mmio(self, gen: str) -> None:
         """Only an input where updates were made without a marker: one that the model has not made yet."""
         value = int(gen, 16)
-        as_id = value & 1
-        if value != self._vm.memslots.generations[as_id] + 2:
+        vm, as_id = self._vm, value & 1
+        if value != vm.generations[as_id] + 2:
             return
-        if self._recreates and self._touched is not None and self._touched.as_id == as_id:
-            self._quiet_recreation(self._touched)
+        slot = self._touched
+        if self._recreates and slot is not None and slot.as_id == as_id:
+            # Three publications: a deletion makes two of them, whose second probe then is no news.
+            self._set_memslot(slot, 0 if (slot.as_id, slot.id) in vm.slots else slot.npages << 12)
         else:
-            self._vm.install(as_id)
-
-    def _quiet_recreation(self, slot: Slot) -> None:
-        """One of the three publications of a slot that is deleted and made again."""
-        vm = self._vm
-        if self._removing:
-            vm.finish_removal(slot)
-            self._removing = False
-        elif (slot.as_id, slot.id) in vm.memslots.slots:
-            vm.begin_removal(slot)
-            self._removing = True
-        else:
-            vm.create(slot)
+            self._apply({"op": "set_generation", "as": as_id, "gen": value})
+            self._apply({"op": "invalidate_mmio", "as": as_id})
+            vm.generations[as_id] = value
 
     def _on_mmu_load(self) -> None:
-        self._vm.load_roots(self._vcpu())
+        self._enter()
 
     # -- operations
     # -----------------------------------------------------------------------------------------------
 
     def _operation(self, op: Operation, where: str) -> None:
-        vm = self._vm
         name = str(op["op"])
         self._fault = None
         if name in _DROPS_ROOTS and not self._has_frees:
-            vm.drop_roots(self._vcpu())
+            self._apply({"op": "unload", "vcpu": self._current})
         match name:
             case "begin":
                 # The host facts tell long5 from long, which the marker does not.
                 self._mode = self._mode or str(op.get("mode"))
                 self._recreates = _RECREATES.search(str(op.get("cmd"))) is not None
             case "create_vm":
-                self._vm = Vm(self._facts, self._out)
-                self._current = 0
+                self._made, self._current = None, 0
             case "backing":
                 hva, size = number(op, "hva", where), number(op, "size", where)
-                vm.residency.add_backing(str(op.get("name")), hva, size, bool(number(op, "thp", where, 0)))
+                thp = bool(number(op, "thp", where, 0))
+                self._vm.residency.add_backing(str(op.get("name")), hva, size, thp)
             case "host_map":
                 root, gva, size, level = (number(op, key, where) for key in ("root", "gva", "size", "level"))
-                vm.residency.map_guest_range(self._mode, root, gva, size, level)
+                self._vm.residency.map_guest_range(self._mode, root, gva, size, level)
             case "smm_handler":
-                vm.residency.touch_smm_handler()
+                self._vm.residency.touch_smm_handler()
             case "set_memslot":
                 slot = _slot(op, where)
-                vm.set_memslot(slot)
-                self._touched = vm.memslots.slots.get((slot.as_id, slot.id))
+                self._set_memslot(slot, number(op, "size", where))
+                self._touched = self._vm.slots.get((slot.as_id, slot.id))
             case "create_vcpu" | "use_vcpu":
                 self._current = number(op, "id", where)
-                vm.vcpu(self._current)
             case "set_nr_mmu_pages":
-                vm.set_nr_mmu_pages(number(op, "n", where))
+                self._expect({"op": "set_nr_mmu_pages", "n": number(op, "n", where)})
             case "enable_cap":
                 if number(op, "cap", where) == _MANUAL_DIRTY_LOG_PROTECT2:
-                    vm.initially_set = bool(number(op, "arg0", where) & _INITIALLY_SET)
+                    self._apply({"op": "manual_protect", "on": number(op, "arg0", where) & 3})
             case "get_dirty_log" | "clear_dirty_log":
                 self._logged = (0, number(op, "slot", where))
             case "guest_run":
-                self._enter()
+                if not self._has_loads:
+                    self._enter()
             case "end":
-                vm.destroy()
+                self._end()
+
+    def _set_memslot(self, slot: Slot, size: int) -> None:
+        """A request to change a slot; the engine says whether it was one."""
+        vm = self._vm
+        op: Operation = {"op": "set_memslot", "as": slot.as_id, "id": slot.id, "gpa": slot.base << 12}
+        result = self._expect({**op, "size": size, "hva": slot.hva, "flags": slot.flags})
+        if result.get("ret") != 0:
+            return
+        if size:
+            vm.slots[slot.as_id, slot.id] = slot
+        else:
+            vm.slots.pop((slot.as_id, slot.id), None)
+
+    def _end(self) -> None:
+        """The VM ends: every page goes, then each vCPU gives its roots up."""
+        self._apply({"op": "zap_all"})
+        for vcpu in range(self.vcpus_needed):
+            self._apply({"op": "unload", "vcpu": vcpu})
 
     def _enter(self) -> None:
-        """A vCPU enters; where loads are recorded, they say so themselves."""
-        vcpu = self._vcpu()
-        if not self._has_loads:
-            if self._vm.has_obsolete_root(vcpu):
-                self._vm.drop_roots(vcpu)
-            self._vm.load_roots(vcpu)
+        self._expect({"op": "enter", "vcpu": self._current})
+
+    # -- the engine
+    # -----------------------------------------------------------------------------------------------
+
+    @property
+    def _vm(self) -> _Vm:
+        """The VM, made when the first input needs it."""
+        if self._made is None:
+            engine = self._factory(self._kernel, {**self._config, "vcpus": self.vcpus_needed})
+            narrator = Narrator6x(self._kernel, self._root_level)
+            self._made = _Vm(engine, narrator, Residency(self._note_huge))
+        return self._made
+
+    def _note_huge(self, first: int, count: int) -> None:
+        self._apply({"op": "host_huge", "hva": first << 12, "npages": count, "kind": "thp"})
+
+    def _expect(self, op: Operation) -> dict[str, object]:
+        """An operation whose reclaims come by as probes of their own."""
+        result = self._apply(op)
+        self._vm.expected_scans += _scans(result)
+        return result
+
+    def _apply(self, op: Operation) -> dict[str, object]:
+        vm = self._vm
+        result = vm.engine.apply(op)
+        for event, body in vm.narrator.tell(op, result):
+            if event == "memslots_updated":
+                gen = int(body.removeprefix("gen="), 16)
+                vm.generations[gen & 1] = gen
+            if event != "invalidate_mmio" or not self._given_generations:
+                self._emit(Prediction(self._line, event, body))
+        return result
+
+
+def _fault_op(fault: _Fault, error_code: int, host: dict[str, object] | None) -> Operation:
+    return {"op": "fault", "vcpu": fault.vcpu, "gpa": fault.gpa, "err": error_code, "host": host}
+
+
+def _events(result: dict[str, object]) -> list[list[object]]:
+    events = result.get("events")
+    return events if isinstance(events, list) else []
+
+
+def _is_answered(result: dict[str, object]) -> bool:
+    """The first half ended the fault: the lock-free path dealt with it, or the emulator has it."""
+    return any(event[0] == "emulate" or (event[0] == "fast_pf" and event[-1]) for event in _events(result))
+
+
+def _scans(result: dict[str, object]) -> int:
+    """How often the oldest pages were zapped."""
+    return sum(1 for event in _events(result) if event[0] == "zap_oldest_ret")
 
 
 def _slot(op: Operation, where: str) -> Slot:

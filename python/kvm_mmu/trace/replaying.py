@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvm_mmu.errors import TraceError
+from kvm_mmu.errors import KvmMmuError, TraceError
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import EngineFactory
 from kvm_mmu.trace.host import HostFacts
@@ -22,7 +22,7 @@ from kvm_mmu.trace.markers import number
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.normalise import alike, normalise
 from kvm_mmu.trace.recorder_5x import Recorder5x
-from kvm_mmu.trace.recorder_6x import Recorder6x, read_events
+from kvm_mmu.trace.recorder_6x import Recorder6x, count_vcpus, read_events
 from kvm_mmu.trace.source import display_name, read_lines
 from kvm_mmu.trace.stripping import Recorded, Stripped, is_stripped, operations_beside, strip, wants_answers
 
@@ -185,7 +185,7 @@ def _drive_5x(
 
 
 def _drive_6x(
-    _factory: EngineFactory,
+    factory: EngineFactory,
     profile: str,
     facts: HostFacts,
     recording: Stripped,
@@ -197,11 +197,24 @@ def _drive_6x(
     events = read_events(recording.lines, name)
     if not events:
         raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
-    translator = Recorder6x(profile, facts, frozenset(event.name for event in events), out.append)
+    names = frozenset(event.name for event in events)
+    translator = Recorder6x(_knowing(factory, profile), profile, facts, names, out.append)
+    translator.vcpus_needed = count_vcpus(events, name)
     for event in events:
         translator.feed(event, f"{name}:{event.line}")
     translator.finish()
     return translator.ignored
+
+
+def _knowing(factory: EngineFactory, kernel: str) -> EngineFactory:
+    """The factory, or the reference where the chosen model does not have this kernel."""
+    try:
+        factory(kernel, {"family": "npt"})
+    except KvmMmuError:
+        from kvm_mmu import reference
+
+        return lambda name, config: reference.Engine(name, dict(config))
+    return factory
 
 
 def _prepare(

@@ -57,7 +57,8 @@ impl SpteLayout {
         generation_top: 61,
     };
     /// v5.4. The kind overlaps the generation of an MMIO SPTE; that is the kernel's.
-    pub const V5_4: Self = Self { kind: 3 << 52, kind_ad_disabled: 1 << 52, kind_mmio: 3 << 52, saved_shift: 54, ..Self::V5_0 };
+    pub const V5_4: Self =
+        Self { kind: 3 << 52, kind_ad_disabled: 1 << 52, kind_mmio: 3 << 52, saved_shift: 54, ..Self::V5_0 };
     /// v6.1.
     pub const V6_1: Self = Self {
         writeable_shift: 9,

@@ -7,7 +7,7 @@ prefetch uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _PAGES_2M = 512
@@ -33,9 +33,13 @@ class Backing:
 
 
 class Residency:
-    """Resident host pages."""
+    """Resident host pages.
 
-    def __init__(self) -> None:
+    `note_huge(first, count)` is called once for each range of host pages that the host maps with 2 MiB from then on.
+    """
+
+    def __init__(self, note_huge: Callable[[int, int], None] = lambda _first, _count: None) -> None:
+        self._note_huge = note_huge
         self._backings: list[Backing] = []
         self._resident: set[int] = set()
         self._mapped_2m: set[int] = set()
@@ -45,6 +49,11 @@ class Residency:
         """The recorder made a backing and wrote some of it."""
         backing = Backing(name, hva >> 12, size >> 12, thp)
         self._backings.append(backing)
+        if thp and name in _FULLY_WRITTEN:
+            start = backing.first + _PAGES_2M - 1 & -_PAGES_2M
+            end = backing.first + backing.npages & -_PAGES_2M
+            if start < end:
+                self._note_huge(start, end - start)
         if name == "low":
             for page in _LOW_TOUCHED:
                 self.touch(backing.first + page)
@@ -63,19 +72,21 @@ class Residency:
         if backing is not None and self._huge_range(backing, page):
             start = page & -_PAGES_2M
             self._resident.update(range(start, start + _PAGES_2M))
+            if backing.name not in _FULLY_WRITTEN:
+                self._map_2m(start)
         else:
             self._resident.add(page)
 
-    def is_mapped_2m(self, page: int) -> bool:
-        """Whether the host maps this page with 2 MiB."""
-        backing = self._find(page)
-        if backing is not None and self._huge_range(backing, page):
-            return self.is_resident(page)
-        return page & -_PAGES_2M in self._mapped_2m
-
     def note_2m(self, page: int) -> None:
         """A fault was told that the host maps this page with 2 MiB."""
-        self._mapped_2m.add(page & -_PAGES_2M)
+        backing = self._find(page)
+        if backing is None or not self._huge_range(backing, page):
+            self._map_2m(page & -_PAGES_2M)
+
+    def _map_2m(self, start: int) -> None:
+        if start not in self._mapped_2m:
+            self._mapped_2m.add(start)
+            self._note_huge(start, _PAGES_2M)
 
     def map_guest_range(self, mode: str, root: int, gva: int, size: int, level: int) -> None:
         """The recorder wrote guest page tables for a range: each distinct table takes one more page of
