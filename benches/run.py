@@ -192,6 +192,18 @@ def print_indexed(core: dict[tuple[str, str], Any]) -> dict[str, float]:
     return found
 
 
+def trace_cases(once: bool) -> dict[str, float]:
+    """Bytes of ftrace text a second: counted, made into columns, and split by Python's `re` (all one thread)."""
+    sys.path.insert(0, str(HERE / "python"))
+    import test_trace_reader
+
+    found = test_trace_reader.speeds(1 if once else 5)
+    print("\nreading ftrace text, one core (aims: 1 GB/s counted, 0.5 GB/s into columns)")
+    for name, speed in found.items():
+        print(f"  {name:<24} {speed / 1e9:.3f} GB/s   {speed / found['re']:.1f} times Python's re")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", nargs="*", help="only cases whose row/case name contains one of these")
@@ -231,6 +243,7 @@ def main() -> int:
         one = core.get((f"bytes-per-page/{case}", "v5.0"))
         memory[case] = one["bytes"] if one else None
         print(f"  {case:<20} kernel C {kernel['v5.0']:>6}   core {one['bytes'] if one else NOT_YET}")
+    traces = trace_cases(args.once) if wanted("trace") else {}
     python = {} if args.part else python_cases(args.once)
     if python:
         print("\nthrough Python, per access (ours only)")
@@ -248,6 +261,7 @@ def main() -> int:
         "indexed_ns_per_zapped_page": indexed,
         "bytes_per_page": memory,
         "python_ns": python,
+        "trace_bytes_per_s": traces,
     }
     args.o.parent.mkdir(parents=True, exist_ok=True)
     part = args.o.with_suffix(".part")

@@ -34,6 +34,17 @@ pub enum Outcome {
     Opaque,
 }
 
+/// `trace-cmd report` calls what a program wrote into the trace `print`, as it calls the prints of kernel functions.
+fn renamed(name: &[u8], body: &[u8]) -> Option<Kind> {
+    let is_marker = name == b"print" && (body.starts_with(b"tracing_mark_write: ") || body.starts_with(b"ip="));
+    is_marker.then_some(Kind::Marker)
+}
+
+/// The raw fields that libtraceevent prints where it cannot read the kernel's format.
+fn raw_fields(body: &[u8]) -> Option<&[u8]> {
+    body.strip_prefix(b"[FAILED TO PARSE]").map(<[u8]>::trim_ascii_start)
+}
+
 impl Default for Event<'_> {
     fn default() -> Self {
         let kind = Kind::Marker;
@@ -53,16 +64,24 @@ impl<'a> Event<'a> {
     /// Match the body of a line against the wordings of the event's name; fills this event if one fits.
     #[inline]
     pub fn read(&mut self, name: &[u8], body: &'a [u8]) -> Outcome {
-        let Some(kind) = Kind::by_name(name) else { return Outcome::Opaque };
+        let Some(kind) = Kind::by_name(name).or_else(|| renamed(name, body)) else { return Outcome::Opaque };
         self.kind = kind;
-        for (index, candidate) in kind.wordings().iter().enumerate() {
+        if self.matches(body) || raw_fields(body).is_some_and(|fields| self.matches(fields)) {
+            return Outcome::Known;
+        }
+        Outcome::NotUnderstood
+    }
+
+    #[inline]
+    fn matches(&mut self, body: &'a [u8]) -> bool {
+        for (index, candidate) in self.kind.wordings().iter().enumerate() {
             self.wording = candidate;
             self.wording_index = index;
             if wording::match_body(self, candidate, body).is_some() {
-                return Outcome::Known;
+                return true;
             }
         }
-        Outcome::NotUnderstood
+        false
     }
 
     /// The description of a shadow page, for the events that have one.

@@ -33,7 +33,7 @@ fn write_number(field: Field, value: u64, out: &mut Vec<u8>) {
         Field::Hex0x8(_) => write!(out, "{value:#010x}"),
         Field::Hex0x16(_) => write!(out, "{value:#018x}"),
         Field::HexAlt16(_) => write!(out, "{value:#016x}"),
-        Field::Dec(_) => write!(out, "{value}"),
+        Field::Dec(_) | Field::Raw(_) => write!(out, "{value}"),
         Field::Signed(_) => write!(out, "{}", value.cast_signed()),
         Field::Text(_) => Ok(()),
     };
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     /// One line of each wording, taken from recordings.
-    const LINES: [(&str, &str); 24] = [
+    const LINES: [(&str, &str); 29] = [
         ("kvm_mmu_get_page", "sp gen 0 gfn 0 l4 q0 direct wux nxe ad root 0 sync new"),
         ("kvm_mmu_prepare_zap_page", "sp gfn f7ffe00 l1 8-byte q0 direct wux nxe ad root 0 sync"),
         ("mark_mmio_spte", "sptep:(____ptrval____) gfn e0000 access 6 gen fff6e"),
@@ -76,6 +76,11 @@ mod tests {
         ("zap_oldest_ret", "(paging64_page_fault+0x237/0x960 [kvm] <- kvm_mmu_zap_oldest_mmu_pages) ret=21"),
         ("set_memslot", "(kvm_set_memslot+0x0/0x4c0 [kvm]) change=-1"),
         ("unprotect_page", "(__kvm_mmu_unprotect_gfn_and_retry+0x4/0x1c0 [kvm]) cr2=0x4000000 always=0"),
+        ("kvm_entry", "vcpu 0, rip 0x1000[immediate exit]"),
+        ("kvm_mmu_get_page", "mmu_valid_gen=1 gfn=1048576 role=14212 root_count=0 unsync=0 created=1"),
+        ("kvm_mmu_get_page", "new sp gfn 0 4 q0 direct --x !pge nxe root 0 sync"),
+        ("fast_page_fault", "vcpu_id=0 cr2_or_gpa=4198400 error_code=7 sptep=1 old_spte=1 new_spte=3 ret=-1"),
+        ("zap_oldest_ret", "__probe_func=1 __probe_ret_ip=2 ret=21"),
     ];
 
     #[test]

@@ -76,7 +76,11 @@ impl Eras {
                     (None, _) => set(&[Era::V51To52, Era::V53]),
                     (Some(_), _) => set(&[Era::V54, Era::V61, Era::V612]),
                 },
-                None => return,
+                None => match event.wording().kernels {
+                    "raw" => set(&[Era::V50, Era::V54, Era::V61, Era::V612]),
+                    "raw, v5.1-v5.3" => set(&[Era::V51To52, Era::V53]),
+                    _ => return,
+                },
             },
             Kind::InvalidateZapAllPages => set(&[Era::V50]),
             Kind::ZapAllFast => set(&[Era::V54, Era::V61, Era::V612]),

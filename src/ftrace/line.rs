@@ -97,6 +97,20 @@ fn flags_and_time<'a>(cursor: &mut Cursor<'a>) -> Option<(&'a [u8], u64)> {
     Some((flags, timestamp(cursor)?))
 }
 
+/// Nanoseconds of the last digit of a fraction of so many digits.
+const SCALES: [u64; 10] = [1_000_000_000, 100_000_000, 10_000_000, 1_000_000, 100_000, 10_000, 1_000, 100, 10, 1];
+
+/// Bytes of which names of events are made.
+const IN_NAMES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < u8::MAX {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || byte == b'_';
+        byte += 1;
+    }
+    table
+};
+
 /// `seconds.fraction` in nanoseconds; the colon behind it must follow.
 #[inline]
 fn timestamp(cursor: &mut Cursor<'_>) -> Option<u64> {
@@ -109,8 +123,7 @@ fn timestamp(cursor: &mut Cursor<'_>) -> Option<u64> {
     if digits > 9 || ahead.rest().first() != Some(&b':') {
         return None;
     }
-    let scale = 10_u64.pow(u32::try_from(9 - digits).ok()?);
-    let time = seconds.checked_mul(1_000_000_000)?.checked_add(fraction * scale)?;
+    let time = seconds.checked_mul(1_000_000_000)?.checked_add(fraction * SCALES[digits])?;
     *cursor = ahead;
     Some(time)
 }
@@ -118,12 +131,8 @@ fn timestamp(cursor: &mut Cursor<'_>) -> Option<u64> {
 #[inline]
 fn event_name<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
     let rest = cursor.rest();
-    let len = rest.iter().position(|byte| !(byte.is_ascii_alphanumeric() || *byte == b'_'))?;
-    if len == 0 {
-        return None;
-    }
-    cursor.literal(&rest[..len])?;
-    Some(&rest[..len])
+    let len = rest.iter().position(|byte| !IN_NAMES[usize::from(*byte)])?;
+    (len > 0).then(|| cursor.take(len))
 }
 
 /// Without blanks around it; None when nothing is left or no blank separates it from what follows.

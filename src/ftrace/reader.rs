@@ -55,6 +55,10 @@ pub struct Summary {
     pub lost: u64,
     /// Trace time of the first and of the last event, nanoseconds.
     pub span_ns: Option<(u64, u64)>,
+    /// Events of `trace-cmd report -R`: fields in place of the kernel's text.
+    pub raw: u64,
+    /// Events in the text of libtraceevent's KVM plugin, which prints the role by an old layout.
+    pub plugin: u64,
     /// Kernels that can have printed it.
     pub eras: Eras,
 }
@@ -74,6 +78,8 @@ impl Default for Summary {
             lost_notes: 0,
             lost: 0,
             span_ns: None,
+            raw: 0,
+            plugin: 0,
             eras: Eras::default(),
         }
     }
@@ -109,10 +115,10 @@ impl Reader {
     /// Read the next chunk; `sink` gets every line that names an event.
     pub fn feed(&mut self, chunk: &[u8], sink: &mut impl FnMut(&Record<'_>)) {
         self.summary.bytes += chunk.len() as u64;
-        let mut rest = chunk;
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            let (text, after) = rest.split_at(end);
-            rest = &after[1..];
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', chunk) {
+            let text = &chunk[start..end];
+            start = end + 1;
             if self.skipping {
                 self.skipping = false;
             } else if self.carry.is_empty() {
@@ -122,7 +128,7 @@ impl Reader {
                 self.flush_carry(sink);
             }
         }
-        self.keep(rest);
+        self.keep(&chunk[start..]);
     }
 
     /// Read what is left when the trace ends without a line feed.
@@ -178,6 +184,9 @@ impl Reader {
             Outcome::Known => {
                 summary.events[values.kind as usize] += 1;
                 summary.eras.note(&values);
+                if values.wording_index() > 0 || values.kind.wordings()[0].kernels == "raw" {
+                    summary.note_wording(values.wording().kernels);
+                }
                 Some(&values)
             }
             Outcome::NotUnderstood => {
@@ -207,6 +216,12 @@ impl Summary {
         if self.examples.len() < EXAMPLES {
             self.examples.push(Example { line, text: text[..text.len().min(EXAMPLE_BYTES)].to_vec() });
         }
+    }
+
+    /// Every kind's first wording is a kernel's text, but for markers and the like.
+    fn note_wording(&mut self, kernels: &str) {
+        self.raw += u64::from(kernels.starts_with("raw"));
+        self.plugin += u64::from(kernels.starts_with("plugin"));
     }
 
     fn opaque(&mut self, name: &[u8]) {

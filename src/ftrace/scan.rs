@@ -78,7 +78,12 @@ impl<'a> Cursor<'a> {
             if digit > 9 {
                 break;
             }
-            value = value.checked_mul(10)?.checked_add(u64::from(digit))?;
+            // 19 digits always fit; only the ones behind them have to be watched.
+            value = if digits < 19 {
+                value * 10 + u64::from(digit)
+            } else {
+                value.checked_mul(10)?.checked_add(u64::from(digit))?
+            };
             digits += 1;
         }
         self.take_number(value, digits, 20)
@@ -103,11 +108,20 @@ impl<'a> Cursor<'a> {
         let at = match end {
             [] => self.rest.len(),
             [byte] => memchr::memchr(*byte, self.rest)?,
-            _ => memchr::memmem::find(self.rest, end)?,
+            // Texts are short: a searcher made for each of them costs more than it finds.
+            [byte, ..] => memchr::memchr_iter(*byte, self.rest).find(|&at| self.rest[at..].starts_with(end))?,
         };
         let (text, rest) = self.rest.split_at(at);
         self.rest = rest;
         Some(text)
+    }
+
+    /// Take this many bytes; all that is left when there are fewer.
+    #[inline]
+    pub(super) fn take(&mut self, len: usize) -> &'a [u8] {
+        let (taken, rest) = self.rest.split_at(len.min(self.rest.len()));
+        self.rest = rest;
+        taken
     }
 
     /// Step over blanks.

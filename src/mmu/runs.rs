@@ -109,7 +109,7 @@ pub(super) struct ListRun {
     pub is_interrupted: bool,
     pub batch: u64,
     pub step: u64,
-    /// Prepares in a row that freed nothing, with no drop of the lock between them.
+    /// Prepares in a row that freed nothing.
     pub idle: u64,
 }
 
@@ -119,6 +119,7 @@ pub(super) enum Phase {
     Restart,
     Visit,
     Prepare(Noted),
+    End,
 }
 
 #[derive(Clone, Debug)]
@@ -157,8 +158,8 @@ impl ListRun {
         }
     }
 
-    /// Only roots in use are prepared, and nobody else could change that: each is moved to the head, where a walk from
-    /// the tail finds it again. One is met twice at most by a walk that ends.
+    /// Only roots in use are prepared, more often than any of the kernels' plans could: each is moved to the head, where
+    /// a walk from the tail, or one that starts again, finds it and does not skip it.
     pub(super) const fn is_livelocked(&self, used: u64) -> bool {
         self.idle > used.saturating_mul(2)
     }

@@ -203,7 +203,7 @@ pub enum RunOutcome {
         /// Which visit of the run (from 1) would have been its.
         step: u64,
     },
-    /// The plan met roots in use again and again, freed nothing and never dropped the lock: it would not have ended.
+    /// The plan met roots in use again and again and freed nothing.
     Livelock,
     /// Given up by the caller; what was prepared has been committed.
     Abandoned,

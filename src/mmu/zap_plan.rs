@@ -261,11 +261,8 @@ impl MmuState {
 
     fn drive_list(&mut self, list: &mut ListRun, run: &mut Run) -> Step {
         loop {
-            if list.is_livelocked(self.used) {
-                run.account.outcome = RunOutcome::Livelock;
-                break;
-            }
             match list.phase {
+                Phase::End => break,
                 Phase::Start | Phase::Restart => {
                     self.stats.walk_starts += 1;
                     self.work.walk_starts += 1;
@@ -345,7 +342,6 @@ impl MmuState {
             return false;
         }
         list.batch = 0;
-        list.idle = 0;
         list.is_interrupted = true;
         list.phase = if list.plan.restart.on_lock_drop { self.restart_phase(true) } else { Phase::Prepare(noted) };
         true
@@ -358,6 +354,11 @@ impl MmuState {
             list.batch += u64::from(prepared.nr_zapped);
         }
         list.idle = if prepared.nr_zapped == 0 { list.idle + 1 } else { 0 };
+        if list.is_livelocked(self.used) {
+            run.account.outcome = RunOutcome::Livelock;
+            list.phase = Phase::End;
+            return false;
+        }
         let rules = list.plan.restart;
         if prepared.is_list_unstable && rules.on_unstable && !is_chosen(Mutant::NeverRestart) {
             list.phase = self.restart_phase(true);
@@ -371,7 +372,6 @@ impl MmuState {
                 self.commit_run(run);
             }
             if self.cond_resched() {
-                list.idle = 0;
                 list.is_interrupted = true;
                 list.phase = self.restart_phase(is_restart || rules.on_lock_drop);
                 return true;

@@ -18,9 +18,16 @@ PAGE = 0x1000
 def test_random_operations_keep_the_structure(kernel: str, seed: int) -> None:
     choose = random.Random(f"{kernel} {seed}")
     family = choose.choice(["npt", "ept_ad", "ept_noad"])
-    engine = Engine(
-        kernel, {"family": family, "vcpus": 2, "pml": choose.choice([0, 1]), "flush_range": seed % 2}
-    )
+    config = {"family": family, "vcpus": 2, "pml": choose.choice([0, 1]), "flush_range": seed % 2}
+    if kernel.startswith("v6"):
+        # More that only these have: four roots, NX huge pages, no MMIO entries.
+        config |= [
+            {},
+            {"family": "shadow", "guest_paging": 0},
+            {"nx_huge_pages": 1},
+            {"mmio_caching": 0},
+        ][seed % 4]
+    engine = Engine(kernel, config)
     for _ in range(150):
         engine.apply(random_op(choose))
         assert_structure(engine.kvm)
@@ -80,7 +87,7 @@ def random_op(choose: random.Random, depth: int = 0) -> dict[str, Any]:
             3,
             lambda: {
                 "op": "zap",
-                "plan": choose.choice(["seed", "merged", "v5.0-fast", "v5.3-fast", "indexed"]),
+                "plan": choose.choice(["seed", "merged", "v5.0-fast", "v5.3-fast", "v5.4-fast", "indexed"]),
             },
         ),
         (2, lambda: {"op": "zap_all"}),
@@ -111,6 +118,18 @@ def random_op(choose: random.Random, depth: int = 0) -> dict[str, Any]:
         (2, lambda: {"op": "slot", "id": choose.randrange(3), "what": choose.choice(whats)}),
         (2, lambda: {"op": "track", "gfn": choose.randrange(1024), "on": choose.randrange(2)}),
         (2, lambda: {"op": "shrink", "n": 1}),
+        (1, lambda: {"op": "zap_oldest", "n": choose.randrange(6)}),
+        (1, lambda: {"op": "manual_protect", "on": choose.randrange(4)}),
+        (1, lambda: {"op": "dirty_masked", "id": choose.randrange(3), "offset": 0, "mask": 0xFF}),
+        (
+            2,
+            lambda: {
+                "op": "fault",
+                "gpa": gpa(),
+                "err": choose.choice([6, 7, 0x14]),
+                "host": choose.choice([None, {"level": 1, "writable": choose.randrange(2), "found": [1, 2]}]),
+            },
+        ),
         (1, lambda: {"op": "change_mmu_pages", "n": choose.choice([4, 40])}),
         (1, lambda: {"op": "teardown"}),
         (1, lambda: {"op": "zap_gfn_range", "start": 0, "end": choose.choice([1, 700])}),

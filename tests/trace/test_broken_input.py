@@ -19,7 +19,7 @@ from kvm_mmu.trace import host
 from kvm_mmu.trace.inputs import read_inputs
 from kvm_mmu.trace.line import clean_body, lost_events, parse_line
 from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import iter_chunks, read_lines
+from kvm_mmu.trace.source import LINE_MAX, iter_chunks, iter_lines, read_lines
 
 PREFIX = "            init-1     [000] ....     1.0: "
 HOST = '# replay-host: {"kernel": "5.0.1", "mmu": "npt", "phys_bits": 40, "initial_efer_nx": 1}'
@@ -143,6 +143,15 @@ def test_chunks_have_the_size_asked_for(tmp_path: Path):
     chunks = list(iter_chunks(tmp_path / "t.xz", 100))
     assert b"".join(chunks) == TRACE.encode() and max(map(len, chunks)) <= 100
     assert read_lines(tmp_path / "t.xz") == TRACE.splitlines()
+
+
+def test_streamed_lines_are_the_lines(tmp_path: Path):
+    (tmp_path / "t.txt").write_bytes(TRACE.encode() * 2000 + b"last\r\ncut")
+    assert list(iter_lines(tmp_path / "t.txt")) == read_lines(tmp_path / "t.txt")
+    (tmp_path / "long.txt").write_bytes(b"a\n" + b"x" * (10 << 20) + b"\nb\n" + b"y" * (LINE_MAX + 1))
+    lines = list(iter_lines(tmp_path / "long.txt"))
+    assert [lines[0], lines[2]] == ["a", "b"] and len(lines) == 4
+    assert all(len(text) < LINE_MAX + 64 and "(cut: longer" in text for text in (lines[1], lines[3]))
 
 
 def test_lines():

@@ -171,13 +171,6 @@ def test_memory_does_not_grow_with_the_trace(tmp_path: Path):
     assert rows == 5 * 3000 and peak < 8 << 20
 
 
-def test_the_plugin_wording_is_recognised(tmp_path: Path):
-    (tmp_path / "plugin.txt").write_text(
-        f"{PREFIX}kvm_mmu_get_page: new sp gfn 0 4/4 q0 direct --x !pge nxe root 0 sync\n"
-    )
-    assert "trace-cmd report -N" in summarize(tmp_path / "plugin.txt").as_text()
-
-
 def test_cpus_may_be_interleaved(tmp_path: Path):
     lines = [
         f"            vmm-{i % 3}     [{i % 3:03d}] ..... {5 - i * 0.1:.6f}: kvm_entry: vcpu {i}, rip 0x1"

@@ -99,18 +99,42 @@ def test_attribution_on_a_recording():
 
 
 @pytest.mark.parametrize("name", ["6.1/npt1tdp0_multi_vcpu", "5.2.1-npt/vcpus"])
-def test_chrome_slices_of_a_lane_do_not_cross(name: str):
-    document = chrome_trace(read_lines(TRACES / name / "trace.txt.xz"))
-    slices: dict[tuple[int, int], list[tuple[float, float]]] = {}
+def test_chrome_slices_of_a_lane_are_nested(name: str):
+    lines = read_lines(TRACES / name / "trace.txt.xz")
+    document = chrome_trace(lines)
+    slices: dict[tuple[int, int], list[tuple[float, float, str]]] = {}
     for event in document["traceEvents"]:
         if event["ph"] == "X":
+            start = event["ts"]
             slices.setdefault((event["pid"], event["tid"]), []).append(
-                (event["ts"], event["ts"] + event["dur"])
+                (start, start + event["dur"], event["name"])
             )
     assert slices
     for lane in slices.values():
-        lane.sort()
-        assert all(end <= start + 1e-6 for (_, end), (start, _) in pairwise(lane))
+        outer = sorted((start, end) for start, end, name in lane if name != "zap batch")
+        assert all(end <= start + 1e-6 for (_, end), (start, _) in pairwise(outer))
+        for start, end, name in lane:
+            assert name != "zap batch" or any(a - 1e-6 <= start and end <= b + 1e-6 for a, b in outer)
+    zapped = sum(batch.pages for batch in activity(lines).batches)
+    assert zapped == sum(": kvm_mmu_prepare_zap_page:" in text for text in lines)
+
+
+def test_a_batch_ends_with_its_flush():
+    flush = "commit_zap: (kvm_mmu_commit_zap_page.part.0+0x0/0x100 [kvm])"
+    lines = [
+        at("1.000000", "qemu-9", "zap_all_fast_enter: (kvm_mmu_zap_all_fast+0x0/0x1e0 [kvm])"),
+        *(at(f"1.00001{i}", "qemu-9", ZAP) for i in range(3)),
+        at("1.000020", "qemu-9", flush),
+        at("1.000030", "qemu-9", ZAP),
+        at("1.000031", "qemu-9", flush),
+        at("1.000040", "qemu-9", "sched_switch: x"),
+    ]
+    found = activity(lines)
+    assert [(b.start_ns % 1_000_000, b.end_ns % 1_000_000, b.pages) for b in found.batches] == [
+        (10_000, 20_000, 3),
+        (30_000, 31_000, 1),
+    ]
+    assert [(work.cause, work.pages_zapped) for work in found.works] == [("zap-all", 4)]
 
 
 def test_files(tmp_path: Path):

@@ -10,13 +10,14 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import display_name, read_lines
+from kvm_mmu.trace.source import display_name, iter_lines, read_lines
 from kvm_mmu.trace.stripping import is_stripped, operations_beside, read_operations, strip, wants_answers
 
 
@@ -200,15 +201,16 @@ def run_decode(args: argparse.Namespace) -> int:
     """`kvm-mmu trace decode`"""
     from kvm_mmu.trace.explain import explained
 
-    lines = read_lines(args.file)
-    facts = host_facts.HostFacts(_facts(args.file, args.host, lines))
+    stream = iter_lines(args.file)
+    first = next(stream, "")
+    facts = host_facts.HostFacts(_facts(args.file, args.host, [first]))
     release = args.kernel or str(facts.values.get("kernel", ""))
     if not release:
         raise TraceError(
             f"{display_name(args.file)}: which kernel made this trace is not known: give --kernel"
         )
     kernel = host_facts.kernel_name(release)
-    for text in explained(lines, kernel, facts.number("phys_bits"), args.family):
+    for text in explained(chain([first], stream), kernel, facts.number("phys_bits"), args.family):
         sys.stdout.write(text + "\n")
     return 0
 
@@ -237,7 +239,7 @@ def run_stalls(args: argparse.Namespace) -> int:
     """`kvm-mmu trace stalls`"""
     from kvm_mmu.trace.stalls import stalls
 
-    found = stalls(read_lines(args.file), display_name(args.file))
+    found = stalls(iter_lines(args.file), display_name(args.file))
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
     return 0
 

@@ -37,7 +37,12 @@ from .state import Kvm, KvmMemorySlot, ShadowPage
 
 
 def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
-    """The first gfn that an entry of a direct page translates."""
+    """The first gfn that an entry of a direct page translates.
+
+    An address above the root's range comes to the tables of another one; then the leaf's own gfn counts.
+    """
+    if index in sp.aliased:
+        return sp.aliased[index]
     return sp.gfn + (index << (PT64_LEVEL_BITS * (role_level(sp.role) - 1)))
 
 
@@ -104,6 +109,8 @@ def gfn_to_rmap(slot: KvmMemorySlot, gfn: int, level: int) -> PteList | None:
 
 def rmap_add(kvm: Kvm, sp: ShadowPage, index: int, gfn: int) -> int:
     """Enter an entry into its head; returns the (under)count of those before it."""
+    if kvm_mmu_page_get_gfn(sp, index) != gfn:
+        sp.aliased[index] = gfn
     slot = gfn_to_memslot(kvm, role_address_space(sp.role), gfn)
     if slot is None:
         return 0
@@ -116,6 +123,7 @@ def rmap_add(kvm: Kvm, sp: ShadowPage, index: int, gfn: int) -> int:
 
 def rmap_remove(kvm: Kvm, sp: ShadowPage, index: int) -> None:
     gfn = kvm_mmu_page_get_gfn(sp, index)
+    sp.aliased.pop(index, None)
     slot = gfn_to_memslot(kvm, role_address_space(sp.role), gfn)
     if slot is None:
         return  # a plan left mappings of a slot that is gone; there is no head any more
@@ -142,6 +150,7 @@ def kvm_zap_rmapp(kvm: Kvm, slot: KvmMemorySlot, head: PteList) -> bool:
         kvm.work["rmap_steps"] += 1
         zapped = True
         pte_list_remove(head, first)
+        kvm.pages[first[0]].aliased.pop(first[1], None)
         mmu_spte_clear_track_bits(kvm, kvm.pages[first[0]], first[1])
     return zapped
 

@@ -9,8 +9,8 @@ A walk remembers the neighbour it goes to next before it zaps. When the lock was
 that neighbour may have left the list; a kernel would follow a dangling pointer, here the run ends as `stale_next`
 with the page and the number of the visit that found it gone.
 
-A walk from the tail that does not skip invalid roots can meet roots in use without end, since each is moved to the
-head when it is zapped. It ends as `livelock` after more such prepares in a row than any walk that ends can make.
+A walk that does not skip invalid roots can meet roots in use without end, since each is moved to the head when it is
+zapped. It ends as `livelock` once more than twice as many prepares in a row as there are pages have freed nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ZapRun:
     batch: int = 0
     stale_page: int | None = None
     stale_step: int = 0
-    idle: int = 0  # prepares in a row that freed nothing, with no drop of the lock between them
+    idle: int = 0  # prepares in a row that freed nothing
     is_livelock: bool = False
     skipped: set[int] = field(default_factory=set)
 
@@ -135,10 +135,7 @@ def offer_lock(kvm: Kvm, run: ZapRun) -> bool:
     """Offer the lock once; true when it was dropped."""
     if run.plan.before_drop == "commit":
         kvm_mmu_commit_zap_page(kvm, run.invalid_list)
-    dropped = cond_resched_lock(kvm)
-    if dropped:
-        run.idle = 0
-    return dropped
+    return cond_resched_lock(kvm)
 
 
 def offer_before_prepare(kvm: Kvm, run: ZapRun) -> bool:
@@ -191,10 +188,10 @@ def walk_active_pages(kvm: Kvm, run: ZapRun) -> bool:
                     run.stale_page, run.stale_step = page_id, run.walk_visited
                     return False
             prepared = prepare(kvm, run, sp)
-            dropped = plan.offer == "each_page" and offer_lock(kvm, run)
             if run.idle > 2 * kvm.n_used_mmu_pages:
                 run.is_livelock = True
                 return False
+            dropped = plan.offer == "each_page" and offer_lock(kvm, run)
             if must_restart(run, prepared) or (dropped and restarts_on_drop):
                 return True
         page_id = following

@@ -81,7 +81,9 @@ class Generator:
         self.universe = universe or Universe()
         self.old = not kernel.startswith("v5.2")
         self._last_gpa = 0
-        self._plan_space = terminating_plans() if self.universe.with_made_up_plans else []
+        self._plan_space = (
+            [plan.to_dict() for plan in ZapPlan.space()] if self.universe.with_made_up_plans else []
+        )
         self._weighted: list[tuple[int, Callable[[], Op]]] = [
             (28, self.access),
             (8, self.access_again),
@@ -404,16 +406,3 @@ SLOT_PLANS: tuple[Op, ...] = (
 )
 #: What makes a plan of the list walks one for a gfn range.
 GFN_RANGE: Op = {"walk": "head", "only": "gfn_range", "stop": "none"}
-
-
-def terminating_plans() -> list[Op]:
-    """The plans of the whole space that end whatever the lock does, as dicts.
-
-    Left out: those that start again after every drop of the lock and do not skip a root in use once it is invalid. It
-    is moved to the head, and they zap it again after each drop for as long as nobody gives it up.
-    """
-    return [
-        plan.to_dict()
-        for plan in ZapPlan.space()
-        if plan.skip != "none" or "on_lock_drop" not in plan.restart
-    ]

@@ -1,7 +1,8 @@
 """A trace as Chrome trace JSON, for Perfetto: lanes per vCPU and per task that works on the MMU.
 
-Owns: the lanes and the nesting. Slices of one lane never cross: a vCPU is in the guest or waits, and the works of a
-task follow one another. Times are microseconds from the beginning of the trace, as that format wants them.
+Owns: the lanes and the nesting. Slices of one lane never cross: a vCPU is in the guest or waits, the works of a task
+follow one another, and a batch of zapped pages lies inside its work. Times are microseconds from the beginning of the
+trace, as that format wants them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def _events(found: Activity) -> Iterator[dict[str, object]]:
             "pages zapped": work.pages_zapped,
         }
         yield _slice(work.cause, _WORK, tasks.index(work.task), start, length, about)
+    for batch in found.batches:
+        start, length = batch.start_ns - found.first_ns, batch.end_ns - batch.start_ns
+        about = {"first line": batch.first_line, "pages": batch.pages}
+        yield _slice("zap batch", _WORK, tasks.index(batch.task), start, length, about)
 
 
 def _slice(

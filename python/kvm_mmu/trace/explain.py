@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.direct_6x import spte as spte_6x
 from kvm_mmu.trace.line import Line, clean_body, parse_line
+from kvm_mmu.trace.raw_fields import with_kernel_text
 
 INDENT = "        | "
 _LAYOUTS_5X = {"v5.0": "v5.0", "v5.0-seed": "v5.0", "v5.1": "v5.2", "v5.2": "v5.2", "v5.3": "v5.2"}
@@ -58,9 +59,9 @@ def explained(lines: Iterable[str], kernel: str, phys_bits: int = 40, family: st
         TraceError: the layout of this kernel is not known.
     """
     explain = _explainer(kernel, phys_bits, family)
-    for text in lines:
+    for text, said in with_kernel_text(lines, kernel):
         yield text
-        line = parse_line(text)
+        line = parse_line(said)
         if line is not None:
             yield from (INDENT + words for words in _of_line(line, explain))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.chrome import chrome_trace
 from kvm_mmu.trace.reader import Batch, Trace
-from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.source import iter_lines
 from kvm_mmu.trace.table import Table
 from kvm_mmu.view.whole_file import write_whole
 
@@ -24,7 +24,7 @@ TIMELINE = "events"
 
 def export_chrome(trace: str | Path, out: Path) -> list[Path]:
     """Write the Chrome trace of a trace; returns the file."""
-    return [write_whole(out, json.dumps(chrome_trace(read_lines(trace))) + "\n")]
+    return [write_whole(out, json.dumps(chrome_trace(iter_lines(trace))) + "\n")]
 
 
 def export_csv(trace: str | Path, folder: Path) -> list[Path]:

@@ -77,8 +77,8 @@ PROBES: tuple[tuple[str, str, str], ...] = (
 
 _HEAD = """\
 #!/bin/sh
-# Records what `kvm-mmu trace replay` and `kvm-mmu trace stalls` need. Run as root: sh record.sh SECONDS
-# OUTPUT Printed by `kvm-mmu trace kit`; read it before you run it.
+# Records what `kvm-mmu trace replay` and `kvm-mmu trace stalls` need. Run as root: sh record.sh SECONDS OUTPUT
+# Printed by `kvm-mmu trace kit`; read it before you run it.
 set -eu
 seconds=${1:-10}
 output=${2:-trace.txt}
@@ -112,8 +112,8 @@ two=$(p kvm_amd npt "$(p kvm_intel ept N)")
 {
     printf '{"kernel": "%s", "release": "%s", "mmu": "%s", ' "${release%%-*}" "$release" "$mmu"
     printf '"tdp_mmu": %s, "phys_bits": %s, "la57": %s, ' "$(bit "$(p kvm tdp_mmu N)")" "${bits:-40}" "$la57"
-    printf '"nx_huge_pages": %s, "mmio_caching": %s}\\n' "$(bit "$(p kvm nx_huge_pages N)")" "$(bit "$(p kvm
-    mmio_caching Y)")"
+    printf '"nx_huge_pages": %s, ' "$(bit "$(p kvm nx_huge_pages N)")"
+    printf '"mmio_caching": %s}\\n' "$(bit "$(p kvm mmio_caching Y)")"
 } > "$(dirname "$output")/host.json"
 """
 
@@ -155,6 +155,6 @@ def _trace_cmd() -> str:
     lines.append('for p in $probes; do set -- "$@" -e "lab:$p"; done')
     lines.append('trace-cmd record "$@" -o "$output.dat" sleep "$seconds"     # record')
     lines.append(
-        'trace-cmd report -N -i "$output.dat" > "$output"     # -N: no plugins, the text of the kernel'
+        'trace-cmd report -R -i "$output.dat" > "$output"     # -R: fields, not the role text of an old plugin'
     )
     return "\n".join(lines) + "\n"

@@ -17,6 +17,8 @@ _PREFIX_MAX = 512
 _TASK_MIN = 16
 _FROM_CPU = re.compile(r"\[(\d+)\]\s+(?:\S+\s+)?(\d+\.\d+):\s+(\w+):\s?")
 _PROBE_ADDRESS = re.compile(r"\([\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+( \[\w+\])?( <- [^)]*)?\)\s*")
+#: `trace-cmd report` calls what a program wrote into the trace `print`.
+_PRINT = re.compile(r"\s*(?:tracing_mark_write: |ip=0x[0-9a-f]+ buf=)")
 _LOST = re.compile(r"^CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
 
 
@@ -40,7 +42,11 @@ def parse_line(text: str) -> Line | None:
         if found is not None and text[bracket - 1].isspace():
             cpu = int(found[1]) if len(found[1]) < 10 else -1
             task = text[:bracket].strip()
-            return Line(task, cpu, found[2], found[3], text[found.end() :], found.start(3), found.end())
+            event, body_at = found[3], found.end()
+            marker = _PRINT.match(text, body_at) if event == "print" else None
+            if marker is not None:
+                event, body_at = "tracing_mark_write", marker.end()
+            return Line(task, cpu, found[2], event, text[body_at:], found.start(3), body_at)
         bracket = text.find("[", bracket + 1, _PREFIX_MAX)
     return None
 

@@ -50,7 +50,7 @@ _CONTINUES = frozenset(
 )
 #: Work that ends with this event and gives back to what surrounded it.
 _ENDS = {"zap_oldest_ret": "reclaim"}
-_VCPU = re.compile(r"vcpu (\d{1,9})\b")
+_VCPU = re.compile(r"vcpu(?: |_id=)(\d{1,9})\b")
 #: Pages zapped outside all that: a root's last user left, or the VM ended.
 LONE_ZAP = "root or VM freed"
 _NO_ZAPS = frozenset({"host memory notifier", "dirty log"})
@@ -68,6 +68,17 @@ class Work:
     first_line: int
     last_line: int
     pages_zapped: int = 0
+
+
+@dataclass
+class Batch:
+    """Pages zapped in a row: from the first one to the flush that frees them, inside one piece of work."""
+
+    task: str
+    start_ns: int
+    end_ns: int
+    first_line: int
+    pages: int = 0
 
 
 @dataclass
@@ -96,6 +107,7 @@ class Activity:
     """Everything of a trace that takes time."""
 
     works: list[Work] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     first_ns: int = 0
@@ -108,6 +120,7 @@ class _Collector:
     def __init__(self) -> None:
         self.found = Activity()
         self._open: dict[str, Work] = {}
+        self._batches: dict[str, Batch] = {}
         self._waiting: dict[int, Wait] = {}
         self._entered: dict[int, int] = {}
         self._vcpu_of: dict[str, int] = {}
@@ -135,6 +148,7 @@ class _Collector:
             self._close(task)
             return
         current.end_ns, current.last_line = time, number
+        self._batch(number, task, time, event)
         current.pages_zapped += event == "kvm_mmu_prepare_zap_page"
         if _ENDS.get(event) == current.cause:
             self._close(task)
@@ -146,7 +160,23 @@ class _Collector:
             return
         if until is not None:
             work.end_ns = until
+        self._flush(task)
         self.found.works.append(work)
+
+    def _batch(self, number: int, task: str, time: int, event: str) -> None:
+        if event == "kvm_mmu_prepare_zap_page":
+            batch = self._batches.setdefault(task, Batch(task, time, time, number))
+            batch.pages += 1
+        elif task not in self._batches:
+            return
+        self._batches[task].end_ns = time
+        if event == "commit_zap":
+            self._flush(task)
+
+    def _flush(self, task: str) -> None:
+        batch = self._batches.pop(task, None)
+        if batch is not None:
+            self.found.batches.append(batch)
 
     def _wait(self, number: int, task: str, time: int, event: str, body: str) -> None:
         if event == "kvm_userspace_exit" and self._vcpu_of.get(task, -1) in self._waiting:

@@ -65,6 +65,10 @@ class Batch:
     def __contains__(self, event: object) -> bool:
         return event in self.tables
 
+    def wordings(self, event: str) -> list[Table]:
+        """All tables of an event: one a wording that occurred, none when it did not occur."""
+        return [table for table in self.tables.values() if table.event == event]
+
 
 class Trace:
     """A trace file, read as often as asked; `-` is stdin and can be read once.
@@ -133,11 +137,11 @@ def _batch(reader: _Native) -> Batch:
     found, timeline = reader.take()
     tables: dict[str, Table] = {}
     for table in found:
-        name = str(table["event"])
+        name = event = str(table["event"])
         if name in tables:
             # The same event in another kernel's wording: other fields, so a table of its own.
             name = f"{name} ({table['wording']})"
-        tables[name] = Table(name, table["columns"])
+        tables[name] = Table(name, table["columns"], event=event, wording=str(table["wording"]))
     names = {"task": reader.tasks(), "kind": _kind_names()}
     return Batch(tables, Table("events", timeline, names))
 

@@ -19,6 +19,8 @@ from typing import IO, BinaryIO, cast
 from kvm_mmu.errors import TraceError
 
 STDIN = "-"
+#: A line's length that is read whole where lines are streamed, in bytes.
+LINE_MAX = 1 << 20
 _MAGIC: tuple[tuple[bytes, str], ...] = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"))
 _BROKEN = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
@@ -87,6 +89,35 @@ def read_lines(path: str | Path) -> list[str]:
     data = b"".join(iter_chunks(path))
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace")
     return text.read().splitlines()
+
+
+def iter_lines(path: str | Path) -> Iterator[str]:
+    """The lines one by one, as `read_lines` gives them; memory does not grow with the trace.
+
+    Of a line longer than `LINE_MAX` bytes only the beginning comes, with a note behind it.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
+    """
+    carry, is_cut = b"", False
+    for chunk in iter_chunks(path):
+        first, *more = chunk.split(b"\n")
+        if not is_cut:
+            carry += first
+        for text in more:
+            yield _text(carry, is_cut)
+            carry, is_cut = text, False
+        if len(carry) > LINE_MAX:
+            carry, is_cut = carry[:LINE_MAX], True
+    if carry:
+        yield _text(carry, is_cut)
+
+
+def _text(line: bytes, is_cut: bool) -> str:
+    if len(line) > LINE_MAX:
+        line, is_cut = line[:LINE_MAX], True
+    text = line.removesuffix(b"\r").decode("utf-8", "replace")
+    return f"{text} ... (cut: longer than {LINE_MAX} bytes)" if is_cut else text
 
 
 def _damaged(path: str | Path, lines: int, err: BaseException) -> TraceError:

@@ -18,6 +18,7 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.kinds import outputs_of
 from kvm_mmu.trace.line import Line, parse_line
+from kvm_mmu.trace.raw_fields import in_kernel_text
 from kvm_mmu.trace.source import read_lines
 
 _INDEXED = re.compile(r'\{"i":(\d+)')
@@ -99,6 +100,9 @@ def strip(
         answers: add what host memory answered (only where residency does not follow from the operations).
     """
     known = operations or {}
+    release = str(host.get("kernel", ""))
+    if release:
+        lines = in_kernel_text(lines, host_facts.kernel_name(release))
     parsed = [(text, parse_line(text)) for text in lines]
     names = frozenset(line.event for _, line in parsed if line is not None)
     outputs = outputs_of(names)

@@ -6,7 +6,6 @@ trace.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from kvm_mmu.trace.source import display_name
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
 _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
 _SHOWN = 8
-#: What libtraceevent's KVM plugin makes of page events: a role layout older than every kernel known here.
-_PLUGIN = re.compile(r"kvm_mmu_\w+: +(?:(?:new|existing) )?sp gfn [0-9a-f]+ \d+(?:/\d+)? q\d")
 
 
 @dataclass
@@ -59,22 +56,27 @@ class TraceSummary:
     def add(self, batch: Batch) -> None:
         """Count a batch."""
         for event in _VCPU_EVENTS:
-            if event in batch and "vcpu" in batch[event]:
-                self.vcpus.update(int(v) for v in np.unique(batch[event]["vcpu"]))
-        if "kvm_mmu_get_page" in batch:
-            created = batch["kvm_mmu_get_page"]["created"]
-            self.pages_created += int((created == 1).sum())
-            self.pages_found += int((created == 0).sum())
+            for table in batch.wordings(event):
+                if "vcpu" in table:
+                    self.vcpus.update(int(v) for v in np.unique(table["vcpu"]))
+        for table in batch.wordings("kvm_mmu_get_page"):
+            if "created" in table:
+                created = table["created"]
+                self.pages_created += int((created == 1).sum())
+                self.pages_found += int((created == 0).sum())
+            elif table.wording == "plugin, new":
+                self.pages_created += len(table)
+            else:
+                self.pages_found += len(table)
         self.pages_zapped += _rows(batch, ("kvm_mmu_prepare_zap_page",))
         self.mmio_marks += _rows(batch, ("mark_mmio_spte",))
         self.mmio_hits += _rows(batch, ("handle_mmio_page_fault",))
         self.zap_alls += _rows(batch, _ZAP_ALLS)
-        if "check_mmio_spte" in batch:
-            checks = batch["check_mmio_spte"]
-            self.mmio_stale_checks += int((checks["valid"] == 0).sum())
+        for checks in batch.wordings("check_mmio_spte"):
+            self.mmio_stale_checks += int((checks["kvm_gen"] != checks["spte_gen"]).sum())
             self.generations.update(int(g) for g in np.unique(checks["kvm_gen"]))
-        if "mark_mmio_spte" in batch:
-            self.generations.update(int(g) for g in np.unique(batch["mark_mmio_spte"]["gen"]))
+        for marks in batch.wordings("mark_mmio_spte"):
+            self.generations.update(int(g) for g in np.unique(marks["gen"]))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; the schema has a version."""
@@ -130,12 +132,15 @@ class TraceSummary:
         if counts["overlong"]:
             lines.append(f"  {counts['overlong']} lines longer than 1 MiB were skipped")
         lines.append(f"  {counts['not_understood']} lines not understood")
-        if any(_PLUGIN.search(text) for _, text in counts["examples"]):
+        if counts["raw"]:
+            lines.append(f"  {counts['raw']} events are raw fields (trace-cmd report -R)")
+        if counts["plugin"]:
             lines.append(
-                "  page events are in the wording of libtraceevent's KVM plugin, which knows an old role layout only:"
+                f"  {counts['plugin']} page events are in the wording of libtraceevent's KVM plugin, which knows an old"
+                " role layout only:"
             )
             lines.append(
-                "  report again without plugins (trace-cmd report -N), so that the kernel's own text is kept"
+                "  what it says of the role is kept as text; report again with raw fields (trace-cmd report -R)"
             )
         lines.extend(f"    line {line}: {text}" for line, text in counts["examples"][:_SHOWN])
         return "\n".join(lines)
@@ -166,7 +171,7 @@ def summarize(path: str | Path, *, strict: bool = False) -> TraceSummary:
 
 
 def _rows(batch: Batch, events: Iterable[str]) -> int:
-    return sum(len(batch[event]) for event in events if event in batch)
+    return sum(len(table) for event in events for table in batch.wordings(event))
 
 
 def _kernels(kernels: list[str]) -> str:

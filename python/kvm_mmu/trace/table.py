@@ -31,8 +31,14 @@ class Table:
         name: str,
         columns: Mapping[str, npt.NDArray[Any] | _Text],
         names: Mapping[str, Sequence[str]] | None = None,
+        *,
+        event: str = "",
+        wording: str = "",
     ):
         self.name = name
+        #: The event of the rows, and which kernels' text (or `raw` fields) they were.
+        self.event = event or name
+        self.wording = wording
         self._columns = dict(columns)
         self._names = {column: list(values) for column, values in (names or {}).items()}
 

@@ -26,11 +26,14 @@ class Wording:
 
     gen: str | None
     gpte_bytes: bool
+    #: Role bit 4 is set for entries of 4 bytes (later kernels), not for those of 8.
+    bit4_is_four: bool = False
 
     def page(self, gfn: int, role: int, root_count: int, unsync: bool, valid_gen: int) -> str:
         """The text that all page events share."""
         gen = "" if self.gen is None else f"gen {valid_gen:{self.gen}} "
-        size = (f" {8 if role & _PAE else 4}-byte") if self.gpte_bytes else (" pae" if role & _PAE else "")
+        bit4 = bool(role & _PAE)
+        size = f" {8 if bit4 != self.bit4_is_four else 4}-byte" if self.gpte_bytes else " pae" if bit4 else ""
         return (
             f"sp {gen}gfn {gfn:x} l{role & 0xF}{size} q{role >> 5 & 3}{' direct' if role & _DIRECT else ''} "
             f"{_ACCESS[role >> 8 & 7]}{' invalid' if role & _INVALID else ''} "
@@ -84,6 +87,12 @@ def error_flags(error_code: int, kernel: str) -> str:
 
 
 _WORDINGS = {"v5.0": Wording(gen="x", gpte_bytes=False), "v5.2": Wording(gen=None, gpte_bytes=True)}
+#: Kernels that print the one-bit generation again; the last ones turned the role's bit 4 round.
+_LATER = {
+    "v5.4": Wording(gen="d", gpte_bytes=True),
+    "v6.1": Wording(gen="d", gpte_bytes=True, bit4_is_four=True),
+    "v6.12": Wording(gen="d", gpte_bytes=True, bit4_is_four=True),
+}
 _ALIKE = {"v5.0-seed": "v5.0", "v5.1": "v5.2", "v5.3": "v5.2"}
 
 
@@ -97,3 +106,13 @@ def wording_of(kernel: str) -> Wording:
     if found is None:
         raise TraceError(f"kernel {kernel!r}: replay knows the wording of {', '.join(_WORDINGS)}")
     return found
+
+
+def page_wording(kernel: str) -> Wording:
+    """How a kernel prints page events.
+
+    Raises:
+        TraceError: no wording is known for it.
+    """
+    later = _LATER.get(kernel)
+    return wording_of(kernel) if later is None else later
