@@ -154,7 +154,12 @@ def raw_lines(folder: Path) -> list[str]:
     return lines
 
 
-NAMES = ["6.1/npt1tdp0_smm", "6.12/npt0_multi_vcpu_flat", "6.1/npt0_reclaim_flat", "6.1/npt0_access_roles_pae"]
+NAMES = [
+    "6.1/npt1tdp0_smm",
+    "6.12/npt0_multi_vcpu_flat",
+    "6.1/npt0_reclaim_flat",
+    "6.1/npt0_access_roles_pae",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

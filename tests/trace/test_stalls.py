@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.chrome import chrome_trace
 from kvm_mmu.trace.export import export_csv, export_parquet
 from kvm_mmu.trace.mmu_work import LONE_ZAP, activity, nanoseconds
@@ -146,6 +147,24 @@ def test_files(tmp_path: Path):
     export_csv(source, tmp_path / "csv")
     assert len((tmp_path / "csv" / "kvm_mmu_get_page.csv").read_text().splitlines()) == 31
     assert not list(tmp_path.glob("*/.*"))
+
+
+def test_files_by_polars_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("pyarrow")
+    pl = pytest.importorskip("polars")
+    source = TRACES / "6.1" / "npt1tdp0_multi_vcpu" / "trace.txt.xz"
+    export_parquet(source, tmp_path / "arrow")
+    for name in ("pyarrow", "pyarrow.csv", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    written = export_parquet(source, tmp_path / "polars")
+    for path in written:
+        frames = [pl.read_parquet(tmp_path / library / path.name) for library in ("arrow", "polars")]
+        strings = [frame.select(pl.all().cast(pl.String)) for frame in frames]
+        assert strings[0].equals(strings[1]), path.name
+    assert len(export_csv(source, tmp_path / "csv")) == len(written)
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(TraceError, match="pyarrow or polars"):
+        export_csv(source, tmp_path / "none")
 
 
 def test_commands(tmp_path: Path):

@@ -132,8 +132,12 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--chrome", metavar="OUT.json", type=Path, help="lanes per vCPU and per task")
-    target.add_argument("--parquet", metavar="DIR", type=Path, help="one file per event (needs pyarrow)")
-    target.add_argument("--csv", metavar="DIR", type=Path, help="one file per event (needs pyarrow)")
+    target.add_argument(
+        "--parquet", metavar="DIR", type=Path, help="one file per event (needs pyarrow or polars)"
+    )
+    target.add_argument(
+        "--csv", metavar="DIR", type=Path, help="one file per event (needs pyarrow or polars)"
+    )
     parser.set_defaults(run=run_export)
 
 

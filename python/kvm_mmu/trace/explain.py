@@ -2,7 +2,7 @@
 mean.
 
 Owns: which events carry which words. What a bit means for v5.x is the machine layer's codec; the layout of
-v6.1 and v6.12 (legacy masks) is the one of `direct_6x.spte`. A kernel whose layout is not known is refused,
+v6.1 and v6.12 (legacy masks) is the one of `spte_6x`. A kernel whose layout is not known is refused,
 not guessed.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.direct_6x import spte as spte_6x
+from kvm_mmu.trace import spte_6x
 from kvm_mmu.trace.line import Line, clean_body, parse_line
 from kvm_mmu.trace.raw_fields import with_kernel_text
 

@@ -54,23 +54,46 @@ def _each(batch: Batch, folder: Path, ending: str, write: Callable[[Table, Path]
 
 def _write(path: Path, table: Table, kind: str) -> None:
     """Write beside the target and rename, so that no half file stays."""
-    try:
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as err:
-        raise TraceError(f"writing {kind} needs pyarrow: install kvm_mmu[data]") from err
     part = path.with_name(f".{path.name}.part")
-    arrow = table.to_arrow()
     try:
-        if kind == "csv":
-            plain = [
-                c.cast("string") if c.type.num_fields == 0 and "dictionary" in str(c.type) else c
-                for c in arrow.columns
-            ]
-            pyarrow.csv.write_csv(type(arrow).from_arrays(plain, names=arrow.column_names), part)
-        else:
-            pyarrow.parquet.write_table(arrow, part)
+        _writer()(table, part, kind)
         os.replace(part, path)  # noqa: PTH105 - one call that replaces on every system
     except OSError as err:
         part.unlink(missing_ok=True)
         raise TraceError(f"{path}: {err.strerror or err}") from err
+
+
+def _writer() -> Callable[[Table, Path, str], None]:
+    try:
+        import pyarrow.csv
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        try:
+            import polars  # noqa: F401
+        except ImportError as err:
+            raise TraceError("writing tables needs pyarrow or polars: install kvm_mmu[data]") from err
+        return _by_polars
+    return _by_pyarrow
+
+
+def _by_polars(table: Table, path: Path, kind: str) -> None:
+    frame = table.to_polars()
+    if kind == "csv":
+        frame.write_csv(path)
+    else:
+        frame.write_parquet(path)
+
+
+def _by_pyarrow(table: Table, path: Path, kind: str) -> None:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    arrow = table.to_arrow()
+    if kind == "csv":
+        plain = [
+            c.cast("string") if c.type.num_fields == 0 and "dictionary" in str(c.type) else c
+            for c in arrow.columns
+        ]
+        pyarrow.csv.write_csv(type(arrow).from_arrays(plain, names=arrow.column_names), path)
+    else:
+        pyarrow.parquet.write_table(arrow, path)

@@ -90,10 +90,21 @@ class Table:
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def to_polars(self) -> pl.DataFrame:
-        """A polars data frame."""
+        """A polars data frame; through Arrow where pyarrow is there, else column by column."""
         import polars as pl
 
-        return cast("pl.DataFrame", pl.from_arrow(self.to_arrow()))
+        try:
+            return cast("pl.DataFrame", pl.from_arrow(self.to_arrow()))
+        except ImportError:
+            columns = {name: self[name] for name in self}
+            for name, known in self._names.items():
+                columns[name] = np.array(_named(columns[name], known), dtype=object)
+            return pl.DataFrame(
+                {
+                    name: values.tolist() if values.dtype == object else values
+                    for name, values in columns.items()
+                }
+            )
 
     def to_pandas(self) -> pd.DataFrame:
         """A pandas data frame."""
