@@ -23,6 +23,6 @@ KVM_MEM_READONLY = 1 << 1
 #: Set on the copy of a slot that is being deleted or moved, never by user space.
 KVM_MEMSLOT_INVALID = 1 << 16
 
-Family = Literal["npt", "ept_ad", "ept_noad"]
+Family = Literal["npt", "ept_ad", "ept_noad", "shadow"]
 AccessKind = Literal["r", "w", "x"]
 Outcome = Literal["hit", "emulate", "error", "stuck"]

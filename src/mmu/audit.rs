@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::level::{PAGE_TABLE, pages_per};
 use super::page_arena::{PageIdx, Place, Sptep};
-use super::spte::layout::{HOST_WRITEABLE, MMU_WRITEABLE, WRITABLE};
+use super::spte::layout::WRITABLE;
 use super::spte::mmio::is_mmio;
 use super::state::MmuState;
 use super::tlb::Translation;
@@ -91,7 +91,8 @@ impl MmuState {
         let len = self.active.len();
         report.check(forward.len() == len, "active_links", || format!("length {len}, {} pages", forward.len()));
         let used = self.used;
-        report.check(used == forward.len() as u64, "used_pages", || {
+        let zapped_roots = self.live_pages().filter(|&page| self.arena.page(page).place == Place::Root).count();
+        report.check(used == (forward.len() + zapped_roots) as u64, "used_pages", || {
             format!("used {used}, {} on the list", forward.len())
         });
         forward.into_iter().collect()
@@ -114,14 +115,15 @@ impl MmuState {
             report.check(lists == expected, "invalid_lists", || {
                 format!("page {id}, marked {:?}, is on {lists} invalid lists", header.place)
             });
-            if header.place == Place::Invalid {
+            if matches!(header.place, Place::Invalid | Place::Root) {
                 let is_empty = self.arena.table(page).is_empty() && header.parents.is_empty();
                 report.check(is_empty, "invalid_empty", || format!("page {id} still has entries or parents"));
             }
             if header.place != Place::Free {
                 report.check(self.arena.find_id(id) == Some(page), "page_id", || format!("id {id} leads elsewhere"));
                 let valid_gen = self.arena.key(page).valid_gen;
-                report.check(valid_gen <= self.valid_gen, "valid_gen", || {
+                let most = if self.config.kernel.valid_gen_toggles { 1 } else { self.valid_gen };
+                report.check(valid_gen <= most, "valid_gen", || {
                     format!("page {id} has {valid_gen}, the VM {}", self.valid_gen)
                 });
             }
@@ -241,7 +243,7 @@ impl MmuState {
         if spte & WRITABLE == 0 {
             return;
         }
-        let both = HOST_WRITEABLE | MMU_WRITEABLE;
+        let both = self.masks.host_writeable | self.masks.mmu_writeable;
         let role = self.arena.key(sptep.page()).role;
         let slot = self.find_slot(role.as_id(), self.gfn_of(sptep));
         let is_tracked = role.level() == PAGE_TABLE && self.needs_write_protect(slot, self.gfn_of(sptep));
@@ -253,11 +255,14 @@ impl MmuState {
     fn audit_roots(&self, report: &mut Report) {
         let mut held: BTreeMap<PageIdx, u32> = BTreeMap::new();
         for (number, vcpu) in self.vcpus.iter().enumerate() {
-            let Some(root) = vcpu.root.some() else { continue };
-            *held.entry(root).or_default() += 1;
-            let role = self.arena.key(root).role.with_invalid(false);
-            let is_alive = self.arena.page(root).place == Place::Active && role == vcpu.role;
-            report.check(is_alive, "root_alive", || format!("vcpu {number}: root {}", self.id(root)));
+            for root in vcpu.roots() {
+                *held.entry(root).or_default() += 1;
+                let role = self.arena.key(root).role.with_invalid(false);
+                let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root);
+                report.check(is_listed && role == vcpu.role, "root_alive", || {
+                    format!("vcpu {number}: root {}", self.id(root))
+                });
+            }
         }
         for page in self.live_pages() {
             let count = self.arena.page(page).root_count;
@@ -311,14 +316,18 @@ impl MmuState {
             return;
         }
         for (number, vcpu) in self.vcpus.iter().enumerate() {
-            let Some(root) = vcpu.root.some() else { continue };
+            if vcpu.root == PageIdx::NONE {
+                continue;
+            }
             if vcpu.requests & (REQ_TLB_FLUSH | REQ_MMU_RELOAD) != 0 {
                 continue;
             }
             for line in vcpu.tlb.iter() {
-                report.check(self.is_translation_backed(root, line), "tlb_stale", || {
-                    format!("vcpu {number}, gfn {:#x}: the TLB has {:#x}", line.gfn.0, line.leaf)
-                });
+                report.check(
+                    self.is_translation_backed(self.root_for(number, line.gfn.gpa()), line),
+                    "tlb_stale",
+                    || format!("vcpu {number}, gfn {:#x}: the TLB has {:#x}", line.gfn.0, line.leaf),
+                );
             }
         }
     }

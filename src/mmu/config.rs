@@ -6,6 +6,7 @@ use super::error::{Error, Result};
 use super::generation::GenerationLayout;
 use super::plan::Plans;
 use super::profile::KernelProfile;
+use super::spte::masks::Host;
 
 /// The kernel's number of memslots, its own three included.
 pub const MEM_SLOTS_NUM: u32 = 512;
@@ -19,6 +20,8 @@ pub enum Family {
     EptAd,
     /// Intel's EPT without them.
     EptNoad,
+    /// The legacy masks without two-dimensional paging; only for guests that do not page.
+    Shadow,
 }
 
 impl Family {
@@ -28,6 +31,7 @@ impl Family {
             "npt" => Ok(Self::Npt),
             "ept_ad" => Ok(Self::EptAd),
             "ept_noad" => Ok(Self::EptNoad),
+            "shadow" => Ok(Self::Shadow),
             _ => Err(Error::UnknownFamily(name.to_owned())),
         }
     }
@@ -39,6 +43,7 @@ impl Family {
             Self::Npt => "npt",
             Self::EptAd => "ept_ad",
             Self::EptNoad => "ept_noad",
+            Self::Shadow => "shadow",
         }
     }
 }
@@ -65,6 +70,7 @@ pub enum GfnHash {
 
 /// What a VM is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact about the host")]
 pub struct Config {
     /// The kernel's rules.
     #[serde(with = "super::saved::by_name")]
@@ -93,6 +99,14 @@ pub struct Config {
     pub events: EventMode,
     /// How shadow pages are hashed.
     pub gfn_hash: GfnHash,
+    /// The L1TF mask is in use: always up to v5.4, later only where the CPU has the flaw.
+    pub l1tf: bool,
+    /// Large leaves are never executable (v6.1 and later).
+    pub nx_huge_pages: bool,
+    /// MMIO SPTEs are made; without them every MMIO access is a full fault (v6.1 and later).
+    pub mmio_caching: bool,
+    /// The guest pages. One that does not is mapped directly also without two-dimensional paging (v6.1 and later).
+    pub guest_paging: bool,
     /// Slot ids lie below this; above the kernel's 512 only on purpose.
     pub max_memslots: u32,
 }
@@ -115,6 +129,10 @@ impl Config {
             plans: kernel.plans(),
             events: EventMode::All,
             gfn_hash: GfnHash::Kernel,
+            l1tf: kernel.l1tf,
+            nx_huge_pages: false,
+            mmio_caching: true,
+            guest_paging: true,
             max_memslots: MEM_SLOTS_NUM,
         }
     }
@@ -128,6 +146,35 @@ impl Config {
         range("tdp_level", self.tdp_level.into(), 4, 5, "4..=5")?;
         range("lpage_level", self.lpage_level.into(), 1, 3, "1..=3")?;
         range("vcpus", self.vcpus.into(), 1, 4096, "1..=4096")?;
-        self.generation.check()
+        let needs = |key, is_refused: bool, allowed| {
+            if is_refused { Err(Error::ConfigNeeds { key, kernel: self.kernel.name, allowed }) } else { Ok(()) }
+        };
+        let is_v6 = self.kernel.is_level_requested;
+        needs("nx_huge_pages=1", self.nx_huge_pages && !is_v6, "v6.1 or later")?;
+        needs("mmio_caching=0", !self.mmio_caching && !is_v6, "v6.1 or later")?;
+        let is_shadow = self.family == Family::Shadow;
+        needs("family=shadow", is_shadow && !is_v6, "v6.1 or later")?;
+        needs("family=shadow", is_shadow && self.guest_paging, "guest_paging=0: guest page tables are not modelled")?;
+        self.generation.check_up_to(self.kernel.spte.generation_top)?;
+        let is_overlapping = self.generation.spte_mask() & self.kernel.spte.mmu_present != 0;
+        if is_overlapping { Err(Error::Layout("a field overlaps the bit MMU-present")) } else { Ok(()) }
+    }
+
+    /// What the masks follow from.
+    #[must_use]
+    pub const fn host(&self) -> Host {
+        Host {
+            family: self.family,
+            phys_bits: self.phys_bits,
+            execonly: self.execonly,
+            l1tf: self.l1tf,
+            mmio_caching: self.mmio_caching,
+        }
+    }
+
+    /// How many root pages a vCPU has, and their level.
+    #[must_use]
+    pub const fn roots(&self) -> (usize, u8) {
+        if matches!(self.family, Family::Shadow) { (4, 2) } else { (1, self.tdp_level) }
     }
 }

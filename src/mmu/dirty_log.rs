@@ -5,7 +5,7 @@
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
-use super::level::PAGE_TABLE;
+use super::level::{MAX_LEAF, PAGE_TABLE};
 use super::mutants::{Mutant, is_chosen};
 use super::runs::Handler;
 use super::slots::SlotAt;
@@ -78,8 +78,33 @@ impl MmuState {
     }
 
     fn enable_log_dirty_pt_masked(&mut self, slot: SlotAt, offset: u64, mask: u64) {
+        self.protect_masked(slot, offset, mask);
+    }
+
+    /// Protects what the mask names; whether TLBs must be flushed. With bitmaps that start full large leaves are still
+    /// writable: those over the first and the last page are protected first, also against the lock-free path.
+    fn protect_masked(&mut self, slot: SlotAt, offset: u64, mask: u64) -> bool {
         let handler = if self.config.pml { Handler::ClearDirty } else { Handler::WriteProtect };
-        self.handle_masked(slot, offset, mask, handler);
+        let mut flush = false;
+        if self.is_log_initially_set && mask != 0 {
+            let spec = *self.slot_spec(slot);
+            let ends = [mask.trailing_zeros(), mask.ilog2()].map(|at| offset.saturating_add(at.into()));
+            for gfn in ends.into_iter().filter(|&at| at < spec.npages).map(|at| Gfn(spec.base).plus(at)) {
+                for level in 2..=MAX_LEAF {
+                    let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(spec.index(gfn, level));
+                    flush |= self.write_protect_head(head, true);
+                }
+            }
+        }
+        self.handle_masked(slot, offset, mask, handler) || flush
+    }
+
+    /// What reading or clearing the log does to 64 pages; the caller owes the flush.
+    pub(super) fn dirty_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64) -> Result<i32> {
+        let Some(slot) = self.find_slot_id(as_id, id)? else { return Err(Error::NoSlot { as_id, id }) };
+        let flush = self.protect_masked(slot, offset, mask);
+        self.is_flush_owed |= flush;
+        Ok(0)
     }
 
     /// Handles the level-1 heads of the mask; whether TLBs must be flushed.

@@ -8,13 +8,13 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum Error {
     /// No profile has this name.
-    #[error("unknown kernel {0:?} (known: v5.0, v5.0-seed, v5.2)")]
+    #[error("unknown kernel {0:?} (known: v5.0, v5.0-seed, v5.2, v5.3, v5.4, v6.1, v6.12)")]
     UnknownKernel(String),
     /// No named plan has this name.
     #[error("unknown zap plan {0:?}")]
     UnknownPlan(String),
     /// No mask family has this name.
-    #[error("unknown family {0:?} (known: npt, ept_ad, ept_noad)")]
+    #[error("unknown family {0:?} (known: npt, ept_ad, ept_noad, shadow)")]
     UnknownFamily(String),
     /// A configuration value is out of its range.
     #[error("config {key}: {value} is not in {allowed}")]
@@ -23,6 +23,16 @@ pub enum Error {
         key: &'static str,
         /// The value given.
         value: u64,
+        /// What would have been accepted.
+        allowed: &'static str,
+    },
+    /// A configuration value that another one rules out.
+    #[error("config {key} with kernel {kernel}: needs {allowed}")]
+    ConfigNeeds {
+        /// Key and value.
+        key: &'static str,
+        /// The kernel's name.
+        kernel: &'static str,
         /// What would have been accepted.
         allowed: &'static str,
     },
@@ -55,6 +65,14 @@ pub enum Error {
         id: u32,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// The kernel's profile does not have this.
+    #[error("{what}: only for kernels {kernels}")]
+    NeedsKernel {
+        /// What was asked for.
+        what: &'static str,
+        /// Which have it.
+        kernels: &'static str,
     },
     /// No live shadow page has this id.
     #[error("no active shadow page {0}")]

@@ -29,7 +29,7 @@ pub enum Event {
     MarkMmio { page: u32, index: u16, gfn: u64, access: u32, mmio_gen: u64 },
     CheckMmio { spte: u64, kvm_gen: u64, spte_gen: u64 },
     HandleMmio { addr: u64, gfn: u64, access: u32 },
-    FastPf { vcpu: u16, addr: u64, error_code: u32, page: u32, index: u16, old: u64, new: u64, handled: bool },
+    FastPf { vcpu: u16, addr: u64, error_code: u64, page: u32, index: u16, old: u64, new: u64, handled: u8 },
     Flush,
     FlushRange { gfn: u64, pages: u64 },
     ReloadMmus,
@@ -46,6 +46,20 @@ pub enum Event {
     HwpoisonSignal { hva: u64 },
     NestedBegin { kind: u8 },
     NestedEnd { kind: u8 },
+    SetSpte { page: u32, index: u16, gfn: u64, spte: u64, level: u8 },
+    PageZapPte { page: u32, index: u16, spte: u64 },
+    CommitZap,
+    MakeMmioSpte { gfn: u64, access: u32 },
+    MakeMmioSpteRet { spte: u64 },
+    TryUnsync { gfn: u64, can_unsync: bool, prefetch: bool },
+    TryUnsyncRet { ret: i32 },
+    ZapOldestRet { nr_zapped: u64 },
+    ChangeMmuPages { goal: u64 },
+    MemslotsUpdated { slots_gen: u64 },
+    InvalidateMmio { slots_gen: u64 },
+    FlushShadowMemslot,
+    ZapAllFastEnter,
+    ZapAllFast { valid_gen: u64, used: u64 },
 }
 
 impl Event {
@@ -64,11 +78,9 @@ impl Event {
                 write!(out, r#"["check_mmio","{spte:#x}",{kvm_gen},{spte_gen}]"#)
             }
             Self::HandleMmio { addr, gfn, access } => write!(out, r#"["handle_mmio",{addr},{gfn},{access}]"#),
-            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => write!(
-                out,
-                r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{}]"#,
-                u8::from(handled)
-            ),
+            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => {
+                write!(out, r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{handled}]"#)
+            }
             Self::Flush => write!(out, r#"["flush"]"#),
             Self::FlushRange { gfn, pages } => write!(out, r#"["flush_range",{gfn},{pages}]"#),
             Self::ReloadMmus => write!(out, r#"["reload_mmus"]"#),
@@ -85,6 +97,24 @@ impl Event {
             Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal",{hva}]"#),
             Self::NestedBegin { kind } => write!(out, r#"["nested_begin",{kind}]"#),
             Self::NestedEnd { kind } => write!(out, r#"["nested_end",{kind}]"#),
+            Self::SetSpte { page, index, gfn, spte, level } => {
+                write!(out, r#"["set_spte",{page},{index},{gfn},"{spte:#x}",{level}]"#)
+            }
+            Self::PageZapPte { page, index, spte } => write!(out, r#"["page_zap_pte",{page},{index},"{spte:#x}"]"#),
+            Self::CommitZap => write!(out, r#"["commit_zap"]"#),
+            Self::MakeMmioSpte { gfn, access } => write!(out, r#"["make_mmio_spte",{gfn},{access}]"#),
+            Self::MakeMmioSpteRet { spte } => write!(out, r#"["make_mmio_spte_ret","{spte:#x}"]"#),
+            Self::TryUnsync { gfn, can_unsync, prefetch } => {
+                write!(out, r#"["try_unsync",{gfn},{},{}]"#, u8::from(can_unsync), u8::from(prefetch))
+            }
+            Self::TryUnsyncRet { ret } => write!(out, r#"["try_unsync_ret",{ret}]"#),
+            Self::ZapOldestRet { nr_zapped } => write!(out, r#"["zap_oldest_ret",{nr_zapped}]"#),
+            Self::ChangeMmuPages { goal } => write!(out, r#"["change_mmu_pages",{goal}]"#),
+            Self::MemslotsUpdated { slots_gen } => write!(out, r#"["memslots_updated","{slots_gen:#x}"]"#),
+            Self::InvalidateMmio { slots_gen } => write!(out, r#"["invalidate_mmio","{slots_gen:#x}"]"#),
+            Self::FlushShadowMemslot => write!(out, r#"["flush_shadow_memslot"]"#),
+            Self::ZapAllFastEnter => write!(out, r#"["zap_all_fast_enter"]"#),
+            Self::ZapAllFast { valid_gen, used } => write!(out, r#"["zap_all_fast",{valid_gen},{used}]"#),
         };
     }
 
@@ -111,8 +141,7 @@ impl Event {
             }
             Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => write!(
                 out,
-                r#"{{"event":"fast_pf","vcpu":{vcpu},"addr":{addr},"error_code":{error_code},"id":{page},"index":{index},"old":"{old:#x}","new":"{new:#x}","handled":{}}}"#,
-                u8::from(handled)
+                r#"{{"event":"fast_pf","vcpu":{vcpu},"addr":{addr},"error_code":{error_code},"id":{page},"index":{index},"old":"{old:#x}","new":"{new:#x}","handled":{handled}}}"#
             ),
             Self::InvalidateZapAll { valid_gen, used } => {
                 write!(out, r#"{{"event":"invalidate_zap_all","valid_gen":{valid_gen},"used":{used}}}"#)

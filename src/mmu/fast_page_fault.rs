@@ -66,9 +66,9 @@ impl MmuState {
         (handled, Some(walked))
     }
 
-    fn fixed_spte(&self, old: u64, error_code: u64) -> u64 {
+    pub(super) fn fixed_spte(&self, old: u64, error_code: u64) -> u64 {
         let mut new = if is_access_track(&self.masks, old) { restore_access_track(&self.masks, old) } else { old };
-        if error_code & PFERR_WRITE != 0 && can_be_made_writable(old) {
+        if error_code & PFERR_WRITE != 0 && can_be_made_writable(&self.masks, old) {
             new |= WRITABLE;
         }
         new
@@ -91,12 +91,12 @@ impl MmuState {
         self.events.push(|| Event::FastPf {
             vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX),
             addr,
-            error_code: u32::try_from(error_code & 0xffff_ffff).unwrap_or(u32::MAX),
+            error_code: error_code & 0xffff_ffff,
             page,
             index: sptep.index(),
             old: old & hide,
             new: new & hide,
-            handled,
+            handled: u8::from(handled),
         });
     }
 }

@@ -17,13 +17,13 @@ use super::role::Role;
 use super::slots::SlotAt;
 use super::spte::layout::PFN_FIELD;
 use super::state::MmuState;
-use super::views::HostHuge;
+use super::views::{HostHuge, HostLookup};
 use super::walk::{child_of, is_shadow_present};
 
-const EFAULT: i32 = 14;
-const PTE_PREFETCH_NUM: u16 = 8;
+pub(super) const EFAULT: i32 = 14;
+pub(super) const PTE_PREFETCH_NUM: u16 = 8;
 /// The vCPU's MMIO cache holds the access asked for, not the part an MMIO SPTE stores.
-const MMIO_CACHE_ACCESS: u32 = ACC_ALL as u32;
+pub(super) const MMIO_CACHE_ACCESS: u32 = ACC_ALL as u32;
 /// The emulator may run the instruction again natively.
 const EMULTYPE_ALLOW_RETRY: u8 = 8;
 
@@ -41,14 +41,14 @@ impl Answer {
 }
 
 /// What the direct handler decided.
-enum Handled {
+pub(super) enum Handled {
     Retry,
     Emulate,
     Errno(i32),
 }
 
 /// What stands behind a gfn.
-enum Frame {
+pub(super) enum Frame {
     Backing(Backing),
     ReadonlyWrite,
     Poison { hva: u64 },
@@ -64,6 +64,17 @@ const fn lowest(bits: u16) -> u16 {
 impl MmuState {
     /// A page fault of a vCPU, as the exit handler passes it on.
     pub(super) fn page_fault(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<Answer> {
+        self.page_fault_with(vcpu, gpa, error_code, &HostLookup::Ask)
+    }
+
+    /// The same, where the caller may say what the host lookup found.
+    pub(super) fn page_fault_with(
+        &mut self,
+        vcpu: usize,
+        gpa: u64,
+        error_code: u64,
+        host: &HostLookup,
+    ) -> Result<Answer> {
         self.work.faults += 1;
         if error_code & PFERR_RSVD != 0 {
             match self.handle_mmio_page_fault(vcpu, gpa) {
@@ -72,7 +83,12 @@ impl MmuState {
                 MmioCheck::Invalid => {}
             }
         }
-        match self.tdp_page_fault(vcpu, gpa, error_code & 0xffff_ffff)? {
+        let handled = if self.config.kernel.is_level_requested {
+            self.direct_page_fault(vcpu, gpa, error_code, host)?
+        } else {
+            self.tdp_page_fault(vcpu, gpa, error_code & 0xffff_ffff)?
+        };
+        match handled {
             Handled::Retry => Ok(Answer::RETRY),
             Handled::Errno(errno) => Ok(Answer { ret: -errno, is_emulated: false }),
             // A write to a guest page table drops the indirect pages of the gfn instead; a direct MMU has none.
@@ -167,7 +183,7 @@ impl MmuState {
         }
     }
 
-    fn find_frame(&mut self, slot: Option<SlotAt>, gfn: Gfn, is_write: bool) -> Frame {
+    pub(super) fn find_frame(&mut self, slot: Option<SlotAt>, gfn: Gfn, is_write: bool) -> Frame {
         let Some(spec) = slot.map(|slot| *self.slot_spec(slot)) else { return Frame::Backing(Backing::NoSlot) };
         if spec.is_invalid() {
             return Frame::Backing(Backing::NoSlot);
@@ -231,7 +247,7 @@ impl MmuState {
         emulate
     }
 
-    const fn child_role(&self, vcpu: usize, level: u8) -> Role {
+    pub(super) const fn child_role(&self, vcpu: usize, level: u8) -> Role {
         self.vcpu_role(vcpu).with_level(level)
     }
 

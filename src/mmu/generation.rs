@@ -76,8 +76,25 @@ impl GenerationLayout {
         }
     }
 
+    /// v6.1 and v6.12: 19 bits; bits 0-7 in SPTE bits 3-10, bits 8-18 in 52-62.
+    #[must_use]
+    pub fn v6_1() -> Self {
+        Self {
+            fields: vec![
+                GenerationField { gen_shift: 0, bits: 8, spte_shift: 3, read_bits: 8 },
+                GenerationField { gen_shift: 8, bits: 11, spte_shift: 52, read_bits: 11 },
+            ],
+            ..Self::v5_2()
+        }
+    }
+
     /// Refuses a layout whose fields leave the word or touch the bits an MMIO SPTE needs for itself.
     pub fn check(&self) -> Result<()> {
+        self.check_up_to(61)
+    }
+
+    /// The same for a kernel that leaves the bits up to `top` to the generation.
+    pub fn check_up_to(&self, top: u8) -> Result<()> {
         if self.width == 0 || self.width > 63 {
             return Err(Error::Layout("the width must be 1 to 63"));
         }
@@ -93,8 +110,8 @@ impl GenerationLayout {
             if low < 52 && high > 12 {
                 return Err(Error::Layout("a field overlaps the address bits 12 to 51"));
             }
-            if high > 62 {
-                return Err(Error::Layout("a field overlaps bit 62"));
+            if high > u16::from(top) + 1 {
+                return Err(Error::Layout("a field overlaps the highest bit that is the kernel's own"));
             }
         }
         Ok(())

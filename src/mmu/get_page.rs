@@ -1,6 +1,6 @@
 //! Finding or making the shadow page for a gfn and role.
 //!
-//! Models v5.0/v5.2 `kvm_mmu_get_page` for direct pages.
+//! Models `kvm_mmu_get_page`, v5.0 to v6.12, for direct pages.
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
@@ -45,6 +45,7 @@ impl MmuState {
             return Ok(page);
         }
         let page = self.arena.alloc(gfn, role, self.valid_gen).ok_or(Error::TooManyPages)?;
+        self.has_high_pages |= gfn.0 >> self.root_gfn_bits != 0;
         self.stats.cache_miss += 1;
         self.stats.created += 1;
         self.work.get_page_created += 1;

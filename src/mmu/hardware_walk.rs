@@ -63,9 +63,9 @@ impl MmuState {
 
     /// Walks as the processor does; the error code of the fault if it fails.
     fn hardware_walk(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
-        let root = self.vcpus[vcpu].root;
+        let root = self.root_for(vcpu, gpa);
         let path = match self.config.family {
-            Family::Npt => self.walk_npt(root, gpa, kind),
+            Family::Npt | Family::Shadow => self.walk_npt(root, gpa, kind),
             Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
         }?;
         self.set_accessed_dirty(vcpu, gpa, kind, &path);
@@ -97,8 +97,9 @@ impl MmuState {
     }
 
     fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
-        let code = PFERR_USER
-            | PFERR_GUEST_FINAL
+        // A guest without paging on shadow tables runs as supervisor, and there is only one translation.
+        let is_shadow = self.config.family == Family::Shadow;
+        let code = if is_shadow { 0 } else { PFERR_USER | PFERR_GUEST_FINAL }
             | match kind {
                 AccessKind::Read => 0,
                 AccessKind::Write => PFERR_WRITE,

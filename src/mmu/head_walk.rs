@@ -10,7 +10,7 @@ use super::page_arena::Sptep;
 use super::pte_list::{PteCursor, PteHead};
 use super::runs::{Handler, HeadWalk, Step};
 use super::slots::SlotAt;
-use super::spte::layout::{MMU_WRITEABLE, WRITABLE};
+use super::spte::layout::WRITABLE;
 use super::state::MmuState;
 use super::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
 
@@ -106,16 +106,16 @@ impl MmuState {
     #[inline]
     fn spte_write_protect(&mut self, sptep: Sptep, pt_protect: bool) -> bool {
         let spte = self.arena.spte(sptep);
-        if spte & WRITABLE == 0 && !(pt_protect && can_be_made_writable(spte)) {
+        if spte & WRITABLE == 0 && !(pt_protect && can_be_made_writable(&self.masks, spte)) {
             return false;
         }
-        let keep = if pt_protect { !(WRITABLE | MMU_WRITEABLE) } else { !WRITABLE };
+        let keep = if pt_protect { !(WRITABLE | self.masks.mmu_writeable) } else { !WRITABLE };
         self.spte_update_from(sptep, spte, spte & keep)
     }
 
     pub(super) fn spte_clear_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
-        if self.masks.dirty != 0 && !is_ad_disabled(spte) {
+        if self.masks.dirty != 0 && !is_ad_disabled(&self.masks, spte) {
             return self.spte_update_from(sptep, spte, spte & !self.masks.dirty);
         }
         if spte & WRITABLE == 0 {
@@ -128,7 +128,9 @@ impl MmuState {
 
     fn spte_set_dirty(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
-        self.masks.dirty != 0 && !is_ad_disabled(spte) && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
+        self.masks.dirty != 0
+            && !is_ad_disabled(&self.masks, spte)
+            && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
     }
 
     /// Drops the small leaves whose frame the host could map 2 MiB wide; the list is scanned anew after each.
@@ -139,7 +141,7 @@ impl MmuState {
             let mut cursor = PteCursor::default();
             while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
                 self.work.rmap_steps += 1;
-                if self.host.is_compound(pfn_of(self.arena.spte(sptep))) {
+                if self.is_collapsible(slot, sptep) {
                     self.spte_clear_track_bits(sptep);
                     self.remove_from_head(slot, index, sptep);
                     if self.config.flush_range {
@@ -153,6 +155,13 @@ impl MmuState {
             }
             return flush;
         }
+    }
+
+    /// Whether a small leaf could be part of a larger one now; from v6.1 on only in a table that begins in the slot.
+    fn is_collapsible(&self, slot: SlotAt, sptep: Sptep) -> bool {
+        let base = self.arena.key(sptep.page()).gfn;
+        self.host.is_compound(pfn_of(self.arena.spte(sptep)))
+            && (!self.config.kernel.is_level_requested || self.slot_spec(slot).holds(base))
     }
 
     /// Takes a place out of a level-1 list of the slot.

@@ -14,7 +14,16 @@ impl MmuState {
         match change {
             SlotChange::Put(spec) => {
                 self.check_spec(as_id, &spec)?;
+                let was_logged = |state: &Self| {
+                    state
+                        .find_slot_id(as_id, spec.id)
+                        .is_ok_and(|at| at.is_some_and(|at| state.slot_body(at).dirty.is_some()))
+                };
+                let is_kept = !self.is_log_initially_set || was_logged(self);
                 self.space_mut(as_id)?.put(spec);
+                if !is_kept && let Some(slot) = self.find_slot_id(as_id, spec.id)? {
+                    self.slot_body_mut(slot).fill_dirty(spec.npages);
+                }
             }
             SlotChange::Remove(id) => {
                 let body = self.space_mut(as_id)?.remove(id).ok_or(Error::NoSlot { as_id, id })?;

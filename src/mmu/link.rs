@@ -4,11 +4,12 @@
 
 use super::access::ACC_WRITE;
 use super::addr::{Gfn, Pfn};
+use super::events::Event;
 use super::level::{PAGE_TABLE, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::slots::SlotAt;
-use super::spte::layout::{MMU_WRITEABLE, WRITABLE};
+use super::spte::layout::WRITABLE;
 use super::spte::make::{Leaf, make_access_track, make_leaf, make_link};
 use super::spte::mmio::is_mmio;
 use super::state::MmuState;
@@ -16,7 +17,7 @@ use super::vcpu_mmu::REQ_TLB_FLUSH;
 use super::walk::{child_of, is_large, is_shadow_present, pfn_of};
 
 /// A list longer than this is dropped whole.
-const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
+pub(super) const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
 
 /// What a gfn is backed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +129,9 @@ impl MmuState {
             self.mmio_pages.remove(&mut self.arena, sptep.page());
         }
         let new = self.arena.spte(sptep);
+        if self.config.kernel.has_set_spte_event {
+            self.push_set_spte(sptep, mapping, new);
+        }
         if is_mmio(&self.masks, new) {
             emulate = true;
         }
@@ -143,6 +147,14 @@ impl MmuState {
             }
         }
         emulate
+    }
+
+    /// Logs a written leaf.
+    #[cold]
+    pub(super) fn push_set_spte(&mut self, sptep: Sptep, mapping: &Mapping, spte: u64) {
+        let page = self.arena.key(sptep.page()).id;
+        let (gfn, level) = (mapping.gfn.0, mapping.level);
+        self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level });
     }
 
     /// Stores a leaf over `before`, which is empty unless it maps the same frame.
@@ -170,7 +182,7 @@ impl MmuState {
             }
         }
         if may_write {
-            spte |= WRITABLE | MMU_WRITEABLE;
+            spte |= WRITABLE | self.masks.mmu_writeable;
             self.mark_page_dirty(mapping.slot, mapping.gfn);
             if !ad_disabled {
                 spte |= self.masks.dirty;
@@ -213,7 +225,7 @@ impl MmuState {
     }
 
     /// Drops a list that grew too long.
-    fn rmap_recycle(&mut self, sptep: Sptep, gfn: Gfn) {
+    pub(super) fn rmap_recycle(&mut self, sptep: Sptep, gfn: Gfn) {
         let key = *self.arena.key(sptep.page());
         let level = key.role.level();
         if let Some(slot) = self.find_slot(key.role.as_id(), gfn) {

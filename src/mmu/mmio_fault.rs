@@ -1,7 +1,7 @@
 //! Faults on MMIO SPTEs and the vCPU's one-entry MMIO cache.
 //!
 //! Models v5.0/v5.2 `handle_mmio_page_fault`, `check_mmio_spte`, `vcpu_cache_mmio_info`, `vcpu_match_mmio_gpa`. The cache
-//! always uses the generation of address space 0, also for a vCPU in SMM.
+//! uses the generation of address space 0 up to v5.4, also for a vCPU in SMM; later that of the vCPU's own.
 
 use super::addr::Gfn;
 use super::events::Event;
@@ -25,13 +25,20 @@ impl MmuState {
     #[inline]
     pub(super) fn match_mmio_gpa(&self, vcpu: usize, gfn: Gfn) -> bool {
         let mmio = &self.vcpus[vcpu].mmio;
-        mmio.gfn == gfn && mmio.gfn != Gfn(0) && mmio.slots_gen == self.spaces[0].slots_gen
+        mmio.gfn == gfn && mmio.gfn != Gfn(0) && mmio.slots_gen == self.mmio_cache_gen(vcpu)
+    }
+
+    /// The generation the cache goes by.
+    #[inline]
+    fn mmio_cache_gen(&self, vcpu: usize) -> u64 {
+        let is_own = self.config.kernel.mmio_cache_own_space || is_chosen(Mutant::MmioCacheOwnSpace);
+        let as_id = if is_own { self.vcpus[vcpu].as_id() } else { 0 };
+        self.spaces[usize::from(as_id)].slots_gen
     }
 
     /// Remembers an MMIO gfn.
     pub(super) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
-        let as_id = if is_chosen(Mutant::MmioCacheOwnSpace) { self.vcpus[vcpu].as_id() } else { 0 };
-        let slots_gen = self.spaces[usize::from(as_id)].slots_gen;
+        let slots_gen = self.mmio_cache_gen(vcpu);
         if !self.generation.is_refused(slots_gen) {
             self.vcpus[vcpu].mmio = MmioInfo { gva: 0, gfn, access, slots_gen };
         }
@@ -43,7 +50,7 @@ impl MmuState {
         if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
             return MmioCheck::Emulate;
         }
-        let root = self.vcpus[vcpu].root;
+        let root = self.root_for(vcpu, gpa);
         if root == PageIdx::NONE {
             return MmioCheck::Retry;
         }

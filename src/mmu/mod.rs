@@ -1,4 +1,4 @@
-//! The core: the structures and operations of KVM's x86 shadow MMU, v5.0 to v5.2, direct paging.
+//! The core: the structures and operations of KVM's x86 shadow MMU, v5.0 to v6.12, direct paging.
 //!
 //! [`Mmu`] is the facade: one method per thing that can happen to the MMU. It holds what is stored, encoded, walked and
 //! zapped; which slot, which generation, which plan and in what order is the caller's. No I/O, no clock, no randomness;
@@ -8,6 +8,7 @@
 //! words `addr level access role generation spte plan profile config views work stats error`,
 //! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slots host_memory lock_polls tlb vcpu_mmu
 //! invalid_list events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
+//! direct_page_fault direct_map
 //! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot audit`.
 
 // words
@@ -43,6 +44,8 @@ mod state;
 mod tlb;
 mod vcpu_mmu;
 // verbs
+mod direct_map;
+mod direct_page_fault;
 mod dirty_log;
 mod fast_page_fault;
 mod fault;
@@ -80,8 +83,9 @@ pub use role::Role;
 pub use spte::masks::Masks;
 pub use stats::Stats;
 pub use views::{
-    AccessKind, AccessResult, BatchId, Finding, HostHuge, HostState, MemoryReport, Outcome, PageView, Prepared,
-    Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task, VcpuView, named_masks,
+    AccessKind, AccessResult, BatchId, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome, PageView,
+    Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task, VcpuView,
+    named_masks,
 };
 pub use work::Work;
 
@@ -135,6 +139,15 @@ impl Mmu {
     pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
         Ok(self.state.page_fault(vcpu, gpa, error_code)?.ret)
+    }
+
+    /// The same from v6.1 on, where the caller knows what the host's page lookup said.
+    pub fn fault_with(&mut self, vcpu: u16, gpa: u64, error_code: u64, host: &HostLookup) -> Result<i32> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        if !self.state.config.kernel.is_level_requested {
+            return Err(Error::NeedsKernel { what: "a fault with the host's answer", kernels: "v6.1 or later" });
+        }
+        Ok(self.state.page_fault_with(vcpu, gpa, error_code, host)?.ret)
     }
 
     /// vCPU entry: requests, then a root if there is none.
@@ -259,6 +272,14 @@ impl Mmu {
         self.state.shrink(nr_to_scan)
     }
 
+    /// Zaps the oldest pages that are no roots in use; how many (v6.1 and later).
+    pub fn zap_oldest(&mut self, nr_to_zap: u64) -> Result<u64> {
+        if !self.state.config.kernel.reclaim_skips_roots {
+            return Err(Error::NeedsKernel { what: "zap_oldest", kernels: "v6.1 or later" });
+        }
+        Ok(self.state.zap_oldest_mmu_pages(nr_to_zap))
+    }
+
     // ---- host memory ----
 
     /// Sets the state of host pages.
@@ -316,6 +337,45 @@ impl Mmu {
     /// Adds or removes a write-tracked gfn.
     pub fn track(&mut self, as_id: u8, gfn: u64, on: bool) -> Result<i32> {
         self.state.track(as_id, Gfn(gfn), on)
+    }
+
+    /// Whether new dirty bitmaps start full, and large leaves are protected only when their pages are cleared.
+    pub const fn set_dirty_log_initially_set(&mut self, on: bool) {
+        self.state.is_log_initially_set = on;
+    }
+
+    /// Whether new dirty bitmaps start full.
+    #[must_use]
+    pub const fn is_dirty_log_initially_set(&self) -> bool {
+        self.state.is_log_initially_set
+    }
+
+    /// Protects up to 64 pages of a slot whose dirty log was read or cleared; never flushes.
+    pub fn dirty_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64) -> Result<i32> {
+        self.state.dirty_masked(as_id, id, offset, mask)
+    }
+
+    // ---- what the caller's policy did, for the log ----
+
+    /// The kernel is told that the slots have another generation (kernels with probes).
+    pub fn push_memslots_updated(&mut self, slots_gen: u64) {
+        self.push_probe(Event::MemslotsUpdated { slots_gen });
+    }
+
+    /// The generation is looked at for a wrap (kernels with probes).
+    pub fn push_invalidate_mmio(&mut self, slots_gen: u64) {
+        self.push_probe(Event::InvalidateMmio { slots_gen });
+    }
+
+    /// A slot is about to be zapped (kernels with probes).
+    pub fn push_flush_shadow_memslot(&mut self) {
+        self.push_probe(Event::FlushShadowMemslot);
+    }
+
+    fn push_probe(&mut self, event: Event) {
+        if self.state.config.kernel.has_probes {
+            self.state.events.push(|| event);
+        }
     }
 
     // ---- lock polls and resumable work ----

@@ -10,7 +10,7 @@ use super::page_arena::Sptep;
 use super::pte_list::PteCursor;
 use super::runs::Handler;
 use super::slots::SlotAt;
-use super::spte::layout::{HOST_WRITEABLE, PFN_FIELD, WRITABLE};
+use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::make_access_track;
 use super::state::MmuState;
 use super::walk::{is_accessed, is_ad_disabled, pfn_of};
@@ -97,7 +97,7 @@ impl MmuState {
         if !is_accessed(&self.masks, spte) {
             return false;
         }
-        if self.masks.accessed != 0 && !is_ad_disabled(spte) {
+        if self.masks.accessed != 0 && !is_ad_disabled(&self.masks, spte) {
             if !is_chosen(Mutant::AgeKeepsAccessed) {
                 self.spte_set(sptep, spte & !self.masks.accessed);
             }
@@ -148,7 +148,7 @@ impl MmuState {
             self.work.rmap_steps += 1;
             any = true;
             let old = self.arena.spte(sptep);
-            let lost = if is_chosen(Mutant::ChangedPteWritable) { 0 } else { WRITABLE | HOST_WRITEABLE };
+            let lost = if is_chosen(Mutant::ChangedPteWritable) { 0 } else { WRITABLE | self.masks.host_writeable };
             let moved = old & !PFN_FIELD & !lost | pfn.hva() & PFN_FIELD;
             let new = make_access_track(&self.masks, moved);
             self.spte_clear_track_bits(sptep);

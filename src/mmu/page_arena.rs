@@ -93,6 +93,8 @@ pub enum Place {
     Active,
     /// An invalid list, waiting for its flush.
     Invalid,
+    /// None: zapped while in use as root, and gone when its last user is.
+    Root,
 }
 
 /// The rest of a shadow page's header.
@@ -108,6 +110,8 @@ pub struct ShadowPage {
     pub mmio_next: PageIdx,
     /// Neighbour on the list of MMIO-caching pages.
     pub mmio_prev: PageIdx,
+    /// Made for an instruction fetch while large leaves are not executable: no large leaf takes its place.
+    pub nx_huge_page_disallowed: bool,
     /// The guest may change the table it shadows unseen (shadow paging).
     pub unsync: bool,
     /// Which list it stands on.

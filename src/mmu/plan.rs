@@ -32,6 +32,8 @@ pub enum Only {
     Slot,
     /// Those whose base gfn lies in the range.
     GfnRange,
+    /// Those that shadow guest page tables; with the slot walk, of the slot. A direct MMU has none.
+    Indirect,
 }
 
 /// What ends the walk early.
@@ -188,11 +190,21 @@ impl ZapPlan {
         bump_valid_gen: true,
         reload_roots: ReloadRoots::No,
     };
+    /// The fast zap of v5.4 to v6.12: batches of ten, one valid bit.
+    pub const V5_4_FAST: Self = Self {
+        skip: Skip::InvalidInUse,
+        offer: Offer::Batch(10),
+        before_drop: BeforeDrop::Keep,
+        reload_roots: ReloadRoots::Before,
+        ..Self::V5_3_FAST
+    };
+    /// v6.12's slot removal where the quirk is off: the slot's mappings, and of the pages only those with guest entries.
+    pub const V6_12_SLOT: Self = Self { only: Only::Indirect, ..Self::V5_2_SLOT };
     /// Ours: only the list of MMIO-caching pages; the same set of pages as `MERGED`.
     pub const INDEXED: Self = Self { walk: Walk::Index, skip: Skip::None, restart: NEVER, ..Self::MERGED };
 
     /// The named plans.
-    pub const NAMED: [(&'static str, Self); 8] = [
+    pub const NAMED: [(&'static str, Self); 10] = [
         ("seed", Self::SEED),
         ("v3.10-mmio", Self::V3_10_MMIO),
         ("v5.0-fast", Self::V5_0_FAST),
@@ -200,6 +212,8 @@ impl ZapPlan {
         ("zap-all", Self::ZAP_ALL),
         ("v5.2-slot", Self::V5_2_SLOT),
         ("v5.3-fast", Self::V5_3_FAST),
+        ("v5.4-fast", Self::V5_4_FAST),
+        ("v6.12-slot", Self::V6_12_SLOT),
         ("indexed", Self::INDEXED),
     ];
 
@@ -226,6 +240,12 @@ pub struct Plans {
 }
 
 impl Plans {
+    /// One plan for everything.
+    #[must_use]
+    pub const fn all(plan: ZapPlan) -> Self {
+        Self { wrap: plan, slot_removal: plan, teardown: plan, flush_all: plan }
+    }
+
     /// Whether any of them steps the valid generation.
     #[must_use]
     pub const fn bump_valid_gen(&self) -> bool {

@@ -1,8 +1,9 @@
 //! Keeping the number of shadow pages under its limit: reclaim in a fault, resize, shrinker.
 //!
-//! Models v5.0/v5.2 `make_mmu_pages_available`, `kvm_mmu_change_mmu_pages`, `mmu_shrink_scan`. A root in use at the tail
-//! ends every such loop, as in the kernel.
+//! Models v5.0/v5.2 `make_mmu_pages_available`, `kvm_mmu_change_mmu_pages`, `mmu_shrink_scan`, where a root in use at the
+//! tail ends every such loop, and v6.1/v6.12 `kvm_mmu_zap_oldest_mmu_pages`, which passes over roots in use.
 
+use super::events::Event;
 use super::invalid_list::InvalidList;
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
@@ -33,6 +34,11 @@ impl MmuState {
 
     #[cold]
     fn reclaim(&mut self) -> Result<(), NoSpace> {
+        if self.config.kernel.reclaim_skips_roots {
+            let zapped = self.zap_oldest_mmu_pages(KVM_REFILL_PAGES - self.available_mmu_pages());
+            self.stats.recycled = self.stats.recycled.wrapping_add_unsigned(zapped);
+            return if self.available_mmu_pages() == 0 { Err(NoSpace) } else { Ok(()) };
+        }
         let mut invalid = InvalidList::default();
         while self.available_mmu_pages() < KVM_REFILL_PAGES && self.prepare_zap_oldest(&mut invalid) {
             self.stats.recycled += 1;
@@ -41,9 +47,34 @@ impl MmuState {
         if self.available_mmu_pages() == 0 { Err(NoSpace) } else { Ok(()) }
     }
 
+    /// Zaps the oldest pages, roots in use passed over, until so many are counted; how many were.
+    pub(super) fn zap_oldest_mmu_pages(&mut self, nr_to_zap: u64) -> u64 {
+        let mut invalid = InvalidList::default();
+        let mut nr_zapped = 0;
+        let mut page = self.active.tail();
+        while page != PageIdx::NONE && nr_zapped < nr_to_zap {
+            let before = self.active.prev(page);
+            if self.arena.page(page).root_count == 0 {
+                nr_zapped += u64::from(self.prepare_zap_page(page, &mut invalid).nr_zapped);
+            }
+            page = before;
+        }
+        self.commit_zap_page(&mut invalid);
+        if self.config.kernel.has_probes {
+            self.events.push(|| Event::ZapOldestRet { nr_zapped });
+        }
+        nr_zapped
+    }
+
     pub(super) fn change_mmu_pages(&mut self, goal: u64) {
         let mut goal = goal;
-        if self.used > goal {
+        if self.config.kernel.has_probes {
+            self.events.push(|| Event::ChangeMmuPages { goal });
+        }
+        if self.used > goal && self.config.kernel.reclaim_skips_roots {
+            self.zap_oldest_mmu_pages(self.used - goal);
+            goal = self.used;
+        } else if self.used > goal {
             let mut invalid = InvalidList::default();
             while self.used > goal && self.prepare_zap_oldest(&mut invalid) {}
             self.commit_zap_page(&mut invalid);
@@ -60,6 +91,9 @@ impl MmuState {
         if !self.zapped_obsolete.is_empty() && !is_chosen(Mutant::ObsoleteListForgotten) {
             self.commit_zapped_obsolete();
             return 0;
+        }
+        if self.config.kernel.reclaim_skips_roots {
+            return self.zap_oldest_mmu_pages(nr_to_scan);
         }
         let mut invalid = InvalidList::default();
         let freed = u64::from(self.prepare_zap_oldest(&mut invalid));

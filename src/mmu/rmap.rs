@@ -11,9 +11,6 @@ use super::slots::{AddressSpace, SlotAt};
 use super::state::MmuState;
 use super::walk::is_shadow_present;
 
-/// gfns below this many bits lie in the range of every root, so that a table's gfn and index give the gfn mapped.
-const ROOT_4_GFN_BITS: u32 = 36;
-
 impl MmuState {
     /// The gfn an entry of a direct page maps.
     #[inline]
@@ -39,7 +36,7 @@ impl MmuState {
 
     /// Adds a leaf to its gfn's list; the kernel's count of entries before it.
     pub(super) fn rmap_add(&mut self, slot: Option<SlotAt>, sptep: Sptep, gfn: Gfn, level: u8) -> u32 {
-        if gfn.0 >> ROOT_4_GFN_BITS != 0 {
+        if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 {
             self.note_alias(sptep, gfn, level);
         }
         self.work.rmap_steps += 1;

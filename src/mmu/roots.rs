@@ -1,15 +1,19 @@
 //! Roots of the direct MMU, vCPU entry, and what resets a vCPU's MMU.
 //!
-//! Models v5.0/v5.2 `kvm_mmu_load`, `kvm_mmu_unload`, `mmu_free_root_page`, `kvm_mmu_reset_context`, and the requests of
+//! Models v5.0 to v6.12 `kvm_mmu_load`, `mmu_alloc_direct_roots`, `kvm_mmu_unload`, `mmu_free_root_page`, `kvm_mmu_reset_context`, and the requests of
 //! `vcpu_enter_guest` that concern the MMU.
 
 use super::addr::Gfn;
+use super::config::Family;
 use super::error::Result;
 use super::invalid_list::InvalidList;
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::state::MmuState;
 use super::vcpu_mmu::{REQ_LOAD_CR3, REQ_MMU_RELOAD, REQ_MMU_SYNC, REQ_TLB_FLUSH};
+
+/// gfns of one of four roots, as a shift.
+const PAE_ROOT_GFNS: u32 = 18;
 
 /// No room for a root.
 pub(super) const ENOSPC: i32 = 28;
@@ -21,7 +25,9 @@ impl MmuState {
         if requests != 0 {
             if requests & REQ_MMU_RELOAD != 0 {
                 self.vcpus[vcpu].requests &= !REQ_MMU_RELOAD;
-                self.unload(vcpu);
+                if !self.config.kernel.reload_keeps_valid_root || self.has_obsolete_root(vcpu) {
+                    self.unload(vcpu);
+                }
             }
             let requests = &mut self.vcpus[vcpu].requests;
             if *requests & REQ_TLB_FLUSH != 0 {
@@ -37,6 +43,10 @@ impl MmuState {
         if self.make_mmu_pages_available().is_err() {
             return Ok(-ENOSPC);
         }
+        if self.config.family == Family::Shadow {
+            self.load_pae_roots(vcpu)?;
+            return Ok(0);
+        }
         let root = self.get_page(Gfn(0), self.vcpus[vcpu].role)?;
         self.is_root_leaked |= self.vcpus[vcpu].root != PageIdx::NONE;
         self.arena.page_mut(root).root_count += 1;
@@ -47,18 +57,47 @@ impl MmuState {
 
     /// Drops the root; if it was zapped while in use, it goes now.
     pub(super) fn unload(&mut self, vcpu: usize) {
+        let roots = self.vcpus[vcpu].roots();
         let root = std::mem::take(&mut self.vcpus[vcpu].root);
+        self.vcpus[vcpu].pae_roots = [PageIdx::NONE; 3];
         self.vcpus[vcpu].tlb.flush();
         if root == PageIdx::NONE {
             return;
         }
-        let page = self.arena.page_mut(root);
-        page.root_count = page.root_count.saturating_sub(u32::from(!is_chosen(Mutant::RootCountKept)));
-        if page.root_count == 0 && self.arena.key(root).role.invalid() {
-            let mut invalid = InvalidList::default();
-            self.prepare_zap_page(root, &mut invalid);
-            self.commit_zap_page(&mut invalid);
+        let mut invalid = InvalidList::default();
+        for root in roots {
+            let page = self.arena.page_mut(root);
+            page.root_count = page.root_count.saturating_sub(u32::from(!is_chosen(Mutant::RootCountKept)));
+            if page.root_count == 0 && self.arena.key(root).role.invalid() {
+                self.prepare_zap_page(root, &mut invalid);
+            }
         }
+        self.commit_zap_page(&mut invalid);
+    }
+
+    /// The four directories of a guest without paging, in the order of their addresses.
+    fn load_pae_roots(&mut self, vcpu: usize) -> Result<()> {
+        let mut roots = [PageIdx::NONE; 4];
+        for (gfn, root) in (0_u64..).map(|at| Gfn(at << PAE_ROOT_GFNS)).zip(&mut roots) {
+            *root = self.get_page(gfn, self.vcpus[vcpu].role)?;
+            self.arena.page_mut(*root).root_count += 1;
+        }
+        let vcpu = &mut self.vcpus[vcpu];
+        self.is_root_leaked |= vcpu.root != PageIdx::NONE;
+        [vcpu.root, vcpu.pae_roots[0], vcpu.pae_roots[1], vcpu.pae_roots[2]] = roots;
+        vcpu.tlb.flush();
+        Ok(())
+    }
+
+    /// The root from which an address is walked.
+    #[inline]
+    pub(super) fn root_for(&self, vcpu: usize, gpa: u64) -> PageIdx {
+        let vcpu = &self.vcpus[vcpu];
+        if self.config.family == Family::Shadow { vcpu.pae_root(gpa) } else { vcpu.root }
+    }
+
+    fn has_obsolete_root(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].roots().any(|root| self.is_obsolete(root))
     }
 
     /// Drops the root and computes the role anew, also when no register changed.

@@ -24,7 +24,7 @@ use super::walk::{child_of, is_last, is_shadow_present};
 use super::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 1;
+const SCHEMA: u16 = 2;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.
@@ -54,7 +54,7 @@ struct Body {
     numbers: [u64; 4],
     zapped_obsolete: InvalidList,
     aliased: Vec<(Sptep, Gfn)>,
-    facts: [bool; 2],
+    facts: [bool; 3],
 }
 
 /// A kernel profile travels by its name: what a kernel does is this crate's to say.
@@ -106,7 +106,7 @@ impl MmuState {
             numbers: [twin.valid_gen, twin.used, twin.max, twin.requested],
             zapped_obsolete: twin.zapped_obsolete,
             aliased: twin.aliased.into_iter().collect(),
-            facts: [twin.is_flush_owed, twin.is_root_leaked],
+            facts: [twin.is_flush_owed, twin.is_root_leaked, twin.is_log_initially_set],
         };
         let failed = |error: postcard::Error| Error::Saved(format!("cannot be written: {error}"));
         let mut bytes = MAGIC.to_vec();
@@ -157,8 +157,10 @@ impl MmuState {
         [state.valid_gen, state.used, state.max, state.requested] = body.numbers;
         state.zapped_obsolete = body.zapped_obsolete;
         state.aliased = body.aliased.into_iter().collect();
-        [state.is_flush_owed, state.is_root_leaked] = body.facts;
+        [state.is_flush_owed, state.is_root_leaked, state.is_log_initially_set] = body.facts;
         state.check_saved()?;
+        let is_high = |page| state.arena.key(page).gfn.0 >> state.root_gfn_bits != 0;
+        state.has_high_pages = state.arena.live().any(is_high);
         state.arena.index_ids();
         if let Some(found) = state.audit().first() {
             return refuse(format!("the snapshot's state is broken: {}: {}", found.invariant, found.detail));
@@ -176,7 +178,7 @@ impl MmuState {
             && self.mmio_pages.is_well_formed(&self.arena)
             && self.zapped_obsolete.iter().all(within)
             && self.vcpus.len() == usize::from(self.config.vcpus)
-            && self.vcpus.iter().all(|vcpu| within(vcpu.root) && vcpu.tlb.is_well_formed())
+            && self.vcpus.iter().all(|vcpu| vcpu.roots().all(within) && vcpu.tlb.is_well_formed())
             && self.aliased.keys().all(|sptep| within(sptep.page()))
             && self.spaces.iter().all(AddressSpace::is_well_formed);
         if !fine {

@@ -273,6 +273,18 @@ impl SlotBody {
         counts.and_then(|counts| counts.get(usize::try_from(index).ok()?)).copied().unwrap_or(1)
     }
 
+    /// Marks every page dirty, where there is a log.
+    pub fn fill_dirty(&mut self, npages: u64) {
+        if let Some(words) = &mut self.dirty {
+            words.fill(u64::MAX);
+            if let Some(last) = words.last_mut()
+                && !npages.is_multiple_of(64)
+            {
+                *last = (1 << (npages % 64)) - 1;
+            }
+        }
+    }
+
     /// Marks a page dirty.
     #[inline]
     pub fn mark_dirty(&mut self, index: u64) {

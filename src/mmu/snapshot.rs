@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
+use super::config::Family;
 use super::error::{Error, Result};
 use super::page_arena::PageIdx;
 use super::slots::{AddressSpace, SlotBody};
@@ -175,7 +176,13 @@ impl MmuState {
             vcpu.mmio.slots_gen,
             vcpu.requests
         );
-        put_optional(out, vcpu.root.some().map(|root| u64::from(self.arena.key(root).id)));
+        if self.config.family == Family::Shadow && vcpu.root != PageIdx::NONE {
+            put_list(out, vcpu.roots(), |out, root| {
+                put!(out, "{}", self.arena.key(root).id);
+            });
+        } else {
+            put_optional(out, vcpu.root.some().map(|root| u64::from(self.arena.key(root).id)));
+        }
         put!(out, r#","smm":{}}}"#, u8::from(vcpu.smm));
     }
 

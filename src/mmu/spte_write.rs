@@ -44,7 +44,7 @@ impl MmuState {
         if !is_shadow_present(&self.masks, old) {
             return false;
         }
-        let mut flush = can_be_made_writable(old) && new & WRITABLE == 0;
+        let mut flush = can_be_made_writable(&self.masks, old) && new & WRITABLE == 0;
         if is_accessed(&self.masks, old) && !is_accessed(&self.masks, new) {
             flush = true;
             self.push_accessed(pfn_of(old));
@@ -102,11 +102,18 @@ impl MmuState {
         let spte = make_mmio_spte(&self.masks, layout, gfn.0, access.into(), slots_gen);
         let mmio_gen = layout.compared(slots_gen);
         let id = self.arena.key(page).id;
+        let mut shown = u64::from(access & STORED_ACCESS);
+        if self.config.kernel.has_probes {
+            self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access: access.into() });
+            self.events.push(|| Event::MakeMmioSpteRet { spte });
+            // From here on the tracepoint shows the word's low bits, the present bit among them.
+            shown = spte & 7;
+        }
         self.events.push(|| Event::MarkMmio {
             page: id,
             index: sptep.index(),
             gfn: gfn.0,
-            access: u32::from(access & STORED_ACCESS),
+            access: u32::try_from(shown).unwrap_or(0),
             mmio_gen,
         });
         self.spte_set(sptep, spte);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::active_pages::ActivePages;
 use super::addr::Gfn;
-use super::config::Config;
+use super::config::{Config, Family};
 use super::error::{Error, Result};
 use super::events::{Event, Events, PageFacts};
 use super::generation::GenerationCodec;
@@ -22,11 +22,21 @@ use super::stats::Stats;
 use super::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
 use super::work::Work;
 
+/// What a root of level 4 reaches.
+const ROOT_4_GFN_BITS: u32 = 36;
+/// What four directories reach.
+const PAE_GFN_BITS: u32 = 20;
+
 /// Everything a VM's MMU holds.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact")]
 pub struct MmuState {
     pub(super) config: Config,
     pub(super) masks: Masks,
+    /// gfns below this many bits lie in the range of the roots, so that a table's gfn and index give the gfn mapped.
+    pub(super) root_gfn_bits: u32,
+    /// A table was made for a gfn beyond them: others may come to be reached through it.
+    pub(super) has_high_pages: bool,
     pub(super) generation: GenerationCodec,
     pub(super) arena: PageArena,
     pub(super) hash: PageHash,
@@ -51,16 +61,25 @@ pub struct MmuState {
     pub(super) is_flush_owed: bool,
     /// A root was loaded over another, whose count stays.
     pub(super) is_root_leaked: bool,
+    /// New dirty bitmaps start full (`KVM_DIRTY_LOG_INITIALLY_SET`).
+    pub(super) is_log_initially_set: bool,
     pub(super) runs: Runs,
 }
 
 impl MmuState {
     pub(super) fn new(config: Config) -> Result<Self> {
         config.check()?;
-        let masks = Masks::new(config.family, config.phys_bits, config.execonly);
-        let vcpu = VcpuMmu::new(config.tdp_level, config.kernel.direct_role_bit4, masks.accessed == 0);
+        let masks = Masks::of(&config.kernel.spte, config.host());
+        let (nr_roots, root_level) = config.roots();
+        let root_gfn_bits = if nr_roots > 1 { PAE_GFN_BITS } else { ROOT_4_GFN_BITS };
+        let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0);
+        if config.kernel.is_role_fixed {
+            vcpu.fix_role(config.family != Family::Shadow);
+        }
         Ok(Self {
             masks,
+            root_gfn_bits,
+            has_high_pages: false,
             generation: GenerationCodec::new(&config.generation),
             arena: PageArena::default(),
             hash: PageHash::new(config.gfn_hash),
@@ -82,6 +101,7 @@ impl MmuState {
             aliased: BTreeMap::new(),
             is_flush_owed: false,
             is_root_leaked: false,
+            is_log_initially_set: false,
             runs: Runs::default(),
             config,
         })
@@ -171,10 +191,11 @@ impl MmuState {
         }
     }
 
-    /// Whether the page was made under an older valid generation.
+    /// Whether the page was made under another valid generation; from v5.4 also if it is invalid.
     #[inline]
     pub(super) fn is_obsolete(&self, page: PageIdx) -> bool {
-        self.arena.key(page).valid_gen != self.valid_gen
+        let key = self.arena.key(page);
+        key.valid_gen != self.valid_gen || self.config.kernel.obsolete_if_invalid && key.role.invalid()
     }
 
     /// What a page tracepoint tells.

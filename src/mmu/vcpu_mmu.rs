@@ -16,6 +16,9 @@ pub const REQ_MMU_SYNC: u64 = 1 << 11;
 /// Load CR3.
 pub const REQ_LOAD_CR3: u64 = 1 << 13;
 
+/// What one of four roots covers: 1 GiB.
+const PAE_ROOT_SHIFT: u32 = 30;
+
 const EFER_NX: u64 = 1 << 11;
 const CR0_WP: u64 = 1 << 16;
 
@@ -37,6 +40,10 @@ pub struct MmioInfo {
 pub struct VcpuMmu {
     /// Page used as root.
     pub root: PageIdx,
+    /// The other three of a guest without paging, where two-dimensional paging is off: 1 to 3 GiB.
+    pub pae_roots: [PageIdx; 3],
+    /// Control registers do not change the role.
+    pub is_role_fixed: bool,
     /// Pending requests.
     pub requests: u64,
     /// In system management mode: address space 1.
@@ -69,6 +76,8 @@ impl VcpuMmu {
             .with_ad_disabled(ad_disabled);
         let mut vcpu = Self {
             root: PageIdx::NONE,
+            pae_roots: [PageIdx::NONE; 3],
+            is_role_fixed: false,
             requests: 0,
             smm: false,
             cr0: 0x8001_0001,
@@ -85,11 +94,38 @@ impl VcpuMmu {
 
     /// Recomputes the role from the registers.
     pub fn update_role(&mut self) {
+        if self.is_role_fixed {
+            self.role = self.role.with_smm(u8::from(self.smm));
+            return;
+        }
         self.role = self
             .role
             .with_nxe(self.efer & EFER_NX != 0)
             .with_cr0_wp(self.cr0 & CR0_WP != 0)
             .with_smm(u8::from(self.smm));
+    }
+
+    /// From now on only SMM changes the role. Models v6.1 `kvm_calc_tdp_mmu_root_page_role`; a guest without paging has
+    /// the bit WP only under two-dimensional paging.
+    pub fn fix_role(&mut self, cr0_wp: bool) {
+        self.is_role_fixed = true;
+        self.role = self.role.with_nxe(true).with_cr0_wp(cr0_wp);
+    }
+
+    /// Its roots, in the order of their addresses; fewer than four are none.
+    pub fn roots(&self) -> impl Iterator<Item = PageIdx> + use<> {
+        std::iter::once(self.root).chain(self.pae_roots).filter_map(PageIdx::some)
+    }
+
+    /// The one of four roots from which an address is walked; they repeat every 4 GiB.
+    #[must_use]
+    pub const fn pae_root(&self, gpa: u64) -> PageIdx {
+        match gpa >> PAE_ROOT_SHIFT & 3 {
+            0 => self.root,
+            1 => self.pae_roots[0],
+            2 => self.pae_roots[1],
+            _ => self.pae_roots[2],
+        }
     }
 
     /// The address space whose slots it sees.

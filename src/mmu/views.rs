@@ -105,6 +105,25 @@ pub enum HostHuge {
     Hugetlb1g,
 }
 
+/// What the host's page lookup said, where the caller of a fault knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostLookup {
+    /// Not known: the model of host memory answers.
+    #[default]
+    Ask,
+    /// It failed, or the range was invalidated meanwhile: nothing is mapped.
+    Retry,
+    /// It found the page.
+    Found {
+        /// The level asked for, 1 to 3.
+        level: u8,
+        /// The host maps it writable.
+        writable: bool,
+        /// gfns, ascending, that the lookup of neighbours finds; without it the model of host memory answers.
+        neighbours: Option<Vec<u64>>,
+    },
+}
+
 /// What a whole-slot walk does to each reverse-map head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the kernel's own names")]
@@ -311,7 +330,7 @@ pub const fn named_masks(masks: &Masks) -> [(&'static str, u64); 12] {
         ("present", masks.present),
         ("acc_track", masks.acc_track),
         ("mmio_mask", masks.mmio_mask),
-        ("mmio_value", masks.mmio_value),
+        ("mmio_value", masks.mmio_value & masks.mmio_mask),
         ("nonpresent_or_rsvd", masks.nonpresent_or_rsvd),
         ("lower_gfn", masks.lower_gfn),
         ("me", masks.me),

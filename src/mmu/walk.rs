@@ -6,9 +6,9 @@ use super::access::{PFERR_FETCH, PFERR_WRITE};
 use super::addr::Pfn;
 use super::level::{PAGE_SHIFT, PAGE_TABLE, level_shift};
 use super::page_arena::{PageIdx, Sptep};
-use super::spte::layout::{HOST_WRITEABLE, LARGE, MMU_WRITEABLE, PFN_FIELD, SPECIAL, WRITABLE};
+use super::spte::layout::{LARGE, PFN_FIELD, WRITABLE};
 use super::spte::masks::Masks;
-use super::spte::mmio::is_mmio;
+pub(super) use super::spte::masks::is_shadow_present;
 use super::state::MmuState;
 
 /// Where a walk ended.
@@ -46,38 +46,37 @@ pub(super) const fn is_large(spte: u64) -> bool {
 
 /// Both the host and the MMU allow writing: the lock-free path may set W.
 #[inline]
-pub(super) const fn can_be_made_writable(spte: u64) -> bool {
-    spte & (HOST_WRITEABLE | MMU_WRITEABLE) == HOST_WRITEABLE | MMU_WRITEABLE
-}
-
-/// Not zero and not MMIO.
-#[inline]
-pub(super) const fn is_shadow_present(masks: &Masks, spte: u64) -> bool {
-    spte != 0 && !is_mmio(masks, spte)
+pub(super) const fn can_be_made_writable(masks: &Masks, spte: u64) -> bool {
+    let both = masks.host_writeable | masks.mmu_writeable;
+    spte & both == both
 }
 
 /// The entry has no accessed and dirty bits, though the family may.
 #[inline]
-pub(super) const fn is_ad_disabled(spte: u64) -> bool {
-    spte & SPECIAL != 0
+pub(super) const fn is_ad_disabled(masks: &Masks, spte: u64) -> bool {
+    spte & masks.kind == masks.kind_ad_disabled
 }
 
 /// R, W and X are taken away to see the next access.
 #[inline]
 pub(super) const fn is_access_track(masks: &Masks, spte: u64) -> bool {
-    is_ad_disabled(spte) && spte & masks.acc_track == 0
+    is_ad_disabled(masks, spte) && spte & masks.acc_track == 0
 }
 
 /// The entry's accessed bit, or that it is not tracked.
 #[inline]
 pub(super) const fn is_accessed(masks: &Masks, spte: u64) -> bool {
-    if masks.accessed == 0 || is_ad_disabled(spte) { !is_access_track(masks, spte) } else { spte & masks.accessed != 0 }
+    if masks.accessed == 0 || is_ad_disabled(masks, spte) {
+        !is_access_track(masks, spte)
+    } else {
+        spte & masks.accessed != 0
+    }
 }
 
 /// The entry's dirty bit, or that it is writable.
 #[inline]
 pub(super) const fn is_dirty(masks: &Masks, spte: u64) -> bool {
-    if masks.dirty == 0 || is_ad_disabled(spte) { spte & WRITABLE != 0 } else { spte & masks.dirty != 0 }
+    if masks.dirty == 0 || is_ad_disabled(masks, spte) { spte & WRITABLE != 0 } else { spte & masks.dirty != 0 }
 }
 
 /// Whether the raw entry allows the access of an error code.

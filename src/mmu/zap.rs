@@ -1,14 +1,15 @@
 //! Zapping one shadow page: prepare takes it apart and onto an invalid list, commit flushes and frees. The one file that
 //! frees shadow pages.
 //!
-//! Models v5.0/v5.2 `kvm_mmu_prepare_zap_page` and `kvm_mmu_commit_zap_page`. Invariant: a page is freed only after every
+//! Models v5.0 to v6.12 `kvm_mmu_prepare_zap_page` and `kvm_mmu_commit_zap_page`. Invariant: a page is freed only after every
 //! TLB was asked to flush since it left the active list.
 
 use super::events::Event;
 use super::invalid_list::{Flushed, InvalidList};
 use super::level::{ENTRIES, PAGE_TABLE};
 use super::mutants::{Mutant, is_chosen};
-use super::page_arena::{PageIdx, Place};
+use super::page_arena::{PageIdx, Place, Sptep};
+use super::spte::layout::PFN_FIELD;
 use super::spte_table::SpteTable;
 use super::state::MmuState;
 use super::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
@@ -31,12 +32,21 @@ impl MmuState {
         }
         if facts.root_count == 0 || is_chosen(Mutant::InUseRootFreed) {
             prepared.nr_zapped += 1;
-            self.active.remove(page);
+            if self.arena.page(page).place == Place::Active {
+                self.active.remove(page);
+            }
             self.arena.page_mut(page).place = Place::Invalid;
             invalid.push(page);
             self.used = self.used.saturating_sub(1);
         } else {
-            self.active.move_to_head(page);
+            if self.config.kernel.zapped_root_leaves {
+                if self.arena.page(page).place == Place::Active {
+                    self.active.remove(page);
+                }
+                self.arena.page_mut(page).place = Place::Root;
+            } else {
+                self.active.move_to_head(page);
+            }
             if !was_invalid && !self.is_reload_skipped(page) {
                 self.reload_remote_mmus();
             }
@@ -66,7 +76,9 @@ impl MmuState {
                     self.unlink_child(page, index, spte, level);
                 }
             }
-            SpteTable::Full(words) if level == PAGE_TABLE && self.aliased.is_empty() => {
+            SpteTable::Full(words)
+                if level == PAGE_TABLE && self.aliased.is_empty() && !self.config.kernel.has_probes =>
+            {
                 self.unlink_leaves(page, &words);
             }
             SpteTable::Full(words) => {
@@ -82,6 +94,9 @@ impl MmuState {
     #[inline]
     fn unlink_child(&mut self, page: PageIdx, index: u16, spte: u64, level: u8) {
         self.work.sptes_cleared += 1;
+        if self.config.kernel.has_probes {
+            self.push_page_zap_pte(page.sptep(index), spte, level);
+        }
         if !is_shadow_present(&self.masks, spte) {
             return;
         }
@@ -141,10 +156,21 @@ impl MmuState {
         self.arena.page_mut(page).parents = parents;
     }
 
+    /// Logs `mmu_page_zap_pte`; the address of a link is not shown.
+    pub(super) fn push_page_zap_pte(&mut self, sptep: Sptep, spte: u64, level: u8) {
+        let is_link = is_shadow_present(&self.masks, spte) && !is_last(spte, level);
+        let shown = if is_link { spte & !PFN_FIELD } else { spte };
+        let page = self.arena.key(sptep.page()).id;
+        self.events.push(|| Event::PageZapPte { page, index: sptep.index(), spte: shown });
+    }
+
     /// Flushes every TLB and frees the pages; nothing if there are none.
     pub(super) fn commit_zap_page(&mut self, invalid: &mut InvalidList) {
         if invalid.is_empty() {
             return;
+        }
+        if self.config.kernel.has_probes {
+            self.events.push(|| Event::CommitZap);
         }
         let flushed = invalid.flushed(|| {
             if !is_chosen(Mutant::FlushSkipped) {

@@ -179,7 +179,15 @@ impl MmuState {
                 let (valid_gen, used) = (self.valid_gen, self.used);
                 self.events.push(|| Event::InvalidateZapAll { valid_gen, used });
             }
-            self.valid_gen = self.valid_gen.wrapping_add(1);
+            if self.config.kernel.has_probes {
+                self.events.push(|| Event::ZapAllFastEnter);
+            }
+            if self.config.kernel.has_zap_all_fast_event {
+                let (valid_gen, used) = (self.valid_gen, self.used);
+                self.events.push(|| Event::ZapAllFast { valid_gen, used });
+            }
+            let next = self.valid_gen.wrapping_add(1);
+            self.valid_gen = if self.config.kernel.valid_gen_toggles { next & 1 } else { next };
         }
         if plan.reload_roots == ReloadRoots::Before && !is_chosen(Mutant::ReloadForgotten) {
             self.reload_remote_mmus();
@@ -231,6 +239,7 @@ impl MmuState {
             Only::All => true,
             Only::MmioCached => self.active.is_mmio_cached(page),
             Only::Obsolete => self.is_obsolete(page),
+            Only::Indirect => !self.arena.key(page).role.direct(),
             Only::Slot | Only::GfnRange => self.arena.key(page).gfn.0.wrapping_sub(list.span.0.0) < list.span.1,
         };
         is_chosen
@@ -341,7 +350,9 @@ impl MmuState {
     /// Prepares a page and decides how the walk goes on; whether the lock is dropped.
     fn prepare_noted(&mut self, list: &mut ListRun, noted: Noted, run: &mut Run) -> bool {
         let prepared = self.prepare_in_run(noted.page, run);
-        list.batch += u64::from(prepared.nr_zapped);
+        if prepared.is_list_unstable || !self.config.kernel.batch_counts_unstable {
+            list.batch += u64::from(prepared.nr_zapped);
+        }
         list.idle = if prepared.nr_zapped == 0 { list.idle + 1 } else { 0 };
         if list.is_livelocked(self.used) {
             run.account.outcome = RunOutcome::Livelock;

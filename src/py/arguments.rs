@@ -134,6 +134,7 @@ pub fn zap_plan(plan: &Bound<'_, PyAny>) -> PyResult<ZapPlan> {
                 ("obsolete", Only::Obsolete),
                 ("slot", Only::Slot),
                 ("gfn_range", Only::GfnRange),
+                ("indirect", Only::Indirect),
             ],
         )?,
         stop: word(

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::{arguments, errors};
+use crate::mmu::spte::masks::is_shadow_present;
 use crate::mmu::spte::mmio;
 use crate::mmu::{Config, Family, GenerationLayout, KernelProfile, Masks, named_masks};
 
@@ -29,7 +30,7 @@ impl Codec {
         let is_mmio = mmio::is_mmio(&self.masks, spte);
         (
             is_mmio,
-            spte != 0 && !is_mmio,
+            is_shadow_present(&self.masks, spte),
             mmio::mmio_gfn(&self.masks, spte),
             mmio::mmio_access(&self.masks, &self.layout, spte).into(),
             mmio::mmio_gen(&self.masks, &self.layout, spte),
@@ -51,7 +52,8 @@ impl Codec {
 #[pymethods]
 impl Codec {
     #[new]
-    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, generation))]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, generation, l1tf, mmio_caching))]
+    #[expect(clippy::too_many_arguments, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
         kernel: &str,
@@ -59,19 +61,26 @@ impl Codec {
         phys_bits: i64,
         execonly: bool,
         generation: &Bound<'_, PyAny>,
+        l1tf: Option<bool>,
+        mmio_caching: bool,
     ) -> PyResult<Self> {
         let core = |error| errors::from_core(py, &error);
         let layout = arguments::generation_layout(generation)?;
+        let profile = KernelProfile::by_name(kernel).map_err(core)?;
+        let family = Family::by_name(family).map_err(core)?;
         let config = Config {
-            family: Family::by_name(family).map_err(core)?,
+            family,
+            guest_paging: family != Family::Shadow,
+            l1tf: l1tf.unwrap_or(profile.l1tf),
+            mmio_caching,
             phys_bits: u8::try_from(phys_bits)
                 .map_err(|_| errors::usage(py, format!("phys_bits={phys_bits}: expected 36 to 52")))?,
             execonly,
             generation: layout.clone(),
-            ..Config::new(KernelProfile::by_name(kernel).map_err(core)?)
+            ..Config::new(profile)
         };
         config.check().map_err(core)?;
-        Ok(Self { masks: Masks::new(config.family, config.phys_bits, execonly), layout })
+        Ok(Self { masks: Masks::of(&profile.spte, config.host()), layout })
     }
 
     fn masks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

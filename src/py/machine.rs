@@ -9,7 +9,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, Error, Family, KernelProfile, RunId, SlotChange, SlotSpec, Task, ZapPlan, named_masks,
+    self, BatchId, Config, Error, Family, HostLookup, KernelProfile, RunId, SlotChange, SlotSpec, Task, ZapPlan,
+    named_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -60,8 +61,8 @@ impl Mmu {
 #[pymethods]
 impl Mmu {
     #[new]
-    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots))]
-    #[expect(clippy::too_many_arguments, reason = "the scenario header's keys")]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging))]
+    #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
         kernel: &str,
@@ -78,6 +79,10 @@ impl Mmu {
         events: i64,
         gfn_hash: &str,
         max_memslots: u32,
+        l1tf: Option<bool>,
+        nx_huge_pages: bool,
+        mmio_caching: bool,
+        guest_paging: bool,
     ) -> PyResult<Self> {
         let core = |error: Error| errors::from_core(py, &error);
         let small = |name: &str, value: i64| {
@@ -99,6 +104,10 @@ impl Mmu {
             events: arguments::event_mode(py, events)?,
             gfn_hash: arguments::gfn_hash(py, gfn_hash)?,
             max_memslots,
+            l1tf: l1tf.unwrap_or(profile.l1tf),
+            nx_huge_pages,
+            mmio_caching,
+            guest_paging,
         };
         Ok(Self { state: Mutex::new(mmu::Mmu::new(config).map_err(core)?) })
     }
@@ -159,6 +168,23 @@ impl Mmu {
 
     fn fault(&self, py: Python<'_>, vcpu: u16, gpa: u64, error_code: u64) -> PyResult<i32> {
         self.try_call(py, |mmu| mmu.fault(vcpu, gpa, error_code))
+    }
+
+    #[pyo3(signature = (vcpu, gpa, error_code, found))]
+    fn fault_with(
+        &self,
+        py: Python<'_>,
+        vcpu: u16,
+        gpa: u64,
+        error_code: u64,
+        found: Option<(u8, bool, Option<Vec<u64>>)>,
+    ) -> PyResult<i32> {
+        let host = found.map_or(HostLookup::Retry, |(level, writable, neighbours)| HostLookup::Found {
+            level,
+            writable,
+            neighbours,
+        });
+        self.try_call(py, |mmu| mmu.fault_with(vcpu, gpa, error_code, &host))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "an array from Python")]
@@ -276,6 +302,24 @@ impl Mmu {
         self.call(py, |mmu| mmu.shrink(nr_to_scan))
     }
 
+    fn zap_oldest(&self, py: Python<'_>, nr_to_zap: u64) -> PyResult<u64> {
+        self.try_call(py, |mmu| mmu.zap_oldest(nr_to_zap))
+    }
+
+    // -- what the policy did, for the event log -----------------------------------------------------------------
+
+    fn push_memslots_updated(&self, py: Python<'_>, generation: u64) {
+        self.call(py, |mmu| mmu.push_memslots_updated(generation));
+    }
+
+    fn push_invalidate_mmio(&self, py: Python<'_>, generation: u64) {
+        self.call(py, |mmu| mmu.push_invalidate_mmio(generation));
+    }
+
+    fn push_flush_shadow_memslot(&self, py: Python<'_>) {
+        self.call(py, mmu::Mmu::push_flush_shadow_memslot);
+    }
+
     // -- host memory, notifiers, dirty log ----------------------------------------------------------------------
 
     fn set_host_state(&self, py: Python<'_>, hva: u64, npages: u64, state: &str) -> PyResult<()> {
@@ -326,6 +370,19 @@ impl Mmu {
     fn pt_masked(&self, py: Python<'_>, as_id: u8, id: u32, offset: u64, mask: u64, what: &str) -> PyResult<i32> {
         let what = arguments::pt_masked(py, what)?;
         self.try_call(py, |mmu| mmu.pt_masked(as_id, id, offset, mask, what))
+    }
+
+    fn dirty_masked(&self, py: Python<'_>, as_id: u8, id: u32, offset: u64, mask: u64) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.dirty_masked(as_id, id, offset, mask))
+    }
+
+    #[getter]
+    fn dirty_log_initially_set(&self, py: Python<'_>) -> bool {
+        self.call(py, |mmu| mmu.is_dirty_log_initially_set())
+    }
+
+    fn set_dirty_log_initially_set(&self, py: Python<'_>, on: bool) {
+        self.call(py, |mmu| mmu.set_dirty_log_initially_set(on));
     }
 
     fn gfn_write_protect(&self, py: Python<'_>, as_id: u8, gfn: u64) -> PyResult<i32> {
@@ -470,6 +527,10 @@ impl Mmu {
         dict.set_item("lpage_level", config.lpage_level)?;
         dict.set_item("vcpus", config.vcpus)?;
         dict.set_item("flush_range", u8::from(config.flush_range))?;
+        dict.set_item("l1tf", u8::from(config.l1tf))?;
+        dict.set_item("nx_huge_pages", u8::from(config.nx_huge_pages))?;
+        dict.set_item("mmio_caching", u8::from(config.mmio_caching))?;
+        dict.set_item("guest_paging", u8::from(config.guest_paging))?;
         Ok(dict)
     }
 

@@ -95,8 +95,17 @@ def test_values_seen_in_traces(kernel, gen, spte):
 
 
 def test_every_bit_of_an_spte_is_named_once():
-    for family, raw in (("npt", 0x200000C67), ("ept_ad", 0x200000F77), ("npt", 0x8000000200000CE7)):
-        found = Codec("v5.0", family).decode_spte(raw)
+    for kernel, family, raw in (
+        ("v5.0", "npt", 0x200000C67),
+        ("v5.0", "ept_ad", 0x200000F77),
+        ("v5.0", "npt", 0x8000000200000CE7),
+        ("v5.4", "npt", 0x200000C67),
+        ("v5.4", "npt", 0x38000F8E0000017),
+        ("v6.1", "npt", 0x8000000200000EE7),
+        ("v6.1", "npt", 0x80000D0000045),
+        ("v6.12", "ept_ad", 0x600000200000B77),
+    ):
+        found = Codec(kernel, family).decode_spte(raw)
         named = 0
         for high, low, _, value, _ in found["bits"]:
             mask = ((1 << (high - low + 1)) - 1) << low

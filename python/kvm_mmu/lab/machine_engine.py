@@ -13,7 +13,7 @@ from typing import Any
 
 from kvm_mmu.errors import MemslotError, ScenarioError, UsageError
 from kvm_mmu.machine.profiles import as_plan
-from kvm_mmu.machine.vm import DEFAULTS, Vm
+from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, Vm
 
 ENOENT, EINVAL = 2, 22
 SLOT_WALKS = (
@@ -99,6 +99,24 @@ def _ops(value: object, where: str) -> list[list[dict[str, Any]]]:
     return value
 
 
+def _host_answer(op: Op) -> tuple[int, bool, list[int] | None] | None:
+    """What a fault's `host` says the host lookup found; None: it failed."""
+    host = op.get("host")
+    if host is None:
+        return None
+    if not isinstance(host, dict):
+        raise ScenarioError(f"operation 'fault': host={host!r}, expected an object or null")
+    where: Op = {"op": "fault host", **host}
+    found = host.get("found")
+    if found is not None and not isinstance(found, list):
+        raise ScenarioError(f"operation 'fault': host found={found!r}, expected a list of gfns or null")
+    gfns = None if found is None else [number({"op": "fault host", "found": gfn}, "found") for gfn in found]
+    level = number(where, "level", 1, limit=4)
+    if not level:
+        raise ScenarioError("operation 'fault': host level=0, expected 1 to 3")
+    return level, bool(number(where, "writable", 0)), gfns
+
+
 class MachineEngine:
     """Applies scenario operations to a `Vm`."""
 
@@ -110,8 +128,9 @@ class MachineEngine:
         **more: Any,
     ) -> None:
         values = {**DEFAULTS, **(config or {})}
-        for key in ("execonly", "pml", "flush_range"):
-            values[key] = bool(values[key])
+        for key in ("execonly", "pml", "flush_range", *OPTIONAL):
+            if values.get(key) is not None:
+                values[key] = bool(values[key])
         self.vm = Vm(kernel=kernel, plans=plans or None, events="all", **values, **more)
         self._manual = False
         self._breaks: list[list[dict[str, Any]]] = []
@@ -233,6 +252,9 @@ class MachineEngine:
         return done.ret, {"outcome": done.outcome, "faults": done.faults}
 
     def _fault(self, op: Op) -> int:
+        if "host" in op:
+            vcpu = self.vm.vcpus[self._vcpu(op)]
+            return vcpu.fault_with(number(op, "gpa"), number(op, "err"), _host_answer(op))
         return self.vm.vcpus[self._vcpu(op)].fault(number(op, "gpa"), number(op, "err"))
 
     def _enter(self, op: Op) -> int:
@@ -268,7 +290,9 @@ class MachineEngine:
         )
 
     def _manual_protect(self, op: Op) -> int:
-        self._manual = bool(number(op, "on"))
+        on = number(op, "on")
+        self._manual = bool(on)
+        self.vm.dirty_log_initially_set = self.vm.profile.has_probes and bool(on & 2)
         return 0
 
     def _as_id(self, op: Op) -> int:
@@ -319,6 +343,16 @@ class MachineEngine:
 
     def _shrink(self, op: Op) -> int:
         return self.vm.shrink(number(op, "n"))
+
+    def _zap_oldest(self, op: Op) -> int:
+        return self.vm.zap_oldest(number(op, "n"))
+
+    def _dirty_masked(self, op: Op) -> int:
+        if not self._has_slot(op):
+            return -ENOENT
+        return self.vm.core.dirty_masked(
+            self._as_id(op), number(op, "id", limit=1 << 32), number(op, "offset"), number(op, "mask")
+        )
 
     def _zap_all(self, _op: Op) -> int:
         self.vm.flush_all()
@@ -401,6 +435,7 @@ OPERATIONS: dict[str, Handler] = {
     "change_pte": MachineEngine._change_pte,
     "clear_dirty_log": MachineEngine._clear_dirty_log,
     "clear_mmio_info": MachineEngine._clear_mmio_info,
+    "dirty_masked": MachineEngine._dirty_masked,
     "dump": MachineEngine._dump,
     "enter": MachineEngine._enter,
     "fault": MachineEngine._fault,
@@ -429,4 +464,5 @@ OPERATIONS: dict[str, Handler] = {
     "zap": MachineEngine._zap,
     "zap_all": MachineEngine._zap_all,
     "zap_gfn_range": MachineEngine._zap_gfn_range,
+    "zap_oldest": MachineEngine._zap_oldest,
 }

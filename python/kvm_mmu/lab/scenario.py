@@ -19,12 +19,12 @@ from typing import Any, Protocol, TextIO
 
 from kvm_mmu.errors import ScenarioError, UsageError
 from kvm_mmu.machine.profiles import kernel_profile
-from kvm_mmu.machine.vm import DEFAULTS
+from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
 
 FORMAT = 1
 SPARSE_EVERY = 100
 #: Configuration keys that are 0 or 1.
-FLAGS = ("execonly", "pml", "flush_range")
+FLAGS = ("execonly", "pml", "flush_range", "l1tf", "nx_huge_pages", "mmio_caching", "guest_paging")
 #: Variant names of the vector files and the kernels they mean.
 VARIANTS = {"seed": "v5.0-seed"}
 
@@ -169,8 +169,10 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
     if not isinstance(config, dict):
         raise ScenarioError(f"{where}: config is not an object")
     for key, number in config.items():
-        if key not in DEFAULTS:
-            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join(DEFAULTS)}")
+        if key not in DEFAULTS and key not in OPTIONAL:
+            raise ScenarioError(
+                f"{where}: config key {key!r}, expected one of {', '.join([*DEFAULTS, *OPTIONAL])}"
+            )
         if key == "family":
             continue
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -215,8 +217,8 @@ def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
         from kvm_mmu import reference
 
         family = {**DEFAULTS, **scenario.config}["family"]
-        if family not in ("npt", "ept_ad", "ept_noad"):
-            raise UsageError(f"family {family!r}: expected npt, ept_ad or ept_noad")
+        if family not in ("npt", "ept_ad", "ept_noad", "shadow"):
+            raise UsageError(f"family {family!r}: expected npt, ept_ad, ept_noad or shadow")
         plans: dict[str, Any] = {}
         for event, plan in scenario.plans.items():
             plans[event] = plan

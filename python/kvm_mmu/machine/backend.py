@@ -26,6 +26,15 @@ class VmBackend(Protocol):
     def set_generation(self, as_id: int, generation: int) -> None:
         """Make this generation visible."""
 
+    def memslots_updated(self, generation: int) -> None:
+        """The architecture is told of a new generation; only the event log hears of it."""
+
+    def invalidate_mmio(self, generation: int) -> None:
+        """A generation is looked at for a wrap; only the event log hears of it."""
+
+    def flush_shadow_memslot(self) -> None:
+        """A slot is about to be zapped; only the event log hears of it."""
+
     def zap(self, plan: ZapPlan, slot: tuple[int, int] | None = None) -> object:
         """Run a plan to its end; `slot` is (address space, id) for plans that need one."""
 

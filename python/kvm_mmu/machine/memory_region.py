@@ -131,8 +131,18 @@ def check(
     return change, old
 
 
-def steps(request: Request, change: Change, old: Slot | None, pml: bool) -> list[Step]:
-    """What an accepted request makes happen, in order."""
+def steps(
+    request: Request,
+    change: Change,
+    old: Slot | None,
+    pml: bool,
+    profile: KernelProfile | None = None,
+    initially_set: bool = False,
+) -> list[Step]:
+    """What an accepted request makes happen, in order.
+
+    `profile`: whose rules, those of v5.0 to v5.4 without one. `initially_set`: dirty bitmaps start full.
+    """
     if change == "none":
         return []
     new = None
@@ -147,12 +157,17 @@ def steps(request: Request, change: Change, old: Slot | None, pml: bool) -> list
     plan.append(Step("swap", new))
     if change in ("create", "move"):
         plan.append(Step("placed", new))
-    plan.append(Step("limit"))
+    if profile is None or not profile.limit_on_resize or change in ("create", "delete"):
+        plan.append(Step("limit"))
     if new is None:
         return plan
     was_logging = old is not None and bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES)
     is_logging = bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
     walks: tuple[str, ...] = ()
+    if profile is not None and profile.walk_on_log_change:
+        if change == "flags":
+            walks = _log_change_walks(new, is_logging, pml, initially_set)
+        return plan + [Step("slot_walk", new, walk) for walk in walks]
     if was_logging and not is_logging:
         walks += ("zap_collapsible",)
     if new.flags & KVM_MEM_READONLY:
@@ -162,6 +177,17 @@ def steps(request: Request, change: Change, old: Slot | None, pml: bool) -> list
     elif pml:
         walks += ("set_dirty",)
     return plan + [Step("slot_walk", new, walk) for walk in walks]
+
+
+def _log_change_walks(slot: Slot, is_logging: bool, pml: bool, initially_set: bool) -> tuple[str, ...]:
+    """What turning the dirty log on or off does to the slot's mappings (v6.1, v6.12)."""
+    if slot.flags & KVM_MEM_READONLY:
+        return ()
+    if not is_logging:
+        return ("zap_collapsible",)
+    if initially_set:
+        return ()
+    return ("leaf_clear_dirty", "largepage_remove_write_access") if pml else ("remove_write_access",)
 
 
 def swap(
@@ -182,6 +208,8 @@ def swap(
         backend.install_slot(as_id, in_flight, slot)
 
     def check(generation: int) -> None:
+        if profile.has_probes:
+            backend.memslots_updated(generation)
         check_wrap(backend, profile, policy, as_id, generation)
 
     try:
@@ -197,6 +225,8 @@ def check_wrap(
     backend: VmBackend, profile: KernelProfile, policy: GenerationPolicy, as_id: int, generation: int
 ) -> bool:
     """Zap by the profile's wrap plan if this generation is a wrap; whether it was."""
+    if profile.has_probes:
+        backend.invalidate_mmio(generation)
     if not policy.is_wrap(generation):
         return False
     policy.wrapped(as_id, generation)
@@ -217,6 +247,8 @@ def carry_out(
         if step.what == "swap":
             swap(backend, profile, policy, request.as_id, request.slot, step.slot, published)
         elif step.what == "flush_slot":
+            if profile.has_probes:
+                backend.flush_shadow_memslot()
             backend.zap(profile.slot_removal, slot=(request.as_id, request.slot))
         elif step.what == "placed":
             if profile.create_move is not None:

@@ -88,7 +88,7 @@ class Memslots:
         request = Request(as_id, slot, gpa, size, hva, flags)
         live = self.of(as_id) if as_id in range(KVM_ADDRESS_SPACE_NUM) else []
         change, old = memory_region.check(request, live, vm.max_memslots)
-        todo = memory_region.steps(request, change, old, vm.pml)
+        todo = memory_region.steps(request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set)
         with vm.updating():
             memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published)
         return change

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.generation import GenerationPolicy, GenerationV50, GenerationV51
+from kvm_mmu.machine.generation import GenerationPolicy, GenerationV50, GenerationV51, GenerationV61
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
 EVENTS = ("wrap", "slot_removal", "teardown", "flush_all", "create_move")
@@ -21,6 +21,10 @@ class KernelProfile:
 
     `wrap`, `slot_removal`, `teardown`, `flush_all` are the plans it uses for those events; `create_move` one that it
     runs after a slot was created or moved (v3.10 did; None: nothing).
+
+    `limit_on_resize`: the automatic limit follows only slots created or deleted (v6.1), not every change.
+    `walk_on_log_change`: a slot's mappings are walked only when its dirty log goes on or off (v6.1), not after every
+    change.
     """
 
     name: str
@@ -31,6 +35,9 @@ class KernelProfile:
     teardown: ZapPlan
     flush_all: ZapPlan
     create_move: ZapPlan | None = None
+    limit_on_resize: bool = False
+    walk_on_log_change: bool = False
+    has_probes: bool = False
 
     @property
     def plans(self) -> dict[str, ZapPlan]:
@@ -38,8 +45,19 @@ class KernelProfile:
         return {event: getattr(self, event) for event in EVENTS if getattr(self, event) is not None}
 
 
-def _profile(name: str, title: str, generation: type[GenerationPolicy], **chosen: str) -> KernelProfile:
-    return KernelProfile(name, title, generation, **{event: plans[plan] for event, plan in chosen.items()})
+def _profile(
+    name: str, title: str, generation: type[GenerationPolicy], *, is_v6: bool = False, **chosen: str
+) -> KernelProfile:
+    picked = {event: plans[plan] for event, plan in chosen.items()}
+    return KernelProfile(
+        name,
+        title,
+        generation,
+        limit_on_resize=is_v6,
+        walk_on_log_change=is_v6,
+        has_probes=is_v6,
+        **picked,
+    )
 
 
 kernels: dict[str, KernelProfile] = {
@@ -72,6 +90,44 @@ kernels: dict[str, KernelProfile] = {
             teardown="zap-all",
             flush_all="zap-all",
         ),
+        _profile(
+            "v5.3",
+            "Linux 5.3 (5.3.1): the fast invalidate is back for slot removal (from specification)",
+            GenerationV51,
+            wrap="merged",
+            slot_removal="v5.3-fast",
+            teardown="zap-all",
+            flush_all="zap-all",
+        ),
+        _profile(
+            "v5.4",
+            "Linux 5.4 (5.4.18): the fast invalidate for the wrap too, one valid bit (from specification)",
+            GenerationV51,
+            wrap="v5.4-fast",
+            slot_removal="v5.4-fast",
+            teardown="zap-all",
+            flush_all="zap-all",
+        ),
+        _profile(
+            "v6.1",
+            "Linux 6.1 (6.1.192): another SPTE layout, reclaim passes over roots, the level is requested first",
+            GenerationV61,
+            is_v6=True,
+            wrap="v5.4-fast",
+            slot_removal="v5.4-fast",
+            teardown="zap-all",
+            flush_all="zap-all",
+        ),
+        _profile(
+            "v6.12",
+            "Linux 6.12 (6.12.117): as 6.1; an empty SPTE has bit 63 set",
+            GenerationV61,
+            is_v6=True,
+            wrap="v5.4-fast",
+            slot_removal="v5.4-fast",
+            teardown="zap-all",
+            flush_all="zap-all",
+        ),
     )
 }
 
@@ -84,6 +140,18 @@ ALIASES: dict[str, str] = {
     "5.2": "v5.2",
     "5.2.1": "v5.2",
     "v5.2.1": "v5.2",
+    "5.3": "v5.3",
+    "5.3.1": "v5.3",
+    "v5.3.1": "v5.3",
+    "5.4": "v5.4",
+    "5.4.18": "v5.4",
+    "v5.4.18": "v5.4",
+    "6.1": "v6.1",
+    "6.1.192": "v6.1",
+    "v6.1.192": "v6.1",
+    "6.12": "v6.12",
+    "6.12.117": "v6.12",
+    "v6.12.117": "v6.12",
 }
 
 

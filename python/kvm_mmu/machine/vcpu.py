@@ -83,6 +83,16 @@ class Vcpu:
         """The page fault entry directly, without vCPU entry; returns what the handler returned."""
         return self._vm.core.fault(self.index, gpa, error_code)
 
+    def fault_with(self, gpa: int, error_code: int, found: tuple[int, bool, list[int] | None] | None) -> int:
+        """The page fault entry where the host's answer is known (v6.x).
+
+        Args:
+            gpa: bytes. error_code: as the processor reports it.
+            found: level asked for (1 to 3), whether the host maps the page writable, and the gfns the lookup of
+                neighbours finds (None: ask the model); None: the lookup failed, nothing is mapped.
+        """
+        return self._vm.core.fault_with(self.index, gpa, error_code, found)
+
     def enter(self) -> int:
         """vCPU entry: serve requests, load a root if there is none; 0 or -ENOSPC."""
         return self._vm.core.enter(self.index)

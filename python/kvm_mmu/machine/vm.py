@@ -37,6 +37,9 @@ DEFAULTS: dict[str, Any] = {
     "flush_range": 0,
 }
 
+#: Keys that a header has only where they matter; `l1tf` None: as the kernel does.
+OPTIONAL: dict[str, Any] = {"l1tf": None, "nx_huge_pages": 0, "mmio_caching": 1, "guest_paging": 1}
+
 
 def _event_limit(events: str | int) -> int:
     if events == "all":
@@ -53,13 +56,16 @@ class Vm:
 
     Args:
         kernel: profile name (`kvm-mmu kernels`) or a `KernelProfile`.
-        family: `npt`, `ept_ad` or `ept_noad`. phys_bits: host physical address width.
+        family: `npt`, `ept_ad` or `ept_noad`; `shadow` (no two-dimensional paging) only with `guest_paging=False` and
+            a 6.x kernel. phys_bits: host physical address width.
         execonly, pml, flush_range: hardware facts, as in the scenario header. tdp_level: 4 or 5. lpage_level: 2 or 3.
         vcpus: how many. generation: a policy of one's own. plans: replaces the plan of events
             (`wrap`, `slot_removal`, `teardown`, `flush_all`, `create_move`).
         events: `"all"`, `"off"` or a ring of the last N (default).
         max_memslots: above the kernel's 512 only on purpose: results are then not the kernel's.
         gfn_hash: `"kernel"` (4,096 buckets) or `"wide"` (a faster one, ours).
+        l1tf: MMIO SPTEs are made safe against L1TF; None: up to v5.4 always, later not. nx_huge_pages, mmio_caching:
+            module parameters of v6.x. guest_paging: whether the guest uses page tables of its own.
 
     Raises:
         UsageError: an unknown word or a value out of range.
@@ -82,6 +88,10 @@ class Vm:
         events: str | int = 1024,
         max_memslots: int = KVM_MEM_SLOTS_NUM,
         gfn_hash: str = "kernel",
+        l1tf: bool | None = None,
+        nx_huge_pages: bool = False,
+        mmio_caching: bool = True,
+        guest_paging: bool = True,
     ) -> None:
         profile = kernel_profile(kernel)
         if plans:
@@ -110,6 +120,10 @@ class Vm:
             events=_event_limit(events),
             gfn_hash=gfn_hash,
             max_memslots=max_memslots,
+            l1tf=None if l1tf is None else bool(l1tf),
+            nx_huge_pages=bool(nx_huge_pages),
+            mmio_caching=bool(mmio_caching),
+            guest_paging=bool(guest_paging),
         )
         for as_id in range(KVM_ADDRESS_SPACE_NUM):
             self.core.set_generation(as_id, self.generation_policy.initial(as_id))
@@ -168,7 +182,9 @@ class Vm:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration, as in a scenario header."""
-        return self.core.config()
+        found = self.core.config()
+        default = {**OPTIONAL, "l1tf": int(not self.profile.has_probes)}
+        return {key: value for key, value in found.items() if key not in default or value != default[key]}
 
     # -- what can be read ---------------------------------------------------------------------------------------
 
@@ -390,6 +406,18 @@ class Vm:
         """See `VmBackend`."""
         return self.core.requested_mmu_pages()
 
+    def memslots_updated(self, generation: int) -> None:
+        """See `VmBackend`."""
+        self.core.push_memslots_updated(generation)
+
+    def invalidate_mmio(self, generation: int) -> None:
+        """See `VmBackend`."""
+        self.core.push_invalidate_mmio(generation)
+
+    def flush_shadow_memslot(self) -> None:
+        """See `VmBackend`."""
+        self.core.push_flush_shadow_memslot()
+
     def slot_walk(self, as_id: int, slot_id: int, what: str) -> ZapRun:
         """See `VmBackend`."""
         return self._drive(ZapRun(self, None, self.core.start_slot_walk(as_id, slot_id, what)))
@@ -408,6 +436,7 @@ class Vm:
 
     def flush_slot(self, slot: int, as_id: int = 0) -> ZapRun:
         """The memslot-flush notifier: the profile's slot removal plan on this slot."""
+        self.core.push_flush_shadow_memslot()
         return self.zap(self.profile.slot_removal, slot=(as_id, slot))
 
     def zap_gfn_range(self, start: int, end: int) -> ZapRun:
@@ -430,6 +459,23 @@ class Vm:
     def change_mmu_pages(self, goal: int) -> None:
         """The inner resize: zap the oldest pages until at most `goal` are used, then set the limit."""
         self.core.change_mmu_pages(goal)
+
+    def zap_oldest(self, nr_to_zap: int) -> int:
+        """Zap the oldest pages that are no roots in use, at least so many where there are; how many (v6.x).
+
+        Raises:
+            UsageError: an older kernel.
+        """
+        return self.core.zap_oldest(nr_to_zap)
+
+    @property
+    def dirty_log_initially_set(self) -> bool:
+        """Whether new dirty bitmaps start full (KVM_DIRTY_LOG_INITIALLY_SET)."""
+        return self.core.dirty_log_initially_set
+
+    @dirty_log_initially_set.setter
+    def dirty_log_initially_set(self, on: bool) -> None:
+        self.core.set_dirty_log_initially_set(bool(on))
 
     def shrink(self, nr_to_scan: int) -> int:
         """A shrinker scan; how many pages it freed."""

@@ -20,7 +20,7 @@ from kvm_mmu.machine.profiles import KernelProfile, kernel_profile
 U64 = npt.NDArray[np.uint64]
 
 ACCESS_WORDS = ("---", "--x", "-w-", "-wx", "u--", "u-x", "uw-", "uwx")
-FAMILIES = ("npt", "ept_ad", "ept_noad")
+FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 #: The codec vectors call the mask set of `ept_ad` so.
 FAMILY_ALIASES = {"ept": "ept_ad"}
 
@@ -47,6 +47,34 @@ class MmioColumns(NamedTuple):
     gfn: U64
     access: U64
     mmio_gen: U64
+
+
+class OwnBits(NamedTuple):
+    """Where a kernel keeps in an SPTE what is its own; bit numbers, None where there is no such bit.
+
+    `host_writable` (and the bit above it) with the legacy masks and with EPT; the lowest bit of the kind field and its
+    width; the shift of the R and X saved while tracked; what an empty entry reads as.
+    """
+
+    host_writable: int
+    host_writable_ept: int
+    mmu_present: int | None
+    kind: int
+    kind_width: int
+    saved: int
+    empty: int
+
+
+_V5_0 = OwnBits(10, 10, None, 62, 1, 52, 0)
+_V5_4 = _V5_0._replace(kind=52, kind_width=2, saved=54)
+_V6_1 = _V5_4._replace(host_writable=9, host_writable_ept=57, mmu_present=11)
+_OWN_BITS = {"v5.4": _V5_4, "v6.1": _V6_1, "v6.12": _V6_1._replace(empty=1 << 63)}
+_KINDS = {
+    0: "accessed/dirty bits are used",
+    1: "accessed/dirty bits are not used here",
+    2: "only write-protected for the log",
+    3: "MMIO",
+}
 
 
 def word64(value: object, what: str = "value") -> int:
@@ -85,8 +113,10 @@ class Codec:
     """SPTE words of one kernel on one host.
 
     Args:
-        kernel: profile name. family: npt, ept_ad or ept_noad. phys_bits: host physical width, 36 to 52.
-        execonly: EPT supports execute-only. generation: another policy's layout than the kernel's.
+        kernel: profile name. family: npt, ept_ad, ept_noad, or shadow (the masks of npt; v6.x). phys_bits: host
+            physical width, 36 to 52. execonly: EPT supports execute-only.
+        generation: another policy's layout than the kernel's. l1tf: MMIO SPTEs are made safe against L1TF (None: up to
+            v5.4 always, later not). mmio_caching: MMIO SPTEs are made.
     """
 
     def __init__(
@@ -96,18 +126,23 @@ class Codec:
         phys_bits: int = 46,
         execonly: bool = True,
         generation: GenerationPolicy | None = None,
+        l1tf: bool | None = None,
+        mmio_caching: bool = True,
     ) -> None:
         self.profile = kernel_profile(kernel)
         self.family = FAMILY_ALIASES.get(family, family)
         self.phys_bits = phys_bits
         policy = generation or self.profile.generation()
         self.layout = policy.layout
+        self.own = _OWN_BITS.get(self.profile.name, _V5_0)
         self._core = _core.Codec(
             kernel=self.profile.name,
             family=self.family,
             phys_bits=phys_bits,
             execonly=execonly,
             generation=policy.layout,
+            l1tf=l1tf,
+            mmio_caching=mmio_caching,
         )
         self.masks: dict[str, int] = self._core.masks()
 
@@ -156,9 +191,9 @@ class Codec:
         if found["is_mmio"]:
             found["kind"] = "mmio"
             bits = self._mmio_bits(raw, found)
-        elif not raw:
+        elif raw == self.own.empty:
             found["kind"] = "empty"
-            bits = []
+            bits = [Bits(63, 63, "suppress-VE", 1, "an empty entry of this kernel")] if raw else []
         else:
             bits = self._spte_bits(raw, found)
         found["bits"] = [[b.high, b.low, b.name, b.value, b.meaning] for b in bits]
@@ -206,7 +241,7 @@ class Codec:
         bits.append(Bits(lower.bit_length() - 1, 12, "gfn", found["gfn"], f"guest frame {found['gfn']:#x}"))
         names = {62: "special", 51: "reserved", 0: "present"}
         for bit in range(63, -1, -1):
-            if m["mmio_mask"] >> bit & 1:
+            if m["mmio_mask"] >> bit & 1 and not self._is_generation_bit(bit):
                 name = names.get(bit, "rwx")
                 bits.append(Bits(bit, bit, name, raw >> bit & 1, "part of the MMIO value"))
         if not m["mmio_mask"] & 6:
@@ -214,22 +249,30 @@ class Codec:
             bits.append(Bits(2, 1, "access", access >> 1, f"{ACCESS_WORDS[access & 7]}, exec is not stored"))
         return sorted(bits, reverse=True)
 
+    def _is_generation_bit(self, bit: int) -> bool:
+        """v5.4 lets the kind of an MMIO SPTE and its generation overlap."""
+        return any(field.spte_shift <= bit < field.spte_shift + field.bits for field in self.layout.fields)
+
     def _spte_bits(self, raw: int, found: dict[str, Any]) -> list[Bits]:
-        m = self.masks
-        ept = self.family != "npt"
+        m, own = self.masks, self.own
+        ept = self.family in ("ept_ad", "ept_noad")
         has_ad = m["accessed"] != 0
-        ad_disabled = raw >> 62 & 1
+        kind = raw >> own.kind & ((1 << own.kind_width) - 1)
+        ad_disabled = kind == 1
+        host = own.host_writable_ept if ept else own.host_writable
         tracked = bool(ad_disabled and m["acc_track"] and not raw & m["acc_track"])
         pfn = raw >> 12 & ((1 << 40) - 1)
-        found["kind"] = "access-tracked" if tracked else "present"
+        is_present = own.mmu_present is None or raw >> own.mmu_present & 1
+        found["kind"] = "not present" if not is_present else "access-tracked" if tracked else "present"
         found["pfn"] = pfn
         rows: list[tuple[int, str, str, str]] = [
-            (62, "special", "accessed/dirty bits are not used here", "accessed/dirty bits are used"),
-            (11, "mmu-writable", "the MMU would allow writes", "the MMU forbids writes"),
-            (10, "host-writable", "host memory is writable", "host memory is read-only"),
+            (host + 1, "mmu-writable", "the MMU would allow writes", "the MMU forbids writes"),
+            (host, "host-writable", "host memory is writable", "host memory is read-only"),
             (7, "large", "a leaf above level 1", "not a large leaf"),
             (1, "W", "writable", "not writable"),
         ]
+        if own.mmu_present is not None:
+            rows.append((own.mmu_present, "mmu-present", "made by the MMU", "not an entry of the MMU"))
         if ept:
             rows += [(2, "X", "executable", "not executable"), (0, "R", "readable", "not readable")]
             rows += [(6, "ignore-PAT", "guest PAT is ignored", "guest PAT counts")]
@@ -246,17 +289,19 @@ class Codec:
         bits = [
             Bits(bit, bit, name, raw >> bit & 1, yes if raw >> bit & 1 else no) for bit, name, yes, no in rows
         ]
+        kind_name = "special" if own.kind_width == 1 else "kind"
+        bits.append(Bits(own.kind + own.kind_width - 1, own.kind, kind_name, kind, _KINDS[kind]))
         bits.append(Bits(51, 12, "pfn", pfn, f"host frame {pfn:#x}, or the address of a lower table"))
         if ept:
-            kind = {0: "uncached, or a link", 6: "write-back"}.get(raw >> 3 & 7, "memory type")
-            bits.append(Bits(5, 3, "memory type", raw >> 3 & 7, kind))
+            memory = {0: "uncached, or a link", 6: "write-back"}.get(raw >> 3 & 7, "memory type")
+            bits.append(Bits(5, 3, "memory type", raw >> 3 & 7, memory))
         if tracked:
-            saved = raw >> 52 & 5
-            bits.append(Bits(54, 52, "saved R, X", saved, "given back by the next access"))
+            saved = raw >> own.saved & 5
+            bits.append(Bits(own.saved + 2, own.saved, "saved R, X", saved, "given back by the next access"))
         return sorted(bits, reverse=True)
 
 
-#: Role word fields: (low bit, width, name). Bit 4 depends on the kernel (`_BIT4`).
+#: Role word fields: (low bit, width, name). Bits 4, 12 and 18 depend on the kernel.
 _ROLE_FIELDS = (
     (0, 4, "level"),
     (4, 1, "bit4"),
@@ -264,15 +309,27 @@ _ROLE_FIELDS = (
     (7, 1, "direct"),
     (8, 3, "access"),
     (11, 1, "invalid"),
-    (12, 1, "nxe"),
+    (12, 1, "bit12"),
     (13, 1, "cr0_wp"),
     (14, 1, "smep_andnot_wp"),
     (15, 1, "smap_andnot_wp"),
     (16, 1, "ad_disabled"),
     (17, 1, "guest_mode"),
+    (18, 1, "bit18"),
     (24, 8, "smm"),
 )
-_BIT4 = {"v5.0": "cr4_pae", "v5.0-seed": "cr4_pae", "v5.2": "gpte_is_8_bytes"}
+_ROLE_V5_0 = {"bit4": "cr4_pae", "bit12": "nxe", "bit18": ""}
+_ROLE_V5_1 = {**_ROLE_V5_0, "bit4": "gpte_is_8_bytes"}
+_ROLE_V6_1 = {"bit4": "has_4_byte_gpte", "bit12": "efer_nx", "bit18": "passthrough"}
+_ROLE_NAMES = {
+    "v5.0": _ROLE_V5_0,
+    "v5.0-seed": _ROLE_V5_0,
+    "v5.2": _ROLE_V5_1,
+    "v5.3": _ROLE_V5_1,
+    "v5.4": _ROLE_V5_1,
+    "v6.1": _ROLE_V6_1,
+    "v6.12": _ROLE_V6_1,
+}
 
 _MEANING: dict[str, Callable[[int], str]] = {
     "level": lambda v: f"table level {v}",
@@ -280,6 +337,11 @@ _MEANING: dict[str, Callable[[int], str]] = {
         "guest entries have 8 bytes" if v else "guest entries have 4 bytes, or a direct page"
     ),
     "gpte_is_8_bytes": lambda v: "guest entries have 8 bytes" if v else "guest entries have 4 bytes",
+    "has_4_byte_gpte": lambda v: (
+        "guest entries have 4 bytes" if v else "guest entries have 8 bytes, or a direct page"
+    ),
+    "efer_nx": lambda v: "no-execute in use" if v else "no-execute not in use",
+    "passthrough": lambda v: "of a guest level that is passed through" if v else "not passed through",
     "quadrant": lambda v: f"quarter {v} of a 32-bit guest table",
     "direct": lambda v: "maps guest frames directly" if v else "shadows a guest table",
     "access": lambda v: f"{ACCESS_WORDS[v]} allowed from above",
@@ -306,14 +368,18 @@ def decode_role(role: int | str, kernel: str | KernelProfile) -> dict[str, Any]:
     profile = kernel_profile(kernel)
     found: dict[str, Any] = {"raw": hex(raw), "kernel": profile.name}
     bits = []
+    known = 0
     for low, width, name in _ROLE_FIELDS:
         value = raw >> low & ((1 << width) - 1)
-        called = _BIT4[profile.name] if name == "bit4" else name
+        called = _ROLE_NAMES[profile.name].get(name, name)
+        if not called:
+            continue
+        known |= (1 << width) - 1 << low
         found[called] = value
         bits.append(Bits(low + width - 1, low, called, value, _MEANING[called](value)))
-    unknown = raw & 0x00FC0000
-    if unknown:
-        bits.append(Bits(23, 18, "unused", unknown >> 18, "no field of this kernel"))
+    if raw & ~known:
+        low = 19 if known >> 18 & 1 else 18
+        bits.append(Bits(23, low, "unused", raw >> low & ((1 << 24 - low) - 1), "no field of this kernel"))
     found["bits"] = [[b.high, b.low, b.name, b.value, b.meaning] for b in sorted(bits, reverse=True)]
     return found
 

@@ -17,7 +17,7 @@ from typing import Any
 from kvm_mmu.errors import UsageError
 
 WALKS = ("head", "tail", "index", "slot")
-ONLY = ("all", "mmio_cached", "obsolete", "slot", "gfn_range")
+ONLY = ("all", "mmio_cached", "obsolete", "slot", "gfn_range", "indirect")
 STOPS = ("none", "first_not_obsolete")
 SKIPS = ("none", "invalid", "invalid_in_use")
 RESTARTS = ("on_nonzero", "on_unstable", "on_lock_drop")
@@ -47,7 +47,8 @@ class ZapPlan:
     Args:
         walk: `head` (newest first) or `tail` (oldest first) of the active list, `index` (the list of only the
             MMIO-caching pages), `slot` (rmaps of the slot, then a hash lookup per gfn).
-        only: which pages: `all`, `mmio_cached`, `obsolete`, `slot`, `gfn_range`.
+        only: which pages: `all`, `mmio_cached`, `obsolete`, `slot`, `gfn_range`, `indirect` (those that shadow guest
+            page tables: none under two-dimensional paging).
         stop: `none` or `first_not_obsolete`.
         skip: `none`, `invalid`, `invalid_in_use` (invalid with a root count).
         restart: any of `on_nonzero` (prepare returned non-zero), `on_unstable` (a child was zapped),
@@ -107,8 +108,8 @@ class ZapPlan:
         one_of("skip", SKIPS)
         one_of("before_drop", BEFORE_DROP)
         one_of("reload_roots", RELOADS)
-        if self.walk == "slot" and self.only != "slot":
-            raise UsageError("zap plan walk=slot: expected only=slot with it")
+        if self.walk == "slot" and self.only not in ("slot", "indirect"):
+            raise UsageError("zap plan walk=slot: expected only=slot or only=indirect with it")
         if self.walk == "index" and self.only != "mmio_cached":
             raise UsageError(
                 "zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached"
@@ -280,6 +281,18 @@ plans: dict[str, ZapPlan] = {
             before_drop="commit",
             bump_valid_gen=True,
         ),
+        ZapPlan(
+            name="v5.4-fast",
+            walk="tail",
+            only="obsolete",
+            stop="first_not_obsolete",
+            skip="invalid_in_use",
+            restart=_ON_UNSTABLE,
+            offer="batch:10",
+            bump_valid_gen=True,
+            reload_roots="before",
+        ),
+        ZapPlan(name="v6.12-slot", walk="slot", only="indirect", offer="each_page", before_drop="commit"),
         ZapPlan(name="indexed", walk="index", only="mmio_cached", offer="each_page"),
     )
 }
@@ -293,5 +306,7 @@ DESCRIPTIONS: dict[str, str] = {
     "zap-all": "the reviewer's wish: the merged walk over every page",
     "v5.2-slot": "slot removal of v5.1 to v5.2.10: only the slot's rmaps and pages",
     "v5.3-fast": "the fast invalidate as it came back in v5.3: no batch, no reload request",
+    "v5.4-fast": "the fast invalidate of v5.4 to v6.12: batches of ten, one valid bit, obsolete roots dropped at entry",
+    "v6.12-slot": "slot removal of v6.12 where the quirk is off: the slot's mappings, of the pages only shadowing ones",
     "indexed": "ours: a list of only the MMIO-caching pages, kept as they are marked and zapped",
 }

@@ -1,30 +1,76 @@
-//! Bit positions of an SPTE that do not depend on the host, v5.0 to v5.2, with the proofs that they do not overlap.
+//! Bit positions of an SPTE, and what of them differs between kernels, with the proofs that they do not overlap.
 //!
-//! | bits | meaning |
-//! |---|---|
-//! | 1 | writable |
-//! | 7 | large leaf (PS); in an MMIO SPTE a generation bit |
-//! | 10, 11 | host-writable, MMU-writable |
-//! | 12-51 | page frame, or the arena index of the child table |
-//! | 52, 54 | R and X saved while access-tracked |
-//! | 62 | special: A/D disabled, and part of the MMIO value |
+//! | bits | v5.0-v5.3 | v5.4 | v6.1, v6.12 |
+//! |---|---|---|---|
+//! | 1 | writable | same | same |
+//! | 7 | large leaf (PS); in an MMIO SPTE a generation bit | same | same |
+//! | host-writable, MMU-writable | 10, 11 | 10, 11 | 9, 10; with EPT 57, 58 |
+//! | 11 | | | MMU-present |
+//! | 12-51 | page frame, or the arena index of the child table | same | same |
+//! | kind | 62: A/D disabled, or MMIO | 52-53: 1 A/D disabled, 3 MMIO | 52-53: 1 A/D disabled |
+//! | R and X saved while access-tracked | 52, 54 | 54, 56 | 54, 56 |
+//! | an empty entry | 0 | 0 | 0; in v6.12 bit 63 |
 
 /// The entry allows writing.
 pub const WRITABLE: u64 = 1 << 1;
 /// A leaf above level 1.
 pub const LARGE: u64 = 1 << 7;
-/// The host maps the frame writable.
-pub const HOST_WRITEABLE: u64 = 1 << 10;
-/// The MMU would allow writing.
-pub const MMU_WRITEABLE: u64 = 1 << 11;
 /// Page frame number, in place.
 pub const PFN_FIELD: u64 = ((1 << 52) - 1) & !0xfff;
-/// Where R and X go while an entry is access-tracked.
-pub const SAVED_SHIFT: u32 = 52;
-/// The bits saved: R and X.
+/// The bits saved while an entry is access-tracked: R and X.
 pub const SAVED_MASK: u64 = 0b101;
-/// A/D disabled, or MMIO.
-pub const SPECIAL: u64 = 1 << 62;
+
+/// Where a kernel keeps what is its own in an SPTE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpteLayout {
+    /// Lower of the two bits host-writable and MMU-writable, legacy masks.
+    pub writeable_shift: u8,
+    /// The same with EPT masks.
+    pub writeable_shift_ept: u8,
+    /// Set in every entry the MMU made, but not in an MMIO SPTE; 0 where there is no such bit.
+    pub mmu_present: u64,
+    /// The bits that say what kind of entry it is.
+    pub kind: u64,
+    /// Their value in an entry without accessed and dirty bits.
+    pub kind_ad_disabled: u64,
+    /// Their value in an MMIO SPTE; also in the MMIO mask.
+    pub kind_mmio: u64,
+    /// How far R and X are shifted while an entry is access-tracked.
+    pub saved_shift: u8,
+    /// What an empty entry reads as.
+    pub nonpresent: u64,
+    /// The highest bit an MMIO SPTE's generation may use.
+    pub generation_top: u8,
+}
+
+impl SpteLayout {
+    /// v5.0 to v5.3.
+    pub const V5_0: Self = Self {
+        writeable_shift: 10,
+        writeable_shift_ept: 10,
+        mmu_present: 0,
+        kind: 1 << 62,
+        kind_ad_disabled: 1 << 62,
+        kind_mmio: 1 << 62,
+        saved_shift: 52,
+        nonpresent: 0,
+        generation_top: 61,
+    };
+    /// v5.4. The kind overlaps the generation of an MMIO SPTE; that is the kernel's.
+    pub const V5_4: Self =
+        Self { kind: 3 << 52, kind_ad_disabled: 1 << 52, kind_mmio: 3 << 52, saved_shift: 54, ..Self::V5_0 };
+    /// v6.1.
+    pub const V6_1: Self = Self {
+        writeable_shift: 9,
+        writeable_shift_ept: 57,
+        mmu_present: 1 << 11,
+        kind_mmio: 0,
+        generation_top: 62,
+        ..Self::V5_4
+    };
+    /// v6.12.
+    pub const V6_12: Self = Self { nonpresent: 1 << 63, ..Self::V6_1 };
+}
 
 const fn disjoint(groups: &[u64]) -> bool {
     let mut seen = 0;
@@ -39,5 +85,22 @@ const fn disjoint(groups: &[u64]) -> bool {
     true
 }
 
-const _: () =
-    assert!(disjoint(&[WRITABLE, LARGE, HOST_WRITEABLE, MMU_WRITEABLE, PFN_FIELD, SAVED_MASK << SAVED_SHIFT, SPECIAL]));
+const fn is_sound(layout: &SpteLayout, writeable_shift: u8) -> bool {
+    disjoint(&[
+        WRITABLE,
+        LARGE,
+        PFN_FIELD,
+        3 << writeable_shift,
+        layout.mmu_present,
+        layout.kind,
+        SAVED_MASK << layout.saved_shift,
+        1 << 63,
+    ])
+}
+
+const _: () = {
+    assert!(is_sound(&SpteLayout::V5_0, SpteLayout::V5_0.writeable_shift));
+    assert!(is_sound(&SpteLayout::V5_4, SpteLayout::V5_4.writeable_shift));
+    assert!(is_sound(&SpteLayout::V6_1, SpteLayout::V6_1.writeable_shift));
+    assert!(is_sound(&SpteLayout::V6_1, SpteLayout::V6_1.writeable_shift_ept));
+};

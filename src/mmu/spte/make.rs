@@ -1,8 +1,8 @@
 //! Pure construction of ordinary SPTEs: leaf, link, access-tracked form.
 //!
-//! Models the bits of v5.0/v5.2 `set_spte`, `link_shadow_page`, `mark_spte_for_access_track` and its undoing.
+//! Models the bits of v5.0 to v6.12 `set_spte`, `make_spte`, `link_shadow_page`, `mark_spte_for_access_track` and its undoing.
 
-use super::layout::{HOST_WRITEABLE, LARGE, PFN_FIELD, SAVED_MASK, SAVED_SHIFT, SPECIAL, WRITABLE};
+use super::layout::{LARGE, PFN_FIELD, SAVED_MASK, WRITABLE};
 use super::masks::Masks;
 use crate::mmu::access::{ACC_EXEC, ACC_USER};
 use crate::mmu::addr::Pfn;
@@ -28,9 +28,9 @@ pub struct Leaf {
 /// A leaf without write permission.
 #[must_use]
 pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
-    let mut spte = masks.present | masks.memory_type | (leaf.pfn.hva() & PFN_FIELD);
+    let mut spte = masks.present | masks.mmu_present | masks.memory_type | (leaf.pfn.hva() & PFN_FIELD);
     if leaf.ad_disabled {
-        spte |= SPECIAL;
+        spte |= masks.kind_ad_disabled;
     } else if !leaf.speculative {
         spte |= masks.accessed;
     }
@@ -42,7 +42,7 @@ pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
         spte |= LARGE;
     }
     if leaf.host_writable {
-        spte |= HOST_WRITEABLE;
+        spte |= masks.host_writeable;
     }
     spte
 }
@@ -50,25 +50,25 @@ pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
 /// The entry that links to a child table, named by its arena index.
 #[must_use]
 pub const fn make_link(masks: &Masks, child: u32, ad_disabled: bool) -> u64 {
-    let ad = if ad_disabled { SPECIAL } else { masks.accessed };
-    ((child as u64) << 12) | masks.present | WRITABLE | masks.user | masks.x | masks.me | ad
+    let ad = if ad_disabled { masks.kind_ad_disabled } else { masks.accessed };
+    ((child as u64) << 12) | masks.present | masks.mmu_present | WRITABLE | masks.user | masks.x | masks.me | ad
 }
 
 /// The form in which the next access will be seen: A cleared, or R, W and X taken away with R and X saved.
 #[must_use]
 pub const fn make_access_track(masks: &Masks, spte: u64) -> u64 {
-    if spte & SPECIAL == 0 {
+    if spte & masks.kind != masks.kind_ad_disabled {
         return spte & !masks.accessed;
     }
     if spte & masks.acc_track == 0 {
         return spte;
     }
-    (spte | (spte & SAVED_MASK) << SAVED_SHIFT) & !masks.acc_track
+    (spte | (spte & SAVED_MASK) << masks.saved_shift) & !masks.acc_track
 }
 
 /// An access-tracked entry with R and X put back.
 #[must_use]
 pub const fn restore_access_track(masks: &Masks, spte: u64) -> u64 {
-    let saved = (spte >> SAVED_SHIFT) & SAVED_MASK;
-    spte & !masks.acc_track & !(SAVED_MASK << SAVED_SHIFT) | saved
+    let saved = (spte >> masks.saved_shift) & SAVED_MASK;
+    spte & !masks.acc_track & !(SAVED_MASK << masks.saved_shift) | saved
 }

@@ -1,9 +1,13 @@
 //! `Masks`: the run-time SPTE masks of one VM, from the family and the physical address width.
 //!
-//! Models the mask set-up of v5.0/v5.2 (`kvm_mmu_set_mask_ptes`, `kvm_mmu_set_mmio_spte_mask`, the L1TF mask).
+//! Models the mask set-up of v5.0 to v6.12 (`kvm_mmu_set_mask_ptes`, `kvm_mmu_set_mmio_spte_mask`, the L1TF mask).
 
-use super::layout::{PFN_FIELD, SPECIAL};
+use super::layout::{PFN_FIELD, SpteLayout};
+use super::mmio::is_mmio;
 use crate::mmu::config::Family;
+
+/// Mask and value that no word matches: MMIO SPTEs are not made.
+pub const NO_MMIO: (u64, u64) = (0, 1);
 
 /// Masks of one VM. A zero `accessed` means that the entries have no accessed and dirty bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +29,51 @@ pub struct Masks {
     pub memory_type: u64,
     /// Address bits the host does not have: set in an entry they are reserved.
     pub reserved_address: u64,
+    /// The host maps the frame writable.
+    pub host_writeable: u64,
+    /// The MMU would allow writing.
+    pub mmu_writeable: u64,
+    /// Set in every entry the MMU made; 0 where there is no such bit.
+    pub mmu_present: u64,
+    /// An entry with none of these bits is not shadow-present.
+    pub shadow_present: u64,
+    /// The bits that say what kind of entry it is.
+    pub kind: u64,
+    /// Their value in an entry without accessed and dirty bits.
+    pub kind_ad_disabled: u64,
+    /// How far R and X are shifted while an entry is access-tracked.
+    pub saved_shift: u8,
+    /// What an empty entry reads as.
+    pub nonpresent: u64,
+}
+
+/// What of the host and the kernel the masks follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact about the host")]
+pub struct Host {
+    /// Which set of masks.
+    pub family: Family,
+    /// Physical address width, clamped to 36 to 52 bits.
+    pub phys_bits: u8,
+    /// EPT supports execute-only entries.
+    pub execonly: bool,
+    /// The L1TF mask is in use.
+    pub l1tf: bool,
+    /// MMIO SPTEs are made.
+    pub mmio_caching: bool,
 }
 
 impl Masks {
-    /// The masks of a family on a host of this width (clamped to 36 to 52 bits).
+    /// The masks of v5.0 to v5.3 for a family on a host of this width.
     #[must_use]
     pub const fn new(family: Family, phys_bits: u8, execonly: bool) -> Self {
+        Self::of(&SpteLayout::V5_0, Host { family, phys_bits, execonly, l1tf: true, mmio_caching: true })
+    }
+
+    /// The masks of a kernel's layout on a host.
+    #[must_use]
+    pub const fn of(layout: &SpteLayout, host: Host) -> Self {
+        let Host { family, phys_bits, execonly, l1tf, mmio_caching } = host;
         let phys_bits = if phys_bits < 36 {
             36
         } else if phys_bits > 52 {
@@ -39,12 +82,18 @@ impl Masks {
             phys_bits
         };
         let (nonpresent_or_rsvd, low_phys_bits) =
-            if phys_bits < 47 { (0x1f << (phys_bits - 5), phys_bits - 5) } else { (0, phys_bits) };
+            if l1tf && phys_bits < 47 { (0x1f << (phys_bits - 5), phys_bits - 5) } else { (0, phys_bits) };
         let lower_gfn = ((1 << low_phys_bits) - 1) & !0xfff;
+        let shadow_present = if layout.mmu_present == 0 { u64::MAX } else { layout.mmu_present };
         let reserved_address = PFN_FIELD & !((1 << phys_bits) - 1);
         match family {
-            Family::Npt => {
-                let mmio = SPECIAL | 1 << 51 | if phys_bits == 52 { 0 } else { 1 };
+            Family::Npt | Family::Shadow => {
+                // Where nothing is made, no word may match: value is not a subset of mask then. A 52-bit host has no
+                // reserved bit left, which v5.x does not mind.
+                let is_made = mmio_caching && (phys_bits < 52 || layout.mmu_present == 0);
+                let mmio = layout.kind_mmio | 1 << 51 | if phys_bits == 52 { 0 } else { 1 };
+                let (mmio_mask, mmio_value) = if is_made { (mmio, mmio) } else { NO_MMIO };
+                let writeable = 1 << layout.writeable_shift;
                 Self {
                     user: 1 << 2,
                     accessed: 1 << 5,
@@ -53,17 +102,28 @@ impl Masks {
                     x: 0,
                     present: 1,
                     acc_track: 0,
-                    mmio_mask: mmio,
-                    mmio_value: mmio,
+                    mmio_mask,
+                    mmio_value,
                     nonpresent_or_rsvd,
                     lower_gfn,
                     me: 0,
                     memory_type: 0,
                     reserved_address,
+                    host_writeable: writeable,
+                    mmu_writeable: writeable << 1,
+                    mmu_present: layout.mmu_present,
+                    shadow_present,
+                    kind: layout.kind,
+                    kind_ad_disabled: layout.kind_ad_disabled,
+                    saved_shift: layout.saved_shift,
+                    nonpresent: layout.nonpresent,
                 }
             }
             Family::EptAd | Family::EptNoad => {
                 let has_ad = matches!(family, Family::EptAd);
+                let mmio = (layout.kind_mmio | 7, layout.kind_mmio | 6);
+                let (mmio_mask, mmio_value) = if mmio_caching { mmio } else { NO_MMIO };
+                let writeable = 1 << layout.writeable_shift_ept;
                 Self {
                     user: 1,
                     accessed: if has_ad { 1 << 8 } else { 0 },
@@ -72,15 +132,30 @@ impl Masks {
                     x: 1 << 2,
                     present: if execonly { 0 } else { 1 },
                     acc_track: 7,
-                    mmio_mask: SPECIAL | 7,
-                    mmio_value: SPECIAL | 6,
+                    mmio_mask,
+                    mmio_value,
                     nonpresent_or_rsvd,
                     lower_gfn,
                     me: 0,
                     memory_type: 6 << 3 | 1 << 6,
                     reserved_address,
+                    host_writeable: writeable,
+                    mmu_writeable: writeable << 1,
+                    mmu_present: layout.mmu_present,
+                    shadow_present,
+                    kind: layout.kind,
+                    kind_ad_disabled: layout.kind_ad_disabled,
+                    saved_shift: layout.saved_shift,
+                    nonpresent: layout.nonpresent,
                 }
             }
         }
     }
+}
+
+/// Not empty and not MMIO.
+#[inline]
+#[must_use]
+pub const fn is_shadow_present(masks: &Masks, spte: u64) -> bool {
+    spte & masks.shadow_present != 0 && !is_mmio(masks, spte)
 }

@@ -4,7 +4,7 @@ use super::{put, touch, vm};
 use crate::mmu::addr::Gfn;
 use crate::mmu::audit::INVARIANTS;
 use crate::mmu::page_arena::{PageIdx, Place};
-use crate::mmu::spte::layout::{MMU_WRITEABLE, WRITABLE};
+use crate::mmu::spte::layout::WRITABLE;
 use crate::mmu::state::MmuState;
 use crate::mmu::{Mmu, SlotSpec};
 
@@ -57,7 +57,8 @@ fn corrupt(state: &mut MmuState, invariant: &str) {
         "spte_writable" => {
             let spte = state.arena.spte(table.sptep(1));
             assert_ne!(spte & WRITABLE, 0);
-            state.spte_set(table.sptep(1), spte & !MMU_WRITEABLE);
+            let mmu_writeable = state.masks.mmu_writeable;
+            state.spte_set(table.sptep(1), spte & !mmu_writeable);
         }
         "slot_order" => state.spaces[0].put(SlotSpec { id: 3, base: 100, npages: 8, hva: 0, flags: 0 }),
         "tlb_stale" => {

@@ -1,0 +1,241 @@
+//! Building tables down to the requested level, writing the leaf, and mapping its neighbours, from v6.1 on.
+//!
+//! Models v6.1/v6.12 `direct_map`, `disallowed_hugepage_adjust`, `mmu_set_spte`, `make_spte`, `direct_pte_prefetch`. A leaf
+//! that would not change is left alone, and then nothing is mapped ahead.
+
+use super::access::{ACC_EXEC, ACC_WRITE};
+use super::addr::{Gfn, Pfn};
+use super::error::Result;
+use super::events::Event;
+use super::fault::PTE_PREFETCH_NUM;
+use super::level::{PAGE_TABLE, pages_per, table_index};
+use super::link::{Backing, Mapping, RMAP_RECYCLE_THRESHOLD};
+use super::page_arena::{PageIdx, Sptep};
+use super::spte::layout::{PFN_FIELD, WRITABLE};
+use super::spte::make::{Leaf, make_access_track, make_leaf};
+use super::state::MmuState;
+use super::views::HostLookup;
+use super::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
+
+const EPERM: i32 = 1;
+
+/// What became of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    /// It was that leaf already: nothing is mapped ahead.
+    Unchanged,
+    /// It was written.
+    Written,
+    /// It is an MMIO SPTE now: nothing is mapped ahead.
+    Mmio,
+}
+
+impl MmuState {
+    /// From a root to the mapping; true if the access must be emulated.
+    pub(super) fn map_requested(
+        &mut self,
+        root: PageIdx,
+        mapping: Mapping,
+        is_fetch: bool,
+        host: &HostLookup,
+    ) -> Result<bool> {
+        let asked = mapping.gfn;
+        let (addr, nx_huge_pages) = (asked.gpa(), self.config.nx_huge_pages);
+        let mut goal = mapping.level;
+        let mut page = root;
+        let sptep = loop {
+            let level = self.arena.key(page).role.level();
+            let sptep = page.sptep(table_index(addr, level));
+            let spte = self.arena.spte(sptep);
+            let is_present = is_shadow_present(&self.masks, spte);
+            let child = (is_present && !is_last(spte, level)).then(|| child_of(spte));
+            if level == goal && child.is_some_and(|child| self.arena.page(child).nx_huge_page_disallowed) {
+                goal -= 1;
+            }
+            if level <= goal {
+                break sptep;
+            }
+            page = if let Some(child) = child {
+                child
+            } else {
+                let covered = Gfn((addr & PFN_FIELD) >> 12).align_down(level);
+                let child = self.get_page(covered, self.child_role(mapping.vcpu, level - 1))?;
+                if is_present {
+                    self.push_page_zap_pte(sptep, spte, level);
+                    self.drop_large_spte(sptep);
+                }
+                self.link_shadow_page(sptep, child);
+                if nx_huge_pages && is_fetch && level - 1 == PAGE_TABLE {
+                    self.arena.page_mut(child).nx_huge_page_disallowed = true;
+                }
+                child
+            };
+        };
+        let backing = match mapping.backing {
+            Backing::Frame { pfn, host_writable } => Backing::Frame { pfn: pfn.align_down(goal), host_writable },
+            Backing::NoSlot => Backing::NoSlot,
+        };
+        let mapping = Mapping { gfn: asked.align_down(goal), level: goal, backing, ..mapping };
+        let (set, emulate) = self.set_leaf(sptep, &mapping);
+        if set == Set::Written {
+            self.prefetch_group(&mapping, sptep, host);
+        }
+        Ok(emulate)
+    }
+
+    /// Installs a leaf or an MMIO SPTE; the flag is that the access must be emulated.
+    fn set_leaf(&mut self, sptep: Sptep, mapping: &Mapping) -> (Set, bool) {
+        let old = self.arena.spte(sptep);
+        let frame = match mapping.backing {
+            Backing::Frame { pfn, host_writable } => Some((pfn, host_writable)),
+            Backing::NoSlot => None,
+        };
+        let mut was_mapped = false;
+        let mut flush = false;
+        if is_shadow_present(&self.masks, old) {
+            if mapping.level > PAGE_TABLE && !is_large(old) {
+                self.drop_parent_pte(child_of(old), sptep);
+                flush = true;
+            } else if frame.is_some_and(|(pfn, _)| pfn.hva() & PFN_FIELD == pfn_of(old).hva()) {
+                was_mapped = true;
+            } else {
+                self.drop_spte(sptep);
+                flush = true;
+            }
+        }
+        let Some((pfn, host_writable)) = frame else {
+            let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
+            self.mark_mmio_spte(sptep, mapping.gfn, mapping.access, slots_gen);
+            if flush {
+                self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
+            }
+            return (Set::Mmio, true);
+        };
+        let before = self.arena.spte(sptep);
+        let (spte, is_protected) = self.make_spte(sptep, before, mapping, pfn, host_writable);
+        let mut set = Set::Unchanged;
+        if spte != before {
+            if was_mapped {
+                flush |= self.spte_update(sptep, spte);
+            } else {
+                self.spte_set(sptep, spte);
+            }
+            self.push_set_spte(sptep, mapping, spte);
+            set = Set::Written;
+        }
+        if flush {
+            self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
+        }
+        if !was_mapped {
+            if is_large(spte) {
+                self.stats.lpages += 1;
+            }
+            if self.rmap_add(mapping.slot, sptep, mapping.gfn, mapping.level) > RMAP_RECYCLE_THRESHOLD {
+                self.rmap_recycle(sptep, mapping.gfn);
+            }
+        }
+        (set, is_protected && mapping.is_write)
+    }
+
+    /// The word of a leaf over `before`, and whether it was write-protected.
+    fn make_spte(
+        &mut self,
+        sptep: Sptep,
+        before: u64,
+        mapping: &Mapping,
+        pfn: Pfn,
+        host_writable: bool,
+    ) -> (u64, bool) {
+        let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
+        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE;
+        let leaf = Leaf {
+            access: if is_nx { mapping.access & !ACC_EXEC } else { mapping.access },
+            level: mapping.level,
+            pfn,
+            speculative: mapping.speculative,
+            host_writable,
+            ad_disabled,
+        };
+        let mut spte = make_leaf(&self.masks, &leaf);
+        let mut is_protected = false;
+        if mapping.access & ACC_WRITE != 0 && host_writable {
+            let writable = WRITABLE | self.masks.mmu_writeable;
+            spte |= writable;
+            // Also bit 1 of a stale MMIO SPTE, its access, counts as writable: then D is not set, and no page looked for.
+            if before & WRITABLE == 0 {
+                let gfn = mapping.gfn;
+                self.events.push(|| Event::TryUnsync { gfn: gfn.0, can_unsync: true, prefetch: mapping.speculative });
+                is_protected = self.needs_write_protect(mapping.slot, gfn);
+                let ret = if is_protected { -EPERM } else { 0 };
+                self.events.push(|| Event::TryUnsyncRet { ret });
+                if is_protected {
+                    spte &= !writable;
+                } else if !ad_disabled {
+                    spte |= self.masks.dirty;
+                }
+            }
+        }
+        if mapping.speculative {
+            spte = make_access_track(&self.masks, spte);
+        }
+        if spte & WRITABLE != 0 {
+            self.mark_page_dirty(mapping.slot, mapping.gfn);
+        }
+        (spte, is_protected)
+    }
+
+    /// Maps the absent entries of the aligned group of eight, run by run; the last run may reach the group's end.
+    fn prefetch_group(&mut self, mapping: &Mapping, sptep: Sptep, host: &HostLookup) {
+        let page = sptep.page();
+        let role = self.arena.key(page).role;
+        if role.ad_disabled() || role.level() > PAGE_TABLE {
+            return;
+        }
+        let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
+        let mut run_start = None;
+        for index in first..=first + PTE_PREFETCH_NUM {
+            let is_open = index < first + PTE_PREFETCH_NUM
+                && index != sptep.index()
+                && !is_shadow_present(&self.masks, self.arena.spte(page.sptep(index)));
+            if is_open {
+                run_start = run_start.or(Some(index));
+            } else if let Some(start) = run_start.take()
+                && !self.prefetch_found(mapping, page, start, index, host)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Maps a run as far as the host has it; false ends the prefetch.
+    fn prefetch_found(&mut self, mapping: &Mapping, page: PageIdx, start: u16, end: u16, host: &HostLookup) -> bool {
+        let first = self.arena.key(page).gfn.plus(start.into());
+        let Some(slot) = self.find_slot(self.vcpus[mapping.vcpu].as_id(), first) else { return false };
+        let spec = *self.slot_spec(slot);
+        let len = u64::from(end - start);
+        let is_refused = spec.is_invalid() || spec.is_readonly() || self.slot_body(slot).dirty.is_some();
+        if is_refused || spec.npages - spec.index(first, PAGE_TABLE) < len {
+            return false;
+        }
+        let pfn = |gfn: Gfn| Pfn::of_hva(spec.hva_of(gfn));
+        let is_found = |gfn: Gfn| match host {
+            HostLookup::Found { neighbours: Some(neighbours), .. } => neighbours.contains(&gfn.0),
+            _ => self.host.pin_atomic(pfn(gfn)),
+        };
+        let found = (0..len).take_while(|&at| is_found(first.plus(at))).count();
+        for (gfn, index) in (0..len).map(|at| first.plus(at)).zip(start..end).take(found) {
+            let backing = Backing::Frame { pfn: Pfn((pfn(gfn).hva() & PFN_FIELD) >> 12), host_writable: true };
+            let next = Mapping {
+                slot: Some(slot),
+                gfn,
+                level: PAGE_TABLE,
+                backing,
+                is_write: false,
+                speculative: true,
+                ..*mapping
+            };
+            self.set_leaf(page.sptep(index), &next);
+        }
+        found != 0
+    }
+}
