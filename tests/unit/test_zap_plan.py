@@ -28,6 +28,8 @@ def test_named_plans():
         "zap-all",
         "v5.2-slot",
         "v5.3-fast",
+        "v5.4-fast",
+        "v6.12-slot",
         "indexed",
     }
     assert set(DESCRIPTIONS) == set(plans)
