@@ -17,8 +17,11 @@ use super::walk::{child_of, is_access_track, is_last, is_shadow_present, pfn_of}
 pub const INVARIANTS: [(&str, &str); 22] = [
     ("active_links", "the active list reads the same from both ends and has the length it says"),
     ("active_place", "exactly the pages on the active list are marked as on it"),
-    ("used_pages", "used_mmu_pages is the number of pages on the active list"),
-    ("invalid_lists", "every page off the active list waits on exactly one invalid list"),
+    ("used_pages", "used_mmu_pages is the number of pages on the active list, and of zapped roots that left it (v6.1)"),
+    (
+        "invalid_lists",
+        "every page off the active list waits on exactly one invalid list, or is a zapped root in use (v6.1)",
+    ),
     ("invalid_empty", "a page that waits for its flush has no entries and no parents"),
     ("page_id", "ids are unique and lead to their page"),
     ("page_balance", "pages made less pages freed are the pages there are"),
@@ -30,7 +33,7 @@ pub const INVARIANTS: [(&str, &str); 22] = [
     ("leaf_rmap", "every present leaf stands once in the reverse map of its gfn"),
     ("rmap_leaf", "every reverse-map entry is a present leaf of that gfn and level"),
     ("pte_list_descs", "every descriptor in use belongs to a list"),
-    ("root_alive", "a vCPU's root is on the active list and is of the vCPU's role"),
+    ("root_alive", "a vCPU's root is on the active list, or zapped in use (v6.1), and is of the vCPU's role"),
     ("root_count", "a root's count is the number of vCPUs that hold it"),
     ("mmio_flag", "a page that holds an MMIO SPTE is flagged mmio_cached and of level 1"),
     ("mmio_index", "the MMIO list holds exactly the flagged pages that were not zapped"),

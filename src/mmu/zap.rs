@@ -77,7 +77,9 @@ impl MmuState {
                 }
             }
             SpteTable::Full(words)
-                if level == PAGE_TABLE && self.aliased.is_empty() && !self.config.kernel.has_probes =>
+                if level == PAGE_TABLE
+                    && self.aliased.is_empty()
+                    && !(self.config.kernel.has_probes && self.events.is_on()) =>
             {
                 self.unlink_leaves(page, &words);
             }

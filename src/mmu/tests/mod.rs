@@ -3,6 +3,7 @@
 
 mod audit;
 mod facade;
+mod newer;
 mod nouns;
 mod slots;
 mod words;
