@@ -66,6 +66,14 @@ def test_a_file_runs_as_it_says(name: str) -> None:
             assert got.get(key) == line.get(key), (line["i"], key)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_the_core_says_the_same(name: str) -> None:
+    from kvm_mmu.lab.verify import verify_file
+
+    verdict = verify_file(str(SCENARIOS / f"{name}.jsonl"), None, "core")
+    assert verdict.equal, str(verdict)
+
+
 def test_b1_b2_roots_and_roles() -> None:
     # Nothing but SMM follows the guest under two-dimensional paging, and nothing at all below it.
     roles = []

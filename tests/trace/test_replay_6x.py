@@ -35,9 +35,16 @@ def test_there_are_recordings():
     assert len(RECORDINGS) == 25
 
 
+def core(kernel: str, config: Mapping[str, object]) -> Any:
+    from kvm_mmu.lab.machine_engine import MachineEngine
+
+    return MachineEngine(kernel=kernel, config=dict(config))
+
+
+@pytest.mark.parametrize("backend", [core, engine], ids=["core", "reference"])
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_equal(name: str):
-    report = replay(TRACES / name / "trace.txt.xz", engine)
+def test_equal(name: str, backend: Any):
+    report = replay(TRACES / name / "trace.txt.xz", backend)
     assert report.compared and report.is_equal, report.as_text()
     assert sum(report.equal.values()) == sum(report.recorded.values()) > 0
     assert bool(report.host_answers) == ("notifier" in name)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvm_mmu.errors import KvmMmuError, TraceError
+from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import EngineFactory
 from kvm_mmu.trace.host import HostFacts
@@ -198,23 +198,12 @@ def _drive_6x(
     if not events:
         raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
     names = frozenset(event.name for event in events)
-    translator = Recorder6x(_knowing(factory, profile), profile, facts, names, out.append)
+    translator = Recorder6x(factory, profile, facts, names, out.append)
     translator.vcpus_needed = count_vcpus(events, name)
     for event in events:
         translator.feed(event, f"{name}:{event.line}")
     translator.finish()
     return translator.ignored
-
-
-def _knowing(factory: EngineFactory, kernel: str) -> EngineFactory:
-    """The factory, or the reference where the chosen model does not have this kernel."""
-    try:
-        factory(kernel, {"family": "npt"})
-    except KvmMmuError:
-        from kvm_mmu import reference
-
-        return lambda name, config: reference.Engine(name, dict(config))
-    return factory
 
 
 def _prepare(
