@@ -63,7 +63,9 @@ class ShadowPage:
     root_count: int = 0
     mmio_cached: bool = False
     nx_huge_page_disallowed: bool = False
-    aliased: dict[int, int] = field(default_factory=dict)  # leaf -> its gfn, where the table was made for another
+    aliased: dict[int, int] = field(
+        default_factory=dict
+    )  # leaf -> its gfn, where the table was made for another
 
 
 @dataclass(slots=True)
