@@ -404,5 +404,6 @@ SLOT_PLANS: tuple[Op, ...] = (
     },
     {"walk": "tail", "only": "slot", "skip": "invalid", "offer": "when_wanted", "before_drop": "commit"},
 )
-#: What makes a plan of the list walks one for a gfn range.
-GFN_RANGE: Op = {"walk": "head", "only": "gfn_range", "stop": "none"}
+#: What makes a plan of the list walks one for a gfn range. It must not step the generation: v5.4 and later have one bit
+#: of it, and a second step would make what the first left behind look valid again.
+GFN_RANGE: Op = {"walk": "head", "only": "gfn_range", "stop": "none", "bump_valid_gen": False}
