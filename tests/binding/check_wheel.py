@@ -89,7 +89,9 @@ def check(directory: Path) -> None:
         run(empty, python, "-m", "pip", "-q", "install", "-c", ROOT / "constraints.txt", wheel)
         print(f"import: {run(empty, python, '-c', LOOK).strip()}")
         demo = run(empty, empty / "env" / "bin" / "kvm-mmu", "demo")
-        print(f"kvm-mmu demo: {len(demo.splitlines())} lines")
+        if "not there yet" in demo:
+            raise NotSo(f"the demo is not whole:\n{demo}")
+        print(f"kvm-mmu demo: {len(demo.splitlines())} lines, nothing missing")
         example = shutil.copy(ROOT / "examples" / EXAMPLE, empty / EXAMPLE)
         print(f"examples/{EXAMPLE}: {len(run(empty, python, example).splitlines())} lines")
     print("the wheel runs by itself")

@@ -135,8 +135,8 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
             plan(vm)
             work = _since(vm.work, before)
             return EventRun("done", work, work["units"], work["lock_breaks"])
-        slot = largest_slot(vm) if plan.only == "slot" else None
-        if plan.only == "slot" and slot is None:
+        slot = largest_slot(vm) if plan.needs_slot else None
+        if plan.needs_slot and slot is None:
             return EventRun("no slot", _since(before, before), 0, 0)
         run = vm.zap(plan, slot=slot)
         if at == "teardown":
@@ -170,7 +170,7 @@ def left_behind(plan: Plan, at: str) -> str | None:
     everything = plan.only == "all" or (plan.only == "obsolete" and plan.bump_valid_gen)
     if at == "wrap" and not everything and plan.only != "mmio_cached":
         return "stale MMIO SPTEs"
-    if at == "slot-removal" and not everything and plan.only != "slot":
+    if at == "slot-removal" and not everything and not plan.needs_slot:
         return "mappings of the removed slot"
     if at == "teardown" and not everything:
         return "shadow pages"

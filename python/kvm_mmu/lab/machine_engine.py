@@ -411,7 +411,7 @@ class MachineEngine:
             raise ScenarioError(f"operation 'zap': plan={plan!r}, expected a name, text or object")
         chosen = as_plan(plan)
         slot = gfns = None
-        if chosen.only == "slot":
+        if chosen.needs_slot:
             slot = (self._as_id(op), number(op, "id"))
             if not self._has_slot(op):
                 return -ENOENT

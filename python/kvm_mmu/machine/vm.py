@@ -357,8 +357,9 @@ class Vm:
         gfn_range: tuple[int, int] | None,
     ) -> ZapRun:
         chosen = as_plan(plan)
-        if chosen.only == "slot" and slot is None:
-            raise UsageError(f"plan {chosen}: only=slot needs slot=(as_id, id)")
+        if chosen.needs_slot and slot is None:
+            field = "only" if chosen.only == "slot" else "walk"
+            raise UsageError(f"plan {chosen}: {field}=slot needs slot=(as_id, id)")
         if chosen.only == "gfn_range" and gfn_range is None:
             raise UsageError(f"plan {chosen}: only=gfn_range needs gfn_range=(start, end)")
         return ZapRun(self, chosen, self.core.start_zap(chosen, slot, gfn_range))

@@ -136,6 +136,11 @@ class ZapPlan:
         return ",".join(parts)
 
     @property
+    def needs_slot(self) -> bool:
+        """Whether a run must be told which slot: it walks one, or zaps the pages of one."""
+        return self.walk == "slot" or self.only == "slot"
+
+    @property
     def can_livelock(self) -> bool:
         """Whether pages added while the lock is dropped can keep the walk from ending: it offers the lock, it comes
         by the newest pages again (it restarts, or ends at the head), and nothing separates pages made after its start
