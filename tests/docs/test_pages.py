@@ -185,7 +185,7 @@ def test_the_invariants_are_those_of_the_audit() -> None:
     """Name and sentence of every invariant, in the order of src/mmu/audit.rs."""
     source = (ROOT / "src" / "mmu" / "audit.rs").read_text(encoding="utf-8")
     listed = source[source.index("pub const INVARIANTS") :]
-    known = re.findall(r'\("(\w+)",\s*"([^"]+)"\)', listed[: listed.index("];")])
+    known = re.findall(r'\(\s*"(\w+)",\s*"([^"]+)",?\s*\)', listed[: listed.index("];")])
     page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
     assert known == re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
 
