@@ -60,7 +60,7 @@ impl MmuState {
     /// v5.0 leaves an obsolete root to the request made when the generation stepped. A plan that steps it without a
     /// request (v5.3's) relies on the one made here instead.
     fn is_reload_skipped(&self, root: PageIdx) -> bool {
-        let is_asked = |vcpu: &VcpuMmu| vcpu.root != root || vcpu.requests & REQ_MMU_RELOAD != 0;
+        let is_asked = |vcpu: &VcpuMmu| vcpu.roots().all(|held| held != root) || vcpu.requests & REQ_MMU_RELOAD != 0;
         self.config.kernel.reload_skips_obsolete && self.is_obsolete(root) && self.vcpus.iter().all(is_asked)
     }
 

@@ -131,6 +131,8 @@ class Codec:
     ) -> None:
         self.profile = kernel_profile(kernel)
         self.family = FAMILY_ALIASES.get(family, family)
+        if not isinstance(phys_bits, int) or not 36 <= phys_bits <= 52:
+            raise UsageError(f"phys_bits={phys_bits!r}: expected 36 to 52")
         self.phys_bits = phys_bits
         policy = generation or self.profile.generation()
         self.layout = policy.layout
