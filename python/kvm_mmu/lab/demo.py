@@ -14,7 +14,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from kvm_mmu.errors import KvmMmuError
+from kvm_mmu.errors import KvmMmuError, RunStateError
 from kvm_mmu.lab.compare import compare
 from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.inputs import read_input
@@ -110,7 +110,7 @@ def run_demo(
         progress(title)
         try:
             text = make()
-        except (KvmMmuError, ImportError, FileNotFoundError, NotImplementedError) as error:
+        except (KvmMmuError, ImportError, FileNotFoundError) as error:
             demo.missing.append(f"{title}: {error}")
             text = f"not there yet: {error}"
         demo.sections.append((title, text))
@@ -160,7 +160,7 @@ def run_demo(
 def _answer(demo: Demo) -> str:
     found = demo.comparisons.get("scaled")
     if found is None:
-        raise NotImplementedError("the scaled comparison is missing")
+        raise RunStateError("the scaled comparison is missing")
     largest = max(found.column("pages"))
     rows = {row["plan"]: row for row in found.rows if row["pages"] == largest}
     seconds = {r["plan"]: r["measured_wall_seconds"] for r in found.measured_rows if r["pages"] == largest}
