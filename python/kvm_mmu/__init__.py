@@ -29,13 +29,9 @@ if TYPE_CHECKING:
     from kvm_mmu.lab.scenario import Scenario, run_scenario
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
     from kvm_mmu.machine.profiles import KernelProfile, kernels
+    from kvm_mmu.machine.roles import decode_role
     from kvm_mmu.machine.vm import Vm
-    from kvm_mmu.machine.words import (
-        decode_mmio,
-        decode_role,
-        decode_spte,
-        encode_mmio,
-    )
+    from kvm_mmu.machine.words import decode_mmio, decode_spte, encode_mmio
     from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
 logging.getLogger("kvm_mmu").addHandler(logging.NullHandler())
@@ -55,8 +51,9 @@ _HOMES = {
     "kvm_mmu.lab.scenario": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
     "kvm_mmu.machine.profiles": ("KernelProfile", "kernels"),
+    "kvm_mmu.machine.roles": ("decode_role",),
     "kvm_mmu.machine.vm": ("Vm",),
-    "kvm_mmu.machine.words": ("decode_mmio", "decode_role", "decode_spte", "encode_mmio"),
+    "kvm_mmu.machine.words": ("decode_mmio", "decode_spte", "encode_mmio"),
     "kvm_mmu.machine.zap_plan": ("ZapPlan", "plans"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationV51Fixed
-from kvm_mmu.machine.words import Codec, decode_role
+from kvm_mmu.machine.roles import decode_role
+from kvm_mmu.machine.words import Codec
 
 KERNELS = {"seed": "v5.0-seed"}
 

@@ -6,9 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from kvm_mmu.cli.words import add_host, any_number, codec, hex_word, values
+from kvm_mmu.cli.words import add_host, any_number, codec, hex_word, host_values, values
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.words import decode_role, explain_role
+from kvm_mmu.machine.roles import decode_role, explain_role
+
+SCHEMA = "kvm-mmu/decode/1"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,16 +37,21 @@ def run(args: argparse.Namespace) -> int:
         if args.what == "role":
             if raw >> 32:
                 raise UsageError(f"{place}: role {raw:#x}: expected 32 bits")
-            print(json.dumps(decode_role(raw, args.kernel)) if as_json else explain_role(raw, args.kernel))
+            if as_json:
+                _print_json({"schema": SCHEMA, **decode_role(raw, args.kernel)})
+            else:
+                print(explain_role(raw, args.kernel))
         elif as_json:
             found = machine.decode_spte(raw, args.gen)
-            if args.what == "mmio":
-                found.pop("bits" if not found["is_mmio"] else "", None)
-            print(json.dumps(found))
+            if args.what == "mmio" and not found["is_mmio"]:
+                found.pop("bits")
+            _print_json({"schema": SCHEMA, **host_values(machine), **found})
         elif args.what == "mmio" and not machine.decode_mmio(raw)["is_mmio"]:
-            print(
-                f"{raw:#x}  not an MMIO SPTE  ({args.kernel}, {machine.family}, {machine.phys_bits} physical bits)"
-            )
+            print(f"{raw:#x}  not an MMIO SPTE  ({machine.host})")
         else:
             print(machine.explain(raw, args.gen))
     return 0
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    print(json.dumps(found))

@@ -7,9 +7,11 @@ import json
 import sys
 from typing import Any
 
-from kvm_mmu.cli.words import add_host, any_number, codec
+from kvm_mmu.cli.words import add_host, any_number, codec, host_values
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.words import Codec
+
+SCHEMA = "kvm-mmu/encode/1"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,15 +31,16 @@ def add_parser(subparsers: Any) -> None:
 
 def _number(value: object, place: str, key: str) -> int:
     try:
-        number = int(value, 0) if isinstance(value, str) else value
-    except ValueError:
+        number = any_number(value) if isinstance(value, str) else value
+    except argparse.ArgumentTypeError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 64:
         raise UsageError(f"{place}: {key}={value!r}, expected a number from 0 to 2^64-1")
     return number
 
 
-def _encode(machine: Codec, fields: object, place: str) -> str:
+def _encode(machine: Codec, fields: object, place: str) -> dict[str, Any]:
+    """The word, and what the kernel itself would read back of it."""
     if not isinstance(fields, dict):
         raise UsageError(f'{place}: expected an object {{"gfn","access","gen"}}')
     numbers = []
@@ -46,26 +49,37 @@ def _encode(machine: Codec, fields: object, place: str) -> str:
             raise UsageError(f"{place}: {key} is missing")
         numbers.append(_number(fields[key], place, key))
     try:
-        return hex(machine.make_mmio_spte(*numbers))
+        spte = machine.make_mmio_spte(*numbers)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
+    found = machine.decode_mmio(spte, numbers[2])
+    back = {key: found[key] for key in ("is_mmio", "gfn", "access", "mmio_gen", "fresh")}
+    return {
+        "schema": SCHEMA,
+        "kernel": machine.kernel,
+        **host_values(machine),
+        "spte": hex(spte),
+        "read_back": back,
+    }
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the words."""
     machine = codec(args)
+    if not machine.makes_mmio_sptes:
+        raise UsageError(f"no MMIO SPTEs are made here: {machine.host}")
     if args.stream is None:
         if args.gfn is None or args.gen is None:
             raise UsageError("expected --gfn and --gen, or - to read objects from stdin")
-        spte = _encode(machine, {"gfn": args.gfn, "access": args.access, "gen": args.gen}, "arguments")
-        print(json.dumps({"kernel": machine.profile.name, "spte": spte}) if args.json else spte)
+        made = _encode(machine, {"gfn": args.gfn, "access": args.access, "gen": args.gen}, "arguments")
+        print(json.dumps(made) if args.json else made["spte"])
         return 0
     for number, line in enumerate(sys.stdin, 1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"<stdin>:{number}: not JSON ({error})") from None
-        print(json.dumps({"spte": _encode(machine, fields, f"<stdin>:{number}")}))
+        print(json.dumps(_encode(machine, fields, f"<stdin>:{number}")))
     return 0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.words import FAMILIES, FAMILY_ALIASES, Codec, word64
+from kvm_mmu.machine.word_bits import word64
+from kvm_mmu.machine.words import FAMILIES, FAMILY_ALIASES, Codec
+
+_NUMBER = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.IGNORECASE)
+YES_NO = {"yes": True, "no": False, "auto": None}
 
 
 def add_host(parser: argparse.ArgumentParser) -> None:
     """Add the options that say whose words these are."""
-    parser.add_argument("--kernel", required=True, help="whose layout (kvm-mmu kernels); never guessed")
+    parser.add_argument("--kernel", required=True, help="whose layout (v5.0 to v6.12); never guessed")
     parser.add_argument(
         "--family",
         default="ept_ad",
@@ -27,12 +32,29 @@ def add_host(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="host physical width (default: 46)",
     )
+    parser.add_argument(
+        "--l1tf",
+        choices=tuple(YES_NO),
+        default="auto",
+        help="MMIO SPTEs have the L1TF mask: up to v5.4 always, in v6.x where the CPU has the bug (auto: no there)",
+    )
     parser.add_argument("--no-execonly", action="store_true", help="EPT without execute-only")
 
 
 def codec(args: argparse.Namespace) -> Codec:
     """The codec of these options."""
-    return Codec(args.kernel, args.family, args.phys_bits, execonly=not args.no_execonly)
+    return Codec(
+        args.kernel, args.family, args.phys_bits, execonly=not args.no_execonly, l1tf=YES_NO[args.l1tf]
+    )
+
+
+def host_values(machine: Codec) -> dict[str, object]:
+    """Whose words these are, as every JSON object says it."""
+    return {
+        "family": machine.family,
+        "phys_bits": machine.phys_bits,
+        "l1tf": int(machine.has_l1tf_mask),
+    }
 
 
 def values(given: list[str]) -> Iterator[tuple[str, str]]:
@@ -56,7 +78,8 @@ def hex_word(place: str, text: str) -> int:
 
 def any_number(text: str) -> int:
     """A number as an option gives it: decimal or 0x."""
-    try:
-        return word64(int(text, 0), "number")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2^64-1") from error
+    found = _NUMBER.fullmatch(text.strip())
+    number = -1 if found is None else int(found[0], 16 if found[0][:2].lower() == "0x" else 10)
+    if not 0 <= number < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0 to 2^64-1")
+    return number

@@ -1,0 +1,105 @@
+"""The page role word of one kernel, field by field: what a shadow page is good for.
+
+Owns: which bit is which field in which kernel, and what its values mean. A kernel whose layout is not known is refused.
+Source: KERNEL.md 5 (v5.0 to v5.4), the recordings' role words (v6.1, v6.12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.profiles import KernelProfile
+from kvm_mmu.machine.word_bits import ACCESS_WORDS, Bits, layout_kernel, word64
+
+#: Role word fields: (low bit, width, name). Bits 4, 12 and 18 depend on the kernel.
+_ROLE_FIELDS = (
+    (0, 4, "level"),
+    (4, 1, "bit4"),
+    (5, 2, "quadrant"),
+    (7, 1, "direct"),
+    (8, 3, "access"),
+    (11, 1, "invalid"),
+    (12, 1, "bit12"),
+    (13, 1, "cr0_wp"),
+    (14, 1, "smep_andnot_wp"),
+    (15, 1, "smap_andnot_wp"),
+    (16, 1, "ad_disabled"),
+    (17, 1, "guest_mode"),
+    (18, 1, "bit18"),
+    (24, 8, "smm"),
+)
+_ROLE_V5_0 = {"bit4": "cr4_pae", "bit12": "nxe", "bit18": ""}
+_ROLE_V5_1 = {**_ROLE_V5_0, "bit4": "gpte_is_8_bytes"}
+_ROLE_V6_1 = {"bit4": "has_4_byte_gpte", "bit12": "efer_nx", "bit18": "passthrough"}
+_ROLE_NAMES = {
+    "v5.0": _ROLE_V5_0,
+    "v5.0-seed": _ROLE_V5_0,
+    "v5.2": _ROLE_V5_1,
+    "v5.3": _ROLE_V5_1,
+    "v5.4": _ROLE_V5_1,
+    "v6.1": _ROLE_V6_1,
+    "v6.12": _ROLE_V6_1,
+}
+
+_MEANING: dict[str, Callable[[int], str]] = {
+    "level": lambda v: f"table level {v}",
+    "cr4_pae": lambda v: (
+        "guest entries have 8 bytes" if v else "guest entries have 4 bytes, or a direct page"
+    ),
+    "gpte_is_8_bytes": lambda v: "guest entries have 8 bytes" if v else "guest entries have 4 bytes",
+    "has_4_byte_gpte": lambda v: (
+        "guest entries have 4 bytes" if v else "guest entries have 8 bytes, or a direct page"
+    ),
+    "efer_nx": lambda v: "no-execute in use" if v else "no-execute not in use",
+    "passthrough": lambda v: "of a guest level that is passed through" if v else "not passed through",
+    "quadrant": lambda v: (
+        f"quarter {v} of a 32-bit guest table" if v else "first or only part of the guest table"
+    ),
+    "direct": lambda v: "maps guest frames directly" if v else "shadows a guest table",
+    "access": lambda v: f"{ACCESS_WORDS[v]} allowed from above",
+    "invalid": lambda v: "zapped while in use" if v else "valid",
+    "nxe": lambda v: "EFER.NX on" if v else "EFER.NX off",
+    "cr0_wp": lambda v: "CR0.WP on" if v else "CR0.WP off",
+    "smep_andnot_wp": lambda v: "SMEP without WP" if v else "no SMEP without WP",
+    "smap_andnot_wp": lambda v: "SMAP without WP" if v else "no SMAP without WP",
+    "ad_disabled": lambda v: "no accessed/dirty bits" if v else "accessed/dirty bits in use",
+    "guest_mode": lambda v: "for a nested guest" if v else "not for a nested guest",
+    "smm": lambda v: "system management mode" if v else "normal mode",
+}
+
+
+def decode_role(role: int | str, kernel: str | KernelProfile) -> dict[str, Any]:
+    """The page role word, field by field, and every bit in words (`bits`).
+
+    Raises:
+        UsageError: more than 32 bits, or a kernel whose layout is not known.
+    """
+    raw = word64(role, "role")
+    if raw >> 32:
+        raise UsageError(f"role {raw:#x}: expected 32 bits")
+    name, profile = layout_kernel(kernel)
+    found: dict[str, Any] = {"raw": hex(raw), "kernel": name}
+    bits = []
+    known = 0
+    for low, width, field in _ROLE_FIELDS:
+        value = raw >> low & ((1 << width) - 1)
+        called = _ROLE_NAMES[profile.name].get(field, field)
+        if not called:
+            continue
+        known |= (1 << width) - 1 << low
+        found[called] = value
+        bits.append(Bits(low + width - 1, low, called, value, _MEANING[called](value)))
+    if raw & ~known:
+        low = 19 if known >> 18 & 1 else 18
+        bits.append(Bits(23, low, "unused", raw >> low & ((1 << 24 - low) - 1), "no field of this kernel"))
+    found["bits"] = [[b.high, b.low, b.name, b.value, b.meaning] for b in sorted(bits, reverse=True)]
+    return found
+
+
+def explain_role(role: int | str, kernel: str | KernelProfile) -> str:
+    """The same as text for a person."""
+    found = decode_role(role, kernel)
+    lines = [f"{found['raw']}  page role  ({found['kernel']})"]
+    return "\n".join(lines + [str(Bits(*group)) for group in found["bits"]])
