@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.replaying import replay
@@ -89,11 +91,21 @@ def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("decode", help="the same text with each role, SPTE and MMIO SPTE explained")
     parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
-    parser.add_argument("--kernel", help="whose layout; without it the kernel of the host facts")
-    parser.add_argument("--host", metavar="FILE|JSON", help="facts of the host (kernel, phys_bits)")
     parser.add_argument(
-        "--family", choices=("npt", "ept_ad", "ept_noad"), default="npt", help="the masks (5.x; default: npt)"
+        "--kernel",
+        help="whose layout; without it the kernel of the host facts, or the one its wording gives away",
     )
+    parser.add_argument(
+        "--host", metavar="FILE|JSON", help="facts of the host (kernel, mmu, phys_bits, l1tf_mask)"
+    )
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="the masks; without it those of the host facts, or those the trace shows",
+    )
+    parser.add_argument("--phys-bits", type=int, metavar="N", help="physical address width of the host")
+    parser.add_argument("--l1tf", choices=tuple(YES_NO), default="auto", help="MMIO SPTEs have the L1TF mask")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line that has words in it")
     parser.set_defaults(run=run_decode)
 
 
@@ -203,19 +215,34 @@ def run_summary(args: argparse.Namespace) -> int:
 
 def run_decode(args: argparse.Namespace) -> int:
     """`kvm-mmu trace decode`"""
-    from kvm_mmu.trace.explain import explained
+    from kvm_mmu.trace.explain import INDENT, as_json
+    from kvm_mmu.trace.explain_host import host_explainer
 
+    name = display_name(args.file)
     stream = iter_lines(args.file)
-    first = next(stream, "")
-    facts = host_facts.HostFacts(_facts(args.file, args.host, [first]))
-    release = args.kernel or str(facts.values.get("kernel", ""))
-    if not release:
-        raise TraceError(
-            f"{display_name(args.file)}: which kernel made this trace is not known: give --kernel"
-        )
-    kernel = host_facts.kernel_name(release)
-    for text in explained(chain([first], stream), kernel, facts.number("phys_bits"), args.family):
+    first = next(stream, None)
+    if first is None:
+        raise TraceError(f"{name}: empty: expected ftrace text")
+    given = {"kernel": args.kernel, "family": args.family, "phys_bits": args.phys_bits}
+    given["l1tf_mask"] = YES_NO[args.l1tf]
+    facts = _facts(args.file, args.host, [first])
+    explain, lines, notes = host_explainer(chain([first], stream), facts, given, name)
+    sys.stderr.writelines(f"kvm-mmu trace: {note}\n" for note in notes)
+    for number, (text, words) in enumerate(explain.lines(lines), 1):
+        if args.json:
+            if words:
+                sys.stdout.write(json.dumps(as_json(number, text, words)) + "\n")
+            continue
         sys.stdout.write(text + "\n")
+        sys.stdout.writelines(f"{INDENT}{word}\n" for word in words)
+    wrong = sum(explain.contradicted.values())
+    if wrong and explain.first_contradiction is not None:
+        line, text = explain.first_contradiction
+        sys.stderr.write(
+            f"kvm-mmu trace: {wrong} words say something else than their lines: kernel, --family, --phys-bits or --l1tf"
+            f" are not those of this host; the first: line {line}: {text.strip()[:200]}\n"
+        )
+        return 1
     return 0
 
 

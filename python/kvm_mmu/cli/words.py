@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.word_bits import word64
-from kvm_mmu.machine.words import FAMILIES, FAMILY_ALIASES, Codec
+from kvm_mmu.machine.word_bits import FAMILIES, word64
+from kvm_mmu.machine.words import FAMILY_ALIASES, Codec
 
 _NUMBER = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.IGNORECASE)
 YES_NO = {"yes": True, "no": False, "auto": None}

@@ -17,6 +17,7 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationLayout
 from kvm_mmu.machine.profiles import KernelProfile, kernel_profile
 
+FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 ACCESS_WORDS = ("---", "--x", "-w-", "-wx", "u--", "u-x", "uw-", "uwx")
 _TEXT = re.compile(r"-?(?:0x)?[0-9a-f]+")
 _TEXT_MAX = 80

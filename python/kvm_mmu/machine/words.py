@@ -15,11 +15,10 @@ from kvm_mmu import _core
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationPolicy
 from kvm_mmu.machine.profiles import KernelProfile
-from kvm_mmu.machine.word_bits import OWN_BITS, Bits, SpteBits, layout_kernel, word64
+from kvm_mmu.machine.word_bits import FAMILIES, OWN_BITS, Bits, SpteBits, layout_kernel, word64
 
 U64 = npt.NDArray[np.uint64]
 
-FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 #: The codec vectors call the mask set of `ept_ad` so.
 FAMILY_ALIASES = {"ept": "ept_ad"}
 
@@ -69,6 +68,8 @@ class Codec:
         self.family = FAMILY_ALIASES.get(family, family)
         if not isinstance(phys_bits, int) or isinstance(phys_bits, bool) or not 36 <= phys_bits <= 52:
             raise UsageError(f"phys_bits={phys_bits!r}: expected 36 to 52")
+        if self.family not in FAMILIES:
+            raise UsageError(f"family {family!r}: expected one of {', '.join(FAMILIES)}")
         self.phys_bits = phys_bits
         policy = generation or self.profile.generation()
         self.layout = policy.layout
