@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kvm_mmu.errors import TraceError
@@ -23,18 +23,17 @@ from kvm_mmu.trace.line import clean_body, lost_events, parse_line
 from kvm_mmu.trace.markers import Operation, number, parse_marker
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.narrator_6x import Narrator6x
+from kvm_mmu.trace.quiet_updates import DELETE, FLAGS, MOVE, QuietUpdates
 from kvm_mmu.trace.residency_6x import Residency
 from kvm_mmu.trace.stripping import ANSWER
 
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
 _P, _W, _RSVD = 1 << 0, 1 << 1, 1 << 3
-_READONLY = 1 << 1
+_LOG_DIRTY, _READONLY = 1 << 0, 1 << 1
 _GROUP = 8
 #: Root level of a guest without paging on shadow tables.
 _PAE_ROOT_LEVEL = 2
 _MAX_VCPUS = 256
-#: The wrap scenario that deletes and creates, in the recorder's command line.
-_RECREATES = re.compile(r"-k kind=1\b")
 #: Largest leaf: 1 GiB.
 _LEVEL_MAX = 3
 #: Pages of one CLEAR_DIRTY_LOG, so that a damaged number costs no memory.
@@ -42,6 +41,8 @@ _CLEARED_MAX = 1 << 24
 #: Operations that set registers from outside: a changed one drops the roots, where no probe on that is recorded.
 _SETS_REGISTERS = frozenset({"set_cpu", "host_set_crs", "host_set_cr_efer"})
 _REGISTERS = ("cr0", "cr3", "cr4", "efer")
+#: Their bits of a guest with three levels of page tables: setting its registers reads them anew every time.
+_PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
 #: Bits of CR0 (PG; WP is looked after without) and CR4 (PSE, PAE, LA57, SMEP, SMAP, PKE) whose change by the guest
 #: drops the roots.
 _ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
@@ -56,6 +57,7 @@ _PATTERNS = {
     "free_roots": r"mask=0x([0-9a-f]{1,16})",
     "zap_oldest": r"nr=(\d{1,18})",
     "invalidate_mmio": r"gen=0x([0-9a-f]{1,16})",
+    "set_memslot": r"change=([0-3])",
     "mmu_load": r"",
 }
 _COMPILED = {event: re.compile(pattern) for event, pattern in _PATTERNS.items()}
@@ -85,8 +87,12 @@ def read_events(lines: Iterable[str], name: str) -> list[Event]:
             continue
         if line.event == "tracing_mark_write":
             operation = parse_marker(clean_body(line.body), f"{name}:{at}")
-            if operation is not None and "op" in operation:
+            if operation is None:
+                continue
+            if "op" in operation:
                 events.append(Event(at, "op", (), operation))
+            elif operation.get("ev") == "toggle":
+                events.append(Event(at, "toggle", (), operation))
         elif line.event in _COMPILED:
             found = _COMPILED[line.event].match(clean_body(line.body))
             if found is None:
@@ -201,9 +207,11 @@ class Recorder6x:
         self._logged: tuple[int, int] | None = None
         self._fault: _Fault | None = None
         self._requested: int | None = None
-        #: The slot last made or changed, and whether updates without a marker delete it and make it again.
+        #: The slot last made or changed: the one that updates without a marker are about.
         self._touched: Slot | None = None
-        self._recreates = False
+        self._quiet = QuietUpdates()
+        #: A marker of an update came and the probe on it not yet.
+        self._announced = False
         #: (vCPU, register) -> its value, as far as operations tell
         self._registers: dict[tuple[int, str], int] = {}
         self.vcpus_needed = 1
@@ -213,17 +221,22 @@ class Recorder6x:
         """Execute one input line."""
         if self._requested is not None and event.name != ANSWER:
             self._map(None)
+        if event.name == "toggle" or (self._quiet.pending and event.name != "invalidate_mmio"):
+            self._make_quiet_updates(event, where)
         self._line = event.line
         if event.operation is not None:
-            self._operation(event.operation, where)
+            if event.name == "op":
+                self._operation(event.operation, where)
             return
         handler = getattr(self, f"_on_{event.name}")
         handler(*event.groups)
 
     def finish(self) -> None:
-        """The trace ends: a mapping whose answer never came is made."""
+        """The trace ends: a mapping whose answer never came is made, and what was kept for a later line."""
         if self._requested is not None:
             self._map(None)
+        for change in self._quiet.take():
+            self._update_quietly(change)
 
     # -- tracepoints and probes
     # -----------------------------------------------------------------------------------
@@ -270,12 +283,16 @@ class Recorder6x:
         elif answer is None:
             group = range(gfn & -_GROUP, (gfn & -_GROUP) + _GROUP)
             writable = not slot.flags & _READONLY and residency.is_resident(slot.page_of(gfn))
-            found = [g for g in group if slot.holds(g) and residency.is_resident(slot.page_of(g))]
+            found = [g for g in group if self._is_resident(fault.vcpu, g)]
             answer = {"writable": int(writable), "found": found}
         op = _fault_op(fault, fault.error_code & ~(_P | _RSVD), {"level": level, **answer})
         result = self._apply(op)
         # A reclaim of this fault whose probe came before the request.
         self._vm.expected_scans += _scans(result) - int(fault.is_reclaimed)
+
+    def _is_resident(self, vcpu: int, gfn: int) -> bool:
+        slot = self._vm.find(vcpu, gfn)
+        return slot is not None and self._vm.residency.is_resident(slot.page_of(gfn))
 
     def _on_kvm_smm_transition(self, vcpu: str, direction: str) -> None:
         number_, on = int(vcpu), direction == "entering"
@@ -307,19 +324,38 @@ class Recorder6x:
             self._apply({"op": "zap_oldest", "n": int(wanted)})
 
     def _on_invalidate_mmio(self, gen: str) -> None:
-        """Only an input where updates were made without a marker: one that the model has not made yet."""
+        """Only an input where nothing else shows updates: one that the model has not made yet."""
         value = int(gen, 16)
-        vm, as_id = self._vm, value & 1
-        if value != vm.generations[as_id] + 2:
-            return
-        slot = self._touched
-        if self._recreates and slot is not None and slot.as_id == as_id:
-            # Three publications: a deletion makes two of them, whose second probe then is no news.
-            self._set_memslot(slot, 0 if (slot.as_id, slot.id) in vm.slots else slot.npages << 12)
-        else:
+        if value == self._vm.generations[value & 1] + 2 * (1 + self._quiet.pending):
+            self._quiet.note(value & 1)
+
+    def _on_set_memslot(self, change: str) -> None:
+        """The probe on an update says what it was; one without a marker is about the slot updated last."""
+        if not self._announced:
+            self._update_quietly(int(change))
+        self._announced = False
+
+    def _make_quiet_updates(self, event: Event, where: str) -> None:
+        """What came since the last update that was announced, now that it can be told what it was."""
+        quiet, op = self._quiet, event.operation
+        if event.name == "toggle" and op is not None and "k" in op:
+            quiet.counted(number(op, "k", where) + 1)
+        elif op is not None and op.get("op") == "set_memslot":
+            quiet.announced(is_deletion=number(op, "size", where) == 0)
+        for change in quiet.take():
+            self._update_quietly(change)
+
+    def _update_quietly(self, change: int) -> None:
+        slot, as_id = self._touched, self._quiet.as_id
+        if slot is not None and change != MOVE:
+            now = self._vm.slots.get((slot.as_id, slot.id), slot)
+            flags = now.flags ^ _LOG_DIRTY if change == FLAGS else now.flags
+            self._set_memslot(replace(now, flags=flags), 0 if change == DELETE else now.npages << 12)
+        elif self._given_generations:
+            value = self._vm.generations[as_id] + 2
             self._apply({"op": "set_generation", "as": as_id, "gen": value})
             self._apply({"op": "invalidate_mmio", "as": as_id})
-            vm.generations[as_id] = value
+            self._vm.generations[as_id] = value
 
     def _on_mmu_load(self) -> None:
         self._enter()
@@ -330,13 +366,13 @@ class Recorder6x:
     def _operation(self, op: Operation, where: str) -> None:
         name = str(op["op"])
         self._fault = None
+        self._announced = False
         if not self._has_frees and self._drops_roots(name, op, where):
             self._apply({"op": "unload", "vcpu": self._current})
         match name:
             case "begin":
                 # The host facts tell long5 from long, which the marker does not.
                 self._mode = self._mode or str(op.get("mode"))
-                self._recreates = _RECREATES.search(str(op.get("cmd"))) is not None
             case "create_vm":
                 self._made, self._current = None, 0
             case "backing":
@@ -346,12 +382,20 @@ class Recorder6x:
             case "host_map":
                 root, gva, size, level = (number(op, key, where) for key in ("root", "gva", "size", "level"))
                 self._vm.residency.map_guest_range(self._mode, root, gva, size, level)
+            case "host_pt_at":
+                self._vm.residency.map_guest_table(self._mode, number(op, "gva", where))
+            case "host_write_gpte":
+                self._vm.residency.write_guest_table(number(op, "gpa", where))
+            case "guest_mov_cr" if op.get("cr") == 3:
+                # A root that is new here was copied by the recorder.
+                self._vm.residency.write_guest_table(number(op, "value", where))
             case "smm_handler":
                 self._vm.residency.touch_smm_handler()
             case "set_memslot":
                 slot = _slot(op, where)
                 self._set_memslot(slot, number(op, "size", where))
                 self._touched = self._vm.slots.get((slot.as_id, slot.id))
+                self._announced = True
             case "create_vcpu" | "use_vcpu":
                 self._current = number(op, "id", where)
             case "set_nr_mmu_pages":
@@ -364,6 +408,7 @@ class Recorder6x:
                 if not self._has_masks:
                     self._dirty_log(op, where)
             case "guest_run":
+                self._vm.residency.write_commands(number(op, "ncmds", where, 0))
                 if not self._has_loads:
                     self._enter()
             case "end":
@@ -391,13 +436,17 @@ class Recorder6x:
                     value = number(op, register, where)
                     changed |= self._registers.get((self._current, register)) != value
                     self._registers[self._current, register] = value
-            return changed
+            return changed or self._has_pae_tables()
         if name == "guest_mov_cr":
             which, value = number(op, "cr", where), number(op, "value", where)
             old = self._registers.get((self._current, f"cr{which}"), value)
             self._registers[self._current, f"cr{which}"] = value
             return bool((old ^ value) & _ROLE_BITS.get(which, 0))
         return False
+
+    def _has_pae_tables(self) -> bool:
+        cr0, cr4, efer = (self._registers.get((self._current, name), 0) for name in ("cr0", "cr4", "efer"))
+        return bool(cr0 & _PG and cr4 & _PAE and not efer & _LMA)
 
     def _set_memslot(self, slot: Slot, size: int) -> None:
         """A request to change a slot; the engine says whether it was one."""

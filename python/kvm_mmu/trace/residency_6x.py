@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _PAGES_2M = 512
+_PAGE_SHIFT = 12
 _FULLY_WRITTEN = frozenset({"data", "churn"})
-#: Code of the three guest modes, the command page.
+#: Code of the three guest modes, the first page of commands.
 _LOW_TOUCHED = (1, 2, 3, 8)
+_COMMANDS, _COMMAND_SIZE = 8, 64
+_COMMANDS_MAX = 512
 _SMM_HANDLER = 0x38
 _FIRST_TABLE = 0x100
 #: The recorder has no room for more guest page tables than this.
@@ -43,7 +46,9 @@ class Residency:
         self._backings: list[Backing] = []
         self._resident: set[int] = set()
         self._mapped_2m: set[int] = set()
+        #: (root, level, index) of each guest table that the recorder made: they lie behind each other
         self._tables: set[tuple[int, int, int]] = set()
+        self._root = _FIRST_TABLE << _PAGE_SHIFT
 
     def add_backing(self, name: str, hva: int, size: int, thp: bool) -> None:
         """The recorder made a backing and wrote some of it."""
@@ -94,21 +99,44 @@ class Residency:
         if mode not in _PAGING or not 1 <= level <= 4:
             return
         bits, top = _PAGING[mode]
+        if not self._tables:
+            self._root = root
         self._tables.add((root, top, 0))
         for above in range(top, level, -1):
             shift = 12 + bits * (above - 1)
             first, last = gva >> shift, gva + max(size, 1) - 1 >> shift
             for index in range(first, min(last, first + _TABLES_MAX) + 1):
                 self._tables.add((root, above - 1, index))
-        for backing in self._backings:
-            if backing.name == "low":
-                self._touch_tables(backing)
+        for low in self._low():
+            self._touch_tables(low)
+
+    def map_guest_table(self, mode: str, gva: int) -> None:
+        """The recorder hung a page of its own in as the last table of an address: what is above it is new, too."""
+        self.map_guest_range(mode, self._root, gva, 1, 2)
+
+    def write_guest_table(self, gpa: int) -> None:
+        """The recorder wrote into a guest table that it made for this, or for a mapping before."""
+        for low in self._low():
+            page = gpa >> _PAGE_SHIFT
+            if _FIRST_TABLE <= page < low.npages:
+                if page == _FIRST_TABLE + len(self._tables):
+                    self._tables.add((gpa & -1 << _PAGE_SHIFT, 0, 0))
+                self.touch(low.first + page)
+
+    def write_commands(self, count: int) -> None:
+        """The recorder wrote a batch of commands for the guest, and a last one that ends it."""
+        last = _COMMANDS + (min(count, _COMMANDS_MAX - 1) * _COMMAND_SIZE >> _PAGE_SHIFT)
+        for low in self._low():
+            for page in range(_COMMANDS, last + 1):
+                self.touch(low.first + page)
 
     def touch_smm_handler(self) -> None:
         """The recorder wrote the handler of system management mode."""
-        for backing in self._backings:
-            if backing.name == "low":
-                self.touch(backing.first + _SMM_HANDLER)
+        for low in self._low():
+            self.touch(low.first + _SMM_HANDLER)
+
+    def _low(self) -> Iterator[Backing]:
+        return (backing for backing in self._backings if backing.name == "low")
 
     def _touch_tables(self, low: Backing) -> None:
         for number in range(min(len(self._tables), low.npages - _FIRST_TABLE)):
