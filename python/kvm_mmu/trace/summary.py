@@ -19,6 +19,9 @@ from kvm_mmu.trace.source import display_name
 
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
 _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
+#: Kernels without a tracepoint for a whole-MMU zap.
+_NO_ZAP_ALL = frozenset({"v5.1-v5.2", "v5.3"})
+_UPDATES = "memslots_updated"
 _SHOWN = 8
 
 
@@ -32,6 +35,11 @@ class TraceSummary:
     pages_created: int = 0
     pages_found: int = 0
     pages_zapped: int = 0
+    #: Of these, pages that were still somebody's root: they are zapped once more when the last user leaves.
+    roots_zapped_in_use: int = 0
+    #: Installed memslot arrays (probe `memslots_updated`), and the last generation of them.
+    memslot_updates: int = 0
+    last_update_gen: int | None = None
     mmio_marks: int = 0
     mmio_hits: int = 0
     mmio_stale_checks: int = 0
@@ -53,6 +61,11 @@ class TraceSummary:
         """Kernels that can have printed this trace, by its wording."""
         return list(self.counts["kernels"])
 
+    @property
+    def shows_zap_alls(self) -> bool:
+        """Whole-MMU zaps have a tracepoint in some kernel that can have printed this trace."""
+        return not self.kernels or not _NO_ZAP_ALL.issuperset(self.kernels)
+
     def add(self, batch: Batch) -> None:
         """Count a batch."""
         for event in _VCPU_EVENTS:
@@ -68,7 +81,13 @@ class TraceSummary:
                 self.pages_created += len(table)
             else:
                 self.pages_found += len(table)
-        self.pages_zapped += _rows(batch, ("kvm_mmu_prepare_zap_page",))
+        for zapped in batch.wordings("kvm_mmu_prepare_zap_page"):
+            self.pages_zapped += len(zapped)
+            self.roots_zapped_in_use += int((zapped["root_count"].astype(np.int64) > 0).sum())
+        for updates in batch.wordings(_UPDATES):
+            if len(updates):
+                self.memslot_updates += len(updates)
+                self.last_update_gen = int(updates["gen"][-1])
         self.mmio_marks += _rows(batch, ("mark_mmio_spte",))
         self.mmio_hits += _rows(batch, ("handle_mmio_page_fault",))
         self.zap_alls += _rows(batch, _ZAP_ALLS)
@@ -89,10 +108,12 @@ class TraceSummary:
             "pages_created": self.pages_created,
             "pages_found": self.pages_found,
             "pages_zapped": self.pages_zapped,
+            "roots_zapped_in_use": self.roots_zapped_in_use,
+            "memslot_updates": self.memslot_updates if self.memslot_updates else None,
             "mmio_marks": self.mmio_marks,
             "mmio_hits": self.mmio_hits,
             "mmio_stale_checks": self.mmio_stale_checks,
-            "zap_alls": self.zap_alls,
+            "zap_alls": self.zap_alls if self.shows_zap_alls else None,
             "generations": {
                 "count": len(gens),
                 "first": gens[0] if gens else None,
@@ -108,18 +129,29 @@ class TraceSummary:
         if counts["span_ns"] is not None:
             first, last = counts["span_ns"]
             lines.append(f"  span: {(last - first) / 1e9:.6f} s of trace time, from {first / 1e9:.6f} s")
-        if self.vcpus:
-            lines.append(f"  vCPUs: {', '.join(str(v) for v in sorted(self.vcpus))}")
-        lines.append(
-            f"  shadow pages: {self.pages_created} created, {self.pages_found} found, {self.pages_zapped} zapped"
-        )
+        vcpus = ", ".join(str(v) for v in sorted(self.vcpus))
+        lines.append(f"  vCPUs: {vcpus or 'no event here names one'}")
+        zapped = f"{self.pages_zapped} zapped"
+        if self.roots_zapped_in_use:
+            zapped += (
+                f" ({self.roots_zapped_in_use} of them roots in use, which are zapped once more when unused)"
+            )
+        lines.append(f"  shadow pages: {self.pages_created} created, {self.pages_found} found, {zapped}")
         lines.append(
             f"  MMIO SPTEs: {self.mmio_marks} marked, {self.mmio_hits} hit, {self.mmio_stale_checks} found stale"
         )
-        lines.append(f"  whole-MMU zaps: {self.zap_alls}")
+        lines.append(
+            f"  whole-MMU zaps: {self.zap_alls if self.shows_zap_alls else 'no tracepoint for them in this kernel'}"
+        )
         if self.generations:
             gens = sorted(self.generations)
-            lines.append(f"  memslot generations seen: {len(gens)}, {gens[0]:#x} to {gens[-1]:#x}")
+            lines.append(
+                f"  memslot generations seen by MMIO SPTEs: {len(gens)}, {gens[0]:#x} to {gens[-1]:#x}"
+            )
+        if self.last_update_gen is not None:
+            lines.append(
+                f"  memslot arrays installed: {self.memslot_updates}, the last of generation {self.last_update_gen:#x}"
+            )
         lines.extend(f"  {count:>10}  {event}" for event, count in _by_count(self.events.items()))
         lines.extend(
             f"  {count:>10}  {event} (other event, kept as text)"
