@@ -85,6 +85,23 @@ impl ActivePages {
         self.links[page.at()].is_mmio_cached = true;
     }
 
+    /// Goes on from a page of the list, itself included, until one was ever given an MMIO SPTE, at most so far: how many
+    /// were looked at; the page found, if one was; the next to look at, if none was and the list goes on.
+    #[must_use]
+    pub fn scan_mmio_cached(&self, from: PageIdx, is_backward: bool, most: u64) -> (u64, PageIdx, PageIdx) {
+        let mut page = from;
+        let mut seen = 0;
+        while page != PageIdx::NONE && seen < most {
+            let link = &self.links[page.at()];
+            seen += 1;
+            if link.is_mmio_cached {
+                return (seen, page, PageIdx::NONE);
+            }
+            page = if is_backward { link.prev } else { link.next };
+        }
+        (seen, PageIdx::NONE, page)
+    }
+
     /// Puts a new page at the head.
     pub fn push_head(&mut self, page: PageIdx) {
         if self.links.len() <= page.at() {

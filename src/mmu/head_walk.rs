@@ -23,6 +23,10 @@ impl MmuState {
             let first = spec.index(walk.start, walk.level);
             let len = spec.index(walk.end, walk.level).wrapping_sub(first).wrapping_add(1);
             while walk.done < len {
+                if self.slice.is_over() {
+                    return Step::Slice;
+                }
+                self.slice.spend(1);
                 let index = first.wrapping_add(walk.done);
                 let absent =
                     self.slot_body(slot).rmap[usize::from(walk.level) - 1].absent_from(index).min(len - walk.done);

@@ -7,7 +7,7 @@
 //! Words (encodings) know no structures, nouns (structures) know no operations, verbs (operations) know no caller:
 //! words `addr level access role generation spte plan profile config views work stats error`,
 //! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slots host_memory lock_polls tlb vcpu_mmu
-//! invalid_list events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
+//! invalid_list slice events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
 //! direct_page_fault direct_map
 //! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot audit`.
 
@@ -38,6 +38,7 @@ mod page_hash;
 pub mod pte_list;
 mod runs;
 mod saved;
+mod slice;
 mod slots;
 mod spte_table;
 mod state;
@@ -393,12 +394,17 @@ impl Mmu {
         self.state.polls.breaks()
     }
 
+    /// Work that may drop the lock also comes back after about so many steps, as [`Progress::Slice`]; 0 (at first): never.
+    pub const fn set_slice(&mut self, steps: u64) {
+        self.state.slice.set(steps);
+    }
+
     /// Starts work that may drop the lock.
     pub fn start(&mut self, task: Task) -> Result<Progress> {
         self.state.start(task)
     }
 
-    /// Goes on after a lock break.
+    /// Goes on after a lock break or a slice.
     pub fn resume(&mut self, run: RunId) -> Result<Progress> {
         self.state.resume(run)
     }

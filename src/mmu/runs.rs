@@ -12,7 +12,7 @@ use super::plan::ZapPlan;
 use super::views::{RunOutcome, RunReport};
 use super::work::Work;
 
-/// Runs that wait at a lock break, and batches begun by the caller.
+/// Runs that wait at a lock break or the end of a slice, and batches begun by the caller.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Runs {
     pub waiting: BTreeMap<u32, Run>,
@@ -78,6 +78,8 @@ pub(super) struct Run {
     pub invalid: InvalidList,
     /// Prepared pages go to the VM's own list, where the shrinker finds them.
     pub is_list_shared: bool,
+    /// It waits at the end of a slice: the lock is not dropped, and its account stays open.
+    pub is_sliced: bool,
     pub account: Account,
 }
 
@@ -202,9 +204,10 @@ pub(super) struct HeadWalk {
     pub flush: bool,
 }
 
-/// Whether a piece of work ended or waits for the lock.
+/// Whether a piece of work ended, waits for the lock, or lets its caller look for signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Done,
     LockBreak,
+    Slice,
 }

@@ -25,14 +25,19 @@ impl MmuState {
             }
         }
         if !flush.is_walked {
-            if self.walk_heads(&mut flush.walk) == Step::LockBreak {
-                return Step::LockBreak;
+            let step = self.walk_heads(&mut flush.walk);
+            if step != Step::Done {
+                return step;
             }
             flush.is_walked = true;
         }
         let candidates = self.pages_between(flush);
         let mut next = 0;
         while flush.done < flush.npages {
+            if self.slice.is_over() {
+                return Step::Slice;
+            }
+            self.slice.spend(1);
             let gap = match &candidates {
                 Some(gfns) => gfns.get(next).map_or(flush.npages, |&at| at) - flush.done,
                 None => 0,
@@ -129,8 +134,9 @@ impl MmuState {
         flush_after: Option<(Gfn, u64)>,
         run: &mut Run,
     ) -> Step {
-        if self.walk_heads(walk) == Step::LockBreak {
-            return Step::LockBreak;
+        let step = self.walk_heads(walk);
+        if step != Step::Done {
+            return step;
         }
         if walk.flush
             && let Some((gfn, pages)) = flush_after
@@ -155,8 +161,9 @@ impl MmuState {
     pub(super) fn drive_range(&mut self, range: &mut RangeRun) -> Step {
         loop {
             if let Some(walk) = &mut range.walk {
-                if self.walk_heads(walk) == Step::LockBreak {
-                    return Step::LockBreak;
+                let step = self.walk_heads(walk);
+                if step != Step::Done {
+                    return step;
                 }
                 range.flush |= walk.flush;
                 range.walk = None;

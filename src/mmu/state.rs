@@ -16,6 +16,7 @@ use super::page_arena::{PageArena, PageIdx, Sptep};
 use super::page_hash::PageHash;
 use super::pte_list::PteLists;
 use super::runs::Runs;
+use super::slice::Slice;
 use super::slots::{AddressSpace, SlotAt};
 use super::spte::masks::Masks;
 use super::stats::Stats;
@@ -64,6 +65,7 @@ pub struct MmuState {
     /// New dirty bitmaps start full (`KVM_DIRTY_LOG_INITIALLY_SET`).
     pub(super) is_log_initially_set: bool,
     pub(super) runs: Runs,
+    pub(super) slice: Slice,
 }
 
 impl MmuState {
@@ -103,6 +105,7 @@ impl MmuState {
             is_root_leaked: false,
             is_log_initially_set: false,
             runs: Runs::default(),
+            slice: Slice::default(),
             config,
         })
     }

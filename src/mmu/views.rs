@@ -173,7 +173,7 @@ pub enum Task {
     },
 }
 
-/// Names a run that waits at a lock break.
+/// Names a run that waits at a lock break or the end of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunId(pub u32);
 
@@ -189,6 +189,8 @@ pub enum Progress {
     Done(RunReport),
     /// The lock is dropped; do what others would do and resume.
     LockBreak(RunId),
+    /// It has been long, and holds the lock: look for signals, then resume or abandon, and do nothing else to the VM.
+    Slice(RunId),
 }
 
 /// How a run ended.

@@ -18,6 +18,9 @@ use super::runs::{Account, Handler, HeadWalk, Kind, ListRun, Noted, Phase, Range
 use super::state::MmuState;
 use super::views::{Prepared, Progress, RunId, RunOutcome, RunReport, Task};
 
+/// Steps of a slice that a prepare counts, beside the entries it clears.
+const PREPARE_STEPS: u64 = 8;
+
 impl MmuState {
     /// Starts a task and goes on until it ends or the lock is dropped.
     pub(super) fn start(&mut self, task: Task) -> Result<Progress> {
@@ -33,7 +36,7 @@ impl MmuState {
             Task::SlotWalk { as_id, id, what } => self.slot_walk_run(as_id, id, what)?,
             Task::ZapGfnRange { start, end } => Kind::Range(self.range_run(Gfn(start), Gfn(end))),
         };
-        let run = Run { kind, invalid: InvalidList::default(), is_list_shared, account };
+        let run = Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, account };
         let id = self.runs.next;
         self.runs.next = id.wrapping_add(1);
         Ok(self.drive(id, run))
@@ -41,15 +44,25 @@ impl MmuState {
 
     /// Takes the lock again and goes on.
     pub(super) fn resume(&mut self, id: RunId) -> Result<Progress> {
-        let mut run = self.runs.waiting.remove(&id.0).ok_or(Error::Run(id.0))?;
-        run.account.segment = self.work;
+        let run = self.take_waiting(id)?;
         Ok(self.drive(id.0, run))
+    }
+
+    /// Takes a waiting run; what others did while the lock was dropped is not its work.
+    fn take_waiting(&mut self, id: RunId) -> Result<Run> {
+        let mut run = self.runs.waiting.remove(&id.0).ok_or(Error::Run(id.0))?;
+        if !std::mem::take(&mut run.is_sliced) {
+            run.account.segment = self.work;
+        }
+        Ok(run)
     }
 
     /// Ends a waiting run; what it prepared is flushed and freed.
     pub(super) fn abandon(&mut self, id: RunId) -> Result<RunReport> {
-        let mut run = self.runs.waiting.remove(&id.0).ok_or(Error::Run(id.0))?;
-        run.account.segment = self.work;
+        let mut run = self.take_waiting(id)?;
+        if matches!(&run.kind, Kind::List(list) if list.plan.bump_valid_gen) && self.config.kernel.valid_gen_toggles {
+            self.zap_what_is_obsolete(&mut run);
+        }
         self.commit_run(&mut run);
         if let Kind::Slot { walk, .. } | Kind::SlotFlush(SlotFlush { walk, .. }) = &run.kind
             && walk.flush
@@ -66,7 +79,19 @@ impl MmuState {
         Ok(run.account.report())
     }
 
+    /// Of one bit of a generation only the next step is safe: a page left behind now would look valid after it.
+    fn zap_what_is_obsolete(&mut self, run: &mut Run) {
+        let pages: Vec<PageIdx> = self.active.iter().filter(|&page| self.is_obsolete(page)).collect();
+        for page in pages {
+            let is_invalid = self.arena.key(page).role.invalid();
+            if self.arena.page(page).place == Place::Active && !is_invalid {
+                self.prepare_in_run(page, run);
+            }
+        }
+    }
+
     fn drive(&mut self, id: u32, mut run: Run) -> Progress {
+        self.slice.begin();
         // The kind is taken out so that the steps can use the rest of the run.
         let mut kind = std::mem::replace(&mut run.kind, Kind::Range(RangeRun::nothing()));
         let step = match &mut kind {
@@ -76,10 +101,15 @@ impl MmuState {
             Kind::Range(range) => self.drive_range(range),
         };
         run.kind = kind;
+        if step == Step::Slice {
+            run.is_sliced = true;
+            self.runs.waiting.insert(id, run);
+            return Progress::Slice(RunId(id));
+        }
         run.account.close(&self.work);
         match step {
             Step::Done => Progress::Done(run.account.report()),
-            Step::LockBreak => {
+            Step::LockBreak | Step::Slice => {
                 run.account.lock_breaks += 1;
                 self.runs.waiting.insert(id, run);
                 Progress::LockBreak(RunId(id))
@@ -250,6 +280,28 @@ impl MmuState {
             }
     }
 
+    /// Visits the page and, where the plan wants only flagged ones, those after it up to the first that has the flag:
+    /// between two prepares no page leaves the list. The page to look at, if there is one before the list or the slice ends.
+    fn visit(&mut self, list: &mut ListRun, noted: Noted) -> Option<Noted> {
+        let walk = list.plan.walk;
+        let is_scan = list.plan.only == Only::MmioCached && walk != Walk::Index && list.plan.stop == Stop::None;
+        let (visited, found, after) = if is_scan {
+            self.active.scan_mmio_cached(noted.page, walk == Walk::Tail, self.slice.left())
+        } else {
+            (1, noted.page, PageIdx::NONE)
+        };
+        list.step += visited;
+        self.stats.walk_visited = self.stats.walk_visited.wrapping_add_unsigned(visited);
+        self.work.walk_visited += visited;
+        self.slice.spend(visited);
+        if found == PageIdx::NONE {
+            list.next = self.note(after);
+            return None;
+        }
+        list.next = self.next_of(walk, found);
+        if found == noted.page { Some(noted) } else { self.note(found) }
+    }
+
     fn restart_phase(&mut self, is_restart: bool) -> Phase {
         if is_restart {
             self.work.restarts += 1;
@@ -272,18 +324,19 @@ impl MmuState {
                     list.phase = Phase::Visit;
                 }
                 Phase::Visit => {
+                    if self.slice.is_over() {
+                        return Step::Slice;
+                    }
                     if std::mem::take(&mut list.is_interrupted) && list.plan.walk == Walk::Index {
                         list.next = self.first_not_passed(&list.passed);
                     }
                     let Some(noted) = list.next else { break };
-                    list.step += 1;
                     if !self.is_listed(list.plan.walk, noted) {
+                        list.step += 1;
                         run.account.outcome = RunOutcome::StaleNext { page: noted.id, step: list.step };
                         break;
                     }
-                    self.stats.walk_visited += 1;
-                    self.work.walk_visited += 1;
-                    list.next = self.next_of(list.plan.walk, noted.page);
+                    let Some(noted) = self.visit(list, noted) else { continue };
                     if list.plan.stop == Stop::FirstNotObsolete && !self.is_obsolete(noted.page) {
                         break;
                     }
@@ -349,7 +402,9 @@ impl MmuState {
 
     /// Prepares a page and decides how the walk goes on; whether the lock is dropped.
     fn prepare_noted(&mut self, list: &mut ListRun, noted: Noted, run: &mut Run) -> bool {
+        let before = self.work.sptes_cleared;
         let prepared = self.prepare_in_run(noted.page, run);
+        self.slice.spend(PREPARE_STEPS.saturating_add(self.work.sptes_cleared.wrapping_sub(before)));
         if prepared.is_list_unstable || !self.config.kernel.batch_counts_unstable {
             list.batch += u64::from(prepared.nr_zapped);
         }

@@ -1,7 +1,13 @@
 //! `_core.Mmu`: one VM's MMU behind a lock. Every method converts, releases the GIL, locks, calls one facade method and
-//! maps its error; the lock is never held while Python code runs.
+//! maps its error.
+//!
+//! The lock is held while Python code runs in one place: a run that takes long looks for signals. A signal handler that
+//! then calls the same VM is refused, for the run holds `mmu_lock`.
+//!
+//! Long: one method for each of the facade's, and nothing else.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::ThreadId;
 
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -9,12 +15,15 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, Error, Family, HostLookup, KernelProfile, RunId, SlotChange, SlotSpec, Task, ZapPlan,
-    named_masks,
+    self, BatchId, Config, Error, Family, HostLookup, KernelProfile, Progress, RunId, SlotChange, SlotSpec, Task,
+    ZapPlan, named_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
 const CHUNK: usize = 1 << 15;
+
+/// Steps of a run between two looks for Ctrl-C: some milliseconds.
+const SLICE: u64 = 1 << 21;
 
 /// One row of each result column.
 type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>);
@@ -33,15 +42,38 @@ pub struct ActiveWalk {
 #[pyclass(frozen, module = "kvm_mmu._core")]
 pub struct Mmu {
     state: Mutex<mmu::Mmu>,
+    /// The thread that looks for signals with the lock held.
+    attending: Mutex<Option<ThreadId>>,
 }
 
+/// The thread's own signal handler called a VM in the middle of its run.
+struct Held;
+
 impl Mmu {
-    fn lock(&self) -> MutexGuard<'_, mmu::Mmu> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn over(mut mmu: mmu::Mmu) -> Self {
+        mmu.set_slice(SLICE);
+        Self { state: Mutex::new(mmu), attending: Mutex::new(None) }
     }
 
-    fn call<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut mmu::Mmu) -> T + Send) -> T {
-        py.detach(|| work(&mut self.lock()))
+    fn lock(&self) -> Result<MutexGuard<'_, mmu::Mmu>, Held> {
+        match self.state.try_lock() {
+            Ok(guard) => return Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if *self.attending.lock().unwrap_or_else(PoisonError::into_inner) == Some(std::thread::current().id()) {
+            return Err(Held);
+        }
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn call<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut mmu::Mmu) -> T + Send) -> PyResult<T> {
+        py.detach(|| self.lock().map(|mut mmu| work(&mut mmu))).map_err(|Held| {
+            errors::run_state(
+                py,
+                "this VM is in the middle of a run: a signal handler cannot use it until the run ends",
+            )
+        })
     }
 
     fn try_call<T: Send>(
@@ -49,12 +81,44 @@ impl Mmu {
         py: Python<'_>,
         work: impl FnOnce(&mut mmu::Mmu) -> Result<T, Error> + Send,
     ) -> PyResult<T> {
-        self.call(py, work).map_err(|error| errors::from_core(py, &error))
+        self.call(py, work)?.map_err(|error| errors::from_core(py, &error))
     }
 
-    fn start<'py>(&self, py: Python<'py>, task: Task) -> PyResult<Bound<'py, PyTuple>> {
-        let progress = self.try_call(py, |mmu| mmu.start(task))?;
-        reports::progress(py, &progress)
+    /// Runs the signal handlers of Python, in the main thread; their exception.
+    fn attend(&self) -> PyResult<()> {
+        let note = |thread| *self.attending.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+        note(Some(std::thread::current().id()));
+        let answer = Python::attach(|py| {
+            py.check_signals()?;
+            Ok(())
+        });
+        note(None);
+        answer
+    }
+
+    /// To the next lock break or the end, with a look for signals now and then: an exception gives the run up.
+    fn advance<'py>(
+        &self,
+        py: Python<'py>,
+        begin: impl FnOnce(&mut mmu::Mmu) -> Result<Progress, Error> + Send,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let advanced = self.try_call(py, |mmu| {
+            let mut progress = begin(mmu)?;
+            loop {
+                // Also at the end: the interpreter would raise there, and nobody would know of the run that waits.
+                let answer = self.attend();
+                match (progress, answer) {
+                    (Progress::Slice(run) | Progress::LockBreak(run), Err(exception)) => {
+                        mmu.abandon(run)?;
+                        return Ok(Err(exception));
+                    }
+                    (Progress::Done(_), Err(exception)) => return Ok(Err(exception)),
+                    (Progress::Slice(run), Ok(())) => progress = mmu.resume(run)?,
+                    (Progress::LockBreak(_) | Progress::Done(_), Ok(())) => return Ok(Ok(progress)),
+                }
+            }
+        });
+        reports::progress(py, &advanced??)
     }
 }
 
@@ -109,11 +173,11 @@ impl Mmu {
             mmio_caching,
             guest_paging,
         };
-        Ok(Self { state: Mutex::new(mmu::Mmu::new(config).map_err(core)?) })
+        Ok(Self::over(mmu::Mmu::new(config).map_err(core)?))
     }
 
-    fn clone(&self, py: Python<'_>) -> Self {
-        Self { state: Mutex::new(self.call(py, |mmu| mmu.clone())) }
+    fn clone(&self, py: Python<'_>) -> PyResult<Self> {
+        Ok(Self::over(self.call(py, |mmu| mmu.clone())?))
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>, note: &str) -> PyResult<Bound<'py, PyBytes>> {
@@ -125,7 +189,7 @@ impl Mmu {
     fn from_bytes(py: Python<'_>, bytes: &Bound<'_, PyBytes>) -> PyResult<(Self, String)> {
         let bytes = bytes.as_bytes();
         let (mmu, note) = py.detach(|| mmu::Mmu::from_bytes(bytes)).map_err(|error| errors::from_core(py, &error))?;
-        Ok((Self { state: Mutex::new(mmu) }, note))
+        Ok((Self::over(mmu), note))
     }
 
     // -- guest side ---------------------------------------------------------------------------------------------
@@ -278,7 +342,7 @@ impl Mmu {
         Ok(found.into_iter().map(|s| (s.id, s.base, s.npages, s.hva, s.flags)).collect())
     }
 
-    fn total_slot_pages(&self, py: Python<'_>) -> u64 {
+    fn total_slot_pages(&self, py: Python<'_>) -> PyResult<u64> {
         self.call(py, |mmu| mmu.total_slot_pages())
     }
 
@@ -286,19 +350,19 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.change_mmu_pages(goal))
     }
 
-    fn requested_mmu_pages(&self, py: Python<'_>) -> u64 {
+    fn requested_mmu_pages(&self, py: Python<'_>) -> PyResult<u64> {
         self.call(py, |mmu| mmu.requested_mmu_pages())
     }
 
-    fn set_requested_mmu_pages(&self, py: Python<'_>, n: u64) {
-        self.call(py, |mmu| mmu.set_requested_mmu_pages(n));
+    fn set_requested_mmu_pages(&self, py: Python<'_>, n: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_requested_mmu_pages(n))
     }
 
-    fn set_max_raw(&self, py: Python<'_>, n: u64) {
-        self.call(py, |mmu| mmu.set_max_raw(n));
+    fn set_max_raw(&self, py: Python<'_>, n: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_max_raw(n))
     }
 
-    fn shrink(&self, py: Python<'_>, nr_to_scan: u64) -> u64 {
+    fn shrink(&self, py: Python<'_>, nr_to_scan: u64) -> PyResult<u64> {
         self.call(py, |mmu| mmu.shrink(nr_to_scan))
     }
 
@@ -308,46 +372,44 @@ impl Mmu {
 
     // -- what the policy did, for the event log -----------------------------------------------------------------
 
-    fn push_memslots_updated(&self, py: Python<'_>, generation: u64) {
-        self.call(py, |mmu| mmu.push_memslots_updated(generation));
+    fn push_memslots_updated(&self, py: Python<'_>, generation: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.push_memslots_updated(generation))
     }
 
-    fn push_invalidate_mmio(&self, py: Python<'_>, generation: u64) {
-        self.call(py, |mmu| mmu.push_invalidate_mmio(generation));
+    fn push_invalidate_mmio(&self, py: Python<'_>, generation: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.push_invalidate_mmio(generation))
     }
 
-    fn push_flush_shadow_memslot(&self, py: Python<'_>) {
-        self.call(py, mmu::Mmu::push_flush_shadow_memslot);
+    fn push_flush_shadow_memslot(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, mmu::Mmu::push_flush_shadow_memslot)
     }
 
     // -- host memory, notifiers, dirty log ----------------------------------------------------------------------
 
     fn set_host_state(&self, py: Python<'_>, hva: u64, npages: u64, state: &str) -> PyResult<()> {
         let state = arguments::host_state(py, state)?;
-        self.call(py, |mmu| mmu.set_host_state(hva, npages, state));
-        Ok(())
+        self.call(py, |mmu| mmu.set_host_state(hva, npages, state))
     }
 
     fn set_host_huge(&self, py: Python<'_>, hva: u64, npages: u64, kind: &str) -> PyResult<()> {
         let kind = arguments::host_huge(py, kind)?;
-        self.call(py, |mmu| mmu.set_host_huge(hva, npages, kind));
-        Ok(())
+        self.call(py, |mmu| mmu.set_host_huge(hva, npages, kind))
     }
 
-    fn unmap_hva(&self, py: Python<'_>, start: u64, end: u64) {
-        self.call(py, |mmu| mmu.unmap_hva(start, end));
+    fn unmap_hva(&self, py: Python<'_>, start: u64, end: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.unmap_hva(start, end))
     }
 
-    fn age_hva(&self, py: Python<'_>, start: u64, end: u64, flush: bool) -> i32 {
+    fn age_hva(&self, py: Python<'_>, start: u64, end: u64, flush: bool) -> PyResult<i32> {
         self.call(py, |mmu| mmu.age_hva(start, end, flush))
     }
 
-    fn test_age_hva(&self, py: Python<'_>, hva: u64) -> i32 {
+    fn test_age_hva(&self, py: Python<'_>, hva: u64) -> PyResult<i32> {
         self.call(py, |mmu| mmu.test_age_hva(hva))
     }
 
-    fn change_pte(&self, py: Python<'_>, hva: u64, pfn: u64, write: bool) {
-        self.call(py, |mmu| mmu.change_pte(hva, pfn, write));
+    fn change_pte(&self, py: Python<'_>, hva: u64, pfn: u64, write: bool) -> PyResult<()> {
+        self.call(py, |mmu| mmu.change_pte(hva, pfn, write))
     }
 
     fn get_dirty_log(&self, py: Python<'_>, as_id: u8, id: u32, manual: bool) -> PyResult<(i32, Vec<u64>)> {
@@ -377,12 +439,12 @@ impl Mmu {
     }
 
     #[getter]
-    fn dirty_log_initially_set(&self, py: Python<'_>) -> bool {
+    fn dirty_log_initially_set(&self, py: Python<'_>) -> PyResult<bool> {
         self.call(py, |mmu| mmu.is_dirty_log_initially_set())
     }
 
-    fn set_dirty_log_initially_set(&self, py: Python<'_>, on: bool) {
-        self.call(py, |mmu| mmu.set_dirty_log_initially_set(on));
+    fn set_dirty_log_initially_set(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_dirty_log_initially_set(on))
     }
 
     fn gfn_write_protect(&self, py: Python<'_>, as_id: u8, gfn: u64) -> PyResult<i32> {
@@ -395,16 +457,16 @@ impl Mmu {
 
     // -- what may drop the lock ---------------------------------------------------------------------------------
 
-    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64) {
-        self.call(py, |mmu| mmu.set_lock_break(cond, need));
+    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_lock_break(cond, need))
     }
 
-    fn push_nested_begin(&self, py: Python<'_>, kind: u8) {
-        self.call(py, |mmu| mmu.push_nested_begin(kind));
+    fn push_nested_begin(&self, py: Python<'_>, kind: u8) -> PyResult<()> {
+        self.call(py, |mmu| mmu.push_nested_begin(kind))
     }
 
-    fn push_nested_end(&self, py: Python<'_>, kind: u8) {
-        self.call(py, |mmu| mmu.push_nested_end(kind));
+    fn push_nested_end(&self, py: Python<'_>, kind: u8) -> PyResult<()> {
+        self.call(py, |mmu| mmu.push_nested_end(kind))
     }
 
     #[pyo3(signature = (plan, slot=None, gfn_range=None))]
@@ -416,21 +478,20 @@ impl Mmu {
         gfn_range: Option<(u64, u64)>,
     ) -> PyResult<Bound<'py, PyTuple>> {
         let plan: ZapPlan = arguments::zap_plan(plan)?;
-        self.start(py, Task::Zap { plan, slot, range: gfn_range })
+        self.advance(py, |mmu| mmu.start(Task::Zap { plan, slot, range: gfn_range }))
     }
 
     fn start_slot_walk<'py>(&self, py: Python<'py>, as_id: u8, id: u32, what: &str) -> PyResult<Bound<'py, PyTuple>> {
         let what = arguments::slot_walk(py, what)?;
-        self.start(py, Task::SlotWalk { as_id, id, what })
+        self.advance(py, |mmu| mmu.start(Task::SlotWalk { as_id, id, what }))
     }
 
     fn start_zap_gfn_range<'py>(&self, py: Python<'py>, start: u64, end: u64) -> PyResult<Bound<'py, PyTuple>> {
-        self.start(py, Task::ZapGfnRange { start, end })
+        self.advance(py, |mmu| mmu.start(Task::ZapGfnRange { start, end }))
     }
 
     fn resume<'py>(&self, py: Python<'py>, run: u32) -> PyResult<Bound<'py, PyTuple>> {
-        let progress = self.try_call(py, |mmu| mmu.resume(RunId(run)))?;
-        reports::progress(py, &progress)
+        self.advance(py, |mmu| mmu.resume(RunId(run)))
     }
 
     fn abandon<'py>(&self, py: Python<'py>, run: u32) -> PyResult<Bound<'py, PyDict>> {
@@ -438,7 +499,7 @@ impl Mmu {
         reports::run_report(py, &report)
     }
 
-    fn batch_begin(&self, py: Python<'_>) -> u32 {
+    fn batch_begin(&self, py: Python<'_>) -> PyResult<u32> {
         self.call(py, |mmu| mmu.batch_begin().0)
     }
 
@@ -452,47 +513,48 @@ impl Mmu {
         reports::run_report(py, &report)
     }
 
-    fn active_walk(&self, py: Python<'_>, from_tail: bool) -> ActiveWalk {
-        let first = self.call(py, |mmu| mmu.active_begin(from_tail));
-        ActiveWalk { next: Mutex::new(first), from_tail }
+    fn active_walk(&self, py: Python<'_>, from_tail: bool) -> PyResult<ActiveWalk> {
+        let first = self.call(py, |mmu| mmu.active_begin(from_tail))?;
+        Ok(ActiveWalk { next: Mutex::new(first), from_tail })
     }
 
     fn active_walk_next(&self, py: Python<'_>, walk: &ActiveWalk) -> PyResult<Option<u32>> {
-        let mut next = walk.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(page) = *next else { return Ok(None) };
-        let after = self.call(py, |mmu| mmu.active_visit(page, walk.from_tail)).map_err(|_| {
+        // Not locked over the call: that waits for the VM, and others may hold that and wait for the GIL.
+        let next = || walk.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(page) = *next() else { return Ok(None) };
+        let after = self.call(py, |mmu| mmu.active_visit(page, walk.from_tail))?.map_err(|_| {
             errors::stale_next(
                 py,
                 format!("shadow page {page} has left the active list while the walk had it cached as its next"),
             )
         })?;
-        *next = after;
+        *next() = after;
         Ok(Some(page))
     }
 
     // -- observers ----------------------------------------------------------------------------------------------
 
     fn page<'py>(&self, py: Python<'py>, id: u32) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let view = self.call(py, |mmu| mmu.page(id));
+        let view = self.call(py, |mmu| mmu.page(id))?;
         view.map(|view| reports::page(py, &view)).transpose()
     }
 
     fn page_facts(&self, py: Python<'_>, id: u32) -> PyResult<[bool; 4]> {
-        self.call(py, |mmu| mmu.page_facts(id))
+        self.call(py, |mmu| mmu.page_facts(id))?
             .ok_or_else(|| errors::usage(py, format!("shadow page {id}: there is no such page")))
     }
 
     #[getter]
-    fn paused_runs(&self, py: Python<'_>) -> usize {
+    fn paused_runs(&self, py: Python<'_>) -> PyResult<usize> {
         self.call(py, |mmu| mmu.nr_paused_runs())
     }
 
-    fn active_page_ids(&self, py: Python<'_>) -> Vec<u32> {
+    fn active_page_ids(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
         self.call(py, |mmu| mmu.active_page_ids())
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (stats, used, max) = self.call(py, |mmu| (mmu.stats(), mmu.used_mmu_pages(), mmu.max_mmu_pages()));
+        let (stats, used, max) = self.call(py, |mmu| (mmu.stats(), mmu.used_mmu_pages(), mmu.max_mmu_pages()))?;
         let dict = PyDict::new(py);
         for (name, value) in stats.named() {
             dict.set_item(name, value)?;
@@ -503,12 +565,12 @@ impl Mmu {
     }
 
     fn work<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let work = self.call(py, |mmu| mmu.work());
+        let work = self.call(py, |mmu| mmu.work())?;
         reports::work(py, &work)
     }
 
     fn masks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let masks = self.call(py, |mmu| named_masks(mmu.masks()));
+        let masks = self.call(py, |mmu| named_masks(mmu.masks()))?;
         let dict = PyDict::new(py);
         for (name, value) in masks {
             dict.set_item(name, value)?;
@@ -517,7 +579,7 @@ impl Mmu {
     }
 
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let config = self.call(py, |mmu| mmu.config().clone());
+        let config = self.call(py, |mmu| mmu.config().clone())?;
         let dict = PyDict::new(py);
         dict.set_item("family", config.family.name())?;
         dict.set_item("phys_bits", config.phys_bits)?;
@@ -535,46 +597,47 @@ impl Mmu {
     }
 
     #[getter]
-    fn family(&self, py: Python<'_>) -> &'static str {
+    fn family(&self, py: Python<'_>) -> PyResult<&'static str> {
         self.call(py, |mmu| mmu.config().family.name())
     }
 
     #[getter]
-    fn nr_vcpus(&self, py: Python<'_>) -> u16 {
+    fn nr_vcpus(&self, py: Python<'_>) -> PyResult<u16> {
         self.call(py, |mmu| mmu.config().vcpus)
     }
 
     #[getter]
-    fn nr_active_pages(&self, py: Python<'_>) -> usize {
+    fn nr_active_pages(&self, py: Python<'_>) -> PyResult<usize> {
         self.call(py, |mmu| mmu.nr_active_pages())
     }
 
-    fn events_json(&self, py: Python<'_>) -> String {
+    fn events_json(&self, py: Python<'_>) -> PyResult<String> {
         self.call(py, |mmu| mmu.events_json())
     }
 
-    fn events_json_rich(&self, py: Python<'_>) -> String {
+    fn events_json_rich(&self, py: Python<'_>) -> PyResult<String> {
         self.call(py, |mmu| mmu.events_json_rich())
     }
 
-    fn clear_events(&self, py: Python<'_>) {
-        self.call(py, mmu::Mmu::clear_events);
+    fn clear_events(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, mmu::Mmu::clear_events)
     }
 
-    fn state_json(&self, py: Python<'_>) -> String {
+    fn state_json(&self, py: Python<'_>) -> PyResult<String> {
         self.call(py, |mmu| mmu.state_json())
     }
 
-    fn digest(&self, py: Python<'_>) -> String {
+    fn digest(&self, py: Python<'_>) -> PyResult<String> {
         self.call(py, |mmu| mmu.digest())
     }
 
-    fn audit(&self, py: Python<'_>) -> Vec<(&'static str, String)> {
-        self.call(py, |mmu| mmu.audit()).into_iter().map(|found| (found.invariant, found.detail)).collect()
+    fn audit(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, String)>> {
+        let found = self.call(py, |mmu| mmu.audit())?;
+        Ok(found.into_iter().map(|found| (found.invariant, found.detail)).collect())
     }
 
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let report = self.call(py, |mmu| mmu.memory());
+        let report = self.call(py, |mmu| mmu.memory())?;
         reports::memory(py, &report)
     }
 }

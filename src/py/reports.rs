@@ -38,7 +38,8 @@ pub fn run_report<'py>(py: Python<'py>, report: &RunReport) -> PyResult<Bound<'p
 /// (run, None) at a lock break, (None, report) at the end.
 pub fn progress<'py>(py: Python<'py>, progress: &Progress) -> PyResult<Bound<'py, PyTuple>> {
     match progress {
-        Progress::LockBreak(run) => (Some(run.0), None::<u8>).into_pyobject(py),
+        // A run that waits, for whatever; the border itself goes on after a slice.
+        Progress::LockBreak(run) | Progress::Slice(run) => (Some(run.0), None::<u8>).into_pyobject(py),
         Progress::Done(report) => (None::<u32>, Some(run_report(py, report)?)).into_pyobject(py),
     }
 }

@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, str]] = [
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slots vcpu_mmu tlb"
-        " host_memory guest_memory invalid_list runs lock_polls spte_table stats events state",
+        " host_memory guest_memory invalid_list runs slice lock_polls spte_table stats events state",
     ),
     (
         "verbs",

@@ -16,6 +16,7 @@ from kvm_mmu.errors import MemslotError
 from kvm_mmu.machine.backend import VmBackend
 from kvm_mmu.machine.generation import GenerationPolicy
 from kvm_mmu.machine.profiles import KernelProfile
+from kvm_mmu.machine.zap_plan import ZapPlan
 from kvm_mmu.types import (
     KVM_ADDRESS_SPACE_NUM,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -32,6 +33,9 @@ KVM_PERMILLE_MMU_PAGES = 20
 KVM_MIN_ALLOC_MMU_PAGES = 64
 #: First host address that user space cannot own (4-level hosts).
 USER_ADDRESS_LIMIT = 0x7FFF_FFFF_F000
+
+#: The shortest way to be rid of every MMIO SPTE, with no lock break.
+MMIO_AT_ONCE = ZapPlan(walk="index", only="mmio_cached", name="mmio-at-once")
 
 Change = Literal["create", "delete", "move", "flags", "none"]
 
@@ -202,10 +206,6 @@ def swap(
     """One publication: the array with the in-flight generation, whatever runs meanwhile, the final generation."""
     in_flight = policy.begin(backend.generation(as_id))
     final = policy.next(in_flight)  # a policy that fails does so before anything is visible
-    if slot is None:
-        backend.remove_slot(as_id, in_flight, slot_id)
-    else:
-        backend.install_slot(as_id, in_flight, slot)
 
     def check(generation: int) -> None:
         if profile.has_probes:
@@ -213,11 +213,16 @@ def swap(
         check_wrap(backend, profile, policy, as_id, generation)
 
     try:
+        if slot is None:
+            backend.remove_slot(as_id, in_flight, slot_id)
+        else:
+            backend.install_slot(as_id, in_flight, slot)
         published()
         policy.conclude(final, lambda generation: backend.set_generation(as_id, generation), check)
     except BaseException:
         # Whatever failed in between, no update is left in flight.
-        backend.set_generation(as_id, final)
+        if backend.generation(as_id) == in_flight:
+            backend.set_generation(as_id, final)
         raise
 
 
@@ -230,7 +235,12 @@ def check_wrap(
     if not policy.is_wrap(generation):
         return False
     policy.wrapped(as_id, generation)
-    backend.zap(profile.wrap)
+    try:
+        backend.zap(profile.wrap)
+    except BaseException:
+        # What an interrupted zap left would look fresh now.
+        backend.zap(MMIO_AT_ONCE)
+        raise
     return True
 
 
@@ -241,23 +251,57 @@ def carry_out(
     request: Request,
     todo: Sequence[Step],
     published: Callable[[], None],
+    old: Slot | None = None,
 ) -> None:
-    """Do the steps. `published` is called after each publication, while its generation is still in flight."""
+    """Do the steps. `published` is called after each publication, while its generation is still in flight.
+
+    An exception (Ctrl-C, a hook that fails) ends the update where it is; `old`, the slot as it was, is published again
+    where the one visible would be half of a change.
+    """
+    visible = old
     for step in todo:
-        if step.what == "swap":
-            swap(backend, profile, policy, request.as_id, request.slot, step.slot, published)
-        elif step.what == "flush_slot":
-            if profile.has_probes:
-                backend.flush_shadow_memslot()
-            backend.zap(profile.slot_removal, slot=(request.as_id, request.slot))
-        elif step.what == "placed":
-            if profile.create_move is not None:
-                backend.zap(profile.create_move)
-        elif step.what == "limit":
-            if backend.requested_mmu_pages() == 0:
-                backend.change_mmu_pages(default_mmu_pages(backend.total_slot_pages()))
-        else:
-            backend.slot_walk(request.as_id, request.slot, step.walk)
+
+        def seen(slot: Slot | None = step.slot) -> None:
+            nonlocal visible
+            visible = slot
+            published()
+
+        try:
+            _carry_out_step(backend, profile, policy, request, step, seen)
+        except BaseException:
+            if old is not None and visible is not None and _is_half_done(old, visible):
+                swap(backend, profile, policy, request.as_id, request.slot, old, lambda: None)
+            raise
+
+
+def _is_half_done(old: Slot, visible: Slot) -> bool:
+    """A slot marked invalid and not yet gone, or one whose log goes on while its pages may still be writable."""
+    is_log_new = visible.flags & ~old.flags & KVM_MEM_LOG_DIRTY_PAGES != 0
+    return visible.flags & KVM_MEMSLOT_INVALID != 0 or (is_log_new and visible.base == old.base)
+
+
+def _carry_out_step(
+    backend: VmBackend,
+    profile: KernelProfile,
+    policy: GenerationPolicy,
+    request: Request,
+    step: Step,
+    published: Callable[[], None],
+) -> None:
+    if step.what == "swap":
+        swap(backend, profile, policy, request.as_id, request.slot, step.slot, published)
+    elif step.what == "flush_slot":
+        if profile.has_probes:
+            backend.flush_shadow_memslot()
+        backend.zap(profile.slot_removal, slot=(request.as_id, request.slot))
+    elif step.what == "placed":
+        if profile.create_move is not None:
+            backend.zap(profile.create_move)
+    elif step.what == "limit":
+        if backend.requested_mmu_pages() == 0:
+            backend.change_mmu_pages(default_mmu_pages(backend.total_slot_pages()))
+    else:
+        backend.slot_walk(request.as_id, request.slot, step.walk)
 
 
 def default_mmu_pages(npages: int) -> int:

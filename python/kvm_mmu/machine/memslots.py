@@ -80,17 +80,18 @@ class Memslots:
 
         Raises:
             MemslotError: refused, with the kernel's errno. Nothing has changed then.
+            KeyboardInterrupt: the slot is as it was, or the whole change is done; mappings may be gone.
         """
         for name, value in (("slot", slot), ("gpa", gpa), ("size", size), ("hva", hva), ("flags", flags)):
             if not isinstance(value, int) or not 0 <= value < 1 << 64:
                 raise UsageError(f"memslot {name}={value!r}: expected an integer from 0 to 2^64-1")
         vm = self._vm
         request = Request(as_id, slot, gpa, size, hva, flags)
-        live = self.of(as_id) if as_id in range(KVM_ADDRESS_SPACE_NUM) else []
-        change, old = memory_region.check(request, live, vm.max_memslots)
-        todo = memory_region.steps(request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set)
         with vm.updating():
-            memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published)
+            live = self.of(as_id) if as_id in range(KVM_ADDRESS_SPACE_NUM) else []
+            change, old = memory_region.check(request, live, vm.max_memslots)
+            todo = memory_region.steps(request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set)
+            memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published, old)
         return change
 
     def create(

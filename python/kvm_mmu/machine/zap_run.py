@@ -23,37 +23,47 @@ class ZapRun:
         self._vm = vm
         self.plan = plan
         self._run, self._report = progress
+        self._is_interrupted = False
 
     def __repr__(self) -> str:
         if self._report is None:
-            return f"<ZapRun {self.plan} paused at a lock break>"
+            return (
+                f"<ZapRun {self.plan} {'interrupted' if self._is_interrupted else 'paused at a lock break'}>"
+            )
         return f"<ZapRun {self.plan} {self.outcome}, {self.nr_zapped} zapped, {self.work['walk_visited']} visited>"
 
     @property
     def paused(self) -> bool:
         """Whether the run waits at a lock break."""
-        return self._report is None
+        return self._run is not None
 
     def resume(self) -> None:
-        """Take the lock again and go on to the next lock break or the end."""
+        """Take the lock again and go on to the next lock break or the end.
+
+        Raises:
+            KeyboardInterrupt, or what a signal handler raises: the run is given up as by `close`, and has no result.
+        """
         if self._run is None:
             raise RunStateError("this run has ended")
-        self._run, self._report = self._vm.core.resume(self._run)
+        run, self._run = self._run, None
+        self._is_interrupted = True
+        self._run, self._report = self._vm.core.resume(run)
+        self._is_interrupted = False
 
     def close(self) -> None:
         """End a paused run: commit what was prepared (flush, then free). Does nothing to a finished one."""
         if self._run is not None:
-            self._report = self._vm.core.abandon(self._run)
-            self._run = None
+            run, self._run = self._run, None
+            self._report = self._vm.core.abandon(run)
 
     def _of(self, key: str) -> Any:
-        if self._report is None:
-            raise RunStateError("the run is paused at a lock break; it has no result yet")
-        return self._report[key]
+        return self.report[key]
 
     @property
     def report(self) -> dict[str, Any]:
         """Everything below as one dict."""
+        if self._is_interrupted:
+            raise RunStateError("the run was interrupted; it has no result")
         if self._report is None:
             raise RunStateError("the run is paused at a lock break; it has no result yet")
         return dict(self._report)

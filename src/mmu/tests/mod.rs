@@ -5,6 +5,7 @@ mod audit;
 mod facade;
 mod newer;
 mod nouns;
+mod slices;
 mod slots;
 mod words;
 mod zap_plan;
@@ -44,7 +45,7 @@ fn finish(mmu: &mut Mmu, task: Task) -> RunReport {
     loop {
         match progress {
             Progress::Done(report) => return report,
-            Progress::LockBreak(run) => progress = mmu.resume(run).expect("the run waits"),
+            Progress::LockBreak(run) | Progress::Slice(run) => progress = mmu.resume(run).expect("the run waits"),
         }
     }
 }
