@@ -38,7 +38,7 @@ def gfn_to_pfn(
     if is_readonly and is_write:
         return PinnedPfn(PFN_RO_FAULT)
     pfn = gfn_to_pfn_in_slot(slot, gfn)
-    hva = pfn << PAGE_SHIFT
+    hva = slot.userspace_addr + (gfn - slot.base_gfn << PAGE_SHIFT)  # a private slot's need not be aligned
     if answer is not None:
         if answer.is_retry:
             return PinnedPfn(PFN_RETRY)
