@@ -53,6 +53,7 @@ class HostMemory:
     ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     pages: dict[int, Residency] = field(default_factory=dict)
     read_only: set[int] = field(default_factory=set)
+    huge: set[tuple[int, int]] = field(default_factory=set)
     _next: int = _FIRST
 
     def hva_of(self, as_id: int, slot_id: int, size: int) -> int:
@@ -76,8 +77,13 @@ class HostMemory:
         return None
 
     def make_huge(self, slot: Slot) -> None:
-        """The slot's memory consists of transparent huge pages."""
-        self.apply({"op": "host_huge", "hva": slot.hva, "npages": slot.npages, "kind": "thp"})
+        """The slot's memory consists of transparent huge pages, from its first use on; those split since stay
+        split."""
+        if (slot.as_id, slot.id) in self.huge:
+            return
+        self.huge.add((slot.as_id, slot.id))
+        npages = max(slot.npages, _PAGES_2M)
+        self.apply({"op": "host_huge", "hva": slot.hva, "npages": npages, "kind": "thp"})
 
     def drop(self, gpa: int, size: int) -> None:
         """The VMM gave the pages back (MADV_DONTNEED): mappings go, huge pages split, pages are absent."""
@@ -89,19 +95,19 @@ class HostMemory:
         count = min((size + 0xFFF) >> 12, (start + length >> 12) - first)
         self._unmap(first, count)
         self._state(first, count, "cow")
-        begin, end = first & -_PAGES_2M, (first + count + _PAGES_2M - 1) & -_PAGES_2M
-        self.apply({"op": "host_huge", "hva": begin << 12, "npages": end - begin, "kind": "none"})
+        self._split(first, count)
         for page in range(first, first + count):
             self.pages[page] = Residency.ABSENT
 
     def protect(self, gpa: int, read_only: bool) -> None:
-        """The VMM changed a page's protection (mprotect): its mapping goes, reads map it read-only while it
-        lasts."""
+        """The VMM changed a page's protection (mprotect): its mapping goes, a huge page splits, reads map the
+        page read-only while it lasts."""
         slot = self.find(gpa >> 12)
         if slot is None:
             return
         page = (slot.hva >> 12) + (gpa >> 12) - slot.base
         self._unmap(page, 1)
+        self._split(page, 1)
         if read_only:
             self.read_only.add(page)
         else:
@@ -148,6 +154,11 @@ class HostMemory:
         self._state(page, 1, "rw")
         del self.pages[page]
         return result
+
+    def _split(self, first: int, count: int) -> None:
+        """Huge pages that were changed in a part of them are mapped by small pages from now on."""
+        begin, end = first & -_PAGES_2M, (first + count + _PAGES_2M - 1) & -_PAGES_2M
+        self.apply({"op": "host_huge", "hva": begin << 12, "npages": end - begin, "kind": "none"})
 
     def _unmap(self, first: int, count: int) -> None:
         self.apply({"op": "unmap_hva", "start": first << 12, "end": first + count << 12})

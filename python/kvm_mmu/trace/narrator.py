@@ -58,6 +58,9 @@ class Narrator:
                     )
                 case ["mark_mmio", _, _, gfn, access, gen]:
                     yield "mark_mmio_spte", self._wording.mark_mmio(_int(gfn), _int(access), _int(gen))
+                case ["set_spte", page, index, gfn, spte, level]:
+                    value, place = _int(spte), _int(page) << 12 | _int(index) << 3
+                    yield "kvm_mmu_set_spte", self._wording.set_spte(_int(gfn), value, _int(level), place)
                 case ["check_mmio", spte, kvm_gen, spte_gen]:
                     yield (
                         "check_mmio_spte",
@@ -79,6 +82,12 @@ class Narrator:
                     body = self._wording.invalidate_zap_all(people.valid_gen, people.used)
                     people.valid_gen += 1
                     yield "kvm_mmu_invalidate_zap_all_pages", body
+                case ["zap_all_fast", valid_gen, used]:
+                    people.valid_gen = _int(valid_gen) ^ 1
+                    yield (
+                        "kvm_mmu_zap_all_fast",
+                        f"kvm-mmu-valid-gen {_int(valid_gen)} used_pages {_int(used):x}",
+                    )
                 case _:
                     pass
 

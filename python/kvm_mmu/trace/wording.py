@@ -66,6 +66,13 @@ class Wording:
         )
 
     @staticmethod
+    def set_spte(gfn: int, value: int, level: int, place: int) -> str:
+        """kvm_mmu_set_spte (v5.3 and later, legacy masks); `place` stands in for the address of the entry."""
+        allowed = "".join(letter if value & bit else "-" for letter, bit in (("r", 1), ("w", 2)))
+        allowed += ("-" if value >> 63 else "x") + ("u" if value & 4 else "-")
+        return f"gfn {gfn:x} spte {value:x} ({allowed}) level {level} at {place:x}"
+
+    @staticmethod
     def invalidate_zap_all(valid_gen: int, used: int) -> str:
         """kvm_mmu_invalidate_zap_all_pages"""
         return f"kvm-mmu-valid-gen {valid_gen:x} used_pages {used:x}"
@@ -86,10 +93,13 @@ def error_flags(error_code: int, kernel: str) -> str:
     return "|".join([*names, *([f"{rest:#x}"] if rest else [])])
 
 
-_WORDINGS = {"v5.0": Wording(gen="x", gpte_bytes=False), "v5.2": Wording(gen=None, gpte_bytes=True)}
-#: Kernels that print the one-bit generation again; the last ones turned the role's bit 4 round.
-_LATER = {
+_WORDINGS = {
+    "v5.0": Wording(gen="x", gpte_bytes=False),
+    "v5.2": Wording(gen=None, gpte_bytes=True),
     "v5.4": Wording(gen="d", gpte_bytes=True),
+}
+#: Later kernels print the one-bit generation as v5.4 does, and turned the role's bit 4 round.
+_LATER = {
     "v6.1": Wording(gen="d", gpte_bytes=True, bit4_is_four=True),
     "v6.12": Wording(gen="d", gpte_bytes=True, bit4_is_four=True),
 }
