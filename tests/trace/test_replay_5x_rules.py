@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from kvm_mmu import reference
+from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host
 from kvm_mmu.trace.replaying import replay
 
@@ -144,3 +145,24 @@ def test_a_changed_protection_splits_a_huge_page(tmp_path: Path, engine: Any, re
     assert [line for line in told if " l1 " in line] == [f"get_page sp {page}"]
     found = ["400 c47 l1 0"] if read_only else ["400 c47 l1 0", "401 c47 l1 1"]
     assert leaves(told)[2:] == [*found, "401 25 l1 1" if read_only else "401 c67 l1 1"]
+
+
+def test_a_range_given_back_costs_no_memory_page_by_page(tmp_path: Path, engine: Any):
+    """A line that gives 256 GiB back once filled a table of its pages; larger slots are refused."""
+    large = slot(1, 0x100000000, 1 << 38)
+    drop = f'"op":"host_dontneed","gpa":"0x100000000","len":"{1 << 38:#x}"'
+    fault = (0x100003000, WRITE)
+    told = outputs(tmp_path, engine, "5.3.1", create_vm(), RAM, large, drop, fault, (0x100004000, READ))
+    assert leaves(told) == ["100003 c67 l1 3", "100004 25 l1 4"]
+    with pytest.raises(TraceError, match="larger than any recording has"):
+        outputs(tmp_path, engine, "5.3.1", create_vm(), RAM, slot(1, 0x100000000, 1 << 39))
+
+
+def test_the_dirty_log_names_the_address_space_above_the_slot(tmp_path: Path, engine: Any):
+    logged, write = slot(1, 0x20000000, 0x1000, flags=1), (0x20000000, WRITE)
+    again = (0x20000000, WRITE | 1)
+    for number, fixed in ((1, 1), (1 << 16 | 1, 0), (2 << 16 | 1, 0), (510, 0)):
+        log = f'"op":"get_dirty_log","slot":{number}'
+        told = outputs(tmp_path, engine, "5.0.1", create_vm(), RAM, logged, write, log, again)
+        # Its leaf lost W, or the write finds it as it was left.
+        assert told[-1].split(" old ")[1].split()[0].endswith("c65" if fixed else "c67")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+
+from kvm_mmu.trace.page_ranges import PageRanges
 
 Op = dict[str, object]
 Apply = Callable[[Op], dict[str, object]]
@@ -21,16 +22,9 @@ Apply = Callable[[Op], dict[str, object]]
 _FIRST = 1 << 36
 _RANGE = 1 << 30
 #: A slot cannot have this size; it is refused whatever its host address.
-_TOO_LARGE = 1 << 43
+TOO_LARGE = 1 << 43
 _PAGES_2M = 512
 _WRITE, _RESERVED = 1 << 1, 1 << 3
-
-
-class Residency(Enum):
-    """A host page that is not simply resident and writable."""
-
-    ABSENT = "absent"
-    ZERO = "zero page"
 
 
 @dataclass
@@ -46,19 +40,20 @@ class Slot:
 
 @dataclass
 class HostMemory:
-    """Host memory behind the slots; pages not listed are resident and writable."""
+    """Host memory behind the slots; pages neither absent nor mapped to the zero page are resident and writable."""
 
     apply: Apply
     slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
     ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    pages: dict[int, Residency] = field(default_factory=dict)
+    absent: PageRanges = field(default_factory=PageRanges)
+    zero: PageRanges = field(default_factory=PageRanges)
     read_only: set[int] = field(default_factory=set)
     huge: set[tuple[int, int]] = field(default_factory=set)
     _next: int = _FIRST
 
     def hva_of(self, as_id: int, slot_id: int, size: int) -> int:
         """The host address of a slot's first page; a slot that is made again gets the same memory."""
-        if size >= _TOO_LARGE:
+        if size >= TOO_LARGE:
             return _FIRST
         start, length = self.ranges.get((as_id, slot_id), (0, 0))
         if length < max(size, 1):
@@ -88,7 +83,7 @@ class HostMemory:
     def drop(self, gpa: int, size: int) -> None:
         """The VMM gave the pages back (MADV_DONTNEED): mappings go, huge pages split, pages are absent."""
         slot = self.find(gpa >> 12)
-        if slot is None:
+        if slot is None or gpa & 0xFFF:
             return
         first = (slot.hva >> 12) + (gpa >> 12) - slot.base
         start, length = self.ranges[slot.as_id, slot.id]
@@ -96,14 +91,14 @@ class HostMemory:
         self._unmap(first, count)
         self._state(first, count, "cow")
         self._split(first, count)
-        for page in range(first, first + count):
-            self.pages[page] = Residency.ABSENT
+        self.absent.add(first, first + count)
+        self.zero.remove(first, first + count)
 
     def protect(self, gpa: int, read_only: bool) -> None:
         """The VMM changed a page's protection (mprotect): its mapping goes, a huge page splits, reads map the
         page read-only while it lasts."""
         slot = self.find(gpa >> 12)
-        if slot is None:
+        if slot is None or gpa & 0xFFF:
             return
         page = (slot.hva >> 12) + (gpa >> 12) - slot.base
         self._unmap(page, 1)
@@ -112,24 +107,25 @@ class HostMemory:
             self.read_only.add(page)
         else:
             self.read_only.discard(page)
-        self._state(page, 1, "cow" if read_only or page in self.pages else "rw")
+        own = page not in self.absent and page not in self.zero
+        self._state(page, 1, "rw" if own and not read_only else "cow")
 
     def fault(self, op: Op, gpa: int, error_code: int) -> dict[str, object]:
         """Apply a fault, with the lookup of its page answered from residency, and follow what the fault
         changed."""
         slot = self.find(gpa >> 12)
         page = -1 if slot is None else (slot.hva >> 12) + (gpa >> 12) - slot.base
-        state = self.pages.get(page)
-        write = bool(error_code & _WRITE)
-        if state is None and not (write and page in self.read_only):
+        is_absent, write = page in self.absent, bool(error_code & _WRITE)
+        if not is_absent and page not in self.zero and not (write and page in self.read_only):
             return self.apply(op)
         # What the page becomes if the fault gets as far as its lookup; an emulated access does not.
         if not write:
             result = self.apply(op)
-            if state is Residency.ABSENT and not _emulated(result):
-                self.pages[page] = Residency.ZERO
+            if is_absent and not _emulated(result):
+                self.absent.remove(page, page + 1)
+                self.zero.add(page, page + 1)
             return result
-        looked_up = "fault" if page in self.read_only else "rw" if state is Residency.ABSENT else "hwpoison"
+        looked_up = "fault" if page in self.read_only else "rw" if is_absent else "hwpoison"
         self._state(page, 1, looked_up)
         result = self.apply(op)
         if looked_up == "hwpoison":
@@ -137,7 +133,7 @@ class HostMemory:
         if looked_up == "fault" or _emulated(result):
             self._state(page, 1, "cow")
         else:
-            del self.pages[page]
+            self.absent.remove(page, page + 1)
         return result
 
     def _broke_zero_page(self, page: int, result: dict[str, object]) -> dict[str, object]:
@@ -152,7 +148,7 @@ class HostMemory:
             return result
         self._unmap(page, 1)
         self._state(page, 1, "rw")
-        del self.pages[page]
+        self.zero.remove(page, page + 1)
         return result
 
     def _split(self, first: int, count: int) -> None:

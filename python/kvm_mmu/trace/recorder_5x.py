@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.host import HostFacts
-from kvm_mmu.trace.host_memory import HostMemory, Slot
+from kvm_mmu.trace.host_memory import TOO_LARGE, HostMemory, Slot
 from kvm_mmu.trace.inputs import Fault, Input
 from kvm_mmu.trace.markers import Operation, number
 from kvm_mmu.trace.narrator import Narrator, Prediction
@@ -24,6 +24,9 @@ GUEST_OPERATIONS = frozenset(
 _LOG_DIRTY = 1
 #: More updates in one marker than generations have values are no recording.
 _QUIET_MAX = 1 << 21
+#: Slots of that recorder have some MiB; tables and bitmaps of one as large as can be would fill any memory.
+_SLOT_MAX = 1 << 38
+_ADDRESS_SPACES, _USER_SLOTS = 2, 509
 _ROOT_LEVEL = 4
 #: The recorder's mixed scenario backs two of its four small slots with huge pages, whatever `huge` of its VM says,
 #: and moves each slot between two places. No marker tells. They are never mapped huge, but their leaves vanish when
@@ -107,7 +110,9 @@ class Recorder5x:
             case "set_nr_mmu_pages":
                 self._apply({"op": "set_nr_mmu_pages", "n": number(op, "n", where)})
             case "get_dirty_log":
-                self._apply({"op": "get_dirty_log", "as": 0, "id": number(op, "slot", where)})
+                as_id, slot_id = divmod(number(op, "slot", where), 1 << 16)
+                if as_id < _ADDRESS_SPACES and slot_id < _USER_SLOTS:
+                    self._apply({"op": "get_dirty_log", "as": as_id, "id": slot_id})
             case "get_nr_mmu_pages":
                 pass
             case "destroy_vm":
@@ -130,6 +135,8 @@ class Recorder5x:
     def _memslot(self, vm: _Vm, op: Operation, where: str) -> None:
         as_id, slot_id = number(op, "as", where), number(op, "slot", where)
         gpa, size, flags = number(op, "gpa", where), number(op, "size", where), number(op, "flags", where)
+        if _SLOT_MAX < size < TOO_LARGE:
+            raise TraceError(f"{where}: a slot of {size:#x} bytes: larger than any recording has")
         hva = vm.memory.hva_of(as_id, slot_id, size)
         result = self._apply(
             {
