@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import pairwise
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.chrome import chrome_trace
+from kvm_mmu.trace.activity import activity, nanoseconds
 from kvm_mmu.trace.export import export_csv, export_parquet
-from kvm_mmu.trace.mmu_work import LONE_ZAP, activity, nanoseconds
+from kvm_mmu.trace.mmu_work import FAULT_ZAP, LONE_ZAP, ROOT_FREED
 from kvm_mmu.trace.source import read_lines
 from kvm_mmu.trace.stalls import percentile, stalls
 
@@ -50,18 +50,25 @@ STORY = [
 
 def test_known_answers():
     found = stalls(STORY, "story")
-    assert (found.waits, found.waited_ns, found.unfinished) == (2, 140_000, 1)
+    assert (found.waits, found.waited_ns, found.unfinished, found.notes) == (2, 140_000, 0, [])
     assert found.durations("zap-all") == [20_000]
-    assert found.durations("memslot update") == [20_000, 40_000]
+    assert (
+        found.durations("memslot update") == found.durations("memslot update", "delete") == [20_000, 40_000]
+    )
     assert found.durations("reclaim") == [10_000]
     assert found.other_ns == 50_000
-    assert found.works == {"memslot update": 2, "zap-all": 1, "reclaim": 1, LONE_ZAP: 1}
+    works = {cause: count for cause, count in found.works.items() if count}
+    assert works == {"memslot update": 1, "zap-all": 1, "reclaim": 1, LONE_ZAP: 1}
     assert [(s.wait.vcpu, s.work.cause, s.work.pages_zapped) for s in found.stalls] == [
         (0, "memslot update", 0), (0, "zap-all", 1), (0, "memslot update", 0), (1, "reclaim", 1),
     ]  # fmt: skip
+    # The update's first 20 us and nothing of the zap went by without a waiting vCPU.
+    assert found.idle_ns == {"memslot update": 20_000, "zap-all": 0, "reclaim": 0, LONE_ZAP: 0}
     text = found.as_text()
     assert "vCPU 0 (page_fault) waited 20.0 us for zap-all by qemu-9 (lines 6-7, 1 pages zapped)" in text
-    assert "memslot update" in text and "other (not MMU work)" in text
+    assert (
+        "for memslot update (delete) by qemu-9" in text and "other (nothing in the trace explains it)" in text
+    )
 
 
 def test_percentiles_are_values_of_the_list():
@@ -78,9 +85,36 @@ def test_times_in_nanoseconds():
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["6.1/npt1tdp0_multi_vcpu", "6.12/npt1tdp0_reclaim_flat", "5.0.1-npt/mmio_gen"]
-)
+def reconcile(path: Path) -> None:
+    """Every operation and page of the text is in one work, every nanosecond of waiting under one cause."""
+    lines, name = read_lines(path), path.parent.name
+    found, works = stalls(lines, name), activity(lines).works
+    events = Counter(text[:400].split(": ", 2)[1] for text in lines if text.count(": ", 0, 400) > 1)
+    zap_alls = events["kvm_mmu_zap_all_fast"] + events["kvm_mmu_invalidate_zap_all_pages"]
+    assert found.works["zap-all"] == zap_alls, name
+    for probe, cause in (("set_memslot", "memslot update"), ("zap_oldest", "reclaim")):
+        assert not events[probe] or found.works[cause] == events[probe], (name, cause)
+    assert all(w.start_ns <= w.end_ns and w.first_line <= w.last_line for w in works), name
+    assert sum(w.pages_zapped for w in works) == events["kvm_mmu_prepare_zap_page"], name
+    assert found.waited_ns == found.other_ns + sum(stall.duration_ns for stall in found.stalls), name
+
+
+@pytest.mark.parametrize("family", ["5.0.1-npt", "5.2.1-npt", "6.1", "6.12"])
+def test_recordings_reconcile(family: str):
+    paths = sorted((TRACES / family).glob("*/trace.txt.xz"))
+    assert paths
+    for path in paths:
+        if not path.parent.name.endswith(("_big", "reclaim_flat", "generation_100", "wrap_flags", "shrink")):
+            reconcile(path)
+
+
+@pytest.mark.soak
+def test_all_shared_recordings_reconcile(shared: Path):
+    for path in sorted((shared / "traces").glob("*/*/trace.txt.xz")):
+        reconcile(path)
+
+
+@pytest.mark.parametrize("name", ["6.1/npt1tdp0_multi_vcpu", "6.12/npt1tdp0_zap_batch", "5.0.1-npt/mmio_gen"])
 def test_totals_reconcile(name: str):
     lines = read_lines(TRACES / name / "trace.txt.xz")
     found = stalls(lines, name)
@@ -97,27 +131,6 @@ def test_attribution_on_a_recording():
     reclaim = [stall for stall in found.stalls if stall.work.cause == "reclaim"]
     assert [stall.work.pages_zapped for stall in reclaim] == [21, 21]
     assert {stall.wait.reason for stall in reclaim} == {"page_fault"}
-
-
-@pytest.mark.parametrize("name", ["6.1/npt1tdp0_multi_vcpu", "5.2.1-npt/vcpus"])
-def test_chrome_slices_of_a_lane_are_nested(name: str):
-    lines = read_lines(TRACES / name / "trace.txt.xz")
-    document = chrome_trace(lines)
-    slices: dict[tuple[int, int], list[tuple[float, float, str]]] = {}
-    for event in document["traceEvents"]:
-        if event["ph"] == "X":
-            start = event["ts"]
-            slices.setdefault((event["pid"], event["tid"]), []).append(
-                (start, start + event["dur"], event["name"])
-            )
-    assert slices
-    for lane in slices.values():
-        outer = sorted((start, end) for start, end, name in lane if name != "zap batch")
-        assert all(end <= start + 1e-6 for (_, end), (start, _) in pairwise(outer))
-        for start, end, name in lane:
-            assert name != "zap batch" or any(a - 1e-6 <= start and end <= b + 1e-6 for a, b in outer)
-    zapped = sum(batch.pages for batch in activity(lines).batches)
-    assert zapped == sum(": kvm_mmu_prepare_zap_page:" in text for text in lines)
 
 
 def test_a_batch_ends_with_its_flush():
@@ -179,3 +192,201 @@ def test_commands(tmp_path: Path):
         [*run, "export", source, "--chrome", str(out)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(out) and json.loads(out.read_text())["traceEvents"]
+
+
+PROBE = "(x+0x0/0x1 [kvm])"
+
+
+def us(when: float, task: str, text: str) -> str:
+    """A line at that many microseconds."""
+    return at(f"{1 + when / 1e6:.9f}", task, text)
+
+
+def test_two_causes_at_once_count_once():
+    """By hand: A works 0-100 (zap-all), B works 60-160 (reclaim); vCPU 0 waits 20-120, vCPU 1 waits 90-200. A keeps
+    60-100, so vCPU 0 has 80 of A and 20 of B; vCPU 1 has 10 of A and 60 of B, and 40 of nothing."""
+    lines = [
+        us(0, "a-1", f"zap_all_fast_enter: {PROBE}"),
+        us(20, "v0-3", "kvm_exit: vcpu 0 reason npf rip 0x1"),
+        us(60, "b-2", f"zap_oldest: {PROBE} nr=128"),
+        us(90, "v1-4", "kvm_exit: vcpu 1 reason npf rip 0x1"),
+        us(100, "a-1", f"zap_all_fast_ret: {PROBE}"),
+        us(120, "v0-3", "kvm_entry: vcpu 0, rip 0x1"),
+        us(160, "b-2", f"zap_oldest_ret: {PROBE} ret=0"),
+        us(200, "v1-4", "kvm_entry: vcpu 1, rip 0x1"),
+    ]
+    found = stalls(lines, "x")
+    assert (found.durations("zap-all"), found.durations("reclaim")) == ([10_000, 80_000], [20_000, 60_000])
+    assert (found.waited_ns, found.other_ns) == (210_000, 40_000)
+    # Somebody waited 20-100 of A's time and all of what is left to B.
+    assert (found.idle_ns["zap-all"], found.idle_ns["reclaim"]) == (20_000, 0)
+
+
+def test_idle_time_is_what_no_vcpu_waited_through():
+    lines = [
+        us(0, "a-1", f"zap_all_fast_enter: {PROBE}"),
+        *(us(t, "v0-3", f"kvm_{e}: vcpu 0 reason npf") for t, e in ((0, "exit"), (30, "entry"))),
+        *(us(t, "v1-4", f"kvm_{e}: vcpu 1 reason npf") for t, e in ((50, "exit"), (90, "entry"))),
+        us(100, "a-1", f"zap_all_fast_ret: {PROBE}"),
+    ]
+    assert stalls(lines, "x").idle_ns == {"zap-all": 30_000}
+
+
+def test_percentiles_of_a_hundred_stalls():
+    lines = []
+    for i in range(100):
+        start = i * 1_000_000
+        lines += [
+            us(start, "v0-3", "kvm_exit: vcpu 0 reason npf"),
+            us(start, "a-1", f"zap_oldest: {PROBE} nr=1"),
+            us(start + i + 1, "a-1", f"zap_oldest_ret: {PROBE} ret=1"),
+            us(start + 500, "v0-3", "kvm_entry: vcpu 0"),
+        ]
+    numbers = stalls(lines, "x").as_json()["causes"]["reclaim"]
+    assert (numbers["stalls"], numbers["total_ns"]) == (100, 5050_000)
+    assert (numbers["p50_ns"], numbers["p99_ns"], numbers["max_ns"]) == (50_000, 99_000, 100_000)
+
+
+def test_a_thread_that_only_updates_slots_is_not_always_at_it():
+    lines = []
+    for second in range(3):
+        start = second * 1_000_000
+        lines += [
+            us(start, "qemu-9", f"set_memslot: {PROBE} change=0"),
+            us(start + 5, "qemu-9", f"swap_memslots: {PROBE} as_id=0"),
+            us(start + 250_000, "qemu-9", f"memslots_updated: {PROBE} gen=0x2"),
+        ]
+    works = activity(lines).works
+    assert [(w.what, w.end_ns - w.start_ns) for w in works] == [("create", 250_000_000)] * 3
+    no_set_memslot = [text for text in lines if " set_memslot:" not in text]
+    assert [w.end_ns - w.start_ns for w in activity(no_set_memslot).works] == [249_995_000] * 3
+    only_updated = [text for text in lines if " memslots_updated:" in text]
+    assert [w.end_ns - w.start_ns for w in activity(only_updated).works] == [0] * 3
+
+
+def test_a_probe_on_the_return_says_when():
+    lines = [
+        us(0, "qemu-9", f"set_memslot: {PROBE} change=1"),
+        us(10, "qemu-9", f"zap_all_fast_enter: {PROBE}"),
+        us(11, "qemu-9", "kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 0 used_pages 3"),
+        us(12, "qemu-9", ZAP),
+        us(40, "qemu-9", f"zap_all_fast_ret: {PROBE}"),
+        us(900_000, "qemu-9", f"set_memslot_ret: {PROBE}"),
+        us(900_050, "qemu-9", ZAP),
+    ]
+    works = activity(lines).works
+    assert [(w.cause, (w.end_ns - w.start_ns) // 1000, w.pages_zapped) for w in works] == [
+        ("memslot update", 10, 0), ("zap-all", 30, 1), ("memslot update", 899_960, 0), (LONE_ZAP, 0, 1),
+    ]  # fmt: skip
+    assert len({w.operation for w in works}) == 3
+
+
+def test_plain_tracepoints_say_less_and_admit_it():
+    root = "kvm_mmu_prepare_zap_page: sp gen 0 gfn 0 l4 8-byte q0 direct wux invalid nxe ad root 0 sync"
+    lines = [
+        us(0, "qemu-9", "kvm_mmu_zap_all_fast: kvm-mmu-valid-gen 0 used_pages 2"),
+        us(5, "qemu-9", ZAP),
+        us(9, "v0-3", "kvm_exit: vcpu 0 reason npf"),
+        us(10, "v0-3", "kvm_page_fault: vcpu 0 rip 0x1 address 0x0000000000001000 error_code 0x4"),
+        us(15, "v0-3", ZAP),
+        us(20, "v0-3", ZAP),
+        us(25, "v0-3", "kvm_mmu_get_page: sp gen 0 gfn 0 l1 8-byte q0 direct wux nxe ad root 0 sync new"),
+        us(30, "v0-3", "kvm_entry: vcpu 0"),
+        us(40, "v0-3", "kvm_exit: vcpu 0 reason vmmcall"),
+        us(45, "v0-3", root),
+        us(50, "v0-3", "kvm_entry: vcpu 0"),
+        us(2_000_000, "qemu-9", ZAP),
+    ]
+    found = stalls(lines, "x")
+    assert {c: n for c, n in found.works.items() if n} == {
+        "zap-all": 1,
+        FAULT_ZAP: 1,
+        ROOT_FREED: 1,
+        LONE_ZAP: 1,
+    }
+    assert found.durations(FAULT_ZAP) == [5_000] and found.waited_ns == 31_000
+    assert {s.wait.reason for s in found.stalls} == {"page_fault"}
+
+
+def test_lost_events_cut_what_they_hide():
+    lines = [
+        us(0, "v0-3", "kvm_exit: vcpu 0 reason npf"),
+        us(1, "a-1", f"set_memslot: {PROBE} change=0"),
+        "CPU:0 [LOST 42 EVENTS]",
+        us(9_000, "a-1", f"memslots_updated: {PROBE} gen=0x2"),
+        us(9_001, "v0-3", "kvm_entry: vcpu 0"),
+    ]
+    found = stalls(lines, "x")
+    assert (found.waits, found.waited_ns) == (0, 0)
+    assert found.notes == ["1 times lost events or disorder cut a wait, run or halt: not counted"]
+    assert [w.end_ns - w.start_ns for w in activity(lines).works] == [0, 0]
+
+
+def test_without_entries_the_tasks_next_event_ends_a_wait():
+    lines = [
+        us(0, "v0-3", "kvm_page_fault: address 1000 error_code 4"),
+        us(5, "v0-3", f"zap_oldest: {PROBE} nr=1"),
+        us(9, "v0-3", f"zap_oldest_ret: {PROBE} ret=1"),
+        us(20, "v0-3", "kvm_mmu_get_page: sp gen 0 gfn 0 l1 8-byte q0 direct wux nxe ad root 0 sync new"),
+        us(30, "v0-3", "kvm_mmio: mmio read len 4 gpa 0xd0000000 val 0x0"),
+        us(50, "v0-3", "kvm_page_fault: address 1000 error_code 4"),
+    ]
+    found = stalls(lines, "x")
+    assert (found.waited_ns, found.durations("reclaim"), found.unfinished) == (30_000, [4_000], 1)
+    assert found.stalls[0].wait.vcpu is None and "vCPU ? (page_fault)" in found.as_text()
+    assert any("no kvm_entry in the trace" in note for note in found.notes)
+
+
+def test_an_exit_of_5x_belongs_to_the_vcpu_its_task_entered():
+    lines = [
+        us(0, "v0-3", "kvm_entry: vcpu 0"),
+        us(0, "v1-4", "kvm_entry: vcpu 1"),
+        us(10, "v1-4", "kvm_exit: reason npf rip 0x1 info 1 2"),
+        us(15, "v0-3", "kvm_exit: reason hlt rip 0x1 info 1 2"),
+        us(30, "v1-4", "kvm_entry: vcpu 1"),
+        us(90, "v0-3", "kvm_entry: vcpu 0"),
+    ]
+    found = activity(lines)
+    assert [(w.vcpu, w.end_ns - w.start_ns, w.reason) for w in found.waits] == [(1, 20_000, "npf")]
+    assert [(h.vcpu, h.end_ns - h.start_ns) for h in found.halts] == [(0, 75_000)]
+    assert stalls(lines, "x").halted_ns == 75_000
+
+
+def test_vms_are_told_apart_by_their_processes():
+    def lines(processes: bool) -> list[str]:
+        first, other = (" (     10)", " (     20)") if processes else ("", "")
+        return [
+            us(0, f"CPU 0/KVM-11{first}", "kvm_exit: vcpu 0 reason npf"),
+            us(0, f"CPU 0/KVM-21{other}", "kvm_exit: vcpu 0 reason npf"),
+            us(10, f"qemu-10{first}", f"zap_all_fast_enter: {PROBE}"),
+            us(30, f"qemu-10{first}", f"zap_all_fast_ret: {PROBE}"),
+            us(40, f"CPU 0/KVM-11{first}", "kvm_entry: vcpu 0"),
+            us(40, f"CPU 0/KVM-21{other}", "kvm_entry: vcpu 0"),
+        ]
+
+    mixed, apart = stalls(lines(False), "x"), stalls(lines(True), "x")
+    assert mixed.durations("zap-all") == [20_000, 20_000] and "more than one VM" in mixed.notes[0]
+    assert apart.durations("zap-all") == [20_000] and apart.notes == []
+    assert apart.stalls[0].wait.task.startswith("CPU 0/KVM-11") and apart.other_ns == 60_000
+
+
+def test_a_scanning_kernel_thread_is_not_one_long_work():
+    scan = "kvm_age_hva: mmu notifier age hva: 0x1 -- 0x2"
+    lines = [us(i * 1000, "ksmd-50", scan) for i in range(100)]
+    found = activity(lines)
+    assert len(found.works) == 100 and all(w.start_ns == w.end_ns for w in found.works)
+
+
+def test_reading_a_log_is_one_work_a_read():
+    burst = [0, 2, 4, 500_000, 500_003]
+    lines = [us(t, "qemu-9", f"dirty_masked: {PROBE} gfn_offset=0x0 mask=0x1") for t in burst]
+    assert [(w.what, w.end_ns - w.start_ns) for w in activity(lines).works] == [
+        ("log read", 4_000),
+        ("log read", 3_000),
+    ]
+
+
+def test_nothing_to_say_is_said():
+    assert stalls(["# nothing"], "x").notes == [
+        "neither faults nor MMU work in the trace: record with `kvm-mmu trace kit`"
+    ]

@@ -1,17 +1,28 @@
 """A trace as Chrome trace JSON, for Perfetto: lanes per vCPU and per task that works on the MMU.
 
-Owns: the lanes and the nesting. Slices of one lane never cross: a vCPU is in the guest or waits, the works of a task
-follow one another, and a batch of zapped pages lies inside its work. Times are microseconds from the beginning of the
-trace, as that format wants them.
+Owns: the lanes and the nesting. Slices of one lane never cross: a vCPU is in the guest, halted or waits; a task's
+memslot update holds the zap-all inside it, and a work holds its zap batches. Times are microseconds from the beginning
+of the trace, as that format wants them; the events of a lane come in order of time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from kvm_mmu.trace.mmu_work import Activity, activity
+from kvm_mmu.trace.activity import Activity, activity
 
 _VCPUS, _WORK = 1, 2
+
+
+class _Slice(NamedTuple):
+    """Sorts as a lane must be read: what holds others before them."""
+
+    start_ns: int
+    minus_length: int
+    depth: int
+    name: str
+    about: dict[str, int | str]
 
 
 def chrome_trace(lines: Iterable[str]) -> dict[str, object]:
@@ -21,36 +32,90 @@ def chrome_trace(lines: Iterable[str]) -> dict[str, object]:
 
 def _events(found: Activity) -> Iterator[dict[str, object]]:
     yield _name("process_name", _VCPUS, 0, "vCPUs")
-    yield _name("process_name", _WORK, 0, "MMU work")
-    for vcpu in sorted({wait.vcpu for wait in found.waits} | {run.vcpu for run in found.runs}):
-        yield _name("thread_name", _VCPUS, vcpu, f"vCPU {vcpu}")
-    tasks = sorted({work.task for work in found.works})
-    for number, task in enumerate(tasks):
-        yield _name("thread_name", _WORK, number, task)
-    for run in found.runs:
-        yield _slice("guest", _VCPUS, run.vcpu, run.start_ns - found.first_ns, run.end_ns - run.start_ns, {})
+    yield _name("process_name", _WORK, 0, "mmu_lock work")
+    vcpus = _vcpu_lanes(found)
+    tasks_of: dict[int | None, set[str]] = {}
+    for vcpu, task in vcpus:
+        tasks_of.setdefault(vcpu, set()).add(task)
+    for lane, ((vcpu, task), slices) in enumerate(sorted(vcpus.items(), key=_lane_order)):
+        called = f"vCPU {'?' if vcpu is None else vcpu}"
+        if vcpu is None or len(tasks_of[vcpu]) > 1:
+            called += f" of {task}"
+        yield _name("thread_name", _VCPUS, lane, called)
+        yield from (_event(one, _VCPUS, lane, found.first_ns) for one in _in_order(slices))
+    for lane, (task, slices) in enumerate(sorted(_work_lanes(found).items())):
+        yield _name("thread_name", _WORK, lane, task)
+        yield from (_event(one, _WORK, lane, found.first_ns) for one in _in_order(slices))
+
+
+def _vcpu_lanes(found: Activity) -> dict[tuple[int | None, str], list[_Slice]]:
+    lanes: dict[tuple[int | None, str], list[_Slice]] = {}
+    for name, runs in (("guest", found.runs), ("halted", found.halts)):
+        for run in runs:
+            one = _Slice(run.start_ns, run.start_ns - run.end_ns, 0, name, {})
+            lanes.setdefault((run.vcpu, run.task), []).append(one)
     for wait in found.waits:
-        start, length = wait.start_ns - found.first_ns, wait.end_ns - wait.start_ns
-        yield _slice(f"wait ({wait.reason})", _VCPUS, wait.vcpu, start, length, {"line": wait.line})
+        one = _Slice(
+            wait.start_ns, wait.start_ns - wait.end_ns, 0, f"wait ({wait.reason})", {"line": wait.line}
+        )
+        lanes.setdefault((wait.vcpu, wait.task), []).append(one)
+    return lanes
+
+
+def _work_lanes(found: Activity) -> dict[str, list[_Slice]]:
+    """A slice an operation, from its first piece to its last: what happened inside it stands between them."""
+    operations: dict[int, _Slice] = {}
+    task_of: dict[int, str] = {}
     for work in found.works:
-        start, length = work.start_ns - found.first_ns, work.end_ns - work.start_ns
-        about = {
-            "first line": work.first_line,
+        before = operations.get(work.operation)
+        start = work.start_ns if before is None else before.start_ns
+        pages = work.pages_zapped + (0 if before is None else int(before.about["pages zapped"]))
+        first = work.first_line if before is None else before.about["first line"]
+        about: dict[str, int | str] = {
+            "first line": first,
             "last line": work.last_line,
-            "pages zapped": work.pages_zapped,
+            "pages zapped": pages,
         }
-        yield _slice(work.cause, _WORK, tasks.index(work.task), start, length, about)
+        name = f"{work.cause} ({work.what})" if work.what else work.cause
+        operations[work.operation] = _Slice(start, start - work.end_ns, 0, name, about)
+        task_of[work.operation] = work.task
+    lanes: dict[str, list[_Slice]] = {}
+    for operation, one in operations.items():
+        lanes.setdefault(task_of[operation], []).append(one)
     for batch in found.batches:
-        start, length = batch.start_ns - found.first_ns, batch.end_ns - batch.start_ns
-        about = {"first line": batch.first_line, "pages": batch.pages}
-        yield _slice("zap batch", _WORK, tasks.index(batch.task), start, length, about)
+        one = _Slice(
+            batch.start_ns,
+            batch.start_ns - batch.end_ns,
+            1,
+            "zap batch",
+            {"first line": batch.first_line, "pages": batch.pages},
+        )
+        lanes.setdefault(batch.task, []).append(one)
+    return lanes
 
 
-def _slice(
-    name: str, process: int, lane: int, start_ns: int, length_ns: int, about: dict[str, int]
-) -> dict[str, object]:
-    lane_of = {"name": name, "ph": "X", "pid": process, "tid": lane}
-    return {**lane_of, "ts": start_ns / 1000, "dur": length_ns / 1000, "args": about}
+def _lane_order(item: tuple[tuple[int | None, str], list[_Slice]]) -> tuple[int, str]:
+    vcpu, task = item[0]
+    return (-1 if vcpu is None else vcpu, task)
+
+
+def _in_order(slices: list[_Slice]) -> Iterator[_Slice]:
+    """The slices of a lane in order; one that would cross its holder, in a trace out of order, ends with it."""
+    holders: list[int] = []
+    for one in sorted(slices, key=lambda s: s[:4]):
+        while holders and holders[-1] <= one.start_ns and one.minus_length < 0:
+            holders.pop()
+        end = one.start_ns - one.minus_length
+        if holders and end > holders[-1]:
+            end = max(holders[-1], one.start_ns)
+        holders.append(end)
+        yield one._replace(minus_length=one.start_ns - end)
+
+
+def _event(one: _Slice, process: int, lane: int, first_ns: int) -> dict[str, object]:
+    lane_of = {"name": one.name, "ph": "X", "pid": process, "tid": lane}
+    times = {"ts": (one.start_ns - first_ns) / 1000, "dur": -one.minus_length / 1000}
+    return {**lane_of, **times, "args": one.about}
 
 
 def _name(what: str, process: int, lane: int, name: str) -> dict[str, object]:

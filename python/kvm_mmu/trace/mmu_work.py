@@ -1,65 +1,98 @@
-"""What occupied the MMU, and when vCPUs waited: the intervals that stalls and timelines are made of.
+"""What occupied the MMU: the pieces of work that stalls and timelines are made of.
 
-Owns: which events begin, continue and end a piece of MMU work of a task, and what counts as a vCPU that waits. Works of
-one task never overlap: a whole-MMU zap inside a memslot update is a piece of its own. Memory grows with the number of
-intervals, not with the text.
+Owns: which events begin, continue and end a piece of MMU work of a task. Pieces of one task never overlap: a whole-MMU
+zap inside a memslot update is a piece of its own, and what follows it is the update again. A piece ends with the probe
+on the function's return where the trace has one (`..._ret`), else with the last event that belongs to it; a task that
+was silent for long does something new. Memory grows with the number of pieces, not with the text.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from kvm_mmu.trace.line import parse_line
-
-#: event -> the work it begins
+UPDATE, ZAP_ALL, DIRTY, RECLAIM = "memslot update", "zap-all", "dirty log", "reclaim"
+NOTIFIER, TEARDOWN = "host memory notifier", "VM teardown"
+#: A root that was zapped while in use, freed by its last user.
+ROOT_FREED = "obsolete root freed"
+#: Pages zapped in a vCPU's fault, where no probe says that it is reclaim.
+FAULT_ZAP = "zap in a page fault"
+#: Pages zapped outside all that; without probes also those of memslot updates and reclaim.
+LONE_ZAP = "zap, cause not shown"
+CAUSES = (ZAP_ALL, UPDATE, DIRTY, RECLAIM, NOTIFIER, TEARDOWN, ROOT_FREED, FAULT_ZAP, LONE_ZAP)
+#: event -> the work it begins or goes on with, and what of it
 _BEGINS = {
-    "set_memslot": "memslot update",
-    "swap_memslots": "memslot update",
-    "memslots_updated": "memslot update",
-    "zap_all_fast_enter": "zap-all",
-    "kvm_mmu_zap_all_fast": "zap-all",
-    "kvm_mmu_invalidate_zap_all_pages": "zap-all",
-    "slot_wrprot": "dirty log",
-    "slot_clear_dirty": "dirty log",
-    "zap_collapsible": "dirty log",
-    "dirty_masked": "dirty log",
-    "zap_oldest": "reclaim",
-    "kvm_unmap_hva_range": "host memory notifier",
-    "kvm_set_spte_hva": "host memory notifier",
-    "kvm_age_hva": "host memory notifier",
+    "set_memslot": (UPDATE, ""),
+    "swap_memslots": (UPDATE, ""),
+    "memslots_updated": (UPDATE, ""),
+    "zap_all_fast_enter": (ZAP_ALL, ""),
+    "kvm_mmu_zap_all_fast": (ZAP_ALL, ""),
+    "kvm_mmu_invalidate_zap_all_pages": (ZAP_ALL, ""),
+    "slot_wrprot": (DIRTY, "slot write-protected"),
+    "slot_clear_dirty": (DIRTY, "dirty bits cleared"),
+    "zap_collapsible": (DIRTY, "log off: small pages zapped"),
+    "dirty_masked": (DIRTY, "log read"),
+    "zap_oldest": (RECLAIM, ""),
+    "kvm_unmap_hva_range": (NOTIFIER, "unmap"),
+    "kvm_set_spte_hva": (NOTIFIER, "change"),
+    "kvm_age_hva": (NOTIFIER, "age"),
 }
+_CHANGES = {"0": "create", "1": "delete", "2": "move", "3": "flags"}
+_CHANGE = re.compile(r"\bchange=(\d)")
+#: Events of a memslot update that do not begin one: after a zap inside it, the update goes on.
+_OF_UPDATE = frozenset({"flush_shadow_memslot", "invalidate_mmio", "change_mmu_pages"})
 #: Events that belong to whatever work their task does.
-_CONTINUES = frozenset(
-    {
-        "kvm_mmu_prepare_zap_page",
-        "kvm_mmu_sync_page",
-        "page_zap_pte",
-        "commit_zap",
-        "flush_remote_tlbs",
-        "flush_remote_tlbs_range",
-        "cond_resched_wr",
-        "cond_resched_wr_ret",
-        "flush_shadow_memslot",
-        "invalidate_mmio",
-        "change_mmu_pages",
-        "zap_oldest_ret",
-        "kvm_mmu_split_huge_page",
-    }
+_CONTINUES = _OF_UPDATE | {
+    "kvm_mmu_prepare_zap_page",
+    "kvm_mmu_sync_page",
+    "page_zap_pte",
+    "commit_zap",
+    "flush_remote_tlbs",
+    "flush_remote_tlbs_range",
+    "cond_resched_wr",
+    "cond_resched_wr_ret",
+    "kvm_mmu_split_huge_page",
+    "kvm_tdp_mmu_spte_changed",
+}
+#: Probes on the return of a function -> the event that began it: it is over, and gives back to what surrounded it.
+_ENDS = {
+    "zap_oldest_ret": "zap_oldest",
+    "set_memslot_ret": "set_memslot",
+    "zap_all_fast_ret": "zap_all_fast_enter",
+    "slot_wrprot_ret": "slot_wrprot",
+    "zap_collapsible_ret": "zap_collapsible",
+}
+#: Events that show that a task went on to something else; any other event (a timer, the scheduler) says nothing.
+_ELSEWHERE = re.compile(
+    r"kvm_(?!mmu_prepare|mmu_sync_page)|tracing_mark_write|fast_page_fault|mark_mmio|check_mmio"
+    r"|handle_mmio|vcpu_match|mmu_load|mmu_unload|free_|reset_context|new_pgd|sync_roots"
 )
-#: Work that ends with this event and gives back to what surrounded it.
-_ENDS = {"zap_oldest_ret": "reclaim"}
-_VCPU = re.compile(r"vcpu(?: |_id=)(\d{1,9})\b")
-#: Pages zapped outside all that: a root's last user left, or the VM ended.
-LONE_ZAP = "root or VM freed"
-_NO_ZAPS = frozenset({"host memory notifier", "dirty log"})
-CAUSES = ("zap-all", "memslot update", "dirty log", "reclaim", "host memory notifier", LONE_ZAP)
+_OF_FAULT = re.compile(r"kvm_mmu_|fast_|kvm_tdp_|mark_mmio|check_mmio|handle_mmio|make_mmio|try_unsync")
+_MARK = re.compile(r'"op": ?"(\w+)"')
+#: What a recorder says it does next -> the cause of pages zapped then.
+_MARKED = {
+    "set_memslot": UPDATE, "memslot": UPDATE, "get_dirty_log": DIRTY, "clear_dirty_log": DIRTY,
+    "set_nr_mmu_pages": RECLAIM, "drop_caches": RECLAIM, "end": TEARDOWN, "destroy_vm": TEARDOWN,
+}  # fmt: skip
+#: Operations that zap no page, and zaps that have no operation: a page zapped then is a work of its own.
+_NO_ZAPS = frozenset({NOTIFIER, DIRTY, ROOT_FREED, FAULT_ZAP, LONE_ZAP})
+_MAY_HOLD = {UPDATE: frozenset({ZAP_ALL, DIRTY, RECLAIM}), DIRTY: frozenset({RECLAIM})}
+#: A task that was silent for longer does something new, in nanoseconds; reads of a dirty log come at once.
+_SILENCE, _BURST = 100_000_000, 1_000_000
+#: The last thing that an update does is to compute the page limit.
+_SILENCE_AFTER = {"change_mmu_pages": 100_000}
+#: Pairs of events between which a task may be silent: it waits for readers of the old array, or walks a slot.
+_WAITS = {
+    ("set_memslot", "swap_memslots"),
+    ("swap_memslots", "memslots_updated"),
+    ("slot_wrprot", "flush_remote_tlbs"),
+}
 
 
 @dataclass
 class Work:
-    """A piece of MMU work. Times in nanoseconds, lines from 1, both ends included."""
+    """A piece of MMU work. Times in nanoseconds, lines from 1, both ends included; `what` is its kind, if known."""
 
     cause: str
     task: str
@@ -68,10 +101,13 @@ class Work:
     first_line: int
     last_line: int
     pages_zapped: int = 0
+    what: str = ""
+    #: Pieces of one operation have one number.
+    operation: int = 0
 
 
 @dataclass
-class Batch:
+class ZapBatch:
     """Pages zapped in a row: from the first one to the flush that frees them, inside one piece of work."""
 
     task: str
@@ -82,163 +118,205 @@ class Batch:
 
 
 @dataclass
-class Wait:
-    """A vCPU out of the guest: from its exit (or fault) to its next entry."""
+class _Operation:
+    """Something a task is in the middle of; `piece` is what of it is not yet a finished work, `events` what happened
+    to it, "" for an operation inside it."""
 
-    vcpu: int
-    task: str
-    start_ns: int
-    end_ns: int
-    line: int
-    reason: str
+    cause: str
+    piece: Work
+    events: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Run:
-    """A vCPU in the guest."""
+class _Task:
+    """One task's operations, the outermost first."""
 
-    vcpu: int
-    start_ns: int
-    end_ns: int
-
-
-@dataclass
-class Activity:
-    """Everything of a trace that takes time."""
-
-    works: list[Work] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
-    waits: list[Wait] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    first_ns: int = 0
-    last_ns: int = 0
-    #: vCPUs that were out of the guest when the trace ended: how long they waited is not known.
-    unfinished: int = 0
-
-
-class _Collector:
     def __init__(self) -> None:
-        self.found = Activity()
-        self._open: dict[str, Work] = {}
-        self._batches: dict[str, Batch] = {}
-        self._waiting: dict[int, Wait] = {}
-        self._entered: dict[int, int] = {}
-        self._vcpu_of: dict[str, int] = {}
-        self._has_entries = False
-        self._seen = False
+        self.stack: list[_Operation] = []
+        self.last_ns = 0
+        self.last_event = ""
+        self.marked = ""
+        self.in_fault = False
+        self.batch: ZapBatch | None = None
 
-    def event(self, number: int, task: str, time: int, event: str, body: str) -> None:
-        if not self._seen:
-            self._seen, self.found.first_ns = True, time
-        self.found.last_ns = max(self.found.last_ns, time)
-        self._work(number, task, time, event)
-        self._wait(number, task, time, event, body)
 
-    def _work(self, number: int, task: str, time: int, event: str) -> None:
-        current = self._open.get(task)
-        cause = _BEGINS.get(event)
-        if event == "kvm_mmu_prepare_zap_page" and (current is None or current.cause in _NO_ZAPS):
-            cause = LONE_ZAP
-        if cause is not None and (current is None or current.cause != cause):
-            self._close(task, time)
-            current = self._open[task] = Work(cause, task, time, time, number, number)
-        elif current is None:
-            return
-        elif cause is None and event not in _CONTINUES:
+class Works:
+    """Collects the works and zap batches of a trace, event by event."""
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self.batches: list[ZapBatch] = []
+        self._tasks: dict[str, _Task] = {}
+        self._returns: set[str] = set()
+        self._operations = 0
+
+    def event(self, number: int, name: str, time: int, event: str, body: str) -> None:
+        """Take in an event of the task `name`."""
+        begun_by = _ENDS.get(event)
+        task = self._tasks.get(name)
+        if task is None:
+            task = self._tasks[name] = _Task()
+        if begun_by is not None:
+            self._returns.add(begun_by)
+            self._end(task, begun_by, number, time)
+        elif event in _BEGINS:
+            self._begin(task, name, number, time, event, body)
+        elif event in _CONTINUES:
+            self._continue(task, name, number, time, event, body)
+        elif event == "kvm_mmu_get_page" and task.stack and task.stack[-1].cause == DIRTY:
+            self._note(task, number, time, event)
+        elif _ELSEWHERE.match(event):
+            if not self._says_when(task):
+                self._close(task)
+            if event in ("kvm_page_fault", "kvm_entry", "kvm_exit", "tracing_mark_write"):
+                task.in_fault = event == "kvm_page_fault"
+            if event == "tracing_mark_write" and (found := _MARK.search(body)):
+                task.marked = _MARKED.get(found[1], "")
+
+    def lost(self) -> None:
+        """Events were lost: what every task was doing ends with its last event."""
+        for task in self._tasks.values():
             self._close(task)
-            return
-        current.end_ns, current.last_line = time, number
-        self._batch(number, task, time, event)
-        current.pages_zapped += event == "kvm_mmu_prepare_zap_page"
-        if _ENDS.get(event) == current.cause:
-            self._close(task)
 
-    def _close(self, task: str, until: int | None = None) -> None:
-        """End the open work of a task; when the next work follows at once, it lasted until then."""
-        work = self._open.pop(task, None)
-        if work is None:
+    def finish(self) -> None:
+        """The trace ends."""
+        self.lost()
+        self.works.sort(key=lambda work: (work.start_ns, work.first_line))
+
+    def _begin(self, task: _Task, name: str, number: int, time: int, event: str, body: str) -> None:
+        cause, what = _BEGINS[event]
+        if event == "set_memslot" and (found := _CHANGE.search(body)):
+            what = _CHANGES.get(found[1], "")
+        self._after_silence(task, time, event)
+        self._back_to(task, cause, number, time)
+        top = task.stack[-1] if task.stack else None
+        if top is not None and top.cause == cause and not _is_new(top, event, time - task.last_ns):
+            self._note(task, number, time, event)
             return
-        if until is not None:
-            work.end_ns = until
+        if top is not None and cause in _MAY_HOLD.get(top.cause, ()):
+            self._suspend(task, number, time)
+        else:
+            self._close(task)
+        self._open(task, Work(cause, name, time, time, number, number, what=what))
+        self._note(task, number, time, event)
+
+    def _continue(self, task: _Task, name: str, number: int, time: int, event: str, body: str) -> None:
+        self._after_silence(task, time, event)
+        if event in _OF_UPDATE:
+            self._back_to(task, UPDATE, number, time)
+        is_zap = event == "kvm_mmu_prepare_zap_page"
+        if is_zap and (not task.stack or _zaps_no_page(task.stack[-1])):
+            cause = _of_lone_zap(task, body)
+            if not task.stack or task.stack[-1].cause != cause:
+                self._close(task)
+                self._open(task, Work(cause, name, time, time, number, number))
+        if not task.stack:
+            return
+        self._note(task, number, time, event)
+        if is_zap:
+            task.stack[-1].piece.pages_zapped += 1
+            if task.batch is None:
+                task.batch = ZapBatch(name, time, time, number)
+            task.batch.pages += 1
+        if task.batch is not None:
+            task.batch.end_ns = time
+            if event == "commit_zap":
+                self._flush(task)
+
+    def _open(self, task: _Task, piece: Work) -> None:
+        self._operations += 1
+        piece.operation = self._operations
+        task.stack.append(_Operation(piece.cause, piece))
+
+    def _note(self, task: _Task, number: int, time: int, event: str) -> None:
+        top = task.stack[-1]
+        if event in _BEGINS or event in _OF_UPDATE or event == "flush_remote_tlbs":
+            top.events.append(event)
+        top.piece.end_ns, top.piece.last_line = max(time, top.piece.start_ns), number
+        task.last_ns, task.last_event = time, event
+
+    def _says_when(self, task: _Task) -> bool:
+        """A probe on the return says when something that the task does is over."""
+        return any(operation.events[:1] and operation.events[0] in self._returns for operation in task.stack)
+
+    def _end(self, task: _Task, begun_by: str, number: int, time: int) -> None:
+        """The function that this event began returned, and with it what it called."""
+        at = next((i for i, operation in enumerate(task.stack) if operation.events[:1] == [begun_by]), None)
+        while at is not None and len(task.stack) > at:
+            self._leave(task, number + 1, time)
+
+    def _back_to(self, task: _Task, cause: str, number: int, time: int) -> None:
+        """An event of the surrounding operation: what was inside it is over."""
+        while len(task.stack) > 1 and task.stack[-1].cause != cause and task.stack[-2].cause == cause:
+            self._leave(task, number, time)
+
+    def _leave(self, task: _Task, number: int, time: int) -> None:
+        """The innermost operation is over; what surrounds it goes on from here."""
+        self._suspend(task, number, time)
+        task.stack.pop()
+        task.last_ns = time
+        if task.stack:
+            top = task.stack[-1]
+            top.events.append("")
+            top.piece = replace(
+                top.piece, start_ns=time, end_ns=time, first_line=number, last_line=0, pages_zapped=0
+            )
+
+    def _suspend(self, task: _Task, number: int, time: int) -> None:
+        """The piece of the innermost operation lasted until now, to the line before this one."""
+        piece = task.stack[-1].piece
+        piece.end_ns, piece.last_line = max(time, piece.start_ns), max(number - 1, piece.first_line)
         self._flush(task)
-        self.found.works.append(work)
+        self.works.append(piece)
 
-    def _batch(self, number: int, task: str, time: int, event: str) -> None:
-        if event == "kvm_mmu_prepare_zap_page":
-            batch = self._batches.setdefault(task, Batch(task, time, time, number))
-            batch.pages += 1
-        elif task not in self._batches:
-            return
-        self._batches[task].end_ns = time
-        if event == "commit_zap":
-            self._flush(task)
-
-    def _flush(self, task: str) -> None:
-        batch = self._batches.pop(task, None)
-        if batch is not None:
-            self.found.batches.append(batch)
-
-    def _wait(self, number: int, task: str, time: int, event: str, body: str) -> None:
-        if event == "kvm_userspace_exit" and self._vcpu_of.get(task, -1) in self._waiting:
-            self._waiting[self._vcpu_of[task]].reason = "user space"
-        if event not in ("kvm_entry", "kvm_exit", "kvm_page_fault"):
-            if (
-                not self._has_entries
-                and event not in _CONTINUES
-                and not event.startswith(("kvm_mmu_", "fast_"))
-            ):
-                self._resume(self._vcpu_of.get(task, -1), time)
-            return
-        said = _VCPU.search(body)
-        vcpu = int(said[1]) if said else 0
-        self._vcpu_of[task] = vcpu
-        if event == "kvm_entry":
-            self._has_entries = True
-            self._resume(vcpu, time)
-            self._entered[vcpu] = time
-            return
-        if vcpu in self._entered:
-            self.found.runs.append(Run(vcpu, self._entered.pop(vcpu), time))
-        if event == "kvm_page_fault" and not self._has_entries:
-            self._resume(vcpu, time)
-        waiting = self._waiting.setdefault(
-            vcpu, Wait(vcpu, task, time, time, number, event.removeprefix("kvm_"))
-        )
-        if event == "kvm_page_fault":
-            waiting.reason = "page_fault"
-
-    def _resume(self, vcpu: int, time: int) -> None:
-        wait = self._waiting.pop(vcpu, None)
-        if wait is not None:
-            wait.end_ns = time
-            self.found.waits.append(wait)
-
-    def finish(self) -> Activity:
-        for task in list(self._open):
+    def _after_silence(self, task: _Task, time: int, event: str) -> None:
+        limit = _SILENCE_AFTER.get(task.last_event, _SILENCE)
+        is_silent = task.stack and time - task.last_ns > limit and (task.last_event, event) not in _WAITS
+        if is_silent and not self._says_when(task):
             self._close(task)
-        self.found.unfinished = len(self._waiting)
-        self.found.works.sort(key=lambda work: (work.start_ns, work.first_line))
-        self.found.waits.sort(key=lambda wait: (wait.start_ns, wait.line))
-        return self.found
+
+    def _close(self, task: _Task) -> None:
+        """Whatever the task did ended with its last event."""
+        if not task.stack:
+            return
+        self._flush(task)
+        if task.stack[-1].piece.last_line:  # else nothing came after what was inside it
+            self.works.append(task.stack[-1].piece)
+        task.stack.clear()
+
+    def _flush(self, task: _Task) -> None:
+        if task.batch is not None:
+            self.batches.append(task.batch)
+            task.batch = None
 
 
-def activity(lines: Iterable[str]) -> Activity:
-    """The intervals of a trace: MMU work by task, waits and runs by vCPU.
-
-    A wait ends at the vCPU's next entry; in a trace without entries, at the next event of its task that is no MMU work.
-    """
-    collector = _Collector()
-    for number, text in enumerate(lines, 1):
-        line = parse_line(text)
-        if line is not None:
-            collector.event(number, line.task, nanoseconds(line.timestamp), line.event, line.body)
-    return collector.finish()
+def _zaps_no_page(operation: _Operation) -> bool:
+    # With the log off the TDP MMU replaces tables by large leaves.
+    return operation.cause in _NO_ZAPS and operation.events[:1] != ["zap_collapsible"]
 
 
-def nanoseconds(timestamp: str) -> int:
-    """`seconds.fraction` of a trace line in nanoseconds."""
-    seconds, _, fraction = timestamp.partition(".")
-    return int(seconds[:12]) * 1_000_000_000 + int((fraction + "000000000")[:9])
+def _of_lone_zap(task: _Task, body: str) -> str:
+    if task.marked:
+        return task.marked
+    if " invalid " in body and " root 0 " in body:
+        return ROOT_FREED
+    return FAULT_ZAP if task.in_fault else LONE_ZAP
+
+
+def _is_new(top: _Operation, event: str, silence: int) -> bool:
+    """Whether an event of the same cause begins another operation."""
+    if event == "set_memslot" or top.cause in (RECLAIM, NOTIFIER):
+        return True
+    if top.cause == UPDATE:
+        # Two arrays are installed for a slot that goes away, with a zap between; else each is an update of its own.
+        installed = "memslots_updated" in top.events
+        return (
+            installed
+            and top.events[0] != "set_memslot"
+            and top.events[-1] in ("memslots_updated", "invalidate_mmio")
+        )
+    if top.cause == ZAP_ALL:
+        return not (event == "kvm_mmu_zap_all_fast" and top.events == ["zap_all_fast_enter"])
+    return event != "dirty_masked" or "flush_remote_tlbs" in top.events or silence > _BURST
 
 
 def disjoint(works: Iterable[Work]) -> Iterator[tuple[int, int, Work]]:
@@ -249,3 +327,8 @@ def disjoint(works: Iterable[Work]) -> Iterator[tuple[int, int, Work]]:
         if start < work.end_ns:
             yield start, work.end_ns, work
             free_from = work.end_ns
+
+
+def is_mmu_event(event: str) -> bool:
+    """An event of MMU work, or of the part of a fault that handles the MMU."""
+    return event in _CONTINUES or event in _BEGINS or event in _ENDS or _OF_FAULT.match(event) is not None
