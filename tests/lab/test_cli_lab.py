@@ -94,7 +94,37 @@ def test_nothing_to_do_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixtur
     ops = [{"op": "set_max_raw", "n": 64}, {"op": "load"}]
     quiet.write_text("".join(json.dumps({"op": op}) + "\n" for op in ops))
     assert main(["compare", str(quiet), "--kernel", "v5.2", "--plan", "merged", "--at", "wrap"]) == 1
-    assert "not exercised: merged had nothing to do at the wrap" in capsys.readouterr().out
+    assert (
+        "not exercised: merged had nothing to do (unnamed, kernel v5.2, at wrap)" in capsys.readouterr().out
+    )
+
+
+def test_an_unsound_plan_is_a_finding(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", vector, "--plan", "merged zap-all", "--at", "wrap"]) == 0
+    assert "unsound" not in capsys.readouterr().out
+    assert main(["compare", vector, "--plan", "merged zap-all", "--at", "teardown"]) == 1
+    assert "unsound: merged not enough for the event" in capsys.readouterr().out
+    # Nothing is forced at the end, so nothing is asked of a plan there.
+    assert main(["compare", vector, "--plan", "merged zap-all"]) == 0
+
+
+def test_several_kernels(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = str(data / "traces" / "6.12" / "npt1tdp0_dirty_log" / "trace.txt.xz")
+    run = ["compare", trace, "--plan", "merged", "--at", "wrap", "--json"]
+    assert main([*run, "--kernel", "v6.12 v5.0-seed", "--kernel", "v5.2"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert [row["kernel"] for row in read["rows"]] == ["v6.12", "v5.0-seed", "v5.2"]
+    assert [work["kernel"] for work in read["workloads"]] == ["v6.12", "v5.0-seed", "v5.2"]
+    assert {(work["pages_made"], work["pages_zapped"]) for work in read["workloads"]} == {(7, 0)}
+    assert main([*run, "--kernel", "all"]) == 0
+    assert {row["kernel"] for row in json.loads(capsys.readouterr().out)["rows"]} == set(km.kernels)
+
+
+def test_names_of_inputs_differ(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    traces = [str(data / "traces" / k / "npt1tdp0_shrink" / "trace.txt.xz") for k in ("6.1", "6.12", "6.12")]
+    assert main(["compare", *traces, "--plan", "zap-all", "--kernel", "v5.2", "--json"]) == 0
+    names = [row["input"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert names == ["6.1/npt1tdp0_shrink", "6.12/npt1tdp0_shrink", "traces/6.12/npt1tdp0_shrink"]
 
 
 def test_a_recording_is_an_input(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

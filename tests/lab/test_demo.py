@@ -38,6 +38,6 @@ def test_what_is_missing_is_said(
         raise TraceError("the replay is not here")
 
     monkeypatch.setattr(demo, "_replay", broken)
-    assert main(["demo", "-o", str(tmp_path), "--json"]) == 0
+    assert main(["demo", "-o", str(tmp_path), "--json"]) == 1
     read = json.loads(capsys.readouterr().out)
     assert read["not_there_yet"] == ["1. a recording of a real kernel, replayed: the replay is not here"]

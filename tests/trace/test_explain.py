@@ -18,7 +18,6 @@ from kvm_mmu.trace.explain_host import host_explainer
 from kvm_mmu.trace.kit import EVENTS, PROBES, script
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import iter_lines, read_lines
-from kvm_mmu.trace.workload import workloads
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 PREFIX = "             vmm-851   [000] .....  5012.1: "
@@ -204,20 +203,6 @@ def test_two_replays_of_one_recording():
     assert "mark_mmio_spte: sptep:(____ptrval____) gfn e0000 access 6 gen fff6e" in text
     assert "kvm_mmu_invalidate_zap_all_pages: a 2, b 0" in text
     assert found.as_json()["schema"] == "kvm-mmu/trace-diff/1"
-
-
-def test_a_recording_of_6x_is_a_workload_for_other_kernels():
-    found = workloads(TRACES / "6.12" / "npt1tdp0_zap_batch" / "trace.txt.xz")
-    assert len(found) == 1
-    vm = engine("v5.2", found[0].config)
-    results = [vm.apply(op) for op in found[0].ops]
-    outcomes = [
-        r["out"]["outcome"] for op, r in zip(found[0].ops, results, strict=True) if op["op"] == "access"
-    ]
-    assert len(outcomes) == 21 and set(outcomes) <= {"hit", "emulate"}
-    assert [r["ret"] for op, r in zip(found[0].ops, results, strict=True) if op["op"] == "set_memslot"] == [
-        0
-    ] * 8
 
 
 def test_commands(tmp_path: Path):

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import KvmMmuError
+from kvm_mmu.lab.inputs import recorded_scenario
+from kvm_mmu.lab.workload import run_scenario_workload
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import read_lines
 from kvm_mmu.trace.stalls import stalls
-from kvm_mmu.trace.workload import workloads
+from kvm_mmu.trace.workload import read_recording
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 NAMES = [
@@ -74,7 +76,8 @@ def test_damaged_recordings(name: str, tmp_path: Path):
             assert str(err)
             outcomes["refused"] += 1
         stalls(read_lines(path), "damaged")
-        if name.startswith("6"):
-            with suppress(KvmMmuError):
-                workloads(path)
+        with suppress(KvmMmuError):
+            recording = read_recording(path)
+            for kernel in (None, "v5.2" if name.startswith("6") else "v6.12"):
+                run_scenario_workload(recorded_scenario(recording, kernel))
     assert outcomes["replayed"] > 0

@@ -1,4 +1,7 @@
-"""`kvm-mmu compare INPUT... --plan P ...`: zap plans on what a guest did; exit status 1 when one had nothing to do."""
+"""`kvm-mmu compare INPUT... --plan P ...`: zap plans on what a guest did.
+
+Exit status 1 when a plan is unsound for the event, did not end, or had nothing to do.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from kvm_mmu.lab.compare import compare
 from kvm_mmu.lab.cost import MODELS
 from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
+from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
 _UNITS = {"k": 1_000, "m": 1_000_000}
@@ -34,24 +38,40 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--at", choices=EVENTS, default="end", help="the event forced at the end (default: end)"
     )
-    parser.add_argument("--scale", default="", metavar="N,N", help="numbers of live pages, as 1k,10k,100k")
+    parser.add_argument("--scale", metavar="N,N", help="numbers of live pages, as 1k,10k,100k")
     parser.add_argument(
         "--mmio-share", default=None, metavar="P", help="with --scale: share of MMIO pages, as 1%%"
     )
     parser.add_argument(
         "--mmio-place", choices=MMIO_PLACES, default="input", help="with --scale: how old MMIO pages are"
     )
+    parser.add_argument("--contend", type=int, metavar="N", help="every N-th offer of the lock is taken")
     parser.add_argument(
-        "--contend", type=int, default=0, metavar="N", help="every N-th offer of the lock is taken"
-    )
-    parser.add_argument(
-        "--add", type=int, default=0, metavar="N", help="tables a vCPU adds in each of those lock breaks"
+        "--add", type=int, metavar="N", help="tables a vCPU adds in each of those lock breaks"
     )
     parser.add_argument(
         "--cost", metavar="MODEL", help=f"modelled time beside the counts: {', '.join(MODELS)}"
     )
-    parser.add_argument("--kernel", help="kernel to model (default: the input's)")
+    parser.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="K",
+        help="kernel to model (default: the input's); several times or with spaces, or all",
+    )
     parser.add_argument("--host", metavar="FILE|JSON", help="facts of a recording's host")
+    parser.add_argument(
+        "--vm",
+        type=int,
+        metavar="N",
+        help="which VM of a recording (default: the one with the most operations)",
+    )
+    parser.add_argument(
+        "--moment",
+        choices=("end", "peak"),
+        help="when the event is forced: at the end, or when most shadow pages lived (default: end; of a recording "
+        "at whose end none lives: peak)",
+    )
     parser.add_argument("-o", "--out", metavar="DIR", help="write CSV, JSON and SVG here")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
@@ -64,8 +84,8 @@ def parse_sizes(text: str) -> list[int]:
         UsageError: not such a list.
     """
     sizes = []
-    for part in filter(None, (p.strip().lower() for p in text.split(","))):
-        number, unit = (part[:-1], _UNITS[part[-1]]) if part[-1] in _UNITS else (part, 1)
+    for part in (p.strip().lower() for p in text.split(",")):
+        number, unit = (part[:-1], _UNITS[part[-1]]) if part[-1:] in _UNITS else (part, 1)
         if not number.isdecimal() or not int(number):
             raise UsageError(f"--scale {text!r}: {part!r}, expected numbers of pages as 1k,10k,100k")
         sizes.append(int(number) * unit)
@@ -100,8 +120,9 @@ def parse_plan(text: str) -> Plan:
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"plan {text!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        # Importing runs the user's code: whatever it raises is about the plan.
+        raise UsageError(f"plan {text!r}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if isinstance(found, ZapPlan):
@@ -120,6 +141,16 @@ def parse_plans(texts: list[str]) -> list[Plan]:
     if not found:
         raise UsageError(f"no --plan: give names of {', '.join(plans)}, or all")
     return list(dict.fromkeys(found))
+
+
+def parse_kernels(texts: list[str]) -> list[str] | None:
+    """Kernels from the command line; `all` means every one, None the input's own."""
+    found: list[str] = []
+    for text in (word for words in texts for word in words.split()):
+        found += list(kernels) if text == "all" else [text]
+    if texts and not found:
+        raise UsageError(f"--kernel: expected names of {', '.join(kernels)}, or all")
+    return found or None
 
 
 def host_facts(text: str | None) -> dict[str, object] | None:
@@ -153,20 +184,28 @@ def clear_progress() -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     share = None if args.mmio_share is None else parse_share(args.mmio_share)
-    sizes = parse_sizes(args.scale)
+    sizes = [] if args.scale is None else parse_sizes(args.scale)
     if share is not None and not sizes:
         raise UsageError("--mmio-share: expected --scale with it")
+    if args.contend is not None and args.contend < 1:
+        raise UsageError(
+            f"--contend {args.contend}: expected 1 or more (every N-th offer of the lock is taken)"
+        )
+    if args.add is not None and args.add < 1:
+        raise UsageError(f"--add {args.add}: expected 1 or more tables")
     result = compare(
         args.inputs,
         parse_plans(args.plan),
         at=args.at,
         scale=sizes,
-        kernel=args.kernel,
+        kernel=parse_kernels(args.kernel),
         host=host_facts(args.host),
+        vm=args.vm,
+        moment=args.moment,
         mmio_share=share,
         mmio_place=args.mmio_place,
-        contend=args.contend,
-        added=args.add,
+        contend=args.contend or 0,
+        added=args.add or 0,
         cost=args.cost,
         progress=reporter(),
     )
@@ -178,6 +217,6 @@ def run(args: argparse.Namespace) -> int:
         print(result.to_text())
         for path in written:
             print(f"written: {path}")
-        for name, plan in result.not_exercised:
-            print(f"not exercised: {plan} had nothing to do at the {args.at} of {name}")
+        for text in result.finding_lines():
+            print(text)
     return 1 if result.findings else 0

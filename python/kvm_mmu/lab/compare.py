@@ -1,7 +1,8 @@
 """`compare`: one workload, many zap plans, each on a clone of the same state; counts are exact and repeatable.
 
-The workload runs once. For each plan a clone gets the event (`forced_event`), then the guest's distinct accesses are
-repeated on it and on an untouched clone (`collateral`). With `scale` the same is done at several sizes (`scale`).
+The workload runs once a kernel. For each plan a clone gets the event (`forced_event`), is asked what is left of what
+the event needs gone (`soundness`), then the guest's distinct accesses are repeated on it and on an untouched clone
+(`collateral`). With `scale` the same is done at several sizes (`scale`).
 """
 
 from __future__ import annotations
@@ -9,28 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab import forced_event
+from kvm_mmu.lab import forced_event, soundness
 from kvm_mmu.lab.collateral import Repeated, repeat
 from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.cost import CostModel, cost_model
 from kvm_mmu.lab.fit import fit_power
 from kvm_mmu.lab.forced_event import EventRun, Plan
-from kvm_mmu.lab.inputs import read_input
-from kvm_mmu.lab.scale import scaled, side_by_side
+from kvm_mmu.lab.input_names import InputNames
+from kvm_mmu.lab.inputs import open_input, recorded_scenario
+from kvm_mmu.lab.scale import Scaled, scaled, side_by_side
 from kvm_mmu.lab.scenario import Scenario
 from kvm_mmu.lab.workload import Workload, run_scenario_workload
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
-Input = str | Path | Scenario | Workload
+if TYPE_CHECKING:
+    from kvm_mmu.trace.workload import Recording
+
+Input: TypeAlias = "str | Path | Scenario | Workload | Recording"
 #: Live pages up to which a digest is that of the whole state.
 DIGEST_WHOLE = 20_000
 #: What growth is fitted for.
@@ -81,11 +87,18 @@ def _row(
     population: tuple[int, int],
 ) -> tuple[dict[str, Any], float]:
     vm = workload.vm.clone()
+    last_page = max(vm.core.active_page_ids(), default=0)
+    slot = forced_event.largest_slot(vm)
     forced_event.prepare(vm, at)
     start = time.perf_counter()
     run = forced_event.force(vm, at, plan, setting.contend, setting.added)
     seconds = time.perf_counter() - start
     digest = run_digest(vm, run)
+    lacks = soundness.left_behind(plan, at)
+    left = None
+    has_words = isinstance(plan, ZapPlan) and lacks is None
+    if at != "end" and run.outcome == "done" and (population[0] <= DIGEST_WHOLE or not has_words):
+        left = soundness.left_over(vm, at, slot, last_page)
     again = None
     if at != "teardown":
         again = repeat(vm, workload.touches).beyond(untouched)
@@ -94,6 +107,9 @@ def _row(
         outcome = "not exercised"
     if outcome == "stale_next":
         outcome = f"stale_next: page {run.page} at visit {run.step}"
+    sound = None
+    if at != "end" and run.outcome in ("done", "no slot"):
+        sound = "no" if lacks is not None or left else "yes"
     updates = forced_event.updates_per_event(vm, at)
     work = run.work
     row = {
@@ -104,6 +120,8 @@ def _row(
         "pages": population[0],
         "mmio_pages": population[1],
         "outcome": outcome,
+        "sound": sound,
+        "left_over": left,
         "nodes_visited": work["walk_visited"],
         "restarts": work["restarts"],
         "pages_zapped": work["pages_zapped"],
@@ -145,15 +163,37 @@ def _compare_one(
     untouched = repeat(base, workload.touches) if at != "teardown" else Repeated(0, 0)
     del base
     counted = workload.population()
+    result.workloads.append(
+        {
+            "input": workload.name,
+            "kernel": workload.vm.kernel,
+            "accesses": sum(int(batch.gpas.size) for batch in workload.touches),
+            "pages_made": workload.made,
+            "pages_zapped": workload.zapped,
+            "pages": counted.pages,
+            "mmio_pages": counted.mmio_pages,
+            "size": workload.size,
+        }
+    )
+    result.notes += [note for note in workload.notes if note not in result.notes]
     for plan in chosen:
         progress(f"{workload.name}: {forced_event.plan_name(plan)}")
-        row, seconds = _row(workload, at, plan, setting, untouched, (counted.pages, counted.mmio_pages))
+        try:
+            row, seconds = _row(workload, at, plan, setting, untouched, (counted.pages, counted.mmio_pages))
+        except UsageError as error:
+            raise UsageError(f"{workload.name}, kernel {workload.vm.kernel}: {error}") from error
         result.rows.append(row)
+        if row["left_over"] and soundness.left_behind(plan, at) is None:
+            result.notes.append(
+                f"{row['plan']} left {row['left_over']:,} {soundness.NEEDS[at]} of {workload.name}: "
+                f"no way to do a {at} with it alone"
+            )
         result.measured_rows.append(
             {
                 "input": workload.name,
+                "kernel": workload.vm.kernel,
                 "pages": counted.pages,
-                "plan": forced_event.plan_name(plan),
+                "plan": row["plan"],
                 "measured_wall_seconds": round(seconds, 6),
             }
         )
@@ -165,7 +205,27 @@ def _fit(result: Comparison, name: str, rows: Sequence[dict[str, Any]]) -> None:
         for of in FITTED:
             found = fit_power([row["pages"] for row in mine], [row[of] for row in mine])
             if found is not None:
-                result.fits.append({"input": name, "plan": plan, "of": of, "fit": found})
+                kernel = mine[0]["kernel"]
+                result.fits.append({"input": name, "kernel": kernel, "plan": plan, "of": of, "fit": found})
+
+
+def _scenarios(
+    one: Input,
+    names: InputNames,
+    kernels: Sequence[str | None],
+    host: dict[str, object] | None,
+    vm: int | None,
+) -> Iterator[tuple[Scenario | Workload, str | None]]:
+    """An input for each kernel: what to run, and the kernel to run it for (None: its own)."""
+    source = open_input(one, host, vm) if isinstance(one, str | Path) else one
+    if isinstance(source, Workload):
+        yield source, None
+        return
+    name = ""
+    for kernel in kernels:
+        found = source if isinstance(source, Scenario) else recorded_scenario(source, kernel, vm)
+        name = name or names.give(one, found.name)
+        yield replace(found, name=name), kernel
 
 
 def compare(
@@ -174,8 +234,10 @@ def compare(
     *,
     at: str = "end",
     scale: Sequence[int] = (),
-    kernel: str | None = None,
+    kernel: str | Sequence[str] | None = None,
     host: dict[str, object] | None = None,
+    vm: int | None = None,
+    moment: str | None = None,
     mmio_share: float | None = None,
     mmio_place: str = "input",
     contend: int = 0,
@@ -186,12 +248,17 @@ def compare(
     """Compare zap plans on what a guest did.
 
     Args:
-        inputs: scenarios, workloads, or paths of scenario files, result files and recordings; one or several.
+        inputs: scenarios, recordings, workloads, or paths of scenario files, result files and recordings; one or
+            several.
         plans: plans, their names or texts, or functions that take a `Vm` and zap through `Vm.zap_batch`.
         at: the event forced at the end of the workload: `end` (just the plan), `wrap`, `slot-removal`, `teardown`.
         scale: numbers of live shadow pages to repeat the input's operations to.
-        kernel: the kernel to model; default the input's own.
+        kernel: the kernel to model, or several; default the input's own. A recording is taken as it is under the
+            kernel that it was made on; for another one its faults become guest accesses, and notes say what changed.
         host: facts of a recording's host that the recording does not hold.
+        vm: which VM of a recording, from 1; default the one with the most operations.
+        moment: when the event is forced: `end` (of a recording: before the recorded teardown) or `peak`, when the most
+            shadow pages lived; default `end`, of a recording at whose end none lives `peak`.
         mmio_share: with `scale`: the share of MMIO-caching pages, 0 to 1; default the input's own.
         mmio_place: with `scale`: `input` keeps the age order of the input, `even` spreads MMIO over all ages.
         contend: every n-th offer of the lock is taken (0: none).
@@ -200,18 +267,22 @@ def compare(
         progress: told what is being done.
 
     Returns:
-        A row for each input, size and plan; see `Comparison`.
+        A row for each input, kernel, size and plan; see `Comparison`.
 
     Raises:
-        UsageError: an unknown event, plan or kernel. ScenarioError, TraceError: an input that cannot be read.
+        UsageError: an unknown event, plan or kernel, or a plan in Python that raised. ScenarioError, TraceError: an
+            input that cannot be read.
     """
     event = forced_event.as_event(at)
     chosen = as_plans(plans)
-    if kernel is not None:
-        kernel_profile(kernel)
+    kernels = _kernels(kernel)
     sizes = list(scale)
-    if any(not isinstance(n, int) or n < 1 for n in sizes):
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
         raise UsageError(f"scale {sizes}: expected numbers of pages, 1 or more")
+    if moment not in (None, "end", "peak"):
+        raise UsageError(f"moment {moment!r}: expected end or peak")
+    if moment is not None and sizes:
+        raise UsageError(f"moment {moment!r}: not with scale, which repeats the last population of an input")
     if mmio_share is not None and not 0.0 <= mmio_share <= 1.0:
         raise UsageError(f"MMIO share {mmio_share}: expected 0 to 1")
     if contend < 0:
@@ -221,34 +292,65 @@ def compare(
     model = None if cost is None else cost_model(cost)
     setting = _Setting(contend, added, model)
     result = Comparison([], plans=[forced_event.describe(plan) for plan in chosen])
-    for one in [inputs] if isinstance(inputs, str | Path | Scenario | Workload) else list(inputs):
-        source = read_input(one, kernel, host) if isinstance(one, str | Path) else one
-        if isinstance(source, Workload):
-            if sizes:
-                raise UsageError(
-                    f"{source.name}: a workload that was made to a size is not scaled; make others"
-                )
-            _compare_one(result, source, event, chosen, setting, progress)
-            result.notes += [n for n in source.notes if n not in result.notes]
-            continue
-        progress(f"running {source.name}")
-        if not sizes:
-            _compare_one(result, run_scenario_workload(source, kernel), event, chosen, setting, progress)
-            continue
-        first = len(result.rows)
-        for n in sizes:
-            progress(f"{source.name}: repeating it until {n:,} pages live")
-            grown = scaled(source, n, kernel, mmio_share, mmio_place)
-            _compare_one(result, grown.workload, event, chosen, setting, progress)
-            result.sides[grown.workload.name] = side_by_side(grown)
-            result.notes += [note for note in grown.workload.notes if note not in result.notes]
-        _fit(result, source.name, result.rows[first:])
+    several: list[Input] = (
+        list(inputs) if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs]
+    )
+    names = InputNames(several)
+    changed: list[tuple[Scenario, str]] = []
+    for one in several:
+        progress(f"reading {one}")
+        for source, target in _scenarios(one, names, kernels, host, vm):
+            if isinstance(source, Scenario):
+                changed += [(source, text) for text in source.changes]
+            if isinstance(source, Workload):
+                if sizes:
+                    raise UsageError(
+                        f"{source.name}: a workload that was made to a size is not scaled; make others"
+                    )
+                _compare_one(result, source, event, chosen, setting, progress)
+                continue
+            progress(f"running {source.name}")
+            if not sizes:
+                workload = run_scenario_workload(source, target, moment=moment)
+                _compare_one(result, workload, event, chosen, setting, progress)
+                continue
+            first = len(result.rows)
+            for n in sizes:
+                progress(f"{source.name}: repeating it until {n:,} pages live")
+                grown = scaled(source, n, target, mmio_share, mmio_place)
+                _compare_one(result, grown.workload, event, chosen, setting, progress)
+                result.sides[_side_name(result, grown)] = side_by_side(grown)
+            _fit(result, source.name, result.rows[first:])
+    result.notes += _changes(changed)
     if model is not None:
         result.notes.append(f"modelled time, not measured: {model}")
     for plan in chosen:
-        left = forced_event.left_behind(plan, event)
+        left = soundness.left_behind(plan, event)
         if left:
             result.notes.append(
                 f"{forced_event.plan_name(plan)} leaves {left}: no way to do a {event} with it alone"
             )
     return result
+
+
+def _kernels(kernel: str | Sequence[str] | None) -> list[str | None]:
+    """The kernels to model, each once; None: the input's own."""
+    if kernel is None:
+        return [None]
+    found = [kernel_profile(name).name for name in ([kernel] if isinstance(kernel, str) else kernel)]
+    if not found:
+        raise UsageError("no kernel to model: give names, or leave it out for the input's own")
+    return list(dict.fromkeys(found))
+
+
+def _changes(changed: Sequence[tuple[Scenario, str]]) -> list[str]:
+    """What was changed for other kernels than a recording's, kernels with the same changes together."""
+    found: dict[tuple[str, str | None, str], list[str]] = {}
+    for source, text in changed:
+        found.setdefault((source.name, source.recorded_on, text), []).append(str(source.kernel))
+    return [f"{n}: recorded on {k}, run as {', '.join(of)}: {text}" for (n, k, text), of in found.items()]
+
+
+def _side_name(result: Comparison, grown: Scaled) -> str:
+    name = grown.workload.name
+    return f"{name}, kernel {grown.workload.vm.kernel}" if name in result.sides else name

@@ -31,6 +31,8 @@ COLUMNS = (
     "pages",
     "mmio_pages",
     "outcome",
+    "sound",
+    "left_over",
     "nodes_visited",
     "restarts",
     "pages_zapped",
@@ -63,7 +65,7 @@ WORK = (
         "sptes_cleared",
         "rmap_steps",
     ),
-    *("parent_steps", "flushes", "lock_breaks", "outcome"),
+    *("parent_steps", "flushes", "lock_breaks", "outcome", "sound"),
 )
 COST = (
     *(
@@ -92,7 +94,12 @@ class Side:
 
 @dataclass
 class Comparison:
-    """Plans compared: one row an input, a size and a plan."""
+    """Plans compared: one row an input, a kernel, a size and a plan.
+
+    `workloads` has a row for each input, kernel and size: what lived before the event, and what was made and zapped on
+    the way there. `sound` in a row of `rows` says whether the plan is enough for the event (None: nothing was forced,
+    or the run did not end), `left_over` how much it left there of what the event needs gone.
+    """
 
     rows: list[dict[str, Any]]
     measured_rows: list[dict[str, Any]] = field(default_factory=list)
@@ -100,6 +107,7 @@ class Comparison:
     sides: dict[str, list[Side]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     plans: list[dict[str, Any]] = field(default_factory=list)
+    workloads: list[dict[str, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         names = list(dict.fromkeys(row["plan"] for row in self.rows))
@@ -135,7 +143,7 @@ class Comparison:
         """Measured wall time of our own code, seconds, by input, pages and plan; never part of `columns`."""
         return {
             name: _array([row[name] for row in self.measured_rows])
-            for name in ("input", "pages", "plan", "measured_wall_seconds")
+            for name in ("input", "kernel", "pages", "plan", "measured_wall_seconds")
         }
 
     @property
@@ -144,9 +152,33 @@ class Comparison:
         return [(row["input"], row["plan"]) for row in self.rows if row["outcome"] == "not exercised"]
 
     @property
+    def unsound(self) -> list[tuple[str, str]]:
+        """(input, plan) of every plan that is not enough for the event."""
+        return [(row["input"], row["plan"]) for row in self.rows if row["sound"] == "no"]
+
+    def finding_lines(self) -> list[str]:
+        """The findings as sentences, one a workload and kind of finding."""
+        said = []
+        for title, rows in self._groups():
+            idle = ", ".join(row["plan"] for row in rows if row["outcome"] == "not exercised")
+            unsound = ", ".join(row["plan"] for row in rows if row["sound"] == "no")
+            if idle:
+                said.append(f"not exercised: {idle} had nothing to do ({title})")
+            if unsound:
+                said.append(f"unsound: {unsound} not enough for the event ({title})")
+            for row in rows:
+                if row["outcome"] not in ("done", "not exercised"):
+                    said.append(f"{row['outcome']}: {row['plan']} ({title})")
+        return said
+
+    @property
     def findings(self) -> list[tuple[str, str, str]]:
-        """(input, plan, outcome) of every run that did not simply end."""
-        return [(r["input"], r["plan"], r["outcome"]) for r in self.rows if r["outcome"] != "done"]
+        """(input, plan, outcome) of every run that did not simply end, or whose plan is unsound for the event."""
+        return [
+            (r["input"], r["plan"], "unsound" if r["outcome"] == "done" else r["outcome"])
+            for r in self.rows
+            if r["outcome"] != "done" or r["sound"] == "no"
+        ]
 
     def to_polars(self) -> Any:
         """A polars data frame (polars must be installed)."""
@@ -177,6 +209,12 @@ class Comparison:
     def to_text(self) -> str:
         """Everything for a terminal; measured time last and called so."""
         parts = []
+        if self.workloads:
+            parts.append(
+                "workloads: live pages before the event, and what was made and zapped on the way there"
+            )
+            known = [name for name in self.workloads[0] if name != "size"]
+            parts.append(text_table({n: [w[n] for w in self.workloads] for n in known}, indent="  "))
         for title, rows in self._groups():
             for names, what in ((WORK, "work, exact counts"), (COST, "cost and collateral damage")):
                 parts.append(f"{title}: {what}")
@@ -190,7 +228,7 @@ class Comparison:
             parts.append(text_table(_side_columns(sides), indent="  "))
         if self.fits:
             parts.append("growth with the number of live pages (least squares on logarithms, 95 % interval)")
-            columns = {n: [f[n] for f in self.fits] for n in ("input", "plan", "of", "fit")}
+            columns = {n: [f[n] for f in self.fits] for n in ("input", "kernel", "plan", "of", "fit")}
             parts.append(text_table(columns, indent="  "))
         if self.measured_rows:
             parts.append("measured wall time of this program (not a kernel's), seconds")
@@ -204,24 +242,41 @@ class Comparison:
         names = [n for n in self.names if n != "digest"]
         return table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
 
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether every workload was made to a size, and there are several: only then curves mean growth."""
+        sizes = [workload["size"] for workload in self.workloads]
+        return None not in sizes and len({row["pages"] for row in self.rows}) > 1
+
+    def _label(self, row: Mapping[str, Any]) -> str:
+        """What a row is called in a picture: its plan, and what else tells it from others."""
+        parts = [str(row["plan"])]
+        if len({r["kernel"] for r in self.rows}) > 1:
+            parts.append(row["kernel"])
+        if not self._is_scaled and len({r["input"] for r in self.rows}) > 1:
+            parts.append(row["input"])
+        return ", ".join(parts)
+
     def _curves(self, of: str) -> list[Series]:
-        names = dict.fromkeys(row["plan"] for row in self.rows)
-        return [
-            Series(n, sorted((r["pages"], r[of]) for r in self.rows if r["plan"] == n and r[of] is not None))
-            for n in names
-        ]
+        points: dict[str, list[tuple[float, float]]] = {}
+        for row in self.rows:
+            if row[of] is not None:
+                points.setdefault(self._label(row), []).append((row["pages"], row[of]))
+        return [Series(name, sorted(found)) for name, found in points.items()]
 
     def to_svg(self, of: str = "longest_hold") -> str:
         """One picture: curves over the number of live pages where there are several sizes, else bars."""
         if of not in self.names or not all(isinstance(v, int | float | None) for v in self.column(of)):
             raise UsageError(f"column {of!r}: expected a column of numbers")
         label = of.replace("_", " ") + (", work units" if of == "longest_hold" else "")
-        if len({row["pages"] for row in self.rows}) > 1:
+        if self._is_scaled:
             title = f"{label} by live shadow pages"
             return curves(self._curves(of), title, "live shadow pages", label)
         shown = [row for row in self.rows if row[of] is not None]
-        where = f" at {shown[0]['at']}, {shown[0]['pages']:,} pages" if shown else ""
-        return bars([row["plan"] for row in shown], [row[of] for row in shown], f"{label}{where}", label)
+        where = f" at {shown[0]['at']}" if shown else ""
+        if len({row["pages"] for row in shown}) == 1:
+            where += f", {shown[0]['pages']:,} pages"
+        return bars([self._label(row) for row in shown], [row[of] for row in shown], f"{label}{where}", label)
 
     def plot(self, ax: Any = None, of: str = "longest_hold") -> Any:
         """Draw with matplotlib into `ax` (made when absent) and return it."""
@@ -229,19 +284,21 @@ class Comparison:
             from matplotlib.figure import Figure
 
             ax = Figure(figsize=(8, 5)).subplots()
-        if len({row["pages"] for row in self.rows}) > 1:
+        label = of.replace("_", " ")
+        if self._is_scaled:
             for one in self._curves(of):
                 points = [(x, y) for x, y in one.points if x > 0 and y > 0]
                 if points:
                     ax.loglog([x for x, _ in points], [y for _, y in points], marker="o", label=one.name)
             ax.set_xlabel("live shadow pages")
+            ax.set_ylabel(label)
             ax.legend()
         else:
             rows = [row for row in self.rows if row[of]]
-            ax.barh([row["plan"] for row in rows], [row[of] for row in rows])
-            ax.set_xscale("log")
-        label = of.replace("_", " ")
-        (ax.set_ylabel if len({row["pages"] for row in self.rows}) > 1 else ax.set_xlabel)(label)
+            ax.barh([self._label(row) for row in rows], [row[of] for row in rows])
+            if rows:
+                ax.set_xscale("log")
+            ax.set_xlabel(label)
         return ax
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,6 +306,7 @@ class Comparison:
         return {
             "schema": SCHEMA,
             "plans": self.plans,
+            "workloads": self.workloads,
             "rows": records({name: self.column(name) for name in self.names}),
             "fits": [
                 {k: v.to_dict() if isinstance(v, Fit) else v for k, v in fit.items()} for fit in self.fits

@@ -113,6 +113,9 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
     Args:
         contend: every `contend`-th offer of the lock is taken by somebody else (0: none is).
         added: MMIO tables that vCPU 0 touches for the first time in each of those lock breaks.
+
+    Raises:
+        UsageError: a plan in Python raised; the message names plan, event and what was raised.
     """
     vm.core.set_lock_break(contend, contend + 1 if contend else 0)
     limit = 8 * vm.core.nr_active_pages + 1024
@@ -132,7 +135,7 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
     vm.on_lock_break = interrupted
     try:
         if not isinstance(plan, ZapPlan):
-            plan(vm)
+            _run_python(plan, vm, at)
             work = _since(vm.work, before)
             return EventRun("done", work, work["units"], work["lock_breaks"])
         slot = largest_slot(vm) if plan.needs_slot else None
@@ -153,6 +156,17 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
         vm.core.set_lock_break(0, 0)
 
 
+def _run_python(plan: PythonPlan, vm: Vm, at: str) -> None:
+    try:
+        plan(vm)
+    except NoProgress:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"plan {plan_name(plan)} at the {at}: it raised {type(error).__name__}: {error}"
+        ) from error
+
+
 def _since(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {name: after[name] - before[name] for name in after}
 
@@ -161,20 +175,6 @@ def is_exercised(run: EventRun) -> bool:
     """Whether the plan had anything to do."""
     did = ("pages_zapped", "sptes_cleared", "rmap_steps", "flushes")
     return any(run.work.get(name, 0) for name in did)
-
-
-def left_behind(plan: Plan, at: str) -> str | None:
-    """What an event needs gone and this plan leaves; None when it takes all of it, or for a plan in Python."""
-    if not isinstance(plan, ZapPlan) or at == "end":
-        return None
-    everything = plan.only == "all" or (plan.only == "obsolete" and plan.bump_valid_gen)
-    if at == "wrap" and not everything and plan.only != "mmio_cached":
-        return "stale MMIO SPTEs"
-    if at == "slot-removal" and not everything and not plan.needs_slot:
-        return "mappings of the removed slot"
-    if at == "teardown" and not everything:
-        return "shadow pages"
-    return None
 
 
 def describe(plan: Plan) -> dict[str, Any]:

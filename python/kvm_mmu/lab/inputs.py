@@ -1,47 +1,19 @@
 """Inputs of the laboratory from files: scenario and result files as they are, recordings through the trace room.
 
-A recording's inputs are replayed once and the operations of the scenario language that they become are kept.
+A recording is replayed once; the operations of the scenario language that it becomes are kept, for any kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from kvm_mmu.errors import ScenarioError
-from kvm_mmu.lab.machine_engine import MachineEngine
+from kvm_mmu.errors import ScenarioError, UsageError
 from kvm_mmu.lab.scenario import Scenario, numbered_lines, open_text, read_scenario
-from kvm_mmu.machine.profiles import kernel_profile
 
-
-class _Recorder:
-    """Engines for a replay that keep the operations of each VM they run."""
-
-    def __init__(self) -> None:
-        self.kernel: str | None = None
-        self.vms: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
-
-    def __call__(self, kernel: str, config: Mapping[str, object]) -> _Kept:
-        self.kernel = kernel_profile(kernel).name
-        ops: list[dict[str, Any]] = []
-        self.vms.append((dict(config), ops))
-        return _Kept(MachineEngine(self.kernel, config), ops)
-
-
-class _Kept:
-    def __init__(self, engine: MachineEngine, ops: list[dict[str, Any]]) -> None:
-        self._engine = engine
-        self._ops = ops
-        self.rich_events = engine.rich_events
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def apply(self, op: dict[str, Any]) -> dict[str, Any]:
-        """Keep the operation and run it."""
-        self._ops.append(op)
-        return self._engine.apply(op)
+if TYPE_CHECKING:
+    from kvm_mmu.trace.workload import Recording
 
 
 def is_scenario(path: str | Path) -> bool:
@@ -53,40 +25,54 @@ def is_scenario(path: str | Path) -> bool:
     raise ScenarioError(f"{path}: empty: expected a scenario or a recording")
 
 
-def read_recording(
-    path: str | Path, kernel: str | None = None, host: Mapping[str, object] | None = None
-) -> Scenario:
-    """The operations of a recording's busiest VM, up to its end (the VM's destruction is left out)."""
-    from kvm_mmu.trace import replay
+def open_input(
+    path: str | Path, host: Mapping[str, object] | None = None, vm: int | None = None
+) -> Scenario | Recording:
+    """A scenario file (also a result file; `-` is one on stdin) or a recording, read and replayed.
 
-    recorder = _Recorder()
-    replay(path, recorder, kernel=kernel, host=host)
-    config, ops = max(recorder.vms, key=lambda vm: len(vm[1]))
-    end = len(ops)
-    while end and ops[end - 1]["op"] == "unload":
-        end -= 1
-    if end and end < len(ops) and ops[end - 1]["op"] == "zap_all":
-        ops = ops[: end - 1]
-    known = {key: value for key, value in config.items() if value is not None}
-    name = Path(path).parent.name if Path(path).name.startswith("trace.") else Path(path).name
+    Args:
+        host: facts of a recording's host. vm: which VM of a recording will be asked for, from 1.
+
+    Raises:
+        ScenarioError, TraceError: the file cannot be read, with file and line. UsageError: `vm` of a scenario.
+    """
+    if str(path) != "-" and not is_scenario(path):
+        from kvm_mmu.trace.workload import read_recording
+
+        return read_recording(path, host)
+    if vm is not None:
+        raise UsageError(f"{path}: VM {vm}: a scenario has one VM, only a recording may have several")
+    return read_scenario(path)
+
+
+def recorded_scenario(recording: Recording, kernel: str | None = None, vm: int | None = None) -> Scenario:
+    """A VM of a recording as a scenario for a kernel (default: the one it was recorded on), up to its teardown."""
+    made = recording.workload(kernel, vm)
+    path = Path(recording.path)
+    name = path.parent.name if path.name.startswith("trace.") else path.name
     return Scenario(
         name=name or str(path),
-        kernel=recorder.kernel,
-        config=known,
-        ops=ops,
-        lines=list(range(1, len(ops) + 1)),
+        kernel=made.kernel,
+        config=made.config,
+        ops=made.ops,
         path=str(path),
+        recorded_on=made.recorded_on,
+        returns=made.returns,
+        notes=made.notes,
+        changes=made.changes,
     )
 
 
 def read_input(
-    path: str | Path, kernel: str | None = None, host: Mapping[str, object] | None = None
+    path: str | Path,
+    kernel: str | None = None,
+    host: Mapping[str, object] | None = None,
+    vm: int | None = None,
 ) -> Scenario:
     """A scenario from a scenario file, a result file or a recording; `-` is a scenario on stdin.
 
     Raises:
-        ScenarioError, TraceError: the file cannot be read, with file and line.
+        ScenarioError, TraceError: the file cannot be read, with file and line. UsageError: no such kernel or VM.
     """
-    if str(path) == "-" or is_scenario(path):
-        return read_scenario(path)
-    return read_recording(path, kernel, host)
+    found = open_input(path, host, vm)
+    return found if isinstance(found, Scenario) else recorded_scenario(found, kernel, vm)

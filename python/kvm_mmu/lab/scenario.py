@@ -53,18 +53,35 @@ class Scenario:
     kernel: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, Any] = field(default_factory=dict)
+    #: SPTE masks that a result file's header names.
+    masks: dict[str, Any] | None = None
     dump: str = "all"
     ops: list[dict[str, Any]] = field(default_factory=list)
     expected: list[dict[str, Any]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     path: str = "-"
     header_line: int | None = None
+    #: Of a recording: its kernel, what each memslot update returned there, what was chosen or assumed, and what was
+    #: changed for another kernel.
+    recorded_on: str | None = None
+    returns: list[int | None] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"<Scenario {self.name} {self.kernel or 'any kernel'}, {len(self.ops)} operations>"
 
     def __len__(self) -> int:
         return len(self.ops)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether these operations were made of a recording, not written as a scenario."""
+        return self.recorded_on is not None
+
+    def where(self, i: int) -> str:
+        """Where an operation stands: file and line, or its number where there is no line."""
+        return f"{self.path}:{self.lines[i]}" if self.lines else f"{self.path}: operation {i}"
 
 
 def open_text(path: str | Path) -> TextIO:
@@ -180,6 +197,10 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
         if key in FLAGS and number > 1:
             raise ScenarioError(f"{where}: config {key}={number!r}, expected 0 or 1")
     scenario.config = dict(config)
+    masks = value.get("masks")
+    if masks is not None and not isinstance(masks, dict):
+        raise ScenarioError(f"{where}: masks is not an object")
+    scenario.masks = masks
     plans = value.get("plans", {})
     if not isinstance(plans, dict):
         raise ScenarioError(f"{where}: plans is not an object")
@@ -263,7 +284,7 @@ def run_scenario(
         try:
             result = engine.apply(op)
         except (ScenarioError, UsageError, ValueError) as error:
-            raise ScenarioError(f"{scenario.path}:{scenario.lines[i]}: {error}") from error
+            raise ScenarioError(f"{scenario.where(i)}: {error}") from error
         line: dict[str, Any] = {"i": i, "op": op, "ret": result["ret"]}
         for key in ("out", "nested"):
             if key in result:

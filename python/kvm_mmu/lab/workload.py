@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvm_mmu.errors import ScenarioError, UsageError
-from kvm_mmu.lab.machine_engine import MachineEngine, Op
+from kvm_mmu.lab.machine_engine import MachineEngine, Op, check_nesting
 from kvm_mmu.lab.scenario import Scenario
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import Vm
@@ -114,7 +114,11 @@ def population(vm: Vm) -> Population:
 
 @dataclass
 class Workload:
-    """A VM after its guest ran, and the distinct accesses in order of their first time. The VM is never changed."""
+    """A VM after its guest ran, and the distinct accesses in order of their first time. The VM is never changed.
+
+    `made` and `zapped` count the shadow pages that were made and zapped on the way (one that is zapped while in use
+    as a root counts again when its last user drops it, as in a kernel's trace).
+    """
 
     name: str
     vm: Vm
@@ -133,6 +137,16 @@ class Workload:
         """The live shadow pages."""
         return population(self.vm)
 
+    @property
+    def made(self) -> int:
+        """Shadow pages made on the way."""
+        return self.vm.stats["created"]
+
+    @property
+    def zapped(self) -> int:
+        """Shadow pages zapped on the way."""
+        return self.vm.stats["zapped"]
+
 
 class WorkloadEngine(MachineEngine):
     """A machine engine that notes every distinct guest access, also nested ones."""
@@ -142,6 +156,12 @@ class WorkloadEngine(MachineEngine):
     ):
         self.noted: dict[Touch, None] = {}
         super().__init__(kernel, config, plans)
+
+    def step(self, op: Op) -> tuple[int, dict[str, Any] | None]:
+        """Run one operation without a result line: what it returned, and its `out`."""
+        self.vm.core.clear_events()
+        check_nesting(op)
+        return self._run(op)
 
     def _run(self, op: Op) -> tuple[int, dict[str, Any] | None]:
         result = super()._run(op)
@@ -158,12 +178,15 @@ def run_scenario_workload(
     kernel: str | None = None,
     stop: int | None = None,
     config: Mapping[str, Any] | None = None,
+    moment: str | None = None,
 ) -> Workload:
     """Run a scenario's operations (the first `stop` of them) once.
 
     Args:
         kernel: the kernel to model; default the scenario's.
         config: header keys that win over the scenario's.
+        moment: `end`, or `peak`: after the operation that left the most live shadow pages (the first of such). Without
+            it the end; of a recording at whose end no page lives, the peak.
 
     Raises:
         UsageError: no kernel anywhere. ScenarioError: an operation cannot be read, with file and line.
@@ -171,19 +194,70 @@ def run_scenario_workload(
     chosen = kernel or scenario.kernel
     if chosen is None:
         raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
-    engine = WorkloadEngine(
-        kernel_profile(chosen).name, {**scenario.config, **(config or {})}, scenario.plans
-    )
-    for i, op in enumerate(scenario.ops[:stop]):
-        try:
-            engine.apply(op)
-        except ValueError as error:
-            raise ScenarioError(
-                f"{scenario.path}:{scenario.lines[i] if scenario.lines else i}: {error}"
-            ) from error
-    engine.vm.clear_events()
-    engine.vm.on_lock_break = None
-    return Workload(scenario.name, engine.vm, batches(list(engine.noted)))
+    name = kernel_profile(chosen).name
+    run = _Run(scenario, name, {**scenario.config, **(config or {})})
+    run.run(stop)
+    count = min(len(scenario.ops), len(scenario.ops) if stop is None else stop)
+    notes = []
+    is_empty = not any(_lives(run.engine.vm, page) for page in run.engine.vm.core.active_page_ids())
+    if moment == "peak" or (moment is None and scenario.is_recorded and is_empty and run.peak[0]):
+        pages, after = run.peak
+        if after < count:
+            why = "" if moment == "peak" else "no shadow page lives at its end: "
+            notes.append(
+                f"{why}taken after operation {after:,} of {count:,}, where the most lived ({pages:,})"
+            )
+            run = _Run(scenario, name, {**scenario.config, **(config or {})})
+            run.run(after)
+    run.engine.vm.clear_events()
+    run.engine.vm.on_lock_break = None
+    said = [f"{scenario.name}: {note}" for note in [*scenario.notes, *run.notes(), *notes]]
+    return Workload(scenario.name, run.engine.vm, batches(list(run.engine.noted)), said)
+
+
+def _lives(vm: Vm, page: int) -> bool:
+    _, is_invalid, is_obsolete, _ = vm.core.page_facts(page)
+    return not is_invalid and not is_obsolete
+
+
+class _Run:
+    """One run of a scenario's operations, and what of it was not as it was recorded."""
+
+    def __init__(self, scenario: Scenario, kernel: str, config: Mapping[str, Any]):
+        self._scenario = scenario
+        self.engine = WorkloadEngine(kernel, config, scenario.plans)
+        #: Most live pages, and after how many operations.
+        self.peak = (0, 0)
+        self._failed = 0
+        self._refused = {False: 0, True: 0}
+
+    def run(self, stop: int | None) -> None:
+        """Run the first `stop` operations."""
+        scenario, core = self._scenario, self.engine.vm.core
+        for i, op in enumerate(scenario.ops[:stop]):
+            try:
+                ret, out = self.engine.step(op)
+            except ValueError as error:
+                raise ScenarioError(f"{scenario.where(i)}: {error}") from error
+            if core.nr_active_pages > self.peak[0]:
+                self.peak = (core.nr_active_pages, i + 1)
+            if out is not None and out.get("outcome") in ("error", "stuck"):
+                self._failed += 1
+            recorded = scenario.returns[i] if scenario.returns else None
+            if recorded is not None and (recorded < 0) != (ret < 0):
+                self._refused[ret < 0] += 1
+
+    def notes(self) -> list[str]:
+        """What did not go as it was recorded, in sentences."""
+        kernel = self.engine.vm.kernel
+        said = []
+        if self._scenario.is_recorded and self._failed:
+            said.append(f"{self._failed:,} guest accesses do not get through on {kernel}")
+        for is_refused, count in self._refused.items():
+            if count:
+                word = "refused" if is_refused else "accepted"
+                said.append(f"{count:,} memslot updates are {word} by {kernel}, otherwise than recorded")
+        return said
 
 
 def flagged_tables(tables: int, share: float, place: str, seed: int = 1) -> list[bool]:

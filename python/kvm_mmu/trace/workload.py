@@ -1,8 +1,8 @@
-"""A 6.x recording as a workload of the scenario language, for other plans and other kernels' profiles.
+"""A recording as a workload: what its replay gave the model to do, up to the teardown, for other plans and kernels.
 
-Owns: the translation of a recording's inputs that every kernel has: slots, limits, accesses, dirty log,
-notifications, system management mode. What only the recorded kernel did (its own reclaim, its own root loads)
-is left to the model.
+Owns: the replay that keeps its operations VM by VM, where a VM's teardown begins, which VM is taken, and what of the
+result was assumed. Under the kernel it was made on a recording is taken as it is, so that its counts are the replay's;
+for another kernel `translation` makes guest accesses of its faults.
 """
 
 from __future__ import annotations
@@ -10,124 +10,162 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from kvm_mmu.errors import TraceError
+from kvm_mmu.errors import TraceError, UsageError
+from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.trace import host as host_facts
-from kvm_mmu.trace.host import HostFacts
-from kvm_mmu.trace.markers import Operation, number
-from kvm_mmu.trace.recorder_6x import Event, read_events
-from kvm_mmu.trace.source import display_name, read_lines
-from kvm_mmu.trace.stripping import is_stripped, operations_beside, strip
+from kvm_mmu.trace.replaying import Report, replay
+from kvm_mmu.trace.source import display_name, iter_lines
+from kvm_mmu.trace.translation import translate
 
-_WRITE, _FETCH = 1 << 1, 1 << 4
-#: The model's frame of a host address is the address itself: keep it below the narrowest physical width.
-_HVA_KEPT = (1 << 35) - 1
+Op = dict[str, Any]
+
+
+@dataclass
+class RecordedVm:
+    """One VM of a recording: its configuration as in a scenario header, its operations and what each returned."""
+
+    config: dict[str, Any]
+    ops: list[Op] = field(default_factory=list)
+    returns: list[int] = field(default_factory=list)
+    #: Where the recorded teardown begins; None: it is not in the recording.
+    teardown: int | None = None
 
 
 @dataclass
 class Workload:
-    """One VM of a recording: its configuration as in a scenario header, and its operations."""
+    """The operations of one VM for one kernel; in sentences what was chosen or assumed, and what was changed for it."""
 
-    config: dict[str, object]
-    ops: list[dict[str, object]] = field(default_factory=list)
+    kernel: str
+    recorded_on: str
+    config: dict[str, Any]
+    ops: list[Op]
+    returns: list[int | None]
+    notes: list[str]
+    changes: list[str]
 
 
-def workloads(path: str | Path, host: Mapping[str, object] | None = None) -> list[Workload]:
-    """The VMs of a 6.x recording as workloads: guest accesses by physical address, and what the VMM did.
+@dataclass
+class Recording:
+    """A replayed recording: the VMs in it, and the report of the replay."""
+
+    path: str
+    kernel: str
+    vms: list[RecordedVm]
+    report: Report
+
+    def __repr__(self) -> str:
+        return f"<Recording {self.path} {self.kernel}, {len(self.vms)} VMs>"
+
+    def busiest(self) -> int:
+        """The number (from 1) of the VM with the most operations, the first among equals."""
+        return 1 + max(range(len(self.vms)), key=lambda i: (len(self.vms[i].ops), -i))
+
+    def workload(self, kernel: str | None = None, vm: int | None = None) -> Workload:
+        """One VM as a workload, up to its teardown.
+
+        Args:
+            kernel: the kernel to model; default the one it was recorded on.
+            vm: which VM, from 1; default the busiest.
+
+        Raises:
+            UsageError: an unknown kernel, or there is no such VM.
+        """
+        target = self.kernel if kernel is None else kernel_profile(kernel).name
+        number = self.busiest() if vm is None else vm
+        if not 1 <= number <= len(self.vms):
+            raise UsageError(f"{self.path}: VM {number}: expected 1 to {len(self.vms)}")
+        taken = self.vms[number - 1]
+        ops, returns = taken.ops[: taken.teardown], taken.returns[: taken.teardown]
+        made = translate(taken.config, ops, returns, self.kernel, target)
+        notes = [*self._notes(number, vm is None), *made.notes]
+        return Workload(target, self.kernel, made.config, made.ops, made.returns, notes, made.changes)
+
+    def _notes(self, number: int, is_choice_ours: bool) -> list[str]:
+        notes = []
+        if len(self.vms) > 1:
+            why = ", the one with the most operations" if is_choice_ours else ""
+            notes.append(f"VM {number} of {len(self.vms)}{why}")
+        if self.vms[number - 1].teardown is None:
+            notes.append("the recording ends before the VM does")
+        assumed = ", ".join(f"{key} = {value}" for key, value in self.report.inferred.items())
+        if assumed:
+            notes.append(f"not in the recording and assumed: {assumed}")
+        if self.report.host_answers:
+            notes.append(f"{self.report.host_answers} answers of host memory are the recording's")
+        for name, count in self.report.ignored_operations.items():
+            notes.append(f"operation {name!r} has no effect on the model ({count} times)")
+        parted = self.report.divergence
+        if parted is not None:
+            total = sum(self.report.recorded.values())
+            notes.append(f"the replay differs from the recording after {parted.agreed} of {total} outputs")
+        return notes
+
+
+def read_recording(path: str | Path, host: Mapping[str, object] | None = None) -> Recording:
+    """Replay a recording under the kernel it was made on and keep what the model was given to do.
 
     Raises:
-        TraceError: the recording cannot be read, or holds no VM.
+        TraceError: the recording cannot be read, its kernel is not known, or no VM is in it.
     """
-    name = display_name(path)
-    lines = read_lines(path)
-    if is_stripped(lines):
-        facts = HostFacts(
-            {**host_facts.parse_facts(lines[0][len(host_facts.PREFIX) :], f"{name}:1"), **(host or {})}
-        )
+    keeper = _Keeper()
+    kernel = _recorded_kernel(path, host)
+    report = replay(path, keeper, kernel=kernel, host=host)
+    if not keeper.vms:
+        raise TraceError(f"{display_name(path)}: no VM in it: no workload")
+    return Recording(str(path), kernel_profile(report.kernel).name, keeper.vms, report)
+
+
+def _recorded_kernel(path: str | Path, host: Mapping[str, object] | None) -> str:
+    """The kernel that a recording's facts name: never the one that is to be modelled."""
+    first = next(iter_lines(path), "")
+    facts: dict[str, object] = {}
+    if first.startswith(host_facts.PREFIX):
+        facts = host_facts.parse_facts(first[len(host_facts.PREFIX) :], f"{display_name(path)}:1")
     else:
-        facts = HostFacts({**(host_facts.beside(path) or {}), **(host or {})})
-        lines = strip(lines, facts.values, operations_beside(path), answers=False).lines
-    events = read_events(lines, name)
-    reader = _Reader(facts, _vcpus(events))
-    for event in events:
-        reader.feed(event, f"{name}:{event.line}")
-    if not reader.found:
-        raise TraceError(f"{name}: no create_vm operation in it: no workload")
-    return reader.found
+        facts = host_facts.beside(path) or {}
+    facts = {**facts, **(host or {})}
+    release = facts.get("kernel") or facts.get("release")
+    if not isinstance(release, str) or not release:
+        raise TraceError(
+            f"{display_name(path)}: which kernel made this recording is not known: "
+            """give --host '{"kernel": "6.1"}' or a host.json beside it"""
+        )
+    try:
+        return kernel_profile(host_facts.kernel_name(release)).name
+    except UsageError as error:
+        raise TraceError(f"{display_name(path)}: recorded on {error}") from error
 
 
-def _vcpus(events: list[Event]) -> int:
-    most = 0
-    for event in events:
-        if event.operation is not None and event.operation.get("op") in ("create_vcpu", "use_vcpu"):
-            most = max(most, number(event.operation, "id", f"line {event.line}"))
-    return most + 1
+class _Keeper:
+    """Engines for a replay; the operations of each are kept."""
+
+    def __init__(self) -> None:
+        self.vms: list[RecordedVm] = []
+
+    def __call__(self, kernel: str, config: Mapping[str, object]) -> _Kept:
+        from kvm_mmu.lab.machine_engine import MachineEngine
+
+        known = {key: value for key, value in config.items() if value is not None}
+        self.vms.append(RecordedVm(known))
+        return _Kept(MachineEngine(kernel_profile(kernel).name, known), self.vms[-1])
 
 
-class _Reader:
-    """Input lines to operations."""
+class _Kept:
+    def __init__(self, engine: Any, vm: RecordedVm) -> None:
+        self._engine = engine
+        self._vm = vm
 
-    def __init__(self, facts: HostFacts, vcpus: int):
-        self._config: dict[str, object] = {
-            "family": "npt",
-            "phys_bits": min(max(facts.number("phys_bits"), 36), 51),
-            "tdp_level": 5 if facts.number("la57") else 4,
-            "vcpus": vcpus,
-        }
-        self._logged = 0
-        self.found: list[Workload] = []
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
-    def feed(self, event: Event, where: str) -> None:
-        if event.operation is not None:
-            self._operation(event.operation, where)
-        elif self.found:
-            self._probe(event)
-
-    def _add(self, op: str, **fields: object) -> None:
-        self.found[-1].ops.append({"op": op, **fields})
-
-    def _probe(self, event: Event) -> None:
-        match event.name, event.groups:
-            case "kvm_page_fault", (vcpu, address, error_code):
-                code = int(error_code, 16)
-                kind = "x" if code & _FETCH else "w" if code & _WRITE else "r"
-                self._add("access", vcpu=int(vcpu), gpa=int(address, 16), kind=kind)
-            case "kvm_unmap_hva_range", (start, end):
-                first, size = int(start, 16) & _HVA_KEPT, int(end, 16) - int(start, 16)
-                self._add("unmap_hva", start=first, end=first + max(size, 0))
-            case "kvm_smm_transition", (vcpu, direction):
-                self._add("smm", vcpu=int(vcpu), on=int(direction == "entering"))
-            case "dirty_masked", (offset, mask):
-                fields = {"as": 0, "id": self._logged, "offset": int(offset, 16), "mask": int(mask, 16)}
-                self._add("pt_masked", **fields, what="write_protect")
-            case _:
-                pass
-
-    def _operation(self, op: Operation, where: str) -> None:
-        name = op["op"]
-        if name == "create_vm":
-            self.found.append(Workload(dict(self._config)))
-        if not self.found:
-            return
-        match name:
-            case "set_memslot":
-                gpa, size, hva = (number(op, key, where, 0) for key in ("gpa", "size", "hva"))
-                fields = {"as": number(op, "as_id", where, 0), "id": number(op, "slot", where)}
-                self._add(
-                    "set_memslot",
-                    **fields,
-                    gpa=gpa,
-                    size=size,
-                    hva=hva & _HVA_KEPT,
-                    flags=number(op, "flags", where, 0),
-                )
-            case "backing":
-                if number(op, "thp", where, 0):
-                    hva, size = number(op, "hva", where), number(op, "size", where)
-                    self._add("host_huge", hva=hva & _HVA_KEPT, npages=size >> 12, kind="thp")
-            case "set_nr_mmu_pages":
-                self._add("set_nr_mmu_pages", n=number(op, "n", where))
-            case "get_dirty_log" | "clear_dirty_log":
-                self._logged = number(op, "slot", where)
-            case _:
-                pass
+    def apply(self, op: Op) -> dict[str, Any]:
+        """Keep the operation and run it."""
+        result: dict[str, Any] = self._engine.apply(op)
+        # Only the end of a VM makes a replay zap everything; what comes after it is no guest's any more.
+        if op["op"] == "zap_all" and self._vm.teardown is None:
+            self._vm.teardown = len(self._vm.ops)
+        self._vm.ops.append(op)
+        self._vm.returns.append(int(result["ret"]))
+        return result

@@ -1,0 +1,92 @@
+"""Soundness of a plan for an event: by its words, and by what is left after a run. Each count is known beforehand."""
+
+from __future__ import annotations
+
+import kvm_mmu as km
+import pytest
+from kvm_mmu.lab import soundness
+from kvm_mmu.lab.workload import Workload, mmio_mix
+
+KERNELS = ["v5.0", "v5.2", "v5.4", "v6.1", "v6.12"]
+NOT_ENOUGH = {
+    "wrap": {"v5.2-slot", "v6.12-slot"},
+    "slot-removal": {"seed", "v3.10-mmio", "merged", "indexed"},
+    "teardown": {"seed", "v3.10-mmio", "merged", "indexed", "v5.2-slot", "v6.12-slot"},
+}
+
+
+def mix(kernel: str, family: str = "npt") -> Workload:
+    # 40 tables: 30 of one page of RAM each, 10 of one MMIO page each.
+    return mmio_mix(40, 0.25, "even", kernel=kernel, family=family)
+
+
+def left(found: km.lab.comparison.Comparison) -> dict[str, int | None]:  # type: ignore[name-defined]
+    return {row["plan"]: row["left_over"] for row in found.rows}
+
+
+@pytest.mark.parametrize("at", NOT_ENOUGH)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_named_plans(kernel: str, at: str) -> None:
+    found = km.compare(mix(kernel), list(km.plans), at=at)
+    assert {row["plan"] for row in found.rows if row["sound"] == "no"} == NOT_ENOUGH[at]
+    assert {plan for _, plan in found.unsound} == NOT_ENOUGH[at]
+    for row in found.rows:
+        assert (row["left_over"] > 0) == (row["plan"] in NOT_ENOUGH[at]), row
+    counted = left(found)
+    if at == "wrap":
+        assert counted["v5.2-slot"] == counted["v6.12-slot"] == 10
+    if at == "slot-removal":
+        assert counted["merged"] == 30 if kernel.startswith("v5") else counted["merged"] >= 30
+
+
+@pytest.mark.parametrize("family", ["ept_ad", "ept_noad"])
+def test_ept(family: str) -> None:
+    assert left(km.compare(mix("v5.2", family), ["merged", "v5.2-slot"], at="slot-removal")) == {
+        "merged": 30,
+        "v5.2-slot": 0,
+    }
+    assert left(km.compare(mix("v5.2", family), ["v5.2-slot"], at="wrap")) == {"v5.2-slot": 10}
+
+
+def test_nothing_is_asked_at_the_end() -> None:
+    found = km.compare(mix("v5.2"), list(km.plans))
+    assert set(found.column("sound")) == set(found.column("left_over")) == {None} and found.findings == []
+
+
+def test_words_count_where_nothing_is_left() -> None:
+    found = km.compare(mmio_mix(5, 0.0, kernel="v5.2"), ["v5.2-slot", "merged"], at="wrap")
+    assert found.column("sound") == ["no", "yes"] and found.column("left_over") == [0, 0]
+
+
+def test_a_plan_in_python_is_judged_by_its_run() -> None:
+    def all_but_one(vm: km.Vm) -> None:
+        with vm.zap_batch() as batch:
+            for page in [page for page in vm.active_pages() if page.mmio_cached][1:]:
+                batch.prepare(page)
+
+    def every_one(vm: km.Vm) -> None:
+        with vm.zap_batch() as batch:
+            for page in [page for page in vm.active_pages() if page.mmio_cached]:
+                batch.prepare(page)
+
+    found = km.compare(mix("v5.2"), [all_but_one, every_one], at="wrap")
+    assert found.column("sound") == ["no", "yes"] and found.column("left_over") == [1, 0]
+    assert any("all_but_one left 1 stale MMIO SPTEs of" in note for note in found.notes)
+    assert found.findings[0][1:] == ("all_but_one", "unsound") and len(found.findings) == 1
+
+
+def test_pages_made_in_lock_breaks_are_not_left_over() -> None:
+    small = mmio_mix(40, 0.5, "tail", kernel="v5.2")
+    found = km.compare(small, ["merged"], at="wrap", contend=20, added=1)
+    assert found.rows[0]["lock_breaks"] > 0 and found.rows[0]["outcome"] == "done"
+    assert found.rows[0]["left_over"] == 0 and found.rows[0]["sound"] == "yes"
+
+
+def test_a_run_that_does_not_end_is_not_judged() -> None:
+    small = mmio_mix(40, 0.5, "tail", kernel="v5.2")
+    row = km.compare(small, ["zap-all"], at="teardown", contend=2, added=2).rows[0]
+    assert row["outcome"] == "livelock" and row["sound"] is None and row["left_over"] is None
+
+
+def test_every_event_says_what_it_needs_gone() -> None:
+    assert set(soundness.NEEDS) == set(NOT_ENOUGH)
