@@ -166,3 +166,13 @@ def test_the_dirty_log_names_the_address_space_above_the_slot(tmp_path: Path, en
         told = outputs(tmp_path, engine, "5.0.1", create_vm(), RAM, logged, write, log, again)
         # Its leaf lost W, or the write finds it as it was left.
         assert told[-1].split(" old ")[1].split()[0].endswith("c65" if fixed else "c67")
+
+
+def test_updates_without_a_marker_make_no_slot_again(tmp_path: Path, engine: Any):
+    """The slot last touched is gone: what the marker means cannot be known, a gap in the numbers means nothing."""
+    gone = (create_vm(), RAM, slot(1, 0x20000000, 0x1000), slot(1, 0x20000000, 0))
+    with pytest.raises(TraceError, match="QUIET without a slot"):
+        outputs(tmp_path, engine, "5.0.1", *gone, "QUIET 3 as 0")
+    fault = (0x20000000, READ)
+    told = outputs(tmp_path, engine, "5.0.1", *gone, 'OP 40 "op":"get_nr_mmu_pages"', fault)
+    assert told[-1].startswith("mark_mmio_spte")

@@ -138,27 +138,19 @@ class Recorder5x:
         if _SLOT_MAX < size < TOO_LARGE:
             raise TraceError(f"{where}: a slot of {size:#x} bytes: larger than any recording has")
         hva = vm.memory.hva_of(as_id, slot_id, size)
-        result = self._apply(
-            {
-                "op": "set_memslot",
-                "as": as_id,
-                "id": slot_id,
-                "gpa": gpa,
-                "size": size,
-                "hva": hva,
-                "flags": flags,
-            }
-        )
-        if result.get("ret") != 0:
+        asked: Operation = {"as": as_id, "id": slot_id, "gpa": gpa, "size": size, "hva": hva, "flags": flags}
+        if self._apply({"op": "set_memslot", **asked}).get("ret") != 0:
             return
         known = vm.memory.slots
         if size == 0:
             known.pop((as_id, slot_id), None)
+            if vm.last_slot.get(as_id, {}).get("id") == slot_id:
+                del vm.last_slot[as_id]
             return
         is_new = (as_id, slot_id) not in known
         known[as_id, slot_id] = slot = Slot(as_id, slot_id, gpa >> 12, size >> 12, hva)
         vm.last_as = as_id
-        vm.last_slot[as_id] = {"as": as_id, "slot": slot_id, "gpa": gpa, "size": size, "flags": flags}
+        vm.last_slot[as_id] = asked
         whole = vm.huge and (as_id, slot_id) == (0, 0)
         if is_new and (whole or (as_id == 0 and gpa in _MIXED_HUGE.get(slot_id, ()))):
             vm.memory.make_huge(slot)
@@ -170,7 +162,7 @@ class Recorder5x:
         current, last = number(op, "i", where), self._last_number
         self._last_number = current
         vm = self._vm
-        if vm is None or vm.last_as is None or current <= last + 1:
+        if vm is None or vm.last_as not in vm.last_slot or current <= last + 1:
             return
         self.quiet_updates += current - last - 1
         self._quiet(vm, {"op": "quiet", "n": current - last - 1, "as": vm.last_as}, where)
@@ -184,10 +176,8 @@ class Recorder5x:
         if updates > _QUIET_MAX:
             raise TraceError(f"{where}: {updates} updates without a marker: more than any recording has")
         for _ in range(updates):
-            self._memslot(
-                vm, {"op": "memslot", **last, "flags": number(last, "flags", where) ^ _LOG_DIRTY}, where
-            )
-            last = vm.last_slot[number(op, "as", where)]
+            last["flags"] = number(last, "flags", where) ^ _LOG_DIRTY
+            self._apply({"op": "set_memslot", **last})
 
     def _destroy_vm(self, vm: _Vm) -> None:
         self._apply({"op": "zap_all"})
