@@ -395,6 +395,48 @@ def test_the_probe_on_an_update_says_what_no_marker_announced(tmp_path: Path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("has_probes", [True, False])
+def test_without_the_event_on_smm_the_smi_and_what_follows_it_say_when(tmp_path: Path, has_probes: bool):
+    story = Story(tmp_path)
+    if not has_probes:
+        story.lines = [line for line in story.lines if "mmu_load" not in line]
+    story.op("set_memslot", slot=1, as_id=1, flags=0, gpa="0x1000000", size="0x1000000", hva="0x7f0000000000")
+    story.op("guest_run", ncmds=1)
+    story.fault(0x1000000, 0x100000006)
+    story.op("smi", rc=0)
+    entered = story.op("guest_run", ncmds=1)
+    if has_probes:
+        story.line("free_roots: (kvm_mmu_free_roots+0x0/0x1c0 [kvm]) mask=0xffffffffffffffff")
+        entered = story.line("mmu_load: (kvm_mmu_load+0x0/0x890 [kvm])")
+    inside = story.line("kvm_page_fault: vcpu 0 rip 0x8006 address 0x0000000001000000 error_code 0x100000004")
+    inside = story.line("kvm_mmu_spte_requested: gfn 1000 pfn 161c00 level 1")
+    left = [story.line("kvm_page_fault: vcpu 0 rip 0x10a7 address 0x0000000001008000 error_code 0x100000004")]
+    if has_probes:
+        left[0:0] = [
+            story.line("free_roots: (kvm_mmu_free_roots+0x0/0x1c0 [kvm]) mask=0xffffffffffffffff"),
+            story.line("mmu_load: (kvm_mmu_load+0x0/0x890 [kvm])"),
+        ]
+        story.lines.append(story.lines.pop(-3))
+    story.line("kvm_mmu_spte_requested: gfn 1008 pfn 161c08 level 1")
+    story.op("smi", rc=0)
+    story.op("guest_run", ncmds=1)
+    ended = story.op("use_vcpu", id=0)
+    root = f"kvm_mmu_get_page sp gen 0 gfn 0 l4 {PAGE} nxe ad root 0 sync"
+    # Roots of one mode are never those of the other.
+    assert story.outputs(entered) == [f"{root} new"]
+    assert sum("get_page" in line for line in story.outputs(inside)) == 3
+    assert [line for line in story.outputs(*left) if " l4 " in line] == [f"{root} existing"]
+    assert story.outputs(ended) == ([] if has_probes else [f"{root} existing"])
+
+
+def test_a_scan_that_no_fault_asks_for_is_the_shrinkers(tmp_path: Path):
+    story = Story(tmp_path)
+    story.fault(0x1000000, 0x100000006)
+    story.fault(0x1000000, 0x100000006, level=None)
+    at = story.line("zap_oldest: (kvm_mmu_zap_oldest_mmu_pages+0x0/0x190 [kvm]) nr=128")
+    assert [line.split()[0] for line in story.outputs(at)][-2:] == ["commit_zap", "zap_oldest_ret"]
+
+
 def test_impossible_levels_are_refused(tmp_path: Path):
     story = Story(tmp_path)
     story.fault(0x1000000, 0x100000006, level=5)

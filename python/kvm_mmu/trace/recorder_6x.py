@@ -25,12 +25,15 @@ from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.narrator_6x import Narrator6x
 from kvm_mmu.trace.quiet_updates import DELETE, FLAGS, MOVE, QuietUpdates
 from kvm_mmu.trace.residency_6x import Residency
+from kvm_mmu.trace.smm_6x import SmmWatch
 from kvm_mmu.trace.stripping import ANSWER
 
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
 _P, _W, _RSVD = 1 << 0, 1 << 1, 1 << 3
 _LOG_DIRTY, _READONLY = 1 << 0, 1 << 1
 _GROUP = 8
+#: A fault that makes room asks for no more pages; the shrinker asks for its batch of 128.
+_REFILL_PAGES = 25
 #: Root level of a guest without paging on shadow tables.
 _PAE_ROOT_LEVEL = 2
 _MAX_VCPUS = 256
@@ -48,7 +51,7 @@ _PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
 _ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
 
 _PATTERNS = {
-    "kvm_page_fault": r"vcpu (\d+) rip 0x[0-9a-f]+ address 0x([0-9a-f]{1,16}) error_code 0x([0-9a-f]{1,16})",
+    "kvm_page_fault": r"vcpu (\d+) rip 0x([0-9a-f]{1,16}) address 0x([0-9a-f]{1,16}) error_code 0x([0-9a-f]{1,16})",
     "kvm_mmu_spte_requested": r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level ([1-5])",
     ANSWER: r"set ([01]) writable ([01]) found (\S+)",
     "kvm_smm_transition": r"vcpu (\d+): (entering|leaving) SMM",
@@ -70,6 +73,8 @@ class Event(NamedTuple):
     name: str
     groups: tuple[str, ...]
     operation: Operation | None
+    #: instruction pointer of a fault
+    rip: int = 0
 
 
 def read_events(lines: Iterable[str], name: str) -> list[Event]:
@@ -92,12 +97,16 @@ def read_events(lines: Iterable[str], name: str) -> list[Event]:
             if "op" in operation:
                 events.append(Event(at, "op", (), operation))
             elif operation.get("ev") == "toggle":
-                events.append(Event(at, "toggle", (), operation))
+                events.append(Event(at, "toggle", (), {**operation, "op": "toggle"}))
         elif line.event in _COMPILED:
             found = _COMPILED[line.event].match(clean_body(line.body))
             if found is None:
                 raise TraceError(f"{name}:{at}: {line.event}: cannot be read: {line.body[:80]!r}")
-            events.append(Event(at, line.event, found.groups(), None))
+            if line.event == "kvm_page_fault":
+                vcpu, rip, address, error_code = found.groups()
+                events.append(Event(at, line.event, (vcpu, address, error_code), None, int(rip, 16)))
+            else:
+                events.append(Event(at, line.event, found.groups(), None))
     return events
 
 
@@ -197,6 +206,7 @@ class Recorder6x:
         self._line = 0
         self._has_loads = "mmu_load" in names
         self._has_frees = "free_roots" in names
+        self._has_transitions = "kvm_smm_transition" in names
         #: Whether the protection that follows from reading or clearing a dirty log comes as a probe of its own.
         self._has_masks = bool(names & {"mmu_load", "free_roots", "dirty_masked"})
         #: An input where no other probe shows memslot updates, and then no output.
@@ -210,6 +220,7 @@ class Recorder6x:
         #: The slot last made or changed: the one that updates without a marker are about.
         self._touched: Slot | None = None
         self._quiet = QuietUpdates()
+        self._smm = SmmWatch()
         #: A marker of an update came and the probe on it not yet.
         self._announced = False
         #: (vCPU, register) -> its value, as far as operations tell
@@ -228,6 +239,8 @@ class Recorder6x:
             if event.name == "op":
                 self._operation(event.operation, where)
             return
+        if event.name == "kvm_page_fault" and self._smm.leaves_at_fault(int(event.groups[0]), event.rip):
+            self._switch_smm(int(event.groups[0]), False)
         handler = getattr(self, f"_on_{event.name}")
         handler(*event.groups)
 
@@ -295,11 +308,13 @@ class Recorder6x:
         return slot is not None and self._vm.residency.is_resident(slot.page_of(gfn))
 
     def _on_kvm_smm_transition(self, vcpu: str, direction: str) -> None:
-        number_, on = int(vcpu), direction == "entering"
-        (self._vm.smm.add if on else self._vm.smm.discard)(number_)
-        self._apply({"op": "smm", "vcpu": number_, "on": int(on)})
+        self._switch_smm(int(vcpu), direction == "entering")
+
+    def _switch_smm(self, vcpu: int, on: bool) -> None:
+        (self._vm.smm.add if on else self._vm.smm.discard)(vcpu)
+        self._apply({"op": "smm", "vcpu": vcpu, "on": int(on)})
         if not self._has_loads:
-            self._expect({"op": "enter", "vcpu": number_})
+            self._expect({"op": "enter", "vcpu": vcpu})
 
     def _on_kvm_unmap_hva_range(self, start: str, end: str) -> None:
         self._apply({"op": "unmap_hva", "start": int(start, 16), "end": int(end, 16)})
@@ -311,12 +326,15 @@ class Recorder6x:
             self._apply({"op": "dirty_masked", "as": as_id, "id": slot_id, **fields})
 
     def _on_free_roots(self, mask: str) -> None:
+        if self._smm.leaves_with_roots(self._current):
+            self._switch_smm(self._current, False)
         if int(mask, 16) & 1:
             self._apply({"op": "unload", "vcpu": self._current})
 
     def _on_zap_oldest(self, wanted: str) -> None:
         vm = self._vm
-        if self._fault is not None and not self._fault.is_reclaimed:
+        is_refill = int(wanted) <= _REFILL_PAGES
+        if self._fault is not None and not self._fault.is_reclaimed and is_refill:
             self._fault.is_reclaimed = True
         elif vm.expected_scans > 0:
             vm.expected_scans -= 1
@@ -358,6 +376,7 @@ class Recorder6x:
             self._vm.generations[as_id] = value
 
     def _on_mmu_load(self) -> None:
+        self._smm.load(self._current)
         self._enter()
 
     # -- operations
@@ -367,6 +386,8 @@ class Recorder6x:
         name = str(op["op"])
         self._fault = None
         self._announced = False
+        for vcpu in self._smm.leaves_at_operation():
+            self._switch_smm(vcpu, False)
         if not self._has_frees and self._drops_roots(name, op, where):
             self._apply({"op": "unload", "vcpu": self._current})
         match name:
@@ -389,6 +410,8 @@ class Recorder6x:
             case "guest_mov_cr" if op.get("cr") == 3:
                 # A root that is new here was copied by the recorder.
                 self._vm.residency.write_guest_table(number(op, "value", where))
+            case "smi" if not self._has_transitions:
+                self._smm.ask(self._current)
             case "smm_handler":
                 self._vm.residency.touch_smm_handler()
             case "set_memslot":
@@ -409,6 +432,8 @@ class Recorder6x:
                     self._dirty_log(op, where)
             case "guest_run":
                 self._vm.residency.write_commands(number(op, "ncmds", where, 0))
+                if self._smm.enters(self._current):
+                    self._switch_smm(self._current, True)
                 if not self._has_loads:
                     self._enter()
             case "end":
