@@ -15,7 +15,7 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.difference import difference
 from kvm_mmu.trace.explain import INDENT, explained, explainer
 from kvm_mmu.trace.explain_host import host_explainer
-from kvm_mmu.trace.kit import EVENTS, PROBES, script
+from kvm_mmu.trace.kit import script
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import iter_lines, read_lines
 
@@ -171,23 +171,6 @@ def test_an_unknown_layout_is_refused():
 def test_every_line_stays_as_it_is():
     lines = read_lines(TRACES / "5.2.1-npt" / "slots" / "trace.txt.xz")
     assert [text for text in explained(lines, "v5.2") if not text.startswith(INDENT)] == lines
-
-
-@pytest.mark.parametrize("variant", ["tracefs", "trace-cmd"])
-def test_the_kit_is_a_shell_script_with_every_event_and_probe(variant: str):
-    text = script(variant)
-    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
-    for name, definition, why in PROBES:
-        assert definition in text and why in text and name in definition
-    for event, why in EVENTS:
-        assert (event in text or event.replace("/", ":") in text) and why in text
-
-
-def test_the_kit_records_what_a_replay_reads():
-    from kvm_mmu.trace.recorder_6x import _PATTERNS
-
-    recorded = {name for name, _, _ in PROBES} | {event.split("/")[-1] for event, _ in EVENTS}
-    assert {name for name in _PATTERNS if not name.startswith(("kvm_mmu_", "replay_"))} <= recorded
 
 
 def test_two_replays_of_one_recording():

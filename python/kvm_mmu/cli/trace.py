@@ -127,6 +127,13 @@ def _add_kit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "variant", nargs="?", choices=("tracefs", "trace-cmd"), default="tracefs", help="how it records"
     )
+    parser.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("replay", "stalls"),
+        default="replay",
+        help="everything a replay needs, or only what stalls need (default: replay)",
+    )
     parser.set_defaults(run=run_kit)
 
 
@@ -262,7 +269,7 @@ def run_kit(args: argparse.Namespace) -> int:
     """`kvm-mmu trace kit`"""
     from kvm_mmu.trace.kit import script
 
-    sys.stdout.write(script(args.variant))
+    sys.stdout.write(script(args.variant, args.purpose))
     return 0
 
 

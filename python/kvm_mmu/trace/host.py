@@ -76,8 +76,8 @@ def check_facts(values: object, where: str) -> dict[str, object]:
             raise TraceError(f"{where}: host fact {key!r} must be text, not {value!r}")
         if key in _ASSUMED and key not in _TEXT_KEYS and (not isinstance(value, int) or not 0 <= value <= 64):
             raise TraceError(f"{where}: host fact {key!r} must be a number from 0 to 64, not {value!r}")
-    if values.get("mmu", "npt") not in ("npt", "shadow"):
-        raise TraceError(f"{where}: host fact 'mmu' must be npt or shadow, not {values['mmu']!r}")
+    if values.get("mmu", "npt") not in ("npt", "ept", "shadow"):
+        raise TraceError(f"{where}: host fact 'mmu' must be npt, ept or shadow, not {values['mmu']!r}")
     return values
 
 

@@ -1,160 +1,287 @@
-"""The recording kit: a shell script that records on a host what a replay needs, with what each line is for.
+"""The recording kit: a shell script that records on a host what a replay or an analysis of stalls needs, with what each
+line is for.
 
-Owns: which events and kprobes a recording must have. The script only uses tracefs or trace-cmd, and undoes
-what it did.
+Owns: which events and kprobes a recording must have, and the facts of the host that no event shows. The script uses
+tracefs (or trace-cmd) and nothing else, and puts back what it changed. A kernel without a function or event is told
+about it and recorded without.
 """
 
 from __future__ import annotations
 
-#: (events, what they are for)
-EVENTS: tuple[tuple[str, str], ...] = (
-    ("kvmmmu", "what the MMU did: the outputs that a replay predicts, and the requested mappings"),
-    ("kvm/kvm_page_fault", "the faults: inputs of a replay"),
-    ("kvm/kvm_smm_transition", "which address space a vCPU sees"),
-    ("kvm/kvm_unmap_hva_range", "host memory that goes away"),
-    ("kvm/kvm_age_hva", "host memory that is aged (only accessed bits)"),
-    ("kvm/kvm_entry", "which task is which vCPU"),
-    ("kvm/kvm_mmio", "accesses that went to the VMM"),
-)
+from typing import NamedTuple
 
-#: (name, definition, what it is for); `$arg` needs a kernel with BTF or fixed registers
-PROBES: tuple[tuple[str, str, str], ...] = (
-    ("set_memslot", "p:lab/set_memslot kvm:kvm_set_memslot change=$arg4:s32", "a memslot update begins"),
-    (
-        "swap_memslots",
-        "p:lab/swap_memslots kvm:kvm_swap_active_memslots as_id=$arg2:s32",
-        "which address space",
+
+class Event(NamedTuple):
+    """A tracepoint or a group of them."""
+
+    name: str
+    why: str
+
+
+class Probe(NamedTuple):
+    """A kprobe (`p`) or return probe (`r`) on a function of module kvm; `$argN` and `$retval` are the kernel's."""
+
+    name: str
+    kind: str
+    function: str
+    fields: str
+    why: str
+    filter: str = ""
+
+    @property
+    def definition(self) -> str:
+        """As tracefs takes it."""
+        return " ".join(filter(None, (f"{self.kind}:lab/{self.name}", f"kvm:{self.function}", self.fields)))
+
+
+REPLAY_EVENTS = (
+    Event("kvmmmu", "what the MMU did: the outputs that a replay predicts, and the requested mappings"),
+    Event("kvm/kvm_page_fault", "the faults: inputs of a replay"),
+    Event("kvm/kvm_entry", "when a vCPU enters the guest, and which task is which vCPU"),
+    Event("kvm/kvm_smm_transition", "which address space a vCPU sees"),
+    Event("kvm/kvm_unmap_hva_range", "host memory that goes away"),
+    Event("kvm/kvm_set_spte_hva", "host memory that changes its page (up to 6.1)"),
+    Event("kvm/kvm_age_hva", "host memory that is aged (only accessed bits)"),
+)
+REPLAY_PROBES = (
+    Probe("set_memslot", "p", "kvm_set_memslot", "change=$arg4:s32", "input: a memslot update begins"),
+    Probe(
+        "swap_memslots", "p", "kvm_swap_active_memslots", "as_id=$arg2:s32", "input: in which address space"
     ),
-    (
-        "memslots_updated",
-        "p:lab/memslots_updated kvm:kvm_arch_memslots_updated gen=$arg2:x64",
-        "the new generation",
+    Probe("mmu_load", "p", "kvm_mmu_load", "", "input: a vCPU gets a root"),
+    Probe("free_roots", "p", "kvm_mmu_free_roots", "mask=$arg3:x64", "input: a vCPU gives up roots"),
+    Probe("reset_context", "p", "kvm_mmu_reset_context", "", "input: a vCPU changes its paging mode"),
+    Probe("free_obsolete_roots", "p", "kvm_mmu_free_obsolete_roots", "", "input: a root became obsolete"),
+    Probe(
+        "zap_oldest", "p", "kvm_mmu_zap_oldest_mmu_pages", "nr=$arg2:u64", "input: reclaim and shrinker scans"
     ),
-    (
-        "invalidate_mmio",
-        "p:lab/invalidate_mmio kvm:kvm_mmu_invalidate_mmio_sptes gen=$arg2:x64",
-        "the wrap test of the generation",
-    ),
-    (
-        "flush_shadow_memslot",
-        "p:lab/flush_shadow_memslot kvm:kvm_arch_flush_shadow_memslot",
-        "a slot is removed",
-    ),
-    (
-        "zap_oldest",
-        "p:lab/zap_oldest kvm:kvm_mmu_zap_oldest_mmu_pages nr=$arg2:u64",
-        "reclaim and shrinker scans",
-    ),
-    (
-        "zap_oldest_ret",
-        "r:lab/zap_oldest_ret kvm:kvm_mmu_zap_oldest_mmu_pages ret=$retval:u64",
-        "what reclaim got",
-    ),
-    (
-        "commit_zap",
-        "p:lab/commit_zap kvm:kvm_mmu_commit_zap_page.part.0",
-        "zapped pages are flushed and freed",
-    ),
-    (
-        "change_mmu_pages",
-        "p:lab/change_mmu_pages kvm:kvm_mmu_change_mmu_pages goal=$arg2:u64",
-        "the page limit",
-    ),
-    (
+    Probe(
         "dirty_masked",
-        "p:lab/dirty_masked kvm:kvm_arch_mmu_enable_log_dirty_pt_masked gfn_offset=$arg3:x64 mask=$arg4:x64",
-        "pages whose dirty log was read",
+        "p",
+        "kvm_arch_mmu_enable_log_dirty_pt_masked",
+        "gfn_offset=$arg3:x64 mask=$arg4:x64",
+        "input: pages whose dirty log was read",
     ),
-    ("mmu_load", "p:lab/mmu_load kvm:kvm_mmu_load", "a vCPU gets a root"),
-    ("free_roots", "p:lab/free_roots kvm:kvm_mmu_free_roots mask=$arg3:x64", "a vCPU gives up roots"),
-    ("reset_context", "p:lab/reset_context kvm:kvm_mmu_reset_context", "a vCPU changes its paging mode"),
-    (
-        "free_obsolete_roots",
-        "p:lab/free_obsolete_roots kvm:kvm_mmu_free_obsolete_roots",
-        "a root became obsolete",
+    Probe("memslots_updated", "p", "kvm_arch_memslots_updated", "gen=$arg2:x64", "output: the generation"),
+    Probe("invalidate_mmio", "p", "kvm_mmu_invalidate_mmio_sptes", "gen=$arg2:x64", "output: its wrap test"),
+    Probe("flush_shadow_memslot", "p", "kvm_arch_flush_shadow_memslot", "", "output: a slot is removed"),
+    Probe("zap_all_fast_enter", "p", "kvm_mmu_zap_all_fast", "", "output: everything is invalidated"),
+    Probe(
+        "zap_oldest_ret", "r", "kvm_mmu_zap_oldest_mmu_pages", "ret=$retval:u64", "output: reclaimed pages"
+    ),
+    Probe("commit_zap", "p", "kvm_mmu_commit_zap_page.part.0", "", "output: zapped pages are freed"),
+    Probe("change_mmu_pages", "p", "kvm_mmu_change_mmu_pages", "goal=$arg2:u64", "output: the page limit"),
+    Probe(
+        "page_zap_pte",
+        "p",
+        "mmu_page_zap_pte",
+        "sptep=$arg3:x64 spte=+0($arg3):x64",
+        "output: the entries of zapped pages, those that are not empty",
+        "spte != 0 && spte != 0x8000000000000000",
+    ),
+    Probe("make_mmio_spte", "p", "make_mmio_spte", "gfn=$arg2:x64 access=$arg3:x32", "output: an MMIO SPTE"),
+    Probe("make_mmio_spte_ret", "r", "make_mmio_spte", "spte=$retval:x64", "output: its value"),
+    Probe(
+        "try_unsync",
+        "p",
+        "mmu_try_to_unsync_pages",
+        "gfn=$arg3:x64 can_unsync=$arg4:u8 prefetch=$arg5:u8",
+        "output: a writable leaf is made",
+    ),
+    Probe("try_unsync_ret", "r", "mmu_try_to_unsync_pages", "ret=$retval:s32", "output: what came of it"),
+    Probe(
+        "unprotect_page_ret",
+        "r",
+        "kvm_mmu_unprotect_page",
+        "ret=$retval:u8",
+        "output: a table lost its shadow",
     ),
 )
+_FOR_STALLS = ("set_memslot", "swap_memslots", "memslots_updated", "change_mmu_pages", "zap_all_fast_enter")
+STALL_EVENTS = (
+    Event("kvm/kvm_entry", "a vCPU makes progress again"),
+    Event("kvm/kvm_exit", "a vCPU leaves the guest, and why"),
+    Event("kvm/kvm_page_fault", "it left for a page fault"),
+    Event("kvm/kvm_userspace_exit", "it went to the VMM"),
+    Event("kvmmmu/kvm_mmu_prepare_zap_page", "a page is zapped"),
+    Event("kvmmmu/kvm_mmu_zap_all_fast", "everything is invalidated"),
+    Event("kvmmmu/kvm_mmu_invalidate_zap_all_pages", "everything is invalidated (5.0)"),
+    Event("kvmmmu/kvm_mmu_split_huge_page", "the dirty log splits a large page"),
+    Event("kvm/kvm_unmap_hva_range", "host memory goes away"),
+)
+STALL_PROBES = (
+    *(probe for probe in REPLAY_PROBES if probe.name in (*_FOR_STALLS, "zap_oldest", "zap_oldest_ret", "commit_zap")),
+    next(probe for probe in REPLAY_PROBES if probe.name == "dirty_masked"),
+    Probe("set_memslot_ret", "r", "kvm_set_memslot", "", "the memslot update is over"),
+    Probe("zap_all_fast_ret", "r", "kvm_mmu_zap_all_fast", "", "everything is invalidated now"),
+    Probe("slot_wrprot", "p", "kvm_mmu_slot_remove_write_access", "start_level=$arg3:s32", "a dirty log goes on"),
+    Probe("slot_wrprot_ret", "r", "kvm_mmu_slot_remove_write_access", "", "its slot is write-protected"),
+    Probe("zap_collapsible", "p", "kvm_mmu_zap_collapsible_sptes", "", "a dirty log goes off"),
+    Probe("zap_collapsible_ret", "r", "kvm_mmu_zap_collapsible_sptes", "", "its small pages are gone"),
+    Probe("flush_remote_tlbs", "p", "kvm_flush_remote_tlbs", "", "the end of a dirty-log step"),
+)  # fmt: skip
+PURPOSES = {"replay": (REPLAY_EVENTS, REPLAY_PROBES), "stalls": (STALL_EVENTS, STALL_PROBES)}
 
-_HEAD = """\
+_HEAD = {
+    "replay": """\
 #!/bin/sh
-# Records what `kvm-mmu trace replay` and `kvm-mmu trace stalls` need. Run as root: sh record.sh SECONDS OUTPUT
+# Records what `kvm-mmu trace replay` needs. Run as root: sh record.sh [SECONDS [OUTPUT]]; Ctrl-C ends it early.
+# Start it before the VM starts. The VM's own operations (memslots with their addresses, vCPUs) are in no event: the VMM
+# must write them to trace_marker (docs: Replay a recording). Without these marks, and with the TDP MMU, there is no
+# replay; summary, decode, stalls and export need neither.
 # Printed by `kvm-mmu trace kit`; read it before you run it.
+""",
+    "stalls": """\
+#!/bin/sh
+# Records what `kvm-mmu trace stalls` needs. Run as root: sh record.sh [SECONDS [OUTPUT]]; Ctrl-C ends it early.
+# Printed by `kvm-mmu trace kit --for stalls`; read it before you run it.
+""",
+}
+
+_SETUP = """\
 set -eu
 seconds=${1:-10}
 output=${2:-trace.txt}
+T=${TRACEFS:-/sys/kernel/tracing}                       # where the kernel shows its trace
+[ -e "$T/kprobe_events" ] || T=/sys/kernel/debug/tracing
+[ -e "$T/kprobe_events" ] || { echo "no tracefs: mount -t tracefs tracefs /sys/kernel/tracing" >&2; exit 2; }
+cpus=$(getconf _NPROCESSORS_ONLN)
+kb=${BUFFER_KB:-$((1048576 / cpus < 65536 ? 1048576 / cpus : 65536))}   # a CPU; 1 GiB in all: lost events spoil a trace
+"""
+
+_PROBE = """\
+probes=""
+probe() {    # NAME KIND FUNCTION FIELDS WHY: on the module's function, or on that of a kernel with kvm built in
+    for function in "kvm:$3" "$3"; do
+        if echo "$2:lab/$1 $function $4" >> "$T/kprobe_events" 2>/dev/null && [ -e "$T/events/lab/$1/enable" ]; then
+            probes="$probes $1"
+            return
+        fi
+    done
+    echo "no probe $1 here ($5)" >&2
+}
+drop_probes() { for p in $probes; do echo "-:lab/$p" >> "$T/kprobe_events" || true; done; }
 """
 
 _TRACEFS = """\
-T=/sys/kernel/tracing
-[ -d "$T/events" ] || mount -t tracefs tracefs "$T"     # where the kernel shows its trace
+clock=$(sed 's/.*\\[\\(.*\\)\\].*/\\1/' "$T/trace_clock")   # what this script changes, to put it back
+size=$(cat "$T/buffer_size_kb"); size=${size%% *}
+on=$(cat "$T/tracing_on")
+tgid=$(cat "$T/options/record-tgid" 2>/dev/null || echo 0)
+events=""
+event() {    # NAME: switch on an event or a group of them
+    [ -e "$T/events/$1/enable" ] || { echo "no $1 here" >&2; return 0; }
+    events="$events $1"
+    echo 1 > "$T/events/$1/enable"
+}
 undo() {
     echo 0 > "$T/tracing_on"
-    echo > "$T/set_event"
-    for p in $probes; do echo "-:lab/$p" >> "$T/kprobe_events" || true; done
+    for e in $events; do echo 0 > "$T/events/$e/enable"; done
+    drop_probes
+    echo "$clock" > "$T/trace_clock"
+    echo "$size" > "$T/buffer_size_kb"
+    echo "$tgid" > "$T/options/record-tgid" 2>/dev/null || true
+    echo "$on" > "$T/tracing_on"
 }
-probes=""
-trap undo EXIT INT TERM
+trap undo EXIT
+trap 'exit 130' INT TERM
 echo 0 > "$T/tracing_on"                                # quiet while it is set up
 echo > "$T/trace"                                       # forget what was traced before
-echo 65536 > "$T/buffer_size_kb"                        # 64 MiB a CPU: lost events make a trace worthless
+echo "$kb" > "$T/buffer_size_kb"                        # KiB a CPU
 echo mono > "$T/trace_clock"                            # one clock for all CPUs
+echo 1 > "$T/options/record-tgid" 2>/dev/null || true   # the process of a task: tells VMs apart
+"""
+
+_RECORD = """\
+trap : INT                                              # Ctrl-C ends it, not the script
+echo 1 > "$T/tracing_on"; sleep "$seconds" || true; echo 0 > "$T/tracing_on"    # record
+trap 'exit 130' INT
+cat "$T/trace" > "$output"                              # the text
+lost=$(grep -c 'LOST' "$output" || true)
+[ "$lost" = 0 ] || echo "$lost places with lost events: record less or with a larger BUFFER_KB" >&2
 """
 
 _HOST = """\
-# facts of the host that no trace line shows
-p() { cat "/sys/module/$1/parameters/$2" 2>/dev/null || echo "${3:-?}"; }
+# facts of the host that no event shows
+S=${SYS_MODULE:-/sys/module}
+C=${CPUINFO:-/proc/cpuinfo}
+p() { cat "$S/$1/parameters/$2" 2>/dev/null || echo "$3"; }
 bit() { case "$1" in Y|1|force|auto) echo 1;; *) echo 0;; esac; }
-release=$(uname -r)
-bits=$(sed -n 's/^address sizes.*: \\([0-9]*\\) bits physical.*/\\1/p' /proc/cpuinfo | head -n 1)
-la57=$(grep -qw la57 /proc/cpuinfo && echo 1 || echo 0)
-two=$(p kvm_amd npt "$(p kvm_intel ept N)")
-[ "$(bit "$two")" = 1 ] && mmu=npt || mmu=shadow
+release=${RELEASE:-$(uname -r)}
+bits=$(sed -n 's/^address sizes.*: \\([0-9]*\\) bits physical.*/\\1/p' "$C" | head -n 1)
+la57=$(grep -qw la57 "$C" && echo 1 || echo 0)
+case "$release" in
+    5.[0-4].*) l1tf=1;;                                 # these kernels have the mask on every CPU
+    *) l1tf=$(grep '^bugs' "$C" | grep -qw l1tf && echo 1 || echo 0);;
+esac
+mmu=shadow
+[ "$(bit "$(p kvm_amd npt N)")" = 0 ] || mmu=npt
+[ "$(bit "$(p kvm_intel ept N)")" = 0 ] || mmu=ept
+tdp_mmu=$(bit "$(p kvm tdp_mmu N)")
 {
     printf '{"kernel": "%s", "release": "%s", "mmu": "%s", ' "${release%%-*}" "$release" "$mmu"
-    printf '"tdp_mmu": %s, "phys_bits": %s, "la57": %s, ' "$(bit "$(p kvm tdp_mmu N)")" "${bits:-40}" "$la57"
+    printf '"tdp_mmu": %s, "phys_bits": %s, "la57": %s, "l1tf_mask": %s, ' "$tdp_mmu" "${bits:-40}" "$la57" "$l1tf"
     printf '"nx_huge_pages": %s, ' "$(bit "$(p kvm nx_huge_pages N)")"
+    printf '"eager_page_split": %s, ' "$(bit "$(p kvm eager_page_split Y)")"
     printf '"mmio_caching": %s}\\n' "$(bit "$(p kvm mmio_caching Y)")"
-} > "$(dirname "$output")/host.json"
+} > "$(dirname "$output")/host.json"                    # beside the trace: decode and replay read it
+"""
+_TDP_WARNING = """\
+[ "$tdp_mmu" = 0 ] || echo "the TDP MMU is on: there is no replay of it (load kvm with tdp_mmu=N)" >&2
 """
 
 
-def script(variant: str = "tracefs") -> str:
-    """The script; `variant` is `tracefs` or `trace-cmd`."""
-    return _trace_cmd() if variant == "trace-cmd" else _tracefs()
-
-
-def _tracefs() -> str:
-    lines = [_HEAD, _TRACEFS, "", "# kprobes; one that this kernel does not have is left out and said so"]
-    for name, definition, why in PROBES:
-        lines.append(f"echo '{definition}' >> \"$T/kprobe_events\" 2>/dev/null \\")
-        lines.append(f'    && probes="$probes {name}" || echo "no probe {name} here" >&2   # {why}')
-    lines.append("\n# tracepoints")
-    lines.extend(
-        f'echo 1 > "$T/events/{event}/enable" || echo "no {event} here" >&2   # {why}'
-        for event, why in EVENTS
+def script(variant: str = "tracefs", purpose: str = "replay") -> str:
+    """The script; `variant` is `tracefs` or `trace-cmd`, `purpose` one of `PURPOSES`."""
+    events, probes = PURPOSES[purpose]
+    is_trace_cmd = variant == "trace-cmd"
+    lines = [_HEAD[purpose] + _SETUP + _PROBE]
+    lines.append("trap drop_probes EXIT\ntrap 'exit 130' INT TERM\n" if is_trace_cmd else _TRACEFS)
+    lines.append("# kprobes; one that this kernel does not have is left out and said so")
+    for one in probes:
+        lines.append(f"probe {one.name} {one.kind} {one.function} '{one.fields}' '{one.why}'")
+    lines.append("")
+    lines.extend(_by_trace_cmd(events, probes) if is_trace_cmd else _by_tracefs(events, probes))
+    if purpose == "replay":
+        lines.append(_TDP_WARNING.rstrip())
+    if not is_trace_cmd:
+        lines.append("\n" + _RECORD.rstrip())
+        return "\n".join(lines) + "\n"
+    lines.append(
+        "\ntrap : INT                                              # Ctrl-C ends the recording, not the script"
     )
-    lines.append('for p in $probes; do echo 1 > "$T/events/lab/$p/enable"; done')
-    lines.extend(["", _HOST])
-    lines.append('echo 1 > "$T/tracing_on"; sleep "$seconds"; echo 0 > "$T/tracing_on"    # record')
-    lines.append('cat "$T/trace" > "$output"                                             # the text')
-    lines.append("grep -c LOST \"$output\" | sed 's/^/places with lost events: /' >&2")
-    return "\n".join(lines) + "\n"
-
-
-def _trace_cmd() -> str:
-    lines = [_HEAD, "# kprobes; one that this kernel does not have is left out and said so", "probes=''"]
-    lines.append("K=/sys/kernel/tracing/kprobe_events")
-    lines.append('undo() { for p in $probes; do echo "-:lab/$p" >> "$K" || true; done; }')
-    lines.append("trap undo EXIT INT TERM")
-    for name, definition, why in PROBES:
-        lines.append(f"echo '{definition}' >> \"$K\" 2>/dev/null \\")
-        lines.append(f'    && probes="$probes {name}" || echo "no probe {name} here" >&2   # {why}')
-    lines.extend(["", _HOST])
-    lines.append("set -- -C mono -b 65536                                     # one clock, 64 MiB a CPU")
-    lines.extend(f'set -- "$@" -e {event.replace("/", ":")}   # {why}' for event, why in EVENTS)
-    lines.append('for p in $probes; do set -- "$@" -e "lab:$p"; done')
-    lines.append('trace-cmd record "$@" -o "$output.dat" sleep "$seconds"     # record')
+    lines.append('trace-cmd record "$@" -o "$output.dat" sleep "$seconds" || true     # record')
     lines.append(
         'trace-cmd report -R -i "$output.dat" > "$output"     # -R: fields, not the role text of an old plugin'
     )
     return "\n".join(lines) + "\n"
+
+
+def _by_tracefs(events: tuple[Event, ...], probes: tuple[Probe, ...]) -> list[str]:
+    lines = [
+        f'[ ! -e "$T/events/lab/{one.name}/filter" ] || echo \'{one.filter}\' > "$T/events/lab/{one.name}/filter"'
+        for one in probes
+        if one.filter
+    ]
+    lines.append('for p in $probes; do event "lab/$p"; done')
+    lines.append("\n# tracepoints")
+    lines.extend(f"event {one.name:<40} # {one.why}" for one in events)
+    lines.append("\n" + _HOST.rstrip())
+    return lines
+
+
+def _by_trace_cmd(events: tuple[Event, ...], probes: tuple[Probe, ...]) -> list[str]:
+    lines = ['set -- -C mono -b "$kb"                                     # one clock, KiB a CPU']
+    lines.append(
+        'event() { if [ -e "$T/events/$1" ]; then echo "-e $2"; else echo "no $1 here" >&2; fi; }   # one that is there'
+    )
+    for one in events:
+        option = f"$(event {one.name} {one.name.replace('/', ':')})"
+        lines.append(f'set -- "$@" {option}   # {one.why}')
+    filters = {one.name: one.filter for one in probes if one.filter}
+    lines.append("for p in $probes; do")
+    lines.append('    set -- "$@" -e "lab:$p"')
+    lines.extend(f'    [ "$p" != {name} ] || set -- "$@" -f \'{text}\'' for name, text in filters.items())
+    lines.append("done")
+    lines.append("\n" + _HOST.rstrip())
+    return lines
