@@ -10,9 +10,11 @@ use super::events::Event;
 use super::fault::PTE_PREFETCH_NUM;
 use super::level::{PAGE_TABLE, pages_per, table_index};
 use super::link::{Backing, Mapping, RMAP_RECYCLE_THRESHOLD};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::{Leaf, make_access_track, make_leaf};
+use super::spte::mmio::is_mmio;
 use super::state::MmuState;
 use super::views::HostLookup;
 use super::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
@@ -65,7 +67,8 @@ impl MmuState {
                     self.drop_large_spte(sptep);
                 }
                 self.link_shadow_page(sptep, child);
-                if nx_huge_pages && is_fetch && level - 1 == PAGE_TABLE {
+                let is_marked = nx_huge_pages && is_fetch && level - 1 == PAGE_TABLE;
+                if is_marked && !is_chosen(Mutant::DisallowedMarkForgotten) {
                     self.arena.page_mut(child).nx_huge_page_disallowed = true;
                 }
                 child
@@ -77,7 +80,7 @@ impl MmuState {
         };
         let mapping = Mapping { gfn: asked.align_down(goal), level: goal, backing, ..mapping };
         let (set, emulate) = self.set_leaf(sptep, &mapping);
-        if set == Set::Written {
+        if set == Set::Written || set == Set::Unchanged && is_chosen(Mutant::PrefetchAfterUnchanged) {
             self.prefetch_group(&mapping, sptep, host);
         }
         Ok(emulate)
@@ -147,7 +150,7 @@ impl MmuState {
         host_writable: bool,
     ) -> (u64, bool) {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
-        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE;
+        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE && !is_chosen(Mutant::LargeLeafExecutable);
         let leaf = Leaf {
             access: if is_nx { mapping.access & !ACC_EXEC } else { mapping.access },
             level: mapping.level,
@@ -162,7 +165,8 @@ impl MmuState {
             let writable = WRITABLE | self.masks.mmu_writeable;
             spte |= writable;
             // Also bit 1 of a stale MMIO SPTE, its access, counts as writable: then D is not set, and no page looked for.
-            if before & WRITABLE == 0 {
+            let is_stale = is_chosen(Mutant::StaleMmioNotWritable) && is_mmio(&self.masks, before);
+            if before & WRITABLE == 0 || is_stale {
                 let gfn = mapping.gfn;
                 self.events.push(|| Event::TryUnsync { gfn: gfn.0, can_unsync: true, prefetch: mapping.speculative });
                 is_protected = self.needs_write_protect(mapping.slot, gfn);
@@ -200,6 +204,7 @@ impl MmuState {
             if is_open {
                 run_start = run_start.or(Some(index));
             } else if let Some(start) = run_start.take()
+                && !(is_chosen(Mutant::LastRunNotMapped) && index == first + PTE_PREFETCH_NUM)
                 && !self.prefetch_found(mapping, page, start, index, host)
             {
                 return;
@@ -222,7 +227,8 @@ impl MmuState {
             HostLookup::Found { neighbours: Some(neighbours), .. } => neighbours.contains(&gfn.0),
             _ => self.host.pin_atomic(pfn(gfn)),
         };
-        let found = (0..len).take_while(|&at| is_found(first.plus(at))).count();
+        let is_over_hole = is_chosen(Mutant::PrefetchOverHole);
+        let found = (0..len).take_while(|&at| is_found(first.plus(at)) || is_over_hole).count();
         for (gfn, index) in (0..len).map(|at| first.plus(at)).zip(start..end).take(found) {
             let backing = Backing::Frame { pfn: Pfn((pfn(gfn).hva() & PFN_FIELD) >> 12), host_writable: true };
             let next = Mapping {

@@ -11,6 +11,7 @@ use super::events::Event;
 use super::fault::{EFAULT, Frame, Handled, MMIO_CACHE_ACCESS};
 use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::link::{Backing, Mapping};
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::slots::SlotAt;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
@@ -53,12 +54,15 @@ impl MmuState {
         };
         if backing == Backing::NoSlot {
             self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);
-            if self.masks.mmio_mask == 0 {
+            if self.masks.mmio_mask == 0 && !is_chosen(Mutant::MmioWithoutCachingMapped) {
                 return Ok(Handled::Emulate);
             }
         }
         let root = self.root_for(vcpu, gpa);
-        if *host == HostLookup::Retry || root == PageIdx::NONE || self.is_obsolete(root) {
+        if *host == HostLookup::Retry
+            || root == PageIdx::NONE
+            || self.is_obsolete(root) && !is_chosen(Mutant::DeadRootMapped)
+        {
             return Ok(Handled::Retry);
         }
         if self.make_mmu_pages_available().is_err() {
@@ -91,13 +95,16 @@ impl MmuState {
         let mut new = old;
         let mut handled = 0;
         if is_shadow_present(&self.masks, old) && is_last(old, walked.level) {
-            if is_access_allowed(&self.masks, error_code, old) {
+            if is_access_allowed(&self.masks, error_code, old) && !is_chosen(Mutant::SpuriousNotSeen) {
                 handled = SPURIOUS;
             } else {
                 let fixed = self.fixed_spte(old, error_code);
                 let is_logged = slot.is_some_and(|slot| self.slot_body(slot).dirty.is_some());
                 // Dirty logging must see which small page is written.
-                let may_fix = walked.level == PAGE_TABLE || !is_logged || fixed & !old & WRITABLE == 0;
+                let may_fix = walked.level == PAGE_TABLE
+                    || !is_logged
+                    || fixed & !old & WRITABLE == 0
+                    || is_chosen(Mutant::FastFaultThroughLog);
                 if may_fix && is_access_allowed(&self.masks, error_code, fixed) {
                     new = fixed;
                     handled = FIXED;

@@ -86,7 +86,7 @@ impl MmuState {
     fn protect_masked(&mut self, slot: SlotAt, offset: u64, mask: u64) -> bool {
         let handler = if self.config.pml { Handler::ClearDirty } else { Handler::WriteProtect };
         let mut flush = false;
-        if self.is_log_initially_set && mask != 0 {
+        if self.is_log_initially_set && mask != 0 && !is_chosen(Mutant::LargeLeafKeptByClear) {
             let spec = *self.slot_spec(slot);
             let ends = [mask.trailing_zeros(), mask.ilog2()].map(|at| offset.saturating_add(at.into()));
             for gfn in ends.into_iter().filter(|&at| at < spec.npages).map(|at| Gfn(spec.base).plus(at)) {

@@ -66,6 +66,9 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A host frame whose leaf would read as an MMIO SPTE; no host has memory there.
+    #[error("host frame {0:#x}: no host has memory there")]
+    Frame(u64),
     /// The kernel's profile does not have this.
     #[error("{what}: only for kernels {kernels}")]
     NeedsKernel {

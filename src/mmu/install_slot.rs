@@ -46,6 +46,9 @@ impl MmuState {
         if spec.base.checked_add(spec.npages).is_none_or(|end| end > 1 << 52) {
             return refuse("the last page is beyond 2^64");
         }
+        if spec.hva.checked_add(spec.npages << 12).is_none_or(|end| end > 1 << 51) {
+            return refuse("the host memory is beyond 2^51");
+        }
         if let Some(at) = self.space(as_id)?.find_id(spec.id)
             && self.space(as_id)?.specs()[at].npages != spec.npages
         {

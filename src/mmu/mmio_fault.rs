@@ -31,7 +31,8 @@ impl MmuState {
     /// The generation the cache goes by.
     #[inline]
     fn mmio_cache_gen(&self, vcpu: usize) -> u64 {
-        let is_own = self.config.kernel.mmio_cache_own_space || is_chosen(Mutant::MmioCacheOwnSpace);
+        let is_own = self.config.kernel.mmio_cache_own_space && !is_chosen(Mutant::MmioCacheSpaceZero)
+            || is_chosen(Mutant::MmioCacheOwnSpace);
         let as_id = if is_own { self.vcpus[vcpu].as_id() } else { 0 };
         self.spaces[usize::from(as_id)].slots_gen
     }

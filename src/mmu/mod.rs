@@ -309,8 +309,12 @@ impl Mmu {
     }
 
     /// The host maps another frame at the address.
-    pub fn change_pte(&mut self, hva: u64, pfn: u64, write: bool) {
+    pub fn change_pte(&mut self, hva: u64, pfn: u64, write: bool) -> Result<()> {
+        if spte::mmio::is_mmio(&self.state.masks, Pfn(pfn).hva() & spte::layout::PFN_FIELD | 1) {
+            return Err(Error::Frame(pfn));
+        }
         self.state.change_pte(hva, Pfn(pfn), write);
+        Ok(())
     }
 
     // ---- dirty log, write tracking ----

@@ -78,6 +78,46 @@ mutants! {
     LargeVetoIgnored "large-veto-ignored",
     /// Zap: accessed and dirty bits of dropped leaves do not reach the host page.
     AccessedDirtyLost "accessed-dirty-lost",
+    /// v5.4: the valid generation counts on instead of changing its one bit.
+    ValidGenCounts "valid-gen-counts",
+    /// v5.4: an invalid page of the valid generation is not obsolete.
+    InvalidNotObsolete "invalid-not-obsolete",
+    /// v5.4: every page zapped by the fast zap counts for its batch.
+    BatchCountsAll "batch-counts-all",
+    /// v5.4: what a run made obsolete and did not come to stays when it is given up.
+    ObsoleteLeftBehind "obsolete-left-behind",
+    /// v6.1: a zapped root in use stays on the active list.
+    DeadRootStaysListed "dead-root-stays-listed",
+    /// v6.1: a fault maps under a root that is not valid any more.
+    DeadRootMapped "dead-root-mapped",
+    /// v6.1: a vCPU asked to reload drops a valid root, too.
+    ValidRootReloaded "valid-root-reloaded",
+    /// v6.1: reclaim zaps roots in use.
+    RootReclaimed "root-reclaimed",
+    /// v6.1: the vCPU's MMIO cache goes by address space 0.
+    MmioCacheSpaceZero "mmio-cache-space-zero",
+    /// v6.1: without MMIO SPTEs an access to no slot still builds tables.
+    MmioWithoutCachingMapped "mmio-without-caching-mapped",
+    /// v6.1: all of a guest without paging is walked from its first root.
+    FirstRootOnly "first-root-only",
+    /// v6.1 lock-free path: a large leaf of a slot with a dirty log is made writable.
+    FastFaultThroughLog "fast-fault-through-log",
+    /// v6.1 lock-free path: an entry that allows the access already is mapped again.
+    SpuriousNotSeen "spurious-not-seen",
+    /// v6.1: a table made for an instruction fetch is not marked.
+    DisallowedMarkForgotten "disallowed-mark-forgotten",
+    /// v6.1: large leaves stay executable.
+    LargeLeafExecutable "large-leaf-executable",
+    /// v6.1: a stale MMIO SPTE is no writable entry.
+    StaleMmioNotWritable "stale-mmio-not-writable",
+    /// v6.1: neighbours are mapped although the leaf did not change.
+    PrefetchAfterUnchanged "prefetch-after-unchanged",
+    /// v6.1: the run of neighbours that reaches the group's end is left out.
+    LastRunNotMapped "last-run-not-mapped",
+    /// v6.1: neighbours after one that the host does not have are mapped, too.
+    PrefetchOverHole "prefetch-over-hole",
+    /// v6.1: with bitmaps that start full, clearing leaves large leaves writable.
+    LargeLeafKeptByClear "large-leaf-kept-by-clear",
 }
 
 #[cfg(feature = "mutants")]

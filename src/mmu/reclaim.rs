@@ -54,7 +54,7 @@ impl MmuState {
         let mut page = self.active.tail();
         while page != PageIdx::NONE && nr_zapped < nr_to_zap {
             let before = self.active.prev(page);
-            if self.arena.page(page).root_count == 0 {
+            if self.arena.page(page).root_count == 0 || is_chosen(Mutant::RootReclaimed) {
                 nr_zapped += u64::from(self.prepare_zap_page(page, &mut invalid).nr_zapped);
             }
             page = before;

@@ -25,7 +25,10 @@ impl MmuState {
         if requests != 0 {
             if requests & REQ_MMU_RELOAD != 0 {
                 self.vcpus[vcpu].requests &= !REQ_MMU_RELOAD;
-                if !self.config.kernel.reload_keeps_valid_root || self.has_obsolete_root(vcpu) {
+                if !self.config.kernel.reload_keeps_valid_root
+                    || is_chosen(Mutant::ValidRootReloaded)
+                    || self.has_obsolete_root(vcpu)
+                {
                     self.unload(vcpu);
                 }
             }
@@ -93,7 +96,11 @@ impl MmuState {
     #[inline]
     pub(super) fn root_for(&self, vcpu: usize, gpa: u64) -> PageIdx {
         let vcpu = &self.vcpus[vcpu];
-        if self.config.family == Family::Shadow { vcpu.pae_root(gpa) } else { vcpu.root }
+        if self.config.family == Family::Shadow && !is_chosen(Mutant::FirstRootOnly) {
+            vcpu.pae_root(gpa)
+        } else {
+            vcpu.root
+        }
     }
 
     fn has_obsolete_root(&self, vcpu: usize) -> bool {

@@ -12,6 +12,7 @@ use super::host_memory::HostMemory;
 use super::invalid_list::InvalidList;
 use super::lock_polls::LockPolls;
 use super::mmio_pages::MmioPages;
+use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageArena, PageIdx, Sptep};
 use super::page_hash::PageHash;
 use super::pte_list::PteLists;
@@ -198,7 +199,8 @@ impl MmuState {
     #[inline]
     pub(super) fn is_obsolete(&self, page: PageIdx) -> bool {
         let key = self.arena.key(page);
-        key.valid_gen != self.valid_gen || self.config.kernel.obsolete_if_invalid && key.role.invalid()
+        key.valid_gen != self.valid_gen
+            || self.config.kernel.obsolete_if_invalid && key.role.invalid() && !is_chosen(Mutant::InvalidNotObsolete)
     }
 
     /// What a page tracepoint tells.

@@ -39,7 +39,7 @@ impl MmuState {
             invalid.push(page);
             self.used = self.used.saturating_sub(1);
         } else {
-            if self.config.kernel.zapped_root_leaves {
+            if self.config.kernel.zapped_root_leaves && !is_chosen(Mutant::DeadRootStaysListed) {
                 if self.arena.page(page).place == Place::Active {
                     self.active.remove(page);
                 }

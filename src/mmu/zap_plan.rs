@@ -60,7 +60,10 @@ impl MmuState {
     /// Ends a waiting run; what it prepared is flushed and freed.
     pub(super) fn abandon(&mut self, id: RunId) -> Result<RunReport> {
         let mut run = self.take_waiting(id)?;
-        if matches!(&run.kind, Kind::List(list) if list.plan.bump_valid_gen) && self.config.kernel.valid_gen_toggles {
+        if matches!(&run.kind, Kind::List(list) if list.plan.bump_valid_gen)
+            && self.config.kernel.valid_gen_toggles
+            && !is_chosen(Mutant::ObsoleteLeftBehind)
+        {
             self.zap_what_is_obsolete(&mut run);
         }
         self.commit_run(&mut run);
@@ -217,7 +220,11 @@ impl MmuState {
                 self.events.push(|| Event::ZapAllFast { valid_gen, used });
             }
             let next = self.valid_gen.wrapping_add(1);
-            self.valid_gen = if self.config.kernel.valid_gen_toggles { next & 1 } else { next };
+            self.valid_gen = if self.config.kernel.valid_gen_toggles && !is_chosen(Mutant::ValidGenCounts) {
+                next & 1
+            } else {
+                next
+            };
         }
         if plan.reload_roots == ReloadRoots::Before && !is_chosen(Mutant::ReloadForgotten) {
             self.reload_remote_mmus();
@@ -405,7 +412,7 @@ impl MmuState {
         let before = self.work.sptes_cleared;
         let prepared = self.prepare_in_run(noted.page, run);
         self.slice.spend(PREPARE_STEPS.saturating_add(self.work.sptes_cleared.wrapping_sub(before)));
-        if prepared.is_list_unstable || !self.config.kernel.batch_counts_unstable {
+        if prepared.is_list_unstable || !self.config.kernel.batch_counts_unstable || is_chosen(Mutant::BatchCountsAll) {
             list.batch += u64::from(prepared.nr_zapped);
         }
         list.idle = if prepared.nr_zapped == 0 { list.idle + 1 } else { 0 };

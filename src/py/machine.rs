@@ -409,7 +409,7 @@ impl Mmu {
     }
 
     fn change_pte(&self, py: Python<'_>, hva: u64, pfn: u64, write: bool) -> PyResult<()> {
-        self.call(py, |mmu| mmu.change_pte(hva, pfn, write))
+        self.try_call(py, |mmu| mmu.change_pte(hva, pfn, write))
     }
 
     fn get_dirty_log(&self, py: Python<'_>, as_id: u8, id: u32, manual: bool) -> PyResult<(i32, Vec<u64>)> {

@@ -10,8 +10,16 @@ from __future__ import annotations
 CORE_VECTOR = "tests/vectors/test_vectors.py::test_core[{}.jsonl.xz]"
 
 
+KILLS = "tests/mutants/test_kills.py::"
+SCENARIO = "tests/differential/test_scenarios.py::test_the_recorded_results_are_equal[core-{}]"
+
+
 def vector(name: str) -> str:
     return CORE_VECTOR.format(name)
+
+
+def scenario(name: str) -> str:
+    return SCENARIO.format(name)
 
 
 #: Core mutant -> the test that kills it. The comment gives the verb where the issue asks for one mutant a verb.
@@ -45,6 +53,26 @@ CORE: dict[str, str] = {
     "mmio-cache-own-space": vector("v5.0/smm_stale_vcpu_mmio_cache.npt"),  # both address spaces
     "large-veto-ignored": vector("seed/huge_misaligned_slot.npt"),  # large pages
     "accessed-dirty-lost": vector("v5.2/hugetlb_1g.npt"),  # zap
+    "valid-gen-counts": scenario("v5_4_fast_everywhere"),  # fast invalidate, v5.4
+    "invalid-not-obsolete": KILLS + "test_a_root_that_was_zapped_does_not_come_to_life_again",
+    "batch-counts-all": KILLS + "test_v5_4_counts_only_what_made_the_list_unstable",
+    "obsolete-left-behind": KILLS + "test_nothing_obsolete_is_left_by_a_run_that_is_given_up",
+    "dead-root-stays-listed": scenario("v6_dead_root"),  # roots, v6.1
+    "dead-root-mapped": scenario("v6_dead_root"),
+    "valid-root-reloaded": KILLS + "test_a_vcpu_asked_to_reload_keeps_a_root_that_is_valid",
+    "root-reclaimed": scenario("v6_reclaim_and_limits"),  # reclaim
+    "mmio-cache-space-zero": scenario("v6_smm_mmio_cache"),  # MMIO faults
+    "mmio-without-caching-mapped": scenario("v6_mmio_caching_off"),
+    "first-root-only": scenario("v6_four_roots"),
+    "fast-fault-through-log": scenario("v6_large_leaf_with_dirty_log"),  # lock-free path
+    "spurious-not-seen": KILLS + "test_a_write_fault_on_a_writable_entry_ends_at_once",
+    "disallowed-mark-forgotten": scenario("v6_nx_huge_pages"),  # direct_map
+    "large-leaf-executable": scenario("v6_nx_huge_pages"),
+    "stale-mmio-not-writable": scenario("v6_mmio_gfn0_and_stale"),
+    "prefetch-after-unchanged": KILLS + "test_a_leaf_that_does_not_change_brings_no_neighbours",  # prefetch
+    "last-run-not-mapped": KILLS + "test_the_neighbours_up_to_the_end_of_the_eight_are_mapped",
+    "prefetch-over-hole": scenario("v6_prefetch_edges"),
+    "large-leaf-kept-by-clear": scenario("v6_initially_set_large_leaves"),  # dirty log
 }
 
 #: Policy mutant -> the test that kills it.
