@@ -157,6 +157,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     target.add_argument(
         "--csv", metavar="DIR", type=Path, help="one file per event (needs pyarrow or polars)"
     )
+    parser.add_argument("--json", action="store_true", help="print the written files as JSON")
     parser.set_defaults(run=run_export)
 
 
@@ -168,6 +169,7 @@ def _add_fidelity(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "folder", metavar="DIR", type=Path, help="folders KERNEL/SCENARIO with trace.txt.xz in them"
     )
     parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
     parser.set_defaults(run=run_fidelity)
 
 
@@ -292,16 +294,24 @@ def run_export(args: argparse.Namespace) -> int:
         written = export_parquet(args.file, args.parquet)
     else:
         written = export_csv(args.file, args.csv)
-    sys.stdout.writelines(f"{path}\n" for path in written)
+    if args.json:
+        listed = {
+            "schema": "kvm-mmu/trace-export/1",
+            "file": str(args.file),
+            "written": [str(p) for p in written],
+        }
+        sys.stdout.write(json.dumps(listed) + "\n")
+    else:
+        sys.stdout.writelines(f"{path}\n" for path in written)
     return 0
 
 
 def run_fidelity(args: argparse.Namespace) -> int:
     """`kvm-mmu trace fidelity`"""
-    from kvm_mmu.trace.fidelity import markdown, rows
+    from kvm_mmu.trace.fidelity import as_json, markdown, rows
 
     found = list(rows(args.folder, engine_factory(args.backend)))
-    sys.stdout.write(markdown(found) + "\n")
+    sys.stdout.write((json.dumps(as_json(found)) if args.json else markdown(found)) + "\n")
     return 0 if all(row.is_equal for row in found) else 1
 
 

@@ -72,6 +72,28 @@ def markdown(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def as_json(found: list[Row]) -> dict[str, object]:
+    """The same as plain values; the schema has a version."""
+    return {
+        "schema": "kvm-mmu/trace-fidelity/1",
+        "recordings": [
+            {
+                "kernel": row.kernel,
+                "scenario": row.scenario,
+                "equal": row.is_equal,
+                "refused": row.refused,
+                "kinds": {}
+                if row.report is None
+                else {
+                    kind: {"equal": row.report.equal[kind], "recorded": count}
+                    for kind, count in sorted(row.report.recorded.items())
+                },
+            }
+            for row in found
+        ],
+    }
+
+
 def _kind(report: Report, kind: str) -> str:
     equal, recorded = report.equal[kind], report.recorded[kind]
     return f"{kind} {recorded}" if equal == recorded else f"**{kind} {equal} of {recorded}**"

@@ -22,6 +22,8 @@ _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
 #: Kernels without a tracepoint for a whole-MMU zap.
 _NO_ZAP_ALL = frozenset({"v5.1-v5.2", "v5.3"})
 _UPDATES = "memslots_updated"
+#: How many ranges of kernels the reader tells apart.
+_ERAS = 6
 _SHOWN = 8
 
 
@@ -209,6 +211,8 @@ def _rows(batch: Batch, events: Iterable[str]) -> int:
 def _kernels(kernels: list[str]) -> str:
     if not kernels:
         return "none (the trace mixes wordings of several kernels)"
+    if len(kernels) == _ERAS:
+        return "any (no event here that kernels word differently)"
     return kernels[0] if len(kernels) == 1 else f"one of {', '.join(kernels)} (not told apart by this trace)"
 
 
