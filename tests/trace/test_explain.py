@@ -115,6 +115,17 @@ def test_a_word_that_contradicts_its_line_is_counted():
         assert (explain.first_contradiction is None) is agrees
 
 
+def test_words_in_another_wording_are_counted():
+    explain = explainer("v6.1")
+    lines = [
+        PREFIX + "kvm_mmu_get_page: new sp gfn 100 1/4 q0 direct --- !pge !nxe root 0 sync",
+        PREFIX + "kvm_mmu_set_spte: cut",
+        PREFIX + "check_mmio_spte: spte=0x80000d0000045 kvm_gen=8 spte_gen=8",
+    ]
+    assert [len(words) for _, words in explain.lines(lines)] == [0, 0, 1]
+    assert explain.unread == {"kvm_mmu_get_page": 1, "kvm_mmu_set_spte": 1}
+
+
 GIVEN = {"kernel": None, "family": None, "phys_bits": None, "l1tf_mask": None}
 
 

@@ -56,7 +56,7 @@ def test_known_answers():
         found.durations("memslot update") == found.durations("memslot update", "delete") == [20_000, 40_000]
     )
     assert found.durations("reclaim") == [10_000]
-    assert found.other_ns == 50_000
+    assert found.other_ns == 50_000 and found.other_reasons == {"npf": 30_000, "page_fault": 20_000}
     works = {cause: count for cause, count in found.works.items() if count}
     assert works == {"memslot update": 1, "zap-all": 1, "reclaim": 1, LONE_ZAP: 1}
     assert [(s.wait.vcpu, s.work.cause, s.work.pages_zapped) for s in found.stalls] == [
@@ -96,6 +96,7 @@ def reconcile(path: Path) -> None:
         assert not events[probe] or found.works[cause] == events[probe], (name, cause)
     assert all(w.start_ns <= w.end_ns and w.first_line <= w.last_line for w in works), name
     assert sum(w.pages_zapped for w in works) == events["kvm_mmu_prepare_zap_page"], name
+    assert found.other_ns == sum(found.other_reasons.values()), name
     assert found.waited_ns == found.other_ns + sum(stall.duration_ns for stall in found.stalls), name
 
 

@@ -244,6 +244,12 @@ def run_decode(args: argparse.Namespace) -> int:
             continue
         sys.stdout.write(text + "\n")
         sys.stdout.writelines(f"{INDENT}{word}\n" for word in words)
+    if explain.unread:
+        kinds = ", ".join(f"{event} {count}" for event, count in sorted(explain.unread.items()))
+        sys.stderr.write(
+            f"kvm-mmu trace: not explained, in a wording that is not known ({kinds}): a text by the KVM plugin of "
+            "libtraceevent? Report raw fields: trace-cmd report -R\n"
+        )
     wrong = sum(explain.contradicted.values())
     if wrong and explain.first_contradiction is not None:
         line, text = explain.first_contradiction

@@ -20,7 +20,7 @@ _PROCESS = re.compile(r"\(\s*(\d+)\)$")
 _HALTED = frozenset({"hlt", "mwait", "halt"})
 
 
-@dataclass
+@dataclass(slots=True)
 class Wait:
     """A vCPU out of the guest: from its exit (or fault) to its next entry. `vcpu` is None where no event names it."""
 
@@ -32,7 +32,7 @@ class Wait:
     reason: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """A vCPU in the guest, or halted."""
 

@@ -87,6 +87,8 @@ class Explainer:
     #: event -> words that say something else than their line: other masks or another width made them
     contradicted: Counter[str] = field(default_factory=Counter)
     first_contradiction: tuple[int, str] | None = None
+    #: event -> lines in a wording that is not known here, so that their words stay unexplained
+    unread: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._phrase = lru_cache(maxsize=1 << 16)(self.codec.phrase)
@@ -101,19 +103,24 @@ class Explainer:
         body = clean_body(line.body)
         if line.event in _PAGE_EVENTS:
             page = _PAGE.match(body)
-            return [] if page is None else [Words("page", None, _page(page)), *self._raw_role(text)]
+            if page is None:
+                self.unread[line.event] += 1
+                return []
+            return [Words("page", None, _page(page)), *self._raw_role(text)]
         pattern = _COMPILED.get(line.event)
         if pattern is None:
             return []
         found = pattern.search(body)
         if found is None:
-            return [self._word(name, int(value, 16)) for name, value in _RAW_WORD.findall(body)]
-        words, agrees = getattr(self, f"_{line.event}")(*found.groups())
+            words = [self._word(name, int(value, 16)) for name, value in _RAW_WORD.findall(body)]
+            self.unread.update([] if words else [line.event])
+            return words
+        explained, agrees = getattr(self, f"_{line.event}")(*found.groups())
         if agrees is not None:
             (self.agreed if agrees else self.contradicted)[line.event] += 1
             if not agrees and self.first_contradiction is None:
                 self.first_contradiction = (number, text)
-        return list(words)
+        return list(explained)
 
     def _word(self, name: str, value: int) -> Words:
         return Words(name, value, self._phrase(value))

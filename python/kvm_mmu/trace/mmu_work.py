@@ -90,7 +90,7 @@ _WAITS = {
 }
 
 
-@dataclass
+@dataclass(slots=True)
 class Work:
     """A piece of MMU work. Times in nanoseconds, lines from 1, both ends included; `what` is its kind, if known."""
 
@@ -106,7 +106,7 @@ class Work:
     operation: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class ZapBatch:
     """Pages zapped in a row: from the first one to the flush that frees them, inside one piece of work."""
 

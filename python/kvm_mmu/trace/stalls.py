@@ -17,9 +17,10 @@ from kvm_mmu.trace.mmu_work import CAUSES, Work, disjoint
 
 OTHER = "other"
 _TIMELINE = 20
+_REASONS = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stall:
     """A wait, or the part of one, that a piece of work explains."""
 
@@ -39,6 +40,8 @@ class Stalls:
     waited_ns: int = 0
     unfinished: int = 0
     other_ns: int = 0
+    #: Why the vCPU was out of the guest -> how much of `other_ns`.
+    other_reasons: dict[str, int] = field(default_factory=dict)
     halted_ns: int = 0
     #: cause -> operations of it
     works: dict[str, int] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class Stalls:
             "halted_ns": self.halted_ns,
             "unfinished_waits": self.unfinished,
             "other_ns": self.other_ns,
+            "other_reasons": dict(sorted(self.other_reasons.items())),
             "causes": {
                 cause: {
                     "works": self.works.get(cause, 0),
@@ -108,6 +112,8 @@ class Stalls:
             lines.append(_row(cause, f"{self.works.get(cause, 0)}", self.durations(cause)))
             lines.extend(_row(f"  {what}", "", self.durations(cause, what)) for what in self.kinds(cause))
         lines.append(f"  {OTHER + ' (nothing in the trace explains it)':<49}{_us(self.other_ns):>14}")
+        most = sorted(self.other_reasons.items(), key=lambda item: (-item[1], item[0]))
+        lines.extend(f"    {reason:<47}{_us(length):>14}" for reason, length in most[:_REASONS])
         lines.extend(f"  note: {note}" for note in self.notes)
         longest = sorted(self.stalls, key=lambda stall: (-stall.duration_ns, stall.start_ns))[:_TIMELINE]
         if longest:
@@ -170,7 +176,9 @@ def _attribute(waits: Iterable[Wait], works: list[Work], result: Stalls) -> None
                 result.stalls.append(Stall(wait, work, max(start, wait.start_ns), overlap))
                 used += overlap
             at += 1
-        result.other_ns += length - used
+        if length > used:
+            result.other_ns += length - used
+            result.other_reasons[wait.reason] = result.other_reasons.get(wait.reason, 0) + length - used
 
 
 def _stalled_spans(found: list[Stall]) -> dict[str, int]:

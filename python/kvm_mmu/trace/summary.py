@@ -154,6 +154,10 @@ class TraceSummary:
             lines.append(
                 f"  memslot arrays installed: {self.memslot_updates}, the last of generation {self.last_update_gen:#x}"
             )
+        if changed := self.events.get("kvm_tdp_mmu_spte_changed"):
+            lines.append(
+                f"  the TDP MMU changed {changed} SPTEs: decode, stalls and export show it, a replay does not"
+            )
         lines.extend(f"  {count:>10}  {event}" for event, count in _by_count(self.events.items()))
         lines.extend(
             f"  {count:>10}  {event} (other event, kept as text)"
