@@ -143,7 +143,7 @@ def test_a_recording_is_an_input(data: Path, capsys: pytest.CaptureFixture[str])
         (["compare", "{}", "--plan", "seed", "--mmio-share", "1%"], "expected --scale with it"),
         (["compare", "{}", "--plan", "seed", "--kernel", "v1.0"], "v1.0"),
         (["compare", "{}", "--plan", "seed", "--add", "1"], "contend"),
-        (["compare", "{}", "--plan", "seed", "--host", "nothing.json"], "--host"),
+        (["compare", "{}", "--plan", "seed", "--host", "nothing.json"], "nothing.json: cannot be read"),
         (["compare", "nothing.jsonl", "--plan", "seed"], "nothing.jsonl"),
         (["gallery", "thread", "S99"], "S99"),
     ],

@@ -6,7 +6,6 @@ Exit status 1 when a plan is unsound for the event, did not end, or had nothing 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -20,8 +19,12 @@ from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
+from kvm_mmu.trace.host import facts_from
+from kvm_mmu.view.whole_file import check_folder
 
 _UNITS = {"k": 1_000, "m": 1_000_000}
+#: More than any list has pages, and more tables than a lock break could ever see added.
+_CONTEND_MAX, _ADD_MAX = 1_000_000_000, 100_000
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         "--mmio-share", default=None, metavar="P", help="with --scale: share of MMIO pages, as 1%%"
     )
     parser.add_argument(
-        "--mmio-place", choices=MMIO_PLACES, default="input", help="with --scale: how old MMIO pages are"
+        "--mmio-place", choices=MMIO_PLACES, help="with --scale: how old MMIO pages are (default: input)"
     )
     parser.add_argument("--contend", type=int, metavar="N", help="every N-th offer of the lock is taken")
     parser.add_argument(
@@ -119,10 +122,7 @@ def parse_plan(text: str) -> Plan:
     # A console script does not look for modules where the user stands.
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except (Exception, SystemExit) as error:
-        # Importing runs the user's code: whatever it raises is about the plan.
-        raise UsageError(f"plan {text!r}: {type(error).__name__}: {error}") from error
+        found = ZapPlan.imported(text, module, attribute)
     finally:
         sys.path.pop(0)
     if isinstance(found, ZapPlan):
@@ -153,21 +153,6 @@ def parse_kernels(texts: list[str]) -> list[str] | None:
     return found or None
 
 
-def host_facts(text: str | None) -> dict[str, object] | None:
-    """`--host` as a file or as JSON text."""
-    if text is None:
-        return None
-    try:
-        if not text.lstrip().startswith("{"):
-            text = Path(text).read_text(encoding="utf-8")
-        value = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--host {text[:60]!r}: expected JSON or a file of it ({error})") from error
-    if not isinstance(value, dict):
-        raise UsageError("--host: expected a JSON object")
-    return value
-
-
 def reporter() -> Callable[[str], None]:
     """Progress on stderr, on a terminal only: one line that is written over."""
     if not sys.stderr.isatty():
@@ -185,25 +170,25 @@ def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     share = None if args.mmio_share is None else parse_share(args.mmio_share)
     sizes = [] if args.scale is None else parse_sizes(args.scale)
-    if share is not None and not sizes:
-        raise UsageError("--mmio-share: expected --scale with it")
-    if args.contend is not None and args.contend < 1:
-        raise UsageError(
-            f"--contend {args.contend}: expected 1 or more (every N-th offer of the lock is taken)"
-        )
-    if args.add is not None and args.add < 1:
-        raise UsageError(f"--add {args.add}: expected 1 or more tables")
+    for name, given in (("--mmio-share", share), ("--mmio-place", args.mmio_place)):
+        if given is not None and not sizes:
+            raise UsageError(f"{name}: expected --scale with it")
+    for name, given, most in (("--contend", args.contend, _CONTEND_MAX), ("--add", args.add, _ADD_MAX)):
+        if given is not None and not 1 <= given <= most:
+            raise UsageError(f"{name} {given}: expected 1 to {most:,}")
+    if args.out is not None:
+        check_folder(args.out)
     result = compare(
         args.inputs,
         parse_plans(args.plan),
         at=args.at,
         scale=sizes,
         kernel=parse_kernels(args.kernel),
-        host=host_facts(args.host),
+        host=None if args.host is None else facts_from(args.host),
         vm=args.vm,
         moment=args.moment,
         mmio_share=share,
-        mmio_place=args.mmio_place,
+        mmio_place=args.mmio_place or MMIO_PLACES[0],
         contend=args.contend or 0,
         added=args.add or 0,
         cost=args.cost,

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from kvm_mmu.cli.compare import clear_progress, reporter
 from kvm_mmu.lab.demo import Demo, run_demo
-from kvm_mmu.view.whole_file import write_whole
+from kvm_mmu.view.whole_file import check_folder, write_whole
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration; each section as soon as it is there."""
-    folder = Path(args.out)
+    folder = check_folder(args.out)
     demo = Demo()
     for part in run_demo(folder, reporter()):
         clear_progress()

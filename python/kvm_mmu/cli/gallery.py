@@ -28,11 +28,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the gallery; each answer as soon as it is there."""
+    if args.markdown and args.json:
+        raise UsageError("--markdown and --json: expected one of them")
     return _figures(args) if args.gallery == "figures" else _thread(args)
 
 
 def _figures(args: argparse.Namespace) -> int:
-    if args.markdown or args.scale:
+    if args.markdown or args.scale is not None:
         raise UsageError("gallery figures: --markdown and --scale belong to the thread")
     for number in args.claims:
         if not number.isdecimal():
@@ -50,7 +52,7 @@ def _figures(args: argparse.Namespace) -> int:
 
 
 def _thread(args: argparse.Namespace) -> int:
-    sizes = parse_sizes(args.scale) if args.scale else SIZES
+    sizes = SIZES if args.scale is None else parse_sizes(args.scale)
     found = answers(args.claims or CLAIMS, sizes, reporter())
     if args.markdown or args.json:
         whole = list(found)

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from kvm_mmu.cli.compare import parse_plan
+from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.zap_plan import DESCRIPTIONS, ZapPlan, plans
 
 
@@ -19,9 +21,16 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _value(text: str) -> ZapPlan:
+    plan = parse_plan(text)
+    if not isinstance(plan, ZapPlan):
+        raise UsageError(f"plan {text!r}: expected a ZapPlan, found a function: it has no words to show")
+    return plan
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the plans."""
-    chosen = [ZapPlan.parse(text, imports=True) for text in args.plan] or list(plans.values())
+    chosen = [_value(text) for text in args.plan] or list(plans.values())
     if args.json:
         rows = [
             {"name": p.name, **p.to_dict(), "spec": p.spec, "about": DESCRIPTIONS.get(p.name)} for p in chosen

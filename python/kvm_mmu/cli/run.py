@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from kvm_mmu.errors import UsageError
+from kvm_mmu.errors import ScenarioError, UsageError
 from kvm_mmu.lab.scenario import read_scenario, run_scenario
 
 
@@ -26,6 +26,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the scenario; complete lines only on stdout."""
     scenario = read_scenario(args.file)
+    if scenario.header_line is None and not scenario.ops:
+        raise ScenarioError(f"{scenario.path}: empty: expected a scenario")
     if args.kernel is None and scenario.kernel is None:
         raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
     encoder = json.JSONEncoder(separators=(",", ":"))

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.verify import verify_files
 
 
@@ -28,6 +29,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; one line per file."""
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs}: expected 1 or more")
     verdicts = []
     show = sys.stderr.isatty() and len(args.files) > 1
     for verdict in verify_files(args.files, args.kernel, args.backend, args.jobs):

@@ -6,7 +6,7 @@ that an untouched clone differs from a zapped one by the plan alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -158,13 +158,18 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
 
 def _run_python(plan: PythonPlan, vm: Vm, at: str) -> None:
     try:
-        plan(vm)
+        found = plan(vm)
     except NoProgress:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"plan {plan_name(plan)} at the {at}: it raised {type(error).__name__}: {error}"
         ) from error
+    if isinstance(found, Generator | Coroutine):
+        found.close()
+        raise UsageError(
+            f"plan {plan_name(plan)} at the {at}: it returned a {type(found).__name__}, nothing ran"
+        )
 
 
 def _since(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:

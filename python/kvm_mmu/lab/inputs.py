@@ -42,7 +42,12 @@ def open_input(
         return read_recording(path, host)
     if vm is not None:
         raise UsageError(f"{path}: VM {vm}: a scenario has one VM, only a recording may have several")
-    return read_scenario(path)
+    try:
+        return read_scenario(path)
+    except ScenarioError as error:
+        if str(path) != "-":
+            raise
+        raise ScenarioError(f"{error}; a recording is read from a file, not from stdin") from error
 
 
 def recorded_scenario(recording: Recording, kernel: str | None = None, vm: int | None = None) -> Scenario:

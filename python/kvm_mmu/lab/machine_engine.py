@@ -284,7 +284,12 @@ class MachineEngine:
         return ret, {"bitmap": [hex(value) for value in words]}
 
     def _clear_dirty_log(self, op: Op) -> int:
-        mask = [number({"op": op["op"], "mask": value}, "mask") for value in op.get("mask", [])]
+        words = op.get("mask", [])
+        if not isinstance(words, list):
+            raise ScenarioError(
+                f"operation 'clear_dirty_log': mask={words!r}, expected a list of 64-bit words"
+            )
+        mask = [number({"op": op["op"], "mask": value}, "mask") for value in words]
         return self.vm.core.clear_dirty_log(
             self._as_id(op), number(op, "id", limit=1 << 32), number(op, "first"), number(op, "num"), mask
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from kvm_mmu.errors import ScenarioError, UsageError
+from kvm_mmu.errors import KvmMmuError, ScenarioError, UsageError
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
 
@@ -91,6 +91,8 @@ def open_text(path: str | Path) -> TextIO:
         ScenarioError: the file cannot be opened.
     """
     name = str(path)
+    if not name:
+        raise ScenarioError("input '': expected the name of a file, or - for stdin")
     if name == "-":
         return _open_stdin()
     try:
@@ -224,9 +226,14 @@ def make_engine(scenario: Scenario, kernel: str | None = None, backend: str = "c
     try:
         return _make_engine(scenario, name or kernel_profile(chosen).name, backend)
     except UsageError as error:
-        if scenario.header_line is None:
-            raise
-        raise ScenarioError(f"{scenario.path}:{scenario.header_line}: {error}") from error
+        raise in_header(scenario, error) from error
+
+
+def in_header(scenario: Scenario, error: UsageError) -> KvmMmuError:
+    """An error about kernel or configuration, with where a file says them."""
+    if scenario.header_line is None:
+        return UsageError(f"{scenario.path}: {error}")
+    return ScenarioError(f"{scenario.path}:{scenario.header_line}: {error}")
 
 
 def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
@@ -243,7 +250,11 @@ def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
         plans: dict[str, Any] = {}
         for event, plan in scenario.plans.items():
             plans[event] = plan
-        return reference.Engine(kernel=name, config={**DEFAULTS, **scenario.config}, plans=plans or None)
+        try:
+            return reference.Engine(kernel=name, config={**DEFAULTS, **scenario.config}, plans=plans or None)
+        except ValueError as error:
+            # The reference has errors of its own, which know no others.
+            raise UsageError(str(error)) from error
     raise UsageError(f"backend {backend!r}: expected core or reference")
 
 

@@ -48,7 +48,7 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.error is not None:
-            return f"{self.path}: {self.error}"
+            return self.error if self.error.startswith(f"{self.path}:") else f"{self.path}: {self.error}"
         if self.difference is not None:
             return f"{self.path}: differs after {self.steps} steps: {self.difference}"
         return f"{self.path}: equal, {self.steps} steps"

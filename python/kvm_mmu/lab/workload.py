@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from kvm_mmu.errors import ScenarioError, UsageError
 from kvm_mmu.lab.machine_engine import MachineEngine, Op, check_nesting
-from kvm_mmu.lab.scenario import Scenario
+from kvm_mmu.lab.scenario import Scenario, in_header
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.types import MIB, PAGE_SIZE, AccessKind
@@ -194,8 +194,12 @@ def run_scenario_workload(
     chosen = kernel or scenario.kernel
     if chosen is None:
         raise UsageError(f"{scenario.path}: no kernel: give --kernel, or a header with a variant")
-    name = kernel_profile(chosen).name
-    run = _Run(scenario, name, {**scenario.config, **(config or {})})
+    header = {**scenario.config, **(config or {})}
+    try:
+        name = kernel_profile(chosen).name
+        run = _Run(scenario, name, header)
+    except UsageError as error:
+        raise in_header(scenario, error) from error
     run.run(stop)
     count = min(len(scenario.ops), len(scenario.ops) if stop is None else stop)
     notes = []
@@ -207,7 +211,7 @@ def run_scenario_workload(
             notes.append(
                 f"{why}taken after operation {after:,} of {count:,}, where the most lived ({pages:,})"
             )
-            run = _Run(scenario, name, {**scenario.config, **(config or {})})
+            run = _Run(scenario, name, header)
             run.run(after)
     run.engine.vm.clear_events()
     run.engine.vm.on_lock_break = None

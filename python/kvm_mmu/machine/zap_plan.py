@@ -194,10 +194,7 @@ class ZapPlan:
             return cls.from_dict(values, name=text)
         if ":" in text and imports:
             module, _, attribute = text.partition(":")
-            try:
-                found = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise UsageError(f"zap plan {text!r}: {error}") from error
+            found = cls.imported(text, module, attribute)
             if not isinstance(found, cls):
                 raise UsageError(f"zap plan {text!r}: expected a ZapPlan, found {type(found).__name__}")
             return found if found.name else dataclasses.replace(found, name=text)
@@ -205,6 +202,18 @@ class ZapPlan:
             f"zap plan {text!r}: expected one of {', '.join(plans)}, or walk=..,only=.."
             + (", or module:object" if imports else "")
         )
+
+    @staticmethod
+    def imported(text: str, module: str, attribute: str) -> object:
+        """An object of a module that the user named as a plan in `text`.
+
+        Raises:
+            UsageError: importing runs the user's code: whatever that raises is about the plan.
+        """
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"zap plan {text!r}: {type(error).__name__}: {error}") from error
 
     @classmethod
     def space(cls, only: Iterable[str] = ("all", "mmio_cached", "obsolete")) -> Iterator[ZapPlan]:

@@ -111,7 +111,12 @@ def read_recording(path: str | Path, host: Mapping[str, object] | None = None) -
     """
     keeper = _Keeper()
     kernel = _recorded_kernel(path, host)
-    report = replay(path, keeper, kernel=kernel, host=host)
+    try:
+        report = replay(path, keeper, kernel=kernel, host=host)
+    except ValueError as error:
+        if isinstance(error, TraceError) and display_name(path) in str(error):
+            raise
+        raise TraceError(f"{display_name(path)}: {error}") from error
     if not keeper.vms:
         raise TraceError(f"{display_name(path)}: no VM in it: no workload")
     return Recording(str(path), kernel_profile(report.kernel).name, keeper.vms, report)

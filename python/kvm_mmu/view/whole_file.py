@@ -10,6 +10,24 @@ from pathlib import Path
 from kvm_mmu.errors import UsageError
 
 
+def check_folder(folder: str | Path) -> Path:
+    """The folder, made if it is not there: whoever computes for long asks before.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    if not str(folder):
+        raise UsageError("folder '': expected the name of a folder")
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be a folder for results: {error.strerror or error}") from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{path}: cannot be written to")
+    return path
+
+
 def write_whole(path: Path, text: str) -> Path:
     """Write a text file in one step; an interrupted run leaves the old file or none.
 
