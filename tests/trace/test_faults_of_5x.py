@@ -1,5 +1,5 @@
-"""Every page fault of the 5.x recordings is one that the modelled tables give: the processor's walk over them fails with
-the recorded error code.
+"""Every page fault of the 5.x recordings is one that the modelled tables give: the processor's walk over them fails
+with the recorded error code.
 
 No output of a replay shows which leaves there are; a fault on a leaf that the model has, or of another kind than the
 model's entry gives, does. This is how the huge pages behind two of the recorder's small slots were found.
