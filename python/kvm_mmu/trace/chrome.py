@@ -44,7 +44,7 @@ def _events(found: Activity) -> Iterator[dict[str, object]]:
         yield _name("thread_name", _VCPUS, lane, called)
         yield from (_event(one, _VCPUS, lane, found.first_ns) for one in _in_order(slices))
     for lane, (task, slices) in enumerate(sorted(_work_lanes(found).items())):
-        yield _name("thread_name", _WORK, lane, task)
+        yield _name("thread_name", _WORK, lane, task or "(no name)")
         yield from (_event(one, _WORK, lane, found.first_ns) for one in _in_order(slices))
 
 
@@ -68,7 +68,9 @@ def _work_lanes(found: Activity) -> dict[str, list[_Slice]]:
     task_of: dict[int, str] = {}
     for work in found.works:
         before = operations.get(work.operation)
-        start = work.start_ns if before is None else before.start_ns
+        start, end = work.start_ns, work.end_ns
+        if before is not None:
+            start, end = min(start, before.start_ns), max(end, before.start_ns - before.minus_length)
         pages = work.pages_zapped + (0 if before is None else int(before.about["pages zapped"]))
         first = work.first_line if before is None else before.about["first line"]
         about: dict[str, int | str] = {
@@ -77,7 +79,7 @@ def _work_lanes(found: Activity) -> dict[str, list[_Slice]]:
             "pages zapped": pages,
         }
         name = f"{work.cause} ({work.what})" if work.what else work.cause
-        operations[work.operation] = _Slice(start, start - work.end_ns, 0, name, about)
+        operations[work.operation] = _Slice(start, start - end, 0, name, about)
         task_of[work.operation] = work.task
     lanes: dict[str, list[_Slice]] = {}
     for operation, one in operations.items():

@@ -26,14 +26,14 @@ _HEX = "([0-9a-f]{1,16})"
 _SPTES = {
     "check_mmio_spte": rf"spte {_HEX} kvm_gen {_HEX} spte-gen {_HEX} ",
     "fast_page_fault": rf" old 0x{_HEX} new {_HEX}\b",
-    "kvm_mmu_set_spte": rf"gfn {_HEX} spte {_HEX} \(([rwxu-]{{3,4}})\) level (\d+)",
-    "kvm_mmu_split_huge_page": rf"gfn {_HEX} spte {_HEX} level (\d+) ",
-    "kvm_tdp_mmu_spte_changed": rf"gfn {_HEX} level \d+ old_spte {_HEX} new_spte {_HEX}",
+    "kvm_mmu_set_spte": rf"gfn {_HEX} spte {_HEX} \(([rwxu-]{{3,4}})\) level (\d{{1,3}})",
+    "kvm_mmu_split_huge_page": rf"gfn {_HEX} spte {_HEX} level (\d{{1,3}}) ",
+    "kvm_tdp_mmu_spte_changed": rf"gfn {_HEX} level \d{{1,3}} old_spte {_HEX} new_spte {_HEX}",
     "page_zap_pte": rf"spte=0x{_HEX}",
     "make_mmio_spte_ret": rf"spte=0x{_HEX}",
     "mark_mmio_spte": rf"gfn {_HEX} access {_HEX} gen {_HEX}",
     "handle_mmio_page_fault": rf"gfn {_HEX} access {_HEX}",
-    "kvm_mmu_spte_requested": rf"gfn {_HEX} pfn {_HEX} level (\d+)",
+    "kvm_mmu_spte_requested": rf"gfn {_HEX} pfn {_HEX} level (\d{{1,3}})",
 }
 _COMPILED = {event: re.compile(pattern) for event, pattern in _SPTES.items()}
 #: Fields of an event that could not be turned into text: some kernels' raw wording is not known here.
@@ -41,7 +41,7 @@ _RAW_WORD = re.compile(r"\b(spte|old_spte|new_spte)=0x([0-9a-f]{1,16})\b")
 _RAW_ROLE = re.compile(r"\brole=(0x[0-9a-f]{1,8}|\d{1,10})\b")
 _PAGE = re.compile(
     r"sp (?:gen (\w+) )?gfn (\w+) l(\d)( pae| \d-byte)? q(\d)( direct)? ([w-][u-][x-])( invalid)? "
-    r"(!?)nxe (!?)ad root (-?\d+) (un)?sync(?: (new|existing))?$"
+    r"(!?)nxe (!?)ad root (-?\d{1,10}) (un)?sync(?: (new|existing))?$"
 )
 _PAGE_EVENTS = frozenset(
     {"kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", "kvm_mmu_sync_page", "kvm_mmu_unsync_page"}

@@ -218,7 +218,7 @@ class Works:
                 task.batch = ZapBatch(name, time, time, number)
             task.batch.pages += 1
         if task.batch is not None:
-            task.batch.end_ns = time
+            task.batch.end_ns = max(time, task.batch.start_ns)
             if event == "commit_zap":
                 self._flush(task)
 
