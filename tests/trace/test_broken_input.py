@@ -83,7 +83,7 @@ def test_read_as_if_nothing_was(tmp_path: Path, expected: list[str], name: str, 
         (HOST.replace("40", '"x"').encode(), "t.txt:1: host fact 'phys_bits' must be a number"),
         (b"# replay-host: {", "t.txt:1: not JSON"),
         (b"# replay-host: []", "t.txt:1: host facts must be a JSON object"),
-        (HOST.replace("npt", "tdp").encode(), "must be npt or shadow"),
+        (HOST.replace("npt", "tdp").encode(), "must be npt, ept or shadow"),
         (TRACE.replace('"huge":0', '"hu').encode(), "t.txt:2: operation marker is not JSON"),
         (
             TRACE.replace('"0x1000000","flags"', '"0xz","flags"').encode(),

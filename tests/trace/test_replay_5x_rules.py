@@ -176,3 +176,12 @@ def test_updates_without_a_marker_make_no_slot_again(tmp_path: Path, engine: Any
     fault = (0x20000000, READ)
     told = outputs(tmp_path, engine, "5.0.1", *gone, 'OP 40 "op":"get_nr_mmu_pages"', fault)
     assert told[-1].startswith("mark_mmio_spte")
+
+
+def test_what_no_model_can_be_made_for_is_said(tmp_path: Path, engine: Any):
+    with pytest.raises(TraceError, match=r"kernel 'v5\.1': replay knows v5\.0, "):
+        outputs(tmp_path, engine, "5.1.15", create_vm(), RAM)
+    lines = (tmp_path / "trace.txt").read_text().replace("5.1.15", "5.2.1").replace("40", "60")
+    (tmp_path / "trace.txt").write_text(lines)
+    with pytest.raises(TraceError, match=r"trace\.txt:2: no VM can be made of the host's facts: .*60"):
+        replay(tmp_path / "trace.txt", engine)

@@ -55,8 +55,11 @@ class Recorder5x:
         self, factory: EngineFactory, kernel: str, host: HostFacts, emit: Callable[[Prediction], None]
     ):
         self._factory, self._kernel, self._host, self._emit = factory, kernel, host, emit
-        if host.text("mmu") != "npt":
+        mmu = host.text("mmu")
+        if mmu == "shadow":
             raise TraceError("shadow paging of 5.x cannot be replayed: guest tables are not in the recording")
+        if mmu != "npt":
+            raise TraceError(f"recordings of 5.x are replayed under npt only, not under {mmu}")
         self._wording = wording_of(kernel)
         self._vm: _Vm | None = None
         self._line = 0
@@ -122,7 +125,10 @@ class Recorder5x:
 
     def _create_vm(self, op: Operation, where: str) -> None:
         config = {"family": "npt", "phys_bits": self._host.number("phys_bits"), "vcpus": self.vcpus_needed}
-        engine = self._factory(self._kernel, config)
+        try:
+            engine = self._factory(self._kernel, config)
+        except ValueError as err:
+            raise TraceError(f"{where}: no VM can be made of the host's facts: {err}") from err
         narrator = Narrator(self._wording, _ROOT_LEVEL)
         self._vm = vm = _Vm(engine, HostMemory(self._apply), narrator, bool(number(op, "huge", where, 0)))
         self._start_vcpu(vm, 0)

@@ -26,6 +26,7 @@ from kvm_mmu.trace.recorder_6x import Recorder6x, count_vcpus, read_events
 from kvm_mmu.trace.source import display_name, read_lines
 from kvm_mmu.trace.stripping import Recorded, Stripped, is_stripped, operations_beside, strip, wants_answers
 
+_KERNELS = ("v5.0", "v5.0-seed", "v5.2", "v5.3", "v5.4", "v6.1", "v6.12")
 _CONTEXT = 6
 _MAX_VCPUS = 256
 #: A marker's beginning stands within this many characters of its line.
@@ -153,6 +154,8 @@ def replay(
         raise TraceError(f"{name}: empty: expected ftrace text")
     facts, recording = _prepare(path, name, lines, host, operations)
     profile = kernel or _kernel_of(facts, name)
+    if profile not in _KERNELS:
+        raise TraceError(f"kernel {profile!r}: replay knows {', '.join(_KERNELS)}")
     predictions: list[Prediction] = []
     _check_recorder(name, profile, recording.lines)
     drive = _drive_5x if profile.startswith("v5") else _drive_6x
@@ -192,8 +195,6 @@ def _drive_6x(
     name: str,
     out: list[Prediction],
 ) -> dict[str, int]:
-    if profile not in ("v6.1", "v6.12"):
-        raise TraceError(f"kernel {profile!r}: replay knows v5.0, v5.2, v6.1 and v6.12")
     events = read_events(recording.lines, name)
     if not events:
         raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
