@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.difference import difference
 from kvm_mmu.trace.explain import INDENT, explained, explainer
 from kvm_mmu.trace.explain_host import host_explainer
 from kvm_mmu.trace.kit import script
@@ -182,21 +181,6 @@ def test_an_unknown_layout_is_refused():
 def test_every_line_stays_as_it_is():
     lines = read_lines(TRACES / "5.2.1-npt" / "slots" / "trace.txt.xz")
     assert [text for text in explained(lines, "v5.2") if not text.startswith(INDENT)] == lines
-
-
-def test_two_replays_of_one_recording():
-    path = TRACES / "5.0.1-npt" / "basic" / "trace.txt.xz"
-    one, again = replay(path, engine), replay(path, engine)
-    same = difference(one, again)
-    assert same.is_equal and same.agreed == 82 and "equal: 82 outputs" in same.as_text()
-    other = replay(path, engine, kernel="v5.2")
-    found = difference(one, other)
-    # Until the first MMIO SPTE, whose generation another kernel starts elsewhere.
-    assert not found.is_equal and found.agreed == 7
-    text = found.as_text()
-    assert "mark_mmio_spte: sptep:(____ptrval____) gfn e0000 access 6 gen fff6e" in text
-    assert "kvm_mmu_invalidate_zap_all_pages: a 2, b 0" in text
-    assert found.as_json()["schema"] == "kvm-mmu/trace-diff/1"
 
 
 def test_commands(tmp_path: Path):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+from kvm_mmu.cli import trace_diff
 from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError
 from kvm_mmu.machine.word_bits import FAMILIES
@@ -33,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_strip(commands)
     _add_summary(commands)
     _add_decode(commands)
-    _add_diff(commands)
+    trace_diff.add_parser(commands)
     _add_kit(commands)
     _add_stalls(commands)
     _add_export(commands)
@@ -107,19 +108,6 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--l1tf", choices=tuple(YES_NO), default="auto", help="MMIO SPTEs have the L1TF mask")
     parser.add_argument("--json", action="store_true", help="one JSON object a line that has words in it")
     parser.set_defaults(run=run_decode)
-
-
-def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "diff", help="where two replays part: two recordings, or one under two kernels"
-    )
-    parser.add_argument("a", metavar="A", help="a recording")
-    parser.add_argument("b", metavar="B", nargs="?", help="another; without it A again (give --kernel-b)")
-    parser.add_argument("--kernel-a", metavar="K", help="profile for A; without it the one of its host facts")
-    parser.add_argument("--kernel-b", metavar="K", help="profile for B; without it the one of its host facts")
-    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
-    parser.add_argument("--json", action="store_true", help="print the difference as JSON")
-    parser.set_defaults(run=run_diff)
 
 
 def _add_kit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -259,18 +247,6 @@ def run_decode(args: argparse.Namespace) -> int:
         )
         return 1
     return 0
-
-
-def run_diff(args: argparse.Namespace) -> int:
-    """`kvm-mmu trace diff`"""
-    from kvm_mmu.trace.difference import difference
-
-    factory = engine_factory(args.backend)
-    one = replay(args.a, factory, kernel=args.kernel_a)
-    other = replay(args.b or args.a, factory, kernel=args.kernel_b)
-    found = difference(one, other)
-    sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
-    return 0 if found.is_equal else 1
 
 
 def run_kit(args: argparse.Namespace) -> int:

@@ -64,16 +64,26 @@ class Translated:
 
 
 def translate(
-    config: Mapping[str, Any], ops: Sequence[Op], returns: Sequence[int], recorded: str, target: str
+    config: Mapping[str, Any],
+    ops: Sequence[Op],
+    returns: Sequence[int],
+    recorded: str,
+    target: str,
+    *,
+    as_accesses: bool = False,
 ) -> Translated:
-    """The operations of a VM that was recorded on one kernel, for another (or the same)."""
+    """The operations of a VM that was recorded on one kernel, for another (or the same).
+
+    Args:
+        as_accesses: guest accesses also under the kernel of the recording, for instance because its plans are others.
+    """
     used = [r for op, ret in zip(ops, returns, strict=True) if not ret and (r := used_by(op)) is not None]
     ranges = HostRanges(used)
     made = Translated(dict(config))
     if ranges.phys_bits > int(config.get("phys_bits", 0)):
         made.notes.append(f"physical width lifted from {config.get('phys_bits')} to {ranges.phys_bits} bits")
         made.config["phys_bits"] = ranges.phys_bits
-    work = (_Same if recorded == target else _Other)(made, recorded, target)
+    work = (_Same if recorded == target and not as_accesses else _Other)(made, recorded, target)
     work.configure()
     for op, ret in zip(ops, returns, strict=True):
         # A refused update stays as it was asked for, so that it is refused for the same reason.

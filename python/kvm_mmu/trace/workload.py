@@ -7,7 +7,7 @@ for another kernel `translation` makes guest accesses of its faults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.trace import host as host_facts
+from kvm_mmu.trace.engine import Engine
 from kvm_mmu.trace.replaying import Report, replay
 from kvm_mmu.trace.source import display_name, iter_lines
 from kvm_mmu.trace.translation import translate
 
 Op = dict[str, Any]
+#: (kernel, configuration, plans by event) -> a fresh VM
+Make = Callable[[str, Mapping[str, object], Mapping[str, str]], Engine]
 
 
 @dataclass
@@ -62,12 +65,15 @@ class Recording:
         """The number (from 1) of the VM with the most operations, the first among equals."""
         return 1 + max(range(len(self.vms)), key=lambda i: (len(self.vms[i].ops), -i))
 
-    def workload(self, kernel: str | None = None, vm: int | None = None) -> Workload:
+    def workload(
+        self, kernel: str | None = None, vm: int | None = None, *, as_accesses: bool = False
+    ) -> Workload:
         """One VM as a workload, up to its teardown.
 
         Args:
             kernel: the kernel to model; default the one it was recorded on.
             vm: which VM, from 1; default the busiest.
+            as_accesses: accesses in place of faults also under its own kernel.
 
         Raises:
             UsageError: an unknown kernel, or there is no such VM.
@@ -78,7 +84,7 @@ class Recording:
             raise UsageError(f"{self.path}: VM {number}: expected 1 to {len(self.vms)}")
         taken = self.vms[number - 1]
         ops, returns = taken.ops[: taken.teardown], taken.returns[: taken.teardown]
-        made = translate(taken.config, ops, returns, self.kernel, target)
+        made = translate(taken.config, ops, returns, self.kernel, target, as_accesses=as_accesses)
         notes = [*self._notes(number, vm is None), *made.notes]
         return Workload(target, self.kernel, made.config, made.ops, made.returns, notes, made.changes)
 
@@ -103,13 +109,24 @@ class Recording:
         return notes
 
 
-def read_recording(path: str | Path, host: Mapping[str, object] | None = None) -> Recording:
+def _core(kernel: str, config: Mapping[str, object], plans: Mapping[str, str]) -> Engine:
+    from kvm_mmu.lab.machine_engine import MachineEngine
+
+    return MachineEngine(kernel, config, plans)
+
+
+def read_recording(
+    path: str | Path, host: Mapping[str, object] | None = None, make: Make = _core
+) -> Recording:
     """Replay a recording under the kernel it was made on and keep what the model was given to do.
+
+    Args:
+        host: facts of the host that the recording does not hold. make: makes the VMs that the replay drives.
 
     Raises:
         TraceError: the recording cannot be read, its kernel is not known, or no VM is in it.
     """
-    keeper = _Keeper()
+    keeper = _Keeper(make)
     kernel = _recorded_kernel(path, host)
     try:
         report = replay(path, keeper, kernel=kernel, host=host)
@@ -146,15 +163,14 @@ def _recorded_kernel(path: str | Path, host: Mapping[str, object] | None) -> str
 class _Keeper:
     """Engines for a replay; the operations of each are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Make) -> None:
+        self._make = make
         self.vms: list[RecordedVm] = []
 
     def __call__(self, kernel: str, config: Mapping[str, object]) -> _Kept:
-        from kvm_mmu.lab.machine_engine import MachineEngine
-
         known = {key: value for key, value in config.items() if value is not None}
         self.vms.append(RecordedVm(known))
-        return _Kept(MachineEngine(kernel_profile(kernel).name, known), self.vms[-1])
+        return _Kept(self._make(kernel_profile(kernel).name, known, {}), self.vms[-1])
 
 
 class _Kept:
