@@ -19,9 +19,11 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine, EngineFactory
+from kvm_mmu.trace.narrator import Prediction
+from kvm_mmu.trace.opened import open_recording
 from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import display_name, iter_lines, read_lines
-from kvm_mmu.trace.stripping import is_stripped, operations_beside, read_operations, strip, wants_answers
+from kvm_mmu.trace.source import display_name, iter_lines
+from kvm_mmu.trace.stripping import Kept, is_stripped
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -170,12 +172,15 @@ def run(args: argparse.Namespace) -> int:
 def run_replay(args: argparse.Namespace) -> int:
     """`kvm-mmu trace replay`"""
     host = None if args.host is None else host_facts.facts_from(args.host)
-    operations = None if args.ops is None else read_operations(args.ops)
+
+    def tell(prediction: Prediction) -> None:
+        if args.emit:
+            sys.stdout.write(f"{prediction.line} {prediction.event}: {prediction.body}\n")
+
     report = replay(
-        args.file, engine_factory(args.backend), kernel=args.kernel, host=host, operations=operations
+        args.file, engine_factory(args.backend), kernel=args.kernel, host=host, operations=args.ops, emit=tell
     )
     if args.emit:
-        sys.stdout.writelines(f"{p.line} {p.event}: {p.body}\n" for p in report.predictions)
         for key, value in report.inferred.items():
             sys.stderr.write(f"inferred: {key} = {value}\n")
         return 0
@@ -185,19 +190,12 @@ def run_replay(args: argparse.Namespace) -> int:
 
 def run_strip(args: argparse.Namespace) -> int:
     """`kvm-mmu trace strip`"""
-    name = display_name(args.file)
-    lines = read_lines(args.file)
-    if is_stripped(lines):
-        raise TraceError(f"{name}: is stripped already")
-    host = (host_facts.beside(args.file) or {}) if args.host is None else host_facts.facts_from(args.host)
-    operations: Mapping[int, str] | None
-    if args.ops is not None:
-        operations = read_operations(args.ops)
-    else:
-        is_5x = host_facts.kernel_name(str(host.get("kernel", ""))).startswith("v5")
-        operations = None if is_5x else operations_beside(args.file)
-    answers = wants_answers(host, lines) if args.answers == "auto" else args.answers == "yes"
-    sys.stdout.write(strip(lines, host, operations, answers=answers).text())
+    host = None if args.host is None else host_facts.facts_from(args.host)
+    answers = None if args.answers == "auto" else args.answers == "yes"
+    with open_recording(args.file, host, args.ops, answers=answers) as opened:
+        if opened.is_stripped:
+            raise TraceError(f"{opened.name}: is stripped already")
+        sys.stdout.writelines(item.text + "\n" for item in opened.items() if isinstance(item, Kept))
     return 0
 
 

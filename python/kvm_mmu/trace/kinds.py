@@ -52,7 +52,8 @@ TRACEPOINTS: frozenset[str] = frozenset(
 )
 
 _GUEST_TABLE_BITS = frozenset({"kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"})
-_UPDATE_PROBES = frozenset({"memslots_updated", "swap_memslots", "set_memslot"})
+#: Any of these shows that a memslot update took place.
+UPDATE_PROBES = frozenset({"memslots_updated", "swap_memslots", "set_memslot"})
 _MODEL_PROBES = frozenset(
     {"memslots_updated", "change_mmu_pages", "flush_shadow_memslot", "commit_zap", "zap_oldest_ret"}
 )
@@ -64,7 +65,7 @@ def outputs_of(names: Set[str]) -> frozenset[str]:
 
     Without any probe on memslot updates the generation probe is the only sign of one, and so an input.
     """
-    return OUTPUTS if names & _UPDATE_PROBES else OUTPUTS - {"invalidate_mmio"}
+    return OUTPUTS if names & UPDATE_PROBES else OUTPUTS - {"invalidate_mmio"}
 
 
 def switched_on(kernel: str, names: Set[str]) -> frozenset[str]:

@@ -9,6 +9,7 @@ with the same prefix.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 #: The prefix is short; looking no further keeps a hostile 10 MB line from costing more than any other.
@@ -34,6 +35,7 @@ class Line(NamedTuple):
     body_at: int
 
 
+@lru_cache(maxsize=2)  # one line goes through several hands, each of which asks
 def parse_line(text: str) -> Line | None:
     """The event of a line, or None: a header, a comment, a lost-events note, or not ftrace text at all."""
     bracket = text.find("[", _TASK_MIN + 1, _PREFIX_MAX)

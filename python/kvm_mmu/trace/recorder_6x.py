@@ -12,7 +12,7 @@ that the first has dealt with.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -78,12 +78,16 @@ class Event(NamedTuple):
 
 
 def read_events(lines: Iterable[str], name: str) -> list[Event]:
+    """The input lines in memory, as `iter_events` gives them."""
+    return list(iter_events(lines, name))
+
+
+def iter_events(lines: Iterable[str], name: str) -> Iterator[Event]:
     """The input lines, in order.
 
     Raises:
         TraceError: an input line cannot be read, or events were lost; the message names the line.
     """
-    events = []
     for at, text in enumerate(lines, 1):
         line = parse_line(text)
         if line is None:
@@ -95,19 +99,18 @@ def read_events(lines: Iterable[str], name: str) -> list[Event]:
             if operation is None:
                 continue
             if "op" in operation:
-                events.append(Event(at, "op", (), operation))
+                yield Event(at, "op", (), operation)
             elif operation.get("ev") == "toggle":
-                events.append(Event(at, "toggle", (), {**operation, "op": "toggle"}))
+                yield Event(at, "toggle", (), {**operation, "op": "toggle"})
         elif line.event in _COMPILED:
             found = _COMPILED[line.event].match(clean_body(line.body))
             if found is None:
                 raise TraceError(f"{name}:{at}: {line.event}: cannot be read: {line.body[:80]!r}")
             if line.event == "kvm_page_fault":
                 vcpu, rip, address, error_code = found.groups()
-                events.append(Event(at, line.event, (vcpu, address, error_code), None, int(rip, 16)))
+                yield Event(at, line.event, (vcpu, address, error_code), None, int(rip, 16))
             else:
-                events.append(Event(at, line.event, found.groups(), None))
-    return events
+                yield Event(at, line.event, found.groups(), None)
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,38 @@
 """Replay of a recording: the inputs drive the model, the model predicts the outputs.
 
-Owns: preparing the trace (strip it unless it is stripped), choosing kernel and host facts, running the
-translator of the recording's family, and the comparison with the recording's own outputs. Outputs are never
-read before the model has made its predictions.
+Owns: the passes over the trace (look for what must be known beforehand, such as how many vCPUs there are; drive the
+model), the choice of the kernel, and the report. The model never sees an output of the recording. Memory does not
+grow with the trace, but for predictions that are asked for as a list.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
+from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
 from kvm_mmu.trace.engine import EngineFactory
 from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.inputs import Input, Marker, read_inputs
 from kvm_mmu.trace.kinds import switched_on
+from kvm_mmu.trace.line import parse_line
 from kvm_mmu.trace.markers import number
 from kvm_mmu.trace.narrator import Prediction
-from kvm_mmu.trace.normalise import alike, normalise
+from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
-from kvm_mmu.trace.recorder_6x import Recorder6x, count_vcpus, read_events
-from kvm_mmu.trace.source import display_name, read_lines
-from kvm_mmu.trace.stripping import Recorded, Stripped, is_stripped, operations_beside, strip, wants_answers
+from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events
+from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
+
+__all__ = ["Divergence", "Report", "replay"]
 
 _KERNELS = ("v5.0", "v5.0-seed", "v5.2", "v5.3", "v5.4", "v6.1", "v6.12")
-_CONTEXT = 6
 _MAX_VCPUS = 256
 #: A marker's beginning stands within this many characters of its line.
 _MARK_BEFORE = 160
-
-
-@dataclass
-class Divergence:
-    """The first difference: the recorded output (None: none was left), the predicted one, and lines
-    around."""
-
-    recorded: Recorded | None
-    predicted: Prediction | None
-    agreed: int
-    surroundings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -58,6 +49,8 @@ class Report:
     inferred: dict[str, object] = field(default_factory=dict)
     host_answers: int = 0
     ignored_operations: dict[str, int] = field(default_factory=dict)
+    #: how many predictions there were, also when they were given away one by one
+    predicted: int = 0
 
     @property
     def is_equal(self) -> bool:
@@ -74,7 +67,7 @@ class Report:
             "schema": "kvm-mmu/trace-replay/1",
             "file": self.name,
             "kernel": self.kernel,
-            "predicted": len(self.predictions),
+            "predicted": self.predicted,
             "compared": self.compared,
             "equal": self.is_equal,
             "kinds": kinds,
@@ -100,9 +93,7 @@ class Report:
         for name, count in self.ignored_operations.items():
             lines.append(f"  operation {name!r} has no effect on the model and was passed over {count} times")
         if not self.compared:
-            return "\n".join(
-                [*lines, f"  {len(self.predictions)} outputs predicted; the trace has none to compare"]
-            )
+            return "\n".join([*lines, f"  {self.predicted} outputs predicted; the trace has none to compare"])
         lines.extend(
             f"  {kind}: {self.equal[kind]} of {count}" for kind, count in sorted(self.recorded.items())
         )
@@ -136,92 +127,128 @@ def replay(
     *,
     kernel: str | None = None,
     host: Mapping[str, object] | None = None,
-    operations: Mapping[int, str] | None = None,
+    operations: Mapping[int, str] | str | Path | None = None,
+    emit: Callable[[Prediction], None] | None = None,
 ) -> Report:
-    """Replay one trace, stripped or not.
+    """Replay one trace, stripped or not; stdin (`-`) and pipes are copied to a temporary file first.
 
     Args:
         kernel: the profile; without it the kernel of the host facts.
         host: facts given by the user; they win over the trace's own line and over `host.json` beside it.
-        operations: full operation texts; without them an `ops.jsonl` beside the trace.
+        operations: full operation texts or the file that has them; without them an `ops.jsonl` beside the trace.
+        emit: gets each prediction as it is made; without it they are kept, in `Report.predictions`.
 
     Raises:
         TraceError: the trace cannot be read or replayed, or the kernel is unknown.
     """
-    name = display_name(path)
-    lines = read_lines(path)
-    if not lines:
-        raise TraceError(f"{name}: empty: expected ftrace text")
-    facts, recording = _prepare(path, name, lines, host, operations)
-    profile = kernel or _kernel_of(facts, name)
-    if profile not in _KERNELS:
-        raise TraceError(f"kernel {profile!r}: replay knows {', '.join(_KERNELS)}")
-    predictions: list[Prediction] = []
-    _check_recorder(name, profile, recording.lines)
-    drive = _drive_5x if profile.startswith("v5") else _drive_6x
-    ignored = drive(factory, profile, facts, recording, name, predictions)
-    report = Report(name, profile, predictions, inferred=facts.inferred, ignored_operations=ignored)
-    report.host_answers = sum(1 for text in recording.lines if ": replay_host_answer: " in text[:512])
-    if recording.recorded:
-        _compare(report, recording, lines, str(facts.values.get("release") or profile))
-    return report
+    with open_recording(path, host, operations) as opened:
+        profile = kernel or _kernel_of(opened.facts, opened.name)
+        if profile not in _KERNELS:
+            raise TraceError(f"kernel {profile!r}: replay knows {', '.join(_KERNELS)}")
+        report = Report(opened.name, profile, [], inferred=opened.facts.inferred)
+        _Replay(opened, report, factory, emit or report.predictions.append).run()
+        return report
 
 
-def _drive_5x(
-    factory: EngineFactory,
-    profile: str,
-    facts: HostFacts,
-    recording: Stripped,
-    name: str,
-    out: list[Prediction],
-) -> dict[str, int]:
-    inputs = list(read_inputs(recording.lines, name))
-    if not inputs:
-        raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
-    translator = Recorder5x(factory, profile, facts, out.append)
-    translator.vcpus_needed = _vcpus(inputs, name)
-    for item in inputs:
-        translator.feed(item, f"{name}:{item.line}")
-    if translator.quiet_updates:
-        facts.inferred["memslot flag updates without a marker"] = translator.quiet_updates
-    return translator.ignored
+class _Replay:
+    """The two passes: over the inputs alone, then through the model."""
+
+    def __init__(
+        self, opened: Opened, report: Report, factory: EngineFactory, emit: Callable[[Prediction], None]
+    ):
+        self._opened, self._report, self._factory, self._emit = opened, report, factory, emit
+        self._profile, self._name = report.kernel, report.name
+        self._comparison: Comparison | None = None
+
+    def run(self) -> None:
+        report, opened = self._report, self._opened
+        names: set[str] = set()
+        texts = _of_recorder(self._profile, self._name, self._first_pass(names))
+        if self._profile.startswith("v5"):
+            vcpus = _vcpus(read_inputs(texts, self._name), self._name)
+            report.ignored_operations = self._drive_5x(vcpus, names)
+        else:
+            events: set[str] = set()
+            vcpus = count_vcpus(_named(iter_events(texts, self._name), events), self._name)
+            report.ignored_operations = self._drive_6x(vcpus, frozenset(events), names)
+        self._finish(opened)
+
+    def _first_pass(self, names: set[str]) -> Iterator[str]:
+        """The stripped text; `names` gets every event of the recording."""
+        if self._opened.is_stripped:
+            yield from self._opened.lines()
+            return
+        for item in self._opened.items():
+            if isinstance(item, Recorded):
+                names.add(item.event)
+                continue
+            line = parse_line(item.text)
+            if line is not None and line.event != ANSWER:
+                names.add(line.event)
+            yield item.text
+
+    def _second_pass(self, names: set[str]) -> Iterator[str]:
+        """The stripped text; outputs of the recording go to the comparison."""
+        release = str(self._opened.facts.values.get("release") or self._profile)
+        if not self._opened.is_stripped:
+            self._comparison = Comparison(release, switched_on(release, names))
+        for item in self._opened.items():
+            if isinstance(item, Kept):
+                self._report.host_answers += f": {ANSWER}: " in item.text[:512]
+                yield item.text
+            elif self._comparison is not None:
+                self._comparison.add_recorded(item)
+
+    def _predict(self, prediction: Prediction) -> None:
+        self._report.predicted += 1
+        self._emit(prediction)
+        if self._comparison is not None:
+            self._comparison.add_predicted(prediction)
+
+    def _drive_5x(self, vcpus: int | None, names: set[str]) -> dict[str, int]:
+        if vcpus is None:
+            raise self._nothing()
+        facts = self._opened.facts
+        translator = Recorder5x(self._factory, self._profile, facts, self._predict)
+        translator.vcpus_needed = vcpus
+        for item in read_inputs(self._second_pass(names), self._name):
+            translator.feed(item, f"{self._name}:{item.line}")
+        if translator.quiet_updates:
+            facts.inferred["memslot flag updates without a marker"] = translator.quiet_updates
+        return translator.ignored
+
+    def _drive_6x(self, vcpus: int, events: frozenset[str], names: set[str]) -> dict[str, int]:
+        if not events:
+            raise self._nothing()
+        translator = Recorder6x(self._factory, self._profile, self._opened.facts, events, self._predict)
+        translator.vcpus_needed = vcpus
+        for event in iter_events(self._second_pass(names), self._name):
+            translator.feed(event, f"{self._name}:{event.line}")
+        translator.finish()
+        return translator.ignored
+
+    def _nothing(self) -> TraceError:
+        return TraceError(f"{self._name}: no operation and no page fault in it: nothing to replay")
+
+    def _finish(self, opened: Opened) -> None:
+        comparison, report = self._comparison, self._report
+        if comparison is None or not comparison.recorded:
+            return
+        comparison.finish()
+        report.compared = True
+        report.recorded, report.equal = comparison.recorded, comparison.equal
+        report.divergence = found = comparison.divergence
+        if found is not None:
+            line = found.recorded.line if found.recorded is not None else 0
+            if found.recorded is None and found.predicted is not None:
+                line = _origin(opened, found.predicted.line)
+            found.surroundings = surroundings(opened.lines(), line)
 
 
-def _drive_6x(
-    factory: EngineFactory,
-    profile: str,
-    facts: HostFacts,
-    recording: Stripped,
-    name: str,
-    out: list[Prediction],
-) -> dict[str, int]:
-    events = read_events(recording.lines, name)
-    if not events:
-        raise TraceError(f"{name}: no operation and no page fault in it: nothing to replay")
-    names = frozenset(event.name for event in events)
-    translator = Recorder6x(factory, profile, facts, names, out.append)
-    translator.vcpus_needed = count_vcpus(events, name)
-    for event in events:
-        translator.feed(event, f"{name}:{event.line}")
-    translator.finish()
-    return translator.ignored
-
-
-def _prepare(
-    path: str | Path,
-    name: str,
-    lines: list[str],
-    host: Mapping[str, object] | None,
-    operations: Mapping[int, str] | None,
-) -> tuple[HostFacts, Stripped]:
-    if is_stripped(lines):
-        given = host_facts.parse_facts(lines[0][len(host_facts.PREFIX) :], f"{name}:1")
-        return HostFacts({**given, **(host or {})}), Stripped(lines, list(range(1, len(lines) + 1)))
-    values = {**(host_facts.beside(path) or {}), **(host or {})}
-    known = operations
-    if known is None and not str(values.get("kernel", "")).removeprefix("v").startswith("5"):
-        known = operations_beside(path)
-    return HostFacts(values), strip(lines, values, known, answers=wants_answers(values, lines))
+def _origin(opened: Opened, line: int) -> int:
+    """The line of the recording that a line of the stripped text came from."""
+    kept = (item for item in opened.items() if isinstance(item, Kept))
+    return next((item.origin for at, item in enumerate(kept, 1) if at == line), 0)
 
 
 def _kernel_of(facts: HostFacts, name: str) -> str:
@@ -233,50 +260,33 @@ def _kernel_of(facts: HostFacts, name: str) -> str:
     return host_facts.kernel_name(release)
 
 
-def _check_recorder(name: str, profile: str, lines: list[str]) -> None:
+def _of_recorder(profile: str, name: str, lines: Iterable[str]) -> Iterator[str]:
     """A recording is replayed with the rules of the kernels it was made on; others take it as a workload."""
     marks, made_on = (
         ('_mark_write: {"i":', "6.x") if profile.startswith("v5") else ("_mark_write: OP ", "5.x")
     )
-    if any(marks in text[:_MARK_BEFORE] for text in lines):
-        raise TraceError(
-            f"{name}: recorded on {made_on}, so it cannot be replayed as {profile}; "
-            "`kvm-mmu compare` takes it as a workload for other kernels"
-        )
+    for text in lines:
+        if marks in text[:_MARK_BEFORE]:
+            raise TraceError(
+                f"{name}: recorded on {made_on}, so it cannot be replayed as {profile}; "
+                "`kvm-mmu compare` takes it as a workload for other kernels"
+            )
+        yield text
 
 
-def _vcpus(inputs: Sequence[Input], name: str) -> int:
-    """How many vCPUs the busiest VM of the recording gets."""
-    most = 1
+def _named(events: Iterable[Event], names: set[str]) -> Iterator[Event]:
+    for event in events:
+        names.add(event.name)
+        yield event
+
+
+def _vcpus(inputs: Iterable[Input], name: str) -> int | None:
+    """How many vCPUs the busiest VM of the recording gets; None when there is no input."""
+    most: int | None = None
     for item in inputs:
+        most = most or 1
         if isinstance(item, Marker) and item.operation.get("op") in ("add_vcpu", "use_vcpu"):
             most = max(most, number(item.operation, "n", f"{name}:{item.line}") + 1)
-    if most > _MAX_VCPUS:
+    if most is not None and most > _MAX_VCPUS:
         raise TraceError(f"{name}: vCPU number {most - 1}: at most {_MAX_VCPUS} vCPUs are modelled")
     return most
-
-
-def _compare(report: Report, recording: Stripped, lines: list[str], release: str) -> None:
-    """Hold the predictions against the recording's outputs."""
-    enabled = switched_on(release, recording.names)
-    recorded = [(r.event, normalise(r.event, r.body, release)) for r in recording.recorded]
-    kept = [p for p in report.predictions if p.event in enabled]
-    predicted = [(p.event, normalise(p.event, p.body, release)) for p in kept]
-    agreed = 0
-    for mine, theirs in zip(predicted, recorded, strict=False):
-        if not alike(theirs, mine):
-            break
-        agreed += 1
-    report.compared = True
-    report.recorded.update(event for event, _ in recorded)
-    report.equal.update(event for event, _ in recorded[:agreed])
-    if agreed == len(recorded) == len(predicted):
-        return
-    at = recording.recorded[agreed] if agreed < len(recorded) else None
-    mine_at = kept[agreed] if agreed < len(kept) else None
-    line = at.line if at is not None else (recording.origin[mine_at.line - 1] if mine_at else len(lines))
-    around = [
-        f"{n}: {lines[n - 1][:200]}"
-        for n in range(max(1, line - _CONTEXT), min(len(lines), line + _CONTEXT) + 1)
-    ]
-    report.divergence = Divergence(at, mine_at, agreed, around)

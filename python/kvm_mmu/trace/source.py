@@ -1,65 +1,108 @@
-"""Opening a trace: plain text, `.gz`, `.xz` or stdin, as bytes or as numbered lines.
+"""Opening a trace: plain text, `.gz`, `.xz` or stdin, as bytes or as numbered lines, once or again and again.
 
-Owns: finding out the compression (by its first bytes, not by the name), and turning every way a file can be
-broken into one `TraceError` that names the file and how far it could be read. Knows nothing of events.
+Owns: turning every way a file can be broken into one `TraceError` that names the file and how far it could be read, and
+the copy of an input that cannot be opened twice. Memory does not grow with the input, but for `read_lines`. Knows
+nothing of events.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import lzma
+import shutil
 import sys
-import zlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.trace.unpack import BROKEN, XZ_MEMORY_MAX, unpacked
 
 STDIN = "-"
 #: A line's length that is read whole where lines are streamed, in bytes.
 LINE_MAX = 1 << 20
-_MAGIC: tuple[tuple[bytes, str], ...] = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\x00", "xz"))
-_BROKEN = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
 
-def display_name(path: str | Path) -> str:
+class Copy:
+    """A temporary copy of an input that can be read once only, under the input's name."""
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+
+
+#: Where a trace may come from; `-` is stdin.
+Source = str | Path | Copy
+
+
+def display_name(path: Source) -> str:
     """How messages call this input."""
+    if isinstance(path, Copy):
+        return path.name
     return "<stdin>" if str(path) == STDIN else str(path)
 
 
 @contextmanager
-def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
+def readable_again(path: Source) -> Iterator[Source]:
+    """The input as one that can be read more than once: a file is, stdin or a pipe is copied to a temporary file.
+
+    The copy holds the bytes as they come, compressed ones compressed; it goes when the block ends.
+
+    Raises:
+        TraceError: it cannot be opened or copied.
+    """
+    is_once = not isinstance(path, Copy) and (str(path) == STDIN or Path(path).is_fifo())
+    if not is_once:
+        yield path
+        return
+    name = display_name(path)
+    with tempfile.NamedTemporaryFile(prefix="kvm-mmu-trace-") as copy:
+        try:
+            with _open_raw(path) as raw:
+                shutil.copyfileobj(raw, copy, 1 << 20)
+            copy.flush()
+        except OSError as err:
+            raise TraceError(f"{name}: cannot be copied to {copy.name}: {err.strerror or err}") from err
+        yield Copy(Path(copy.name), name)
+
+
+@contextmanager
+def open_bytes(path: Source) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a trace; `-` is stdin.
 
     Raises:
         TraceError: the file cannot be opened.
     """
-    with ExitStack() as files:
-        raw: BinaryIO
-        if str(path) == STDIN:
-            raw = sys.stdin.buffer
-        else:
-            try:
-                raw = files.enter_context(Path(path).open("rb"))
-            except OSError as err:
-                raise TraceError(f"{path}: cannot be opened: {err.strerror or err}") from err
-        buffered = cast(io.BufferedReader, raw)
+    with _open_raw(path) as raw:
         try:
-            head = buffered.peek(8)
+            head = cast(io.BufferedReader, raw).peek(8)
         except OSError as err:
             raise TraceError(f"{display_name(path)}: cannot be read: {err.strerror or err}") from err
-        for magic, kind in _MAGIC:
-            if head.startswith(magic):
-                unpacked = gzip.open(buffered) if kind == "gzip" else lzma.open(buffered)  # noqa: SIM115
-                yield cast(IO[bytes], files.enter_context(unpacked))
-                return
-        yield buffered
+        stream = unpacked(raw, head)
+        if stream is raw:
+            yield stream
+            return
+        with stream:
+            yield stream
 
 
-def iter_chunks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
+@contextmanager
+def _open_raw(path: Source) -> Iterator[BinaryIO]:
+    with ExitStack() as files:
+        if isinstance(path, str | Path) and str(path) == STDIN:
+            yield sys.stdin.buffer
+            return
+        file = path.path if isinstance(path, Copy) else Path(path)
+        try:
+            raw = files.enter_context(file.open("rb"))
+        except (OSError, ValueError) as err:  # ValueError: a NUL byte in the name
+            reason = err.strerror if isinstance(err, OSError) else None
+            raise TraceError(f"{display_name(path)}: cannot be opened: {reason or err}") from err
+        yield raw
+
+
+def iter_chunks(path: Source, size: int = 1 << 20) -> Iterator[bytes]:
     """The decompressed bytes in pieces of at most `size` bytes; memory does not grow with the file.
 
     Raises:
@@ -70,7 +113,7 @@ def iter_chunks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
         while True:
             try:
                 chunk = stream.read(size)
-            except _BROKEN as err:
+            except BROKEN as err:
                 raise _damaged(path, lines, err) from err
             except OSError as err:
                 raise TraceError(f"{display_name(path)}: after line {lines}: cannot be read: {err}") from err
@@ -80,35 +123,43 @@ def iter_chunks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
             yield chunk
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """All lines without their ends (CRLF is one end). Bytes that are not UTF-8 become U+FFFD.
+def read_lines(path: Source) -> list[str]:
+    """All lines, as `iter_lines` gives them. Needs memory for all of them: not for huge traces.
 
     Raises:
         TraceError: the file is missing, damaged or cut.
     """
-    data = b"".join(iter_chunks(path))
-    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace")
-    return text.read().splitlines()
+    return list(iter_lines(path))
 
 
-def iter_lines(path: str | Path) -> Iterator[str]:
-    """The lines one by one, as `read_lines` gives them; memory does not grow with the trace.
+def iter_lines(path: Source) -> Iterator[str]:
+    """The lines one by one, without their ends (CRLF is one end); memory does not grow with the trace.
 
-    Of a line longer than `LINE_MAX` bytes only the beginning comes, with a note behind it.
+    Bytes that are not UTF-8 become U+FFFD. Of a line longer than `LINE_MAX` bytes only the beginning comes, with a
+    note behind it. A line ends at a line feed and nowhere else, so that its number is the one the core's reader gives.
 
     Raises:
         TraceError: the file is missing, damaged or cut.
     """
     carry, is_cut = b"", False
     for chunk in iter_chunks(path):
-        first, *more = chunk.split(b"\n")
-        if not is_cut:
-            carry += first
-        for text in more:
-            yield _text(carry, is_cut)
-            carry, is_cut = text, False
-        if len(carry) > LINE_MAX:
-            carry, is_cut = carry[:LINE_MAX], True
+        end = chunk.find(b"\n")
+        if end < 0:
+            if not is_cut:
+                carry += chunk
+                if len(carry) > LINE_MAX:
+                    carry, is_cut = carry[:LINE_MAX], True
+            continue
+        yield _text(carry if is_cut else carry + chunk[:end], is_cut)
+        last = chunk.rfind(b"\n")
+        if last > end:
+            # Chunks are no longer than the longest line, so that none of these lines is cut.
+            block = chunk[end + 1 : last].decode("utf-8", "replace")
+            if "\r" in block:
+                yield from (text.removesuffix("\r") for text in block.split("\n"))
+            else:
+                yield from block.split("\n")
+        carry, is_cut = chunk[last + 1 :], False
     if carry:
         yield _text(carry, is_cut)
 
@@ -120,10 +171,11 @@ def _text(line: bytes, is_cut: bool) -> str:
     return f"{text} ... (cut: longer than {LINE_MAX} bytes)" if is_cut else text
 
 
-def _damaged(path: str | Path, lines: int, err: BaseException) -> TraceError:
-    what = (
-        "the compressed data end too early"
-        if isinstance(err, EOFError)
-        else f"the compressed data are damaged ({err})"
-    )
+def _damaged(path: Source, lines: int, err: BaseException) -> TraceError:
+    if isinstance(err, EOFError):
+        what = "the compressed data end too early"
+    elif isinstance(err, lzma.LZMAError) and "limit" in str(err):
+        what = f"reading it would need more than {XZ_MEMORY_MAX >> 20} MiB: compress it with a smaller dictionary"
+    else:
+        what = f"the compressed data are damaged ({err})"
     return TraceError(f"{display_name(path)}: after line {lines}: {what}")

@@ -2,33 +2,46 @@
 
 Owns: what stays, what goes, and the three things that are added: the host line, the full text of shortened
 operation markers, and the answers of host memory after each requested mapping. The stripped text is what a
-replay reads; line numbers of a prediction count its lines.
+replay reads; line numbers of a prediction count its lines. Goes line by line: what is held back are the lines behind
+one request for a mapping, until its answer is known.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.kinds import outputs_of
 from kvm_mmu.trace.line import Line, parse_line
+from kvm_mmu.trace.operations import KnownOperations, Operations, operations_beside, read_operations
 from kvm_mmu.trace.raw_fields import in_kernel_text
-from kvm_mmu.trace.source import read_lines
 
-_INDEXED = re.compile(r'\{"i":(\d+)')
-_OPERATION = re.compile(r'\{"i":(\d+),')
-_SET_SPTE = re.compile(r"gfn (\w+) spte ([0-9a-fA-F]+)")
+__all__ = [
+    "ANSWER",
+    "Kept",
+    "Recorded",
+    "Stripped",
+    "is_stripped",
+    "operations_beside",
+    "read_operations",
+    "strip",
+    "strip_lines",
+    "wants_answers",
+]
+
+_INDEXED = re.compile(r'\{"i":(\d{1,15})(?!\d)')
+_SET_SPTE = re.compile(r"gfn ([0-9a-fA-F]{1,16}) spte ([0-9a-fA-F]{1,16})(?!\w)")
 _ENDS_ANSWER = frozenset(
     {"kvm_page_fault", "tracing_mark_write", "kvm_entry", "kvm_mmu_spte_requested", "page_fault_ret"}
 )
 _ASKS_HOST = frozenset({"kvm_mmu_spte_requested", "invlpg"})
 ANSWER = "replay_host_answer"
+#: An answer is looked for in so many lines behind its request: in recordings it comes within some dozens.
+_ANSWER_WITHIN = 1 << 14
 
 
 class Recorded(NamedTuple):
@@ -37,6 +50,13 @@ class Recorded(NamedTuple):
     line: int
     event: str
     body: str
+
+
+class Kept(NamedTuple):
+    """A line of the stripped text, and the line of the recording it came from (0: added)."""
+
+    text: str
+    origin: int
 
 
 @dataclass
@@ -61,6 +81,8 @@ class Stripped:
 class _Answer:
     """What host memory said about one requested mapping."""
 
+    prefix: str
+    until: int
     was_set: int = 0
     writable: int = 1
     found: list[str] = field(default_factory=list)
@@ -75,12 +97,12 @@ class _Answer:
         else:
             self.found.append(spte[1])
 
-    def line(self, prefix: str) -> str:
+    def line(self) -> Kept:
         found = ",".join(self.found) or "-"
-        return f"{prefix}{ANSWER}: set {self.was_set} writable {self.writable} found {found}"
+        return Kept(f"{self.prefix}{ANSWER}: set {self.was_set} writable {self.writable} found {found}", 0)
 
 
-def is_stripped(lines: list[str]) -> bool:
+def is_stripped(lines: Sequence[str]) -> bool:
     """Whether these lines begin with the host line of a stripped trace."""
     return bool(lines) and lines[0].startswith(host_facts.PREFIX)
 
@@ -92,79 +114,107 @@ def strip(
     *,
     answers: bool,
 ) -> Stripped:
-    """Take the outputs out of a recording.
+    """Take the outputs out of a recording, in memory.
 
     Args:
         host: the facts for the first line.
         operations: full text of the operations by number, where markers are shortened or left out.
         answers: add what host memory answered (only where residency does not follow from the operations).
     """
-    known = operations or {}
+    lines = list(lines)
+    parsed = (parse_line(text) for text in lines)
+    names = frozenset(line.event for line in parsed if line is not None)
+    known = KnownOperations(operations) if operations else None
+    done = Stripped([], [], [], names)
+    for item in strip_lines(lines, host, known, answers=answers, outputs=outputs_of(names)):
+        if isinstance(item, Recorded):
+            done.recorded.append(item)
+        else:
+            done.lines.append(item.text)
+            done.origin.append(item.origin)
+    return done
+
+
+def strip_lines(
+    lines: Iterable[str],
+    host: Mapping[str, object],
+    operations: Operations | None,
+    *,
+    answers: bool,
+    outputs: frozenset[str],
+) -> Iterator[Kept | Recorded]:
+    """The recording line by line: what stays in the order of the stripped text, and each output that goes.
+
+    An output may come before lines that stand above it, when those wait for an answer of host memory.
+
+    Args:
+        outputs: the events that go (`kinds.outputs_of` the events of the whole recording).
+    """
+    yield Kept(host_facts.PREFIX + json.dumps(dict(host)), 0)
     release = str(host.get("kernel", ""))
     if release:
         lines = in_kernel_text(lines, host_facts.kernel_name(release))
-    parsed = [(text, parse_line(text)) for text in lines]
-    names = frozenset(line.event for _, line in parsed if line is not None)
-    outputs = outputs_of(names)
-    kept: list[str | tuple[str, _Answer]] = [host_facts.PREFIX + json.dumps(dict(host))]
-    origin = [0]
-    recorded: list[Recorded] = []
-    open_answer: _Answer | None = None
-    last_operation = -1
-    for number, (text, line) in enumerate(parsed, 1):
+    asked: _Answer | None = None
+    held: list[Kept] = []
+    for number, text in enumerate(lines, 1):
+        line = parse_line(text)
         event = line.event if line is not None else ""
         if line is not None and event in outputs:
-            recorded.append(Recorded(number, event, line.body))
-            if event == "kvm_mmu_set_spte" and open_answer is not None:
-                open_answer.note(line.body)
+            yield Recorded(number, event, line.body)
+            if asked is not None:
+                if event == "kvm_mmu_set_spte":
+                    asked.note(line.body)
+                if number > asked.until:
+                    yield asked.line()
+                    yield from held
+                    asked, held = None, []
             continue
-        if line is not None and event == "tracing_mark_write" and known:
-            inserted, text, last_operation = _complete(text, line, known, last_operation)
-            kept.extend(inserted)
-            origin.extend(0 for _ in inserted)
-        if event in _ENDS_ANSWER:
-            open_answer = None
-        kept.append(text)
-        origin.append(number)
+        if asked is not None and (event in _ENDS_ANSWER or number > asked.until):
+            yield asked.line()
+            yield from held
+            asked, held = None, []
+        if line is not None and event == "tracing_mark_write" and operations is not None:
+            yield from _complete(text, line, operations, number)
+            continue
+        if asked is not None:
+            held.append(Kept(text, number))
+            if event not in _ASKS_HOST:
+                continue
+            # It ends the answer of the request before it, too.
+            yield asked.line()
+            yield from held
+            held = []
+        else:
+            yield Kept(text, number)
         if line is not None and answers and event in _ASKS_HOST:
-            open_answer = _Answer()
-            kept.append((text[: line.event_at], open_answer))
-            origin.append(0)
-    return Stripped([k if isinstance(k, str) else k[1].line(k[0]) for k in kept], origin, recorded, names)
+            asked = _Answer(text[: line.event_at], number + _ANSWER_WITHIN)
+    if asked is not None:
+        yield asked.line()
+        yield from held
 
 
-def _complete(text: str, line: Line, known: Mapping[int, str], last: int) -> tuple[list[str], str, int]:
-    """Operations left out before this marker, the marker in full, and its number."""
+def _complete(text: str, line: Line, operations: Operations, number: int) -> Iterator[Kept]:
+    """Operations left out before this marker, and the marker in full."""
     index = _INDEXED.match(line.body)
-    if index is None or int(index[1]) not in known:
-        return [], text, last
-    number = int(index[1])
+    found = None if index is None else operations.upto(int(index[1]))
+    if found is None:
+        yield Kept(text, number)
+        return
     prefix = text[: line.body_at]
-    inserted = [prefix + known[j] for j in range(last + 1, number) if j in known]
-    return inserted, prefix + known[number], number
+    last: str | None = None
+    for full in found:
+        if last is not None:
+            yield Kept(prefix + last, 0)
+        last = full
+    yield Kept(prefix + (last or ""), number)
 
 
-def read_operations(path: str | Path) -> dict[int, str]:
-    """The operations of an `ops.jsonl` file by their number."""
-    operations: dict[int, str] = {}
-    for text in read_lines(path):
-        index = _OPERATION.match(text)
-        if index is not None and len(index[1]) < 16:
-            operations[int(index[1])] = text
-    if not operations:
-        raise TraceError(f'{path}: no operation found: expected lines that begin with {{"i":NUMBER,')
-    return operations
-
-
-def operations_beside(trace: str | Path) -> dict[int, str] | None:
-    """The operations file that a recorder left beside its trace, where it numbers them as its markers do."""
-    if str(trace) == "-":
+def scenario_of(text: str) -> str | None:
+    """The scenario in a recorder's first marker (empty when it names none), None when this line is not that one."""
+    if '"op":"begin"' not in text:
         return None
-    for name in ("ops.jsonl", "ops.jsonl.xz"):
-        candidate = Path(trace).parent / name
-        if candidate.is_file():
-            return read_operations(candidate)
-    return None
+    found = re.search(r'"scenario":"(\w+)"', text)
+    return found[1] if found else ""
 
 
 def wants_answers(host: Mapping[str, object], lines: Iterable[str]) -> bool:
@@ -175,12 +225,7 @@ def wants_answers(host: Mapping[str, object], lines: Iterable[str]) -> bool:
     """
     if host_facts.kernel_name(str(host.get("kernel", ""))).startswith("v5"):
         return False
-    scenario: str | None = None
-    for text in lines:
-        if scenario is None and '"op":"begin"' in text:
-            found = re.search(r'"scenario":"(\w+)"', text)
-            scenario = found[1] if found else ""
-            break
+    scenario = next((found for text in lines if (found := scenario_of(text)) is not None), None)
     if scenario is None or "notifier" in scenario:
         return True
     return host.get("mmu") == "shadow" and host.get("guest_mode") not in ("flat", "real")

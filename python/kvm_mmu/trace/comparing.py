@@ -1,0 +1,100 @@
+"""Predictions against the recording's outputs, as both come: how many agree in order, and the first difference.
+
+Owns: the pairing. Of what agreed nothing is kept; what waits for its counterpart waits for so many outputs of the other
+side at most (`WAITS_MAX`), so that memory does not grow with the trace.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from kvm_mmu.trace.narrator import Prediction
+from kvm_mmu.trace.normalise import alike, normalise
+from kvm_mmu.trace.stripping import Recorded
+
+#: How far one side may be ahead of the other, in outputs, beyond what the largest operation says at once.
+WAITS_MAX = 1 << 17
+_CONTEXT = 6
+
+
+@dataclass
+class Divergence:
+    """The first difference: the recorded output (None: none was left), the predicted one, and lines
+    around."""
+
+    recorded: Recorded | None
+    predicted: Prediction | None
+    agreed: int
+    surroundings: list[str] = field(default_factory=list)
+
+
+class Comparison:
+    """Takes both sides in any order of arrival."""
+
+    def __init__(self, release: str, enabled: frozenset[str]):
+        self._release, self._enabled = release, enabled
+        self._recorded: deque[Recorded] = deque()
+        self._predicted: deque[Prediction] = deque()
+        self._burst = self._of_line = self._line = 0
+        self.recorded: Counter[str] = Counter()
+        self.equal: Counter[str] = Counter()
+        self.divergence: Divergence | None = None
+
+    @property
+    def agreed(self) -> int:
+        """Outputs that were equal, in order."""
+        return sum(self.equal.values())
+
+    def add_recorded(self, output: Recorded) -> None:
+        """An output of the recording."""
+        self.recorded[output.event] += 1
+        if self.divergence is None:
+            self._recorded.append(output)
+            self._pair()
+
+    def add_predicted(self, prediction: Prediction) -> None:
+        """A prediction; what the recording had not switched on is passed over."""
+        if self.divergence is not None or prediction.event not in self._enabled:
+            return
+        self._of_line = self._of_line + 1 if prediction.line == self._line else 1
+        self._line = prediction.line
+        self._burst = max(self._burst, self._of_line)
+        self._predicted.append(prediction)
+        self._pair()
+
+    def finish(self) -> None:
+        """Both sides have ended: what still waits is a difference."""
+        if self.divergence is None and (self._recorded or self._predicted):
+            self._part()
+
+    def _pair(self) -> None:
+        while self._recorded and self._predicted:
+            theirs, mine = self._recorded[0], self._predicted[0]
+            if not alike(self._normal(theirs.event, theirs.body), self._normal(mine.event, mine.body)):
+                self._part()
+                return
+            self.equal[theirs.event] += 1
+            self._recorded.popleft()
+            self._predicted.popleft()
+        if len(self._recorded) > WAITS_MAX or len(self._predicted) > WAITS_MAX + self._burst:
+            self._part()
+
+    def _part(self) -> None:
+        recorded = self._recorded[0] if self._recorded else None
+        predicted = self._predicted[0] if self._predicted else None
+        self.divergence = Divergence(recorded, predicted, self.agreed)
+        self._recorded.clear()
+        self._predicted.clear()
+
+    def _normal(self, event: str, body: str) -> tuple[str, str]:
+        return event, normalise(event, body, self._release)
+
+
+def surroundings(lines: Iterable[str], line: int) -> list[str]:
+    """The lines around one, numbered."""
+    first = max(1, line - _CONTEXT)
+    around = islice(lines, first - 1, line + _CONTEXT)
+    return [f"{number}: {text[:200]}" for number, text in enumerate(around, first)]

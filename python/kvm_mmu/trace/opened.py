@@ -1,0 +1,119 @@
+"""A recording opened for stripping or replaying: its host facts, and its stripped lines as often as asked.
+
+Owns: what has to be known of the whole text before its first line can be stripped (whether a probe shows memslot
+updates, which scenario it is), and where facts and operations come from. The text is read again for every pass:
+nothing of it is kept, so that memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvm_mmu.errors import TraceError
+from kvm_mmu.trace import host as host_facts
+from kvm_mmu.trace.host import HostFacts
+from kvm_mmu.trace.kinds import UPDATE_PROBES, outputs_of
+from kvm_mmu.trace.line import parse_line
+from kvm_mmu.trace.operations import KnownOperations, Operations, OperationsFile, operations_file_beside
+from kvm_mmu.trace.source import Source, display_name, iter_lines, readable_again
+from kvm_mmu.trace.stripping import Kept, Recorded, is_stripped, scenario_of, strip_lines, wants_answers
+
+
+@dataclass
+class Opened:
+    """A recording; `source` must be readable more than once."""
+
+    name: str
+    source: Source
+    facts: HostFacts
+    is_stripped: bool
+    operations: Mapping[int, str] | Source | None = None
+    answers: bool = False
+    outputs: frozenset[str] = field(default_factory=frozenset)
+
+    def items(self) -> Iterator[Kept | Recorded]:
+        """The lines of the stripped text in order, and among them the outputs that were removed."""
+        if self.is_stripped:
+            return (Kept(text, number) for number, text in enumerate(self.lines(), 1))
+        return strip_lines(
+            self.lines(), self.facts.values, self._operations(), answers=self.answers, outputs=self.outputs
+        )
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the recording as they are."""
+        return iter_lines(self.source)
+
+    def _operations(self) -> Operations | None:
+        if isinstance(self.operations, Mapping):
+            return KnownOperations(self.operations) if self.operations else None
+        return None if self.operations is None else OperationsFile(self.operations)
+
+
+@contextmanager
+def open_recording(
+    path: str | Path,
+    host: Mapping[str, object] | None,
+    operations: Mapping[int, str] | str | Path | None = None,
+    *,
+    answers: bool | None = None,
+) -> Iterator[Opened]:
+    """A recording, looked at as far as it takes to strip it; stdin and pipes are copied to a temporary file first.
+
+    Args:
+        host: facts that win over the trace's own line and over `host.json` beside it.
+        operations: the full texts; without them those in the file beside the trace, on 6.x.
+        answers: add what host memory answered; None: where residency does not follow from the operations.
+
+    Raises:
+        TraceError: it is empty or cannot be read, or the facts are none.
+    """
+    with ExitStack() as files:
+        known: Mapping[int, str] | Source | None = operations
+        if isinstance(operations, str | Path):
+            known = files.enter_context(readable_again(operations))
+            OperationsFile(known)  # says at once when there is nothing in it
+        source = files.enter_context(readable_again(path))
+        yield _look(path, source, host, known, answers)
+
+
+def _look(
+    path: str | Path,
+    source: Source,
+    host: Mapping[str, object] | None,
+    operations: Mapping[int, str] | Source | None,
+    answers: bool | None,
+) -> Opened:
+    name = display_name(source)
+    first = next(iter_lines(source), None)
+    if first is None:
+        raise TraceError(f"{name}: empty: expected ftrace text")
+    if is_stripped([first]):
+        given = host_facts.parse_facts(first[len(host_facts.PREFIX) :], f"{name}:1")
+        return Opened(name, source, HostFacts({**given, **(host or {})}), is_stripped=True)
+    values = {**(host_facts.beside(path) or {}), **(host or {})}
+    if operations is None and not host_facts.kernel_name(str(values.get("kernel", ""))).startswith("v5"):
+        operations = operations_file_beside(path)
+    probes, scenario = _survey(source)
+    wanted = wants_answers(values, [] if scenario is None else [scenario]) if answers is None else answers
+    return Opened(
+        name, source, HostFacts(values), False, operations, answers=wanted, outputs=outputs_of(probes)
+    )
+
+
+def _survey(source: Source) -> tuple[frozenset[str], str | None]:
+    """A probe on memslot updates if there is one, and the line that names the scenario; reads no further than that."""
+    probes: frozenset[str] = frozenset()
+    scenario: str | None = None
+    for text in iter_lines(source):
+        if not probes and any(probe in text for probe in UPDATE_PROBES):
+            line = parse_line(text)
+            if line is not None:
+                probes = UPDATE_PROBES & {line.event}
+        if scenario is None and scenario_of(text) is not None:
+            scenario = text
+        if probes and scenario is not None:
+            break
+    return probes, scenario
