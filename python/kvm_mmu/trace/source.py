@@ -112,7 +112,8 @@ def iter_chunks(path: Source, size: int = 1 << 20) -> Iterator[bytes]:
     with open_bytes(path) as stream:
         while True:
             try:
-                chunk = stream.read(size)
+                # What could be unpacked before a damage comes first, so that the error says after how many lines.
+                chunk = cast(io.BufferedReader, stream).read1(size)
             except BROKEN as err:
                 raise _damaged(path, lines, err) from err
             except OSError as err:
