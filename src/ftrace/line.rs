@@ -7,6 +7,8 @@ use super::scan::{Cursor, trim_end};
 
 /// The prefix is short; a hostile line costs no more than this to refuse.
 const PREFIX_MAX: usize = 512;
+/// So is an event's name (kernels: below 64), and names are kept to be counted.
+const EVENT_MAX: usize = 255;
 
 /// A line that names an event. All slices borrow from the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +80,9 @@ pub fn lost_events(text: &[u8]) -> Option<u64> {
     cursor.literal(b"CPU:")?;
     cursor.decimal()?;
     cursor.literal(b" [LOST ")?;
+    // A number that does not fit is one that nobody knows.
     let lost = cursor.decimal().unwrap_or(0);
+    cursor.digits();
     cursor.blanks();
     cursor.literal(b"EVENTS]")?;
     Some(lost)
@@ -131,8 +135,8 @@ fn timestamp(cursor: &mut Cursor<'_>) -> Option<u64> {
 #[inline]
 fn event_name<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
     let rest = cursor.rest();
-    let len = rest.iter().position(|byte| !IN_NAMES[usize::from(*byte)])?;
-    (len > 0).then(|| cursor.take(len))
+    let len = rest.iter().take(EVENT_MAX + 1).position(|byte| !IN_NAMES[usize::from(*byte)])?;
+    (1..=EVENT_MAX).contains(&len).then(|| cursor.take(len))
 }
 
 /// Without blanks around it; None when nothing is left or no blank separates it from what follows.
@@ -169,6 +173,13 @@ mod tests {
     }
 
     #[test]
+    fn names_of_events_are_short() {
+        let line = |len: usize| [b"a-1 [000] 1.0: ", &vec![b'x'; len][..], b": y"].concat();
+        assert_eq!(Line::parse(&line(EVENT_MAX)).map(|line| line.event.len()), Some(EVENT_MAX));
+        assert_eq!(Line::parse(&line(EVENT_MAX + 1)), None);
+    }
+
+    #[test]
     fn what_is_no_event_line() {
         for text in
             [&b"# tracer: nop"[..], b"", b"cpus=2", b"CPU:0 [LOST 42 EVENTS]", b"[000] 1.0: x: y", b"a [000] 1.0: x"]
@@ -177,6 +188,7 @@ mod tests {
         }
         assert_eq!(lost_events(b"CPU:0 [LOST 42 EVENTS]"), Some(42));
         assert_eq!(lost_events(b"CPU:3 [LOST EVENTS]"), Some(0));
+        assert_eq!(lost_events(b"CPU:3 [LOST 99999999999999999999999 EVENTS]"), Some(0));
         assert_eq!(lost_events(b"CPU 0 is empty"), None);
     }
 }

@@ -240,7 +240,7 @@ impl Summary {
             self.blank += 1;
         } else if let Some(lost) = lost_events(trimmed) {
             self.lost_notes += 1;
-            self.lost += lost;
+            self.lost = self.lost.saturating_add(lost);
         } else if is_note(trimmed) {
             self.notes += 1;
         } else {
@@ -310,6 +310,13 @@ garbage\n            init-1     [000] ....     2.412345: kvm_mmu_set_accessed_bi
             reader.feed(part, &mut |_| ());
             assert!(reader.carry.capacity() <= 2 * LINE_MAX);
         }
+    }
+
+    #[test]
+    fn lost_events_beyond_any_number_are_many() {
+        let text = b"CPU:0 [LOST 18446744073709551615 EVENTS]\nCPU:1 [LOST 42 EVENTS]\n";
+        let (summary, _) = read(text, 64);
+        assert_eq!((summary.lost_notes, summary.lost, summary.not_understood), (2, u64::MAX, 0));
     }
 
     #[test]

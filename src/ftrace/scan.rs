@@ -124,6 +124,13 @@ impl<'a> Cursor<'a> {
         taken
     }
 
+    /// Step over decimal digits.
+    pub(super) fn digits(&mut self) {
+        while let [b'0'..=b'9', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+    }
+
     /// Step over blanks.
     #[inline]
     pub(super) fn blanks(&mut self) {

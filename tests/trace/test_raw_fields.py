@@ -122,8 +122,8 @@ def test_the_reader_understands_them(tmp_path: Path):
 
 def test_decode_explains_them():
     said = list(explained([PREFIX + PAIRS[0][1], PREFIX + PAIRS[-1][1]], "v6.1"))
-    assert len(said) == 4 and said[0] == PREFIX + PAIRS[0][1]
-    assert "level 4" in said[1] and "made" in said[1] and "write-protected" in said[3]
+    assert len(said) >= 4 and said[0] == PREFIX + PAIRS[0][1]
+    assert "level 4" in said[1] and "made" in said[1] and "write-protected" in said[-1]
 
 
 def test_stalls_know_the_vcpu_of_raw_fields():

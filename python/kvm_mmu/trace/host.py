@@ -84,11 +84,14 @@ def check_facts(values: object, where: str) -> dict[str, object]:
 def parse_facts(text: str, where: str) -> dict[str, object]:
     """A host object from JSON text."""
     try:
-        return check_facts(json.loads(text), where)
+        value = json.loads(text)
     except json.JSONDecodeError as err:
         raise TraceError(f"{where}: not JSON: {err.msg} at column {err.colno}") from err
+    except ValueError as err:
+        raise TraceError(f"{where}: not JSON: a number has too many digits") from err
     except RecursionError as err:
         raise TraceError(f"{where}: not JSON: nested too deeply") from err
+    return check_facts(value, where)
 
 
 def facts_from(option: str) -> dict[str, object]:

@@ -60,6 +60,10 @@ _MODEL_PROBES = frozenset(
 _NOT_ON_6_12 = frozenset({"zap_all_fast_enter", "unprotect_page_ret"})
 
 
+#: What has to be known of a recording to say what it had switched on.
+TELLING = frozenset({"kvm_entry", "memslots_updated", "invalidate_mmio"})
+
+
 def outputs_of(names: Set[str]) -> frozenset[str]:
     """The outputs to strip from a recording in which these events occur.
 

@@ -66,7 +66,9 @@ def lost_events(text: str) -> int | None:
     """How many events this line says were lost (0 when it does not say how many), None when it says no such
     thing."""
     found = _LOST.match(text)
-    return None if found is None else int(found[1] or 0)
+    if found is None:
+        return None
+    return int(found[1]) if found[1] and len(found[1]) < 20 else 0
 
 
 def _no_nul(body: str) -> str:

@@ -56,7 +56,7 @@ def number(op: Mapping[str, object], key: str, where: str, default: int | None =
 def _object(text: str, where: str) -> Operation:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:  # also a number of more digits than Python reads
         raise TraceError(f"{where}: operation marker is not JSON (was the line cut?): {text[:80]!r}") from err
     if not isinstance(value, dict):
         raise TraceError(f"{where}: operation marker is not an object: {text[:80]!r}")

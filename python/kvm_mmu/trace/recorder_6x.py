@@ -51,10 +51,10 @@ _PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
 _ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
 
 _PATTERNS = {
-    "kvm_page_fault": r"vcpu (\d+) rip 0x([0-9a-f]{1,16}) address 0x([0-9a-f]{1,16}) error_code 0x([0-9a-f]{1,16})",
+    "kvm_page_fault": r"vcpu (\d{1,9}) rip 0x([0-9a-f]{1,16}) address 0x([0-9a-f]{1,16}) error_code 0x([0-9a-f]{1,16})",
     "kvm_mmu_spte_requested": r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level ([1-5])",
     ANSWER: r"set ([01]) writable ([01]) found (\S+)",
-    "kvm_smm_transition": r"vcpu (\d+): (entering|leaving) SMM",
+    "kvm_smm_transition": r"vcpu (\d{1,9}): (entering|leaving) SMM",
     "kvm_unmap_hva_range": r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})",
     "dirty_masked": r"gfn_offset=0x([0-9a-f]{1,16}) mask=0x([0-9a-f]{1,16})",
     "free_roots": r"mask=0x([0-9a-f]{1,16})",

@@ -18,7 +18,7 @@ from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
 from kvm_mmu.trace.engine import EngineFactory
 from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.inputs import Input, Marker, read_inputs
-from kvm_mmu.trace.kinds import switched_on
+from kvm_mmu.trace.kinds import TELLING, switched_on
 from kvm_mmu.trace.line import parse_line
 from kvm_mmu.trace.markers import number
 from kvm_mmu.trace.narrator import Prediction
@@ -174,17 +174,17 @@ class _Replay:
         self._finish(opened)
 
     def _first_pass(self, names: set[str]) -> Iterator[str]:
-        """The stripped text; `names` gets every event of the recording."""
+        """The stripped text; `names` gets the events that tell what the recording had switched on."""
         if self._opened.is_stripped:
             yield from self._opened.lines()
             return
         for item in self._opened.items():
             if isinstance(item, Recorded):
-                names.add(item.event)
+                names.update(TELLING & {item.event})
                 continue
             line = parse_line(item.text)
-            if line is not None and line.event != ANSWER:
-                names.add(line.event)
+            if line is not None:
+                names.update(TELLING & {line.event})
             yield item.text
 
     def _second_pass(self, names: set[str]) -> Iterator[str]:
