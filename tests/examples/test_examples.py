@@ -16,6 +16,7 @@ SMALL: dict[str, list[str]] = {
     "custom_generation_policy.py": ["--updates", "40"],
     "custom_zap_plan.py": ["--tables", "200"],
     "read_results.py": ["--tables", "100"],
+    "recorded_trace.py": [],
     "scale.py": ["--pages", "2000", "--memslots", "300", "--vcpus", "8"],
     "step_by_step.py": [],
     "sweep_plan_space.py": ["--tables", "40"],
@@ -56,6 +57,32 @@ def test_read_results(root: Path) -> None:
     frames = example(root, "read_results.py")(SMALL["read_results.py"])
     for frame in frames.values():
         assert len(frame) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "other", "as_other"),
+    [
+        # What a real kernel counted in this recording, and a real 5.2.1 in the same scenario.
+        ("5.0.1-npt/basic", ("v5.0-fast", 19, 13), "v5.2-slot", (12, 0)),
+        ("5.0.1-npt/vcpus", ("v5.0-fast", 31, 27), "v5.2-slot", (10, 3)),
+        ("5.2.1-npt/mix002", ("v5.2-slot", 25, 10), "v5.2-slot", (25, 10)),
+        ("6.12/npt1tdp0_zap_batch", ("v5.4-fast", 17, 18), "v5.4-fast", (17, 18)),
+    ],
+)
+def test_recorded_trace(
+    root: Path,
+    name: str,
+    plan: tuple[str, int, int],
+    other: str,
+    as_other: tuple[int, int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trace = root / "tests" / "data" / "traces" / name / "trace.txt.xz"
+    lives, wrap = example(root, "recorded_trace.py")([str(trace)])
+    counts = {life.plan: (life.made, life.zapped) for life in lives}
+    assert counts[plan[0]] == plan[1:] and counts[other] == as_other
+    assert [life.zapped for life in lives] == sorted(life.zapped for life in lives) and len(lives) == 6
+    assert len(wrap) == 10 and "least is lost with" in capsys.readouterr().out
 
 
 def test_scale(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

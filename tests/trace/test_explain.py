@@ -15,7 +15,6 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.explain import INDENT, explained, explainer
 from kvm_mmu.trace.explain_host import host_explainer
 from kvm_mmu.trace.kit import script
-from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import iter_lines, read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 #: Recordings of half a million and of a hundred thousand lines: `make soak` has time for them.
 LARGE = {"6.1/npt1tdp0_wrap_flags", "6.12/npt1tdp0_memslot_churn_big"}
 ALL = [f"{d.parent.name}/{d.name}" for kernel in sorted(TRACES.iterdir()) for d in sorted(kernel.iterdir())]
-DIRECT = [name for name in ALL if name not in LARGE]
+SOAK = os.environ.get("KVM_MMU_SOAK", "") not in ("", "0")
+DIRECT = [name for name in ALL if SOAK or name not in LARGE]
 
 
 def path_of(name: str) -> Path:
@@ -205,3 +207,30 @@ def test_an_unknown_kernel_is_never_guessed(tmp_path: Path) -> None:
     assert km.compare(path, ["zap-all"], kernel="v5.2", host=host).rows[0]["kernel"] == "v5.2"
     with pytest.raises(TraceError, match=r"trace\.txt: recorded on kernel 'v4.9'"):
         km.compare(path, ["zap-all"], host={"kernel": "4.9"})
+
+
+def test_ways_out_of_a_comparison_on_a_recording(tmp_path: Path) -> None:
+    found = km.compare(path_of("6.1/npt1tdp0_smm"), ["merged", "zap-all"], at="wrap", kernel=["v6.1", "v5.2"])
+    html = found._repr_html_()
+    assert "<p>note: npt1tdp0_smm: recorded on v6.1, run as v5.2: 34 faults as guest accesses" in html
+    svg = found.to_svg("pages_zapped")
+    assert "merged, v5.2" in svg and "merged, v6.1" in svg
+    names = {path.name: path.read_text() for path in found.write(tmp_path)}
+    assert json.loads(names["compare.json"])["workloads"][1]["kernel"] == "v5.2"
+    assert names["compare.csv"].count("\n") == 5
+    polars = pytest.importorskip("polars")
+    frame = found.to_polars()
+    assert frame.height == 4 and frame["sound"].to_list() == ["yes"] * 4
+    assert polars.DataFrame(km.compare(path_of("6.1/npt1tdp0_smm"), ["merged"])).height == 1
+    pytest.importorskip("matplotlib")
+    labels = [text.get_text() for text in found.plot(of="pages_zapped").get_yticklabels()]
+    assert labels == ["merged, v6.1", "zap-all, v6.1", "merged, v5.2", "zap-all, v5.2"]
+
+
+def test_other_plans_all_along() -> None:
+    recording = read_recording(path_of("5.0.1-npt/vcpus"))
+    own = run_scenario_workload(recorded_scenario(recording, as_accesses=True), moment="end")
+    plans = {"slot_removal": "v5.2-slot"}
+    other = run_scenario_workload(recorded_scenario(recording, as_accesses=True, plans=plans), moment="end")
+    assert counts(own) == (31, 27) and counts(other) == (10, 3)
+    assert other.vm.profile.plans["slot_removal"].name == "v5.2-slot"

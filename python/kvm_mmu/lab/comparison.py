@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,10 @@ class Comparison:
         return "\n".join(parts)
 
     def to_html(self) -> str:
-        """The rows as an HTML table, escaped and capped."""
+        """The rows as an HTML table, escaped and capped, with the notes below."""
         names = [n for n in self.names if n != "digest"]
-        return table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
+        table = table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
+        return table + "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
 
     @property
     def _is_scaled(self) -> bool:

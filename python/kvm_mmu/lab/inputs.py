@@ -50,15 +50,29 @@ def open_input(
         raise ScenarioError(f"{error}; a recording is read from a file, not from stdin") from error
 
 
-def recorded_scenario(recording: Recording, kernel: str | None = None, vm: int | None = None) -> Scenario:
-    """A VM of a recording as a scenario for a kernel (default: the one it was recorded on), up to its teardown."""
-    made = recording.workload(kernel, vm)
+def recorded_scenario(
+    recording: Recording,
+    kernel: str | None = None,
+    vm: int | None = None,
+    *,
+    as_accesses: bool = False,
+    plans: Mapping[str, str] | None = None,
+) -> Scenario:
+    """A VM of a recording as a scenario, up to its teardown.
+
+    Args:
+        kernel: the kernel to model; default the one it was recorded on. vm: which VM, from 1; default the busiest.
+        as_accesses: guest accesses in place of faults also under its own kernel: so it must be under other plans.
+        plans: plans by event (`slot_removal`, `wrap`, ...) in place of the kernel's own.
+    """
+    made = recording.workload(kernel, vm, as_accesses=as_accesses)
     path = Path(recording.path)
     name = path.parent.name if path.name.startswith("trace.") else path.name
     return Scenario(
         name=name or str(path),
         kernel=made.kernel,
         config=made.config,
+        plans=dict(plans or {}),
         ops=made.ops,
         path=str(path),
         recorded_on=made.recorded_on,
