@@ -52,7 +52,7 @@ def sptes(line: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def test_there_are_files() -> None:
-    assert len(FILES) >= 16
+    assert len(FILES) >= 20
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -362,6 +362,45 @@ def test_b33_the_mmio_cache_in_smm() -> None:
     ):
         old.apply(op)
     assert "check_mmio" not in names(old.apply({"op": "access", "gpa": 0xD0000000, "kind": "r"}))
+
+
+def test_b8_five_levels() -> None:
+    name = "v6_five_levels"
+    got = [event[2:4] for event in events(name, 2) if event[0] == "get_page"]
+    top, table = 0x4000000000, 0x4000000200
+    assert got == [[0, "0x3785"], [top, "0x3784"], [top, "0x3783"], [top, "0x3782"], [table, "0x3781"]]
+    # Relinked under new tables, the leaf that is writable already is written again without D.
+    assert sptes(read(name)[1][6]) == [(0x4000000203, 0xE27)]
+
+
+def test_b18_the_end_of_a_vm() -> None:
+    name = "v6_end_of_a_vm"
+    assert [event[1] for event in events(name, 5) if event[0] == "prepare_zap"] == [5, 4, 3, 2, 1]
+    assert kinds(name, 6) == [] and [event[1] for event in events(name, 7) if event[0] == "prepare_zap"] == [
+        1
+    ]
+    assert [event[1] for event in events(name, 8) if event[0] == "prepare_zap"] == [5]
+
+
+def test_b23_refused_slots() -> None:
+    lines = read("v6_refused_slots")[1]
+    refused = [line for line in lines if line["ret"] < 0]
+    assert [line["ret"] for line in refused] == [-17, -22, -22, -22, -17, -22]
+    assert all(line["events"] == [] for line in refused)
+    assert (lines[10]["ret"], lines[10]["events"]) == (0, [])  # the same again
+
+
+def test_b24_unmap_across_slots() -> None:
+    name = "v6_unmap_across_slots"
+    # The neighbour in the slot, the large leaves of both address spaces, a small leaf of another slot.
+    assert [sptes(read(name)[1][step]) for step in (14, 15, 21)] == [
+        [(0x40001, 0xE67)],
+        [(0, 0xEE7)],
+        [(0, 0xEE7)],
+    ]
+    assert kinds(name, 16) == kinds(name, 18) == []
+    assert kinds(name, 17) == ["fault", "emulate", "ret"]  # the MMIO entry stayed
+    assert kinds(name, 19) == []
 
 
 def test_b36_prefetch() -> None:

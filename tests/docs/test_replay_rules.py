@@ -1,0 +1,49 @@
+"""docs/replay-rules.md names what shows each rule of a replay: every rule has something, all named is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "replay-rules.md"
+RULES = [f"A.{n}" for n in range(1, 6)] + [f"B.{n}" for n in (*range(1, 39), 50)]
+TESTS = set(re.findall(r"^def (test_\w+)", (ROOT / "tests/trace/test_replay_6x.py").read_text(), re.M))
+
+
+def rows() -> dict[str, tuple[list[str], list[str]]]:
+    """Rule -> recordings, and scenarios and tests."""
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 4 and re.fullmatch(r"[AB]\.\d+", cells[0]):
+            recordings, others = (
+                [] if cell == "-" else [name.strip() for name in cell.split(",")] for cell in cells[2:]
+            )
+            found[cells[0]] = (recordings, others)
+    return found
+
+
+def test_every_rule_has_a_row_and_something_that_shows_it():
+    assert list(rows()) == RULES
+    for rule, (recordings, others) in rows().items():
+        assert recordings or others, rule
+        # What no recording shows has a scenario or a made-up recording.
+        assert recordings or any(name.startswith("v6_") for name in others), rule
+
+
+def test_what_is_named_is_there():
+    for rule, (recordings, others) in rows().items():
+        for name in recordings:
+            assert (ROOT / "tests/data/traces" / name / "trace.txt.xz").is_file(), (rule, name)
+        for name in others:
+            if name == "made up":
+                continue
+            is_there = name in TESTS or (ROOT / f"tests/data/scenarios/{name}.jsonl").is_file()
+            assert is_there, (rule, name)
+
+
+def test_every_scenario_of_v6_is_named():
+    named = {name for _, others in rows().values() for name in others}
+    files = {path.stem for path in (ROOT / "tests/data/scenarios").glob("v6_*.jsonl")}
+    assert files <= named, sorted(files - named)
