@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.numbers import flag, integer, shown
 from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM
 
 log = logging.getLogger("kvm_mmu.generation")
@@ -40,6 +41,8 @@ class GenerationField:
     read_bits: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("gen_shift", "bits", "spte_shift", "read_bits"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), -64, 64))
         if self.read_bits == 0:
             object.__setattr__(self, "read_bits", self.bits)
 
@@ -58,10 +61,13 @@ class GenerationLayout:
     fields: tuple[GenerationField, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= self.width <= 63:
-            raise UsageError(f"generation width {self.width}: expected 1 to 63 bits")
-        if not 0 <= self.in_progress <= _U64:
-            raise UsageError(f"in-progress mask {self.in_progress:#x}: expected 64 bits")
+        object.__setattr__(self, "width", integer("generation width", self.width, 1, 63))
+        object.__setattr__(self, "in_progress", integer("in-progress mask", self.in_progress))
+        object.__setattr__(self, "refuse_in_progress", flag("refuse_in_progress", self.refuse_in_progress))
+        fields = self.fields if isinstance(self.fields, Iterable) else [None]
+        object.__setattr__(self, "fields", tuple(fields))
+        if not all(isinstance(field, GenerationField) for field in self.fields):
+            raise UsageError(f"generation fields={shown(self.fields)}: expected GenerationField values")
         used = 0
         for field in self.fields:
             if field.bits < 1 or field.gen_shift < 0 or field.gen_shift + field.bits > 63:
@@ -95,6 +101,8 @@ class GenerationPolicy(ABC):
             self.start_name = key
             self._start = STARTS[key]
         else:
+            if not callable(key):
+                raise UsageError(f"generation start {shown(key)}: expected a name or a function of i")
             self.start_name = getattr(key, "__name__", "custom")
             self._start = key
 
@@ -103,7 +111,7 @@ class GenerationPolicy(ABC):
 
     def initial(self, as_id: int) -> int:
         """The generation of address space `as_id` before the first update, as an unsigned 64-bit value."""
-        return self._start(as_id) & _U64
+        return integer("generation start", self._start(as_id), -_U64, _U64) & _U64
 
     @abstractmethod
     def begin(self, generation: int) -> int:

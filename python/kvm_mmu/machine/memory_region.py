@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from kvm_mmu.errors import MemslotError
 from kvm_mmu.machine.backend import VmBackend
 from kvm_mmu.machine.generation import GenerationPolicy
+from kvm_mmu.machine.numbers import integer
 from kvm_mmu.machine.profiles import KernelProfile
 from kvm_mmu.machine.zap_plan import ZapPlan
 from kvm_mmu.types import (
@@ -204,8 +205,10 @@ def swap(
     published: Callable[[], None],
 ) -> None:
     """One publication: the array with the in-flight generation, whatever runs meanwhile, the final generation."""
-    in_flight = policy.begin(backend.generation(as_id))
-    final = policy.next(in_flight)  # a policy that fails does so before anything is visible
+    in_flight = integer("generation in flight", policy.begin(backend.generation(as_id)))
+    final = integer(
+        "next generation", policy.next(in_flight)
+    )  # a policy that fails does so before anything is visible
 
     def check(generation: int) -> None:
         if profile.has_probes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from kvm_mmu.errors import UsageError
 from kvm_mmu.machine import memory_region
 from kvm_mmu.machine.memory_region import Change, Request, Slot
+from kvm_mmu.machine.numbers import integer
 from kvm_mmu.types import GIB, KVM_ADDRESS_SPACE_NUM, PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Memslots:
 
     def of(self, as_id: int) -> list[Slot]:
         """The slots of one address space, in array order (descending base)."""
+        as_id = integer("as_id", as_id, 0, KVM_ADDRESS_SPACE_NUM - 1)
         return [Slot(*slot) for slot in self._vm.core.slots(as_id)]
 
     def get(self, slot: int, as_id: int = 0) -> Slot:
@@ -48,6 +49,7 @@ class Memslots:
         Raises:
             KeyError: there is none.
         """
+        slot = integer("slot", slot)
         for found in self.of(as_id):
             if found.id == slot:
                 return found
@@ -82,13 +84,11 @@ class Memslots:
             MemslotError: refused, with the kernel's errno. Nothing has changed then.
             KeyboardInterrupt: the slot is as it was, or the whole change is done; mappings may be gone.
         """
-        for name, value in (("slot", slot), ("gpa", gpa), ("size", size), ("hva", hva), ("flags", flags)):
-            if not isinstance(value, int) or not 0 <= value < 1 << 64:
-                raise UsageError(f"memslot {name}={value!r}: expected an integer from 0 to 2^64-1")
+        given = {"as_id": as_id, "slot": slot, "gpa": gpa, "size": size, "hva": hva, "flags": flags}
         vm = self._vm
-        request = Request(as_id, slot, gpa, size, hva, flags)
+        request = Request(*(integer(f"memslot {name}", value) for name, value in given.items()))
         with vm.updating():
-            live = self.of(as_id) if as_id in range(KVM_ADDRESS_SPACE_NUM) else []
+            live = self.of(request.as_id) if request.as_id in range(KVM_ADDRESS_SPACE_NUM) else []
             change, old = memory_region.check(request, live, vm.max_memslots)
             todo = memory_region.steps(request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set)
             memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published, old)
@@ -102,6 +102,7 @@ class Memslots:
         Raises:
             MemslotError: EEXIST when it overlaps or the id is taken, EINVAL for anything the kernel refuses.
         """
+        slot, gpa, size = integer("slot", slot), integer("gpa", gpa), integer("size", size)
         if any(found.id == slot for found in self.of(as_id)):
             raise memory_region._refuse(17, f"slot {slot}: exists already in address space {as_id}")
         if not size:

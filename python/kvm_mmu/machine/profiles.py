@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationPolicy, GenerationV50, GenerationV51, GenerationV61
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
 EVENTS = ("wrap", "slot_removal", "teardown", "flush_all", "create_move")
@@ -163,9 +164,9 @@ def kernel_profile(name: str | KernelProfile) -> KernelProfile:
     """
     if isinstance(name, KernelProfile):
         return name
-    found = kernels.get(ALIASES.get(name, name))
+    found = kernels.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if found is None:
-        raise UsageError(f"kernel {name!r}: expected one of {', '.join(kernels)}")
+        raise UsageError(f"kernel {shown(name)}: expected one of {', '.join(kernels)}")
     return found
 
 
@@ -173,6 +174,8 @@ def with_plans(
     profile: KernelProfile, chosen: Mapping[str, ZapPlan | str | Mapping[str, object]]
 ) -> KernelProfile:
     """The profile with the plan of some events replaced (keys: `EVENTS`)."""
+    if not isinstance(chosen, Mapping):
+        raise UsageError(f"plans={shown(chosen)}: expected a dict of event to plan")
     fixed: dict[str, ZapPlan] = {}
     for event, plan in chosen.items():
         if event not in EVENTS:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine import numbers
+from kvm_mmu.machine.numbers import flag, integer, shown, word
 from kvm_mmu.types import AccessKind, Outcome
 
 if TYPE_CHECKING:
     from kvm_mmu.machine.vm import Vm
 
+ACCESS_KINDS: tuple[str, ...] = get_args(AccessKind)
 OUTCOMES: tuple[Outcome, ...] = ("hit", "emulate", "error", "stuck")
 
 
@@ -54,7 +57,12 @@ class Vcpu:
         Args:
             gpa: guest physical address, bytes. kind: `r`, `w` or `x`.
         """
-        outcome, faults, ret = self._vm.core.access(self.index, gpa, kind)
+        try:
+            outcome, faults, ret = self._vm.core.access(self.index, gpa, kind)
+        except (OverflowError, TypeError):
+            outcome, faults, ret = self._vm.core.access(
+                self.index, integer("gpa", gpa), word("kind", kind, ACCESS_KINDS)
+            )
         return AccessResult(OUTCOMES[outcome], faults, ret)
 
     def access_many(self, gpas: npt.ArrayLike, kind: AccessKind = "r") -> AccessColumns:
@@ -67,7 +75,8 @@ class Vcpu:
         Raises:
             UsageError: another dtype or shape. KeyboardInterrupt: accesses so far have happened.
         """
-        array = np.asarray(gpas)
+        kind = word("kind", kind, ACCESS_KINDS)  # type: ignore[assignment]
+        array = numbers.array("gpas", gpas)
         if array.ndim != 1:
             raise UsageError(f"access_many: gpas has shape {array.shape}, expected one dimension")
         if array.size == 0:
@@ -81,7 +90,7 @@ class Vcpu:
 
     def fault(self, gpa: int, error_code: int) -> int:
         """The page fault entry directly, without vCPU entry; returns what the handler returned."""
-        return self._vm.core.fault(self.index, gpa, error_code)
+        return self._vm.core.fault(self.index, integer("gpa", gpa), integer("error_code", error_code))
 
     def fault_with(self, gpa: int, error_code: int, found: tuple[int, bool, list[int] | None] | None) -> int:
         """The page fault entry where the host's answer is known (v6.x).
@@ -91,7 +100,21 @@ class Vcpu:
             found: level asked for (1 to 3), whether the host maps the page writable, and the gfns the lookup of
                 neighbours finds (None: ask the model); None: the lookup failed, nothing is mapped.
         """
-        return self._vm.core.fault_with(self.index, gpa, error_code, found)
+        if found is not None:
+            try:
+                level, writable, neighbours = found
+                if neighbours is not None:
+                    neighbours = [integer("found: a neighbour's gfn", gfn) for gfn in neighbours]
+            except (TypeError, ValueError) as error:
+                if isinstance(error, UsageError):
+                    raise
+                raise UsageError(
+                    f"found={shown(found)}: expected (level, writable, gfns or None), or None"
+                ) from None
+            found = (integer("found: level", level, 1, 3), flag("found: writable", writable), neighbours)
+        return self._vm.core.fault_with(
+            self.index, integer("gpa", gpa), integer("error_code", error_code), found
+        )
 
     def enter(self) -> int:
         """vCPU entry: serve requests, load a root if there is none; 0 or -ENOSPC."""
@@ -107,7 +130,7 @@ class Vcpu:
 
     def set_smm(self, on: bool) -> None:
         """Enter or leave system management mode."""
-        self._vm.core.set_smm(self.index, on)
+        self._vm.core.set_smm(self.index, flag("on", on))
 
     def set_regs(
         self,
@@ -117,7 +140,13 @@ class Vcpu:
         smm: bool | None = None,
     ) -> None:
         """Set control registers and reset the MMU context."""
-        self._vm.core.set_regs(self.index, cr0, cr4, efer, smm)
+        self._vm.core.set_regs(
+            self.index,
+            None if cr0 is None else integer("cr0", cr0),
+            None if cr4 is None else integer("cr4", cr4),
+            None if efer is None else integer("efer", efer),
+            None if smm is None else flag("smm", smm),
+        )
 
     def clear_mmio_info(self) -> None:
         """Forget the cached MMIO address (a test aid of the scenario language)."""

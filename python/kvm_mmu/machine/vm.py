@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from kvm_mmu import _core
 from kvm_mmu.errors import RunStateError, SnapshotError, UsageError
 from kvm_mmu.machine import memory_region
 from kvm_mmu.machine.generation import STARTS, GenerationPolicy
 from kvm_mmu.machine.memslots import Memslots
+from kvm_mmu.machine.numbers import flag, integer, pair, word
 from kvm_mmu.machine.profiles import KernelProfile, as_plan, kernel_profile, with_plans
 from kvm_mmu.machine.vcpu import Vcpu
 from kvm_mmu.machine.zap_batch import ActivePages, Page, ZapBatch
@@ -41,14 +42,30 @@ DEFAULTS: dict[str, Any] = {
 OPTIONAL: dict[str, Any] = {"l1tf": None, "nx_huge_pages": 0, "mmio_caching": 1, "guest_paging": 1}
 
 
+#: What a walk over a slot's reverse maps does.
+SLOT_WALKS = (
+    "remove_write_access",
+    "leaf_clear_dirty",
+    "largepage_remove_write_access",
+    "set_dirty",
+    "zap_collapsible",
+)
+FAMILIES: tuple[str, ...] = get_args(Family)
+U32 = (1 << 32) - 1
+
+
+def _slot_id(as_id: int, slot: int) -> tuple[int, int]:
+    return integer("as_id", as_id, 0, KVM_ADDRESS_SPACE_NUM - 1), integer("slot", slot, 0, U32)
+
+
 def _event_limit(events: str | int) -> int:
     if events == "all":
         return -1
     if events == "off":
         return 0
-    if isinstance(events, int) and not isinstance(events, bool) and events >= 0:
-        return events
-    raise UsageError(f"events={events!r}: expected 'all', 'off' or the length of a ring")
+    if isinstance(events, str):
+        raise UsageError(f"events={events!r}: expected 'all', 'off' or the length of a ring")
+    return integer("events", events, 0, (1 << 31) - 1)
 
 
 class Vm:
@@ -96,34 +113,31 @@ class Vm:
         profile = kernel_profile(kernel)
         if plans:
             profile = with_plans(profile, plans)
-        if not isinstance(max_memslots, int) or not 1 <= max_memslots <= 1 << 20:
-            raise UsageError(f"max_memslots={max_memslots!r}: expected 1 to {1 << 20}")
+        if generation is not None and not isinstance(generation, GenerationPolicy):
+            raise UsageError(f"generation={generation!r}: expected a GenerationPolicy")
         self.profile = profile
         self.generation_policy = generation if generation is not None else profile.generation()
-        self.max_memslots = max_memslots
-        self.pml = bool(pml)
-        for name, value in (("phys_bits", phys_bits), ("tdp_level", tdp_level), ("vcpus", vcpus)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise UsageError(f"{name}={value!r}: expected an integer")
+        self.max_memslots = integer("max_memslots", max_memslots, 1, 1 << 20)
+        self.pml = flag("pml", pml)
         self.core = _core.Mmu(
             kernel=profile.name,
-            family=family,
-            phys_bits=phys_bits,
-            execonly=bool(execonly),
-            pml=bool(pml),
-            tdp_level=tdp_level,
-            lpage_level=lpage_level,
-            vcpus=vcpus,
-            flush_range=bool(flush_range),
+            family=word("family", family, FAMILIES),
+            phys_bits=integer("phys_bits", phys_bits, 36, 52),
+            execonly=flag("execonly", execonly),
+            pml=self.pml,
+            tdp_level=integer("tdp_level", tdp_level, 4, 5),
+            lpage_level=integer("lpage_level", lpage_level, 1, 3),
+            vcpus=integer("vcpus", vcpus, 1, 4096),
+            flush_range=flag("flush_range", flush_range),
             generation=self.generation_policy.layout,
             plans=profile.plans,
             events=_event_limit(events),
-            gfn_hash=gfn_hash,
-            max_memslots=max_memslots,
-            l1tf=None if l1tf is None else bool(l1tf),
-            nx_huge_pages=bool(nx_huge_pages),
-            mmio_caching=bool(mmio_caching),
-            guest_paging=bool(guest_paging),
+            gfn_hash=word("gfn_hash", gfn_hash, ("kernel", "wide")),
+            max_memslots=self.max_memslots,
+            l1tf=None if l1tf is None else flag("l1tf", l1tf),
+            nx_huge_pages=flag("nx_huge_pages", nx_huge_pages),
+            mmio_caching=flag("mmio_caching", mmio_caching),
+            guest_paging=flag("guest_paging", guest_paging),
         )
         for as_id in range(KVM_ADDRESS_SPACE_NUM):
             self.core.set_generation(as_id, self.generation_policy.initial(as_id))
@@ -238,7 +252,7 @@ class Vm:
         Raises:
             UsageError: there is none.
         """
-        return Page(self, page_id)
+        return Page(self, integer("page_id", page_id, 0, U32))
 
     # -- the whole MMU ------------------------------------------------------------------------------------------
 
@@ -348,7 +362,7 @@ class Vm:
 
     def active_pages(self, from_tail: bool = False) -> ActivePages:
         """The active list, newest first (or oldest first), as a safe walk that is counted like a plan's."""
-        return ActivePages(self, from_tail)
+        return ActivePages(self, flag("from_tail", from_tail))
 
     def _start_zap(
         self,
@@ -362,6 +376,10 @@ class Vm:
             raise UsageError(f"plan {chosen}: {field}=slot needs slot=(as_id, id)")
         if chosen.only == "gfn_range" and gfn_range is None:
             raise UsageError(f"plan {chosen}: only=gfn_range needs gfn_range=(start, end)")
+        if slot is not None:
+            slot = pair("slot", slot, ("as_id", "id"), (KVM_ADDRESS_SPACE_NUM - 1, U32))
+        if gfn_range is not None:
+            gfn_range = pair("gfn_range", gfn_range, ("start", "end"))
         return ZapRun(self, chosen, self.core.start_zap(chosen, slot, gfn_range))
 
     def _drive(self, run: ZapRun) -> ZapRun:
@@ -421,12 +439,15 @@ class Vm:
 
     def slot_walk(self, as_id: int, slot_id: int, what: str) -> ZapRun:
         """See `VmBackend`."""
+        as_id, slot_id = _slot_id(as_id, slot_id)
+        what = word("what", what, SLOT_WALKS)
         return self._drive(ZapRun(self, None, self.core.start_slot_walk(as_id, slot_id, what)))
 
     # -- the ioctls and notifiers that are not memslots ----------------------------------------------------------
 
     def check_wrap(self, as_id: int) -> bool:
         """The generation-wrap check with the current generation; whether it was a wrap."""
+        as_id = integer("as_id", as_id, 0, KVM_ADDRESS_SPACE_NUM - 1)
         return memory_region.check_wrap(
             self, self.profile, self.generation_policy, as_id, self.core.generation(as_id)
         )
@@ -437,11 +458,13 @@ class Vm:
 
     def flush_slot(self, slot: int, as_id: int = 0) -> ZapRun:
         """The memslot-flush notifier: the profile's slot removal plan on this slot."""
+        as_id, slot = _slot_id(as_id, slot)
         self.core.push_flush_shadow_memslot()
         return self.zap(self.profile.slot_removal, slot=(as_id, slot))
 
     def zap_gfn_range(self, start: int, end: int) -> ZapRun:
         """Zap the rmaps of all gfns from `start` to `end` (exclusive) in every slot."""
+        start, end = integer("start", start), integer("end", end)
         return self._drive(ZapRun(self, None, self.core.start_zap_gfn_range(start, end)))
 
     def set_nr_mmu_pages(self, n: int) -> None:
@@ -450,6 +473,7 @@ class Vm:
         Raises:
             UsageError: fewer (EINVAL in the kernel).
         """
+        n = integer("n", n)
         if n < memory_region.KVM_MIN_ALLOC_MMU_PAGES:
             raise UsageError(
                 f"set_nr_mmu_pages({n}): expected at least {memory_region.KVM_MIN_ALLOC_MMU_PAGES}"
@@ -459,7 +483,7 @@ class Vm:
 
     def change_mmu_pages(self, goal: int) -> None:
         """The inner resize: zap the oldest pages until at most `goal` are used, then set the limit."""
-        self.core.change_mmu_pages(goal)
+        self.core.change_mmu_pages(integer("goal", goal))
 
     def zap_oldest(self, nr_to_zap: int) -> int:
         """Zap the oldest pages that are no roots in use, at least so many where there are; how many (v6.x).
@@ -467,7 +491,7 @@ class Vm:
         Raises:
             UsageError: an older kernel.
         """
-        return self.core.zap_oldest(nr_to_zap)
+        return self.core.zap_oldest(integer("nr_to_zap", nr_to_zap))
 
     @property
     def dirty_log_initially_set(self) -> bool:
@@ -476,11 +500,11 @@ class Vm:
 
     @dirty_log_initially_set.setter
     def dirty_log_initially_set(self, on: bool) -> None:
-        self.core.set_dirty_log_initially_set(bool(on))
+        self.core.set_dirty_log_initially_set(flag("dirty_log_initially_set", on))
 
     def shrink(self, nr_to_scan: int) -> int:
         """A shrinker scan; how many pages it freed."""
-        return self.core.shrink(nr_to_scan)
+        return self.core.shrink(integer("nr_to_scan", nr_to_scan))
 
     def get_dirty_log(self, slot: int, as_id: int = 0, manual: bool = False) -> list[int]:
         """Dirty bitmap of a slot as 64-bit words; cleared and write-protected again unless `manual`.
@@ -488,7 +512,8 @@ class Vm:
         Raises:
             UsageError: no such slot, or it has no dirty log (ENOENT in the kernel).
         """
-        ret, words = self.core.get_dirty_log(as_id, slot, manual)
+        as_id, slot = _slot_id(as_id, slot)
+        ret, words = self.core.get_dirty_log(as_id, slot, flag("manual", manual))
         if ret:
             raise UsageError(f"slot {slot} of address space {as_id} has no dirty log")
         return words

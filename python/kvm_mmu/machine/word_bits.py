@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationLayout
+from kvm_mmu.machine.numbers import integer
 from kvm_mmu.machine.profiles import KernelProfile, kernel_profile
 
 FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
@@ -99,10 +100,8 @@ def word64(value: object, what: str = "value") -> int:
         if len(text) > _TEXT_MAX or _TEXT.fullmatch(text) is None:
             raise UsageError(f"{what} {value[:_TEXT_MAX]!r}: expected a hexadecimal word")
         number = int(text, 16)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        number = value
     else:
-        raise UsageError(f"{what} {value!r}: expected an integer")
+        number = integer(what, value, 0, (1 << _BITS) - 1)
     if not 0 <= number < 1 << _BITS:
         raise UsageError(f"{what} {value!r}: expected 0 to 2^64-1")
     return number

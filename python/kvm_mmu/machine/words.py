@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from kvm_mmu import _core
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine import numbers
 from kvm_mmu.machine.generation import GenerationPolicy
+from kvm_mmu.machine.numbers import flag, integer, word
 from kvm_mmu.machine.profiles import KernelProfile
 from kvm_mmu.machine.word_bits import FAMILIES, OWN_BITS, Bits, SpteBits, layout_kernel, word64
 
@@ -34,7 +36,7 @@ class MmioColumns(NamedTuple):
 
 
 def _words(values: npt.ArrayLike, what: str) -> U64:
-    array = np.asarray(values)
+    array = numbers.array(what, values)
     if array.dtype.kind not in "ui" or array.ndim != 1:
         raise UsageError(
             f"{what}: dtype {array.dtype}, shape {array.shape}; expected one dimension of integers"
@@ -65,12 +67,11 @@ class Codec:
         mmio_caching: bool = True,
     ) -> None:
         self.kernel, self.profile = layout_kernel(kernel)
-        self.family = FAMILY_ALIASES.get(family, family)
-        if not isinstance(phys_bits, int) or isinstance(phys_bits, bool) or not 36 <= phys_bits <= 52:
-            raise UsageError(f"phys_bits={phys_bits!r}: expected 36 to 52")
-        if self.family not in FAMILIES:
-            raise UsageError(f"family {family!r}: expected one of {', '.join(FAMILIES)}")
-        self.phys_bits = phys_bits
+        known = (*FAMILIES, *FAMILY_ALIASES)
+        self.family = FAMILY_ALIASES.get(word("family", family, known), family)
+        self.phys_bits = phys_bits = integer("phys_bits", phys_bits, 36, 52)
+        if generation is not None and not isinstance(generation, GenerationPolicy):
+            raise UsageError(f"generation={generation!r}: expected a GenerationPolicy")
         policy = generation or self.profile.generation()
         self.layout = policy.layout
         self._core = _core.Codec(
@@ -79,10 +80,10 @@ class Codec:
             if self.family == "shadow"
             else self.family,  # the same masks, also where no VM shadows yet
             phys_bits=phys_bits,
-            execonly=execonly,
+            execonly=flag("execonly", execonly),
             generation=policy.layout,
-            l1tf=l1tf,
-            mmio_caching=mmio_caching,
+            l1tf=None if l1tf is None else flag("l1tf", l1tf),
+            mmio_caching=flag("mmio_caching", mmio_caching),
         )
         self.masks: dict[str, int] = self._core.masks()
         self._bits = SpteBits(
@@ -143,6 +144,7 @@ class Codec:
             "mmio_gen": mmio_gen,
         }
         if generation is not None:
+            generation = integer("generation", generation)
             found["kvm_gen"] = self._core.kvm_gen(generation)
             found["fresh"] = int(self._core.is_fresh(raw, generation))
         return found

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvm_mmu.errors import RunStateError, UsageError
+from kvm_mmu.machine.numbers import integer
 
 if TYPE_CHECKING:
     from kvm_mmu.machine.vm import Vm
@@ -143,4 +144,5 @@ class ZapBatch:
             if page._vm is not self._vm:
                 raise UsageError(f"{page!r} is a page of another VM than this batch")
             page = page.id
+        page = integer("page", page, 0, (1 << 32) - 1)
         return Prepared(*self._vm.core.batch_prepare(self._batch, page))
