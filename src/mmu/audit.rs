@@ -11,7 +11,7 @@ use super::state::MmuState;
 use super::tlb::Translation;
 use super::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH};
 use super::views::Finding;
-use super::walk::{child_of, is_access_track, is_last, is_shadow_present, pfn_of};
+use super::walk::{child_of, is_last, is_shadow_present, pfn_of};
 
 /// Every invariant the audit knows, with its sentence.
 pub const INVARIANTS: [(&str, &str); 22] = [
@@ -341,8 +341,7 @@ impl MmuState {
         if !is_shadow_present(&self.masks, now) || !is_last(now, walked.level) {
             return false;
         }
-        // Aging without a flush is allowed to leave the old permissions in TLBs.
-        let keeps_write = line.leaf & WRITABLE == 0 || now & WRITABLE != 0 || is_access_track(&self.masks, now);
+        let keeps_write = line.leaf & WRITABLE == 0 || now & WRITABLE != 0;
         let frame = |spte, level| pfn_of(spte).align_down(level).plus(line.gfn.0 & (pages_per(level) - 1));
         keeps_write && frame(now, walked.level) == frame(line.leaf, line.level)
     }

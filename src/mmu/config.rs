@@ -153,7 +153,11 @@ impl Config {
         needs("nx_huge_pages=1", self.nx_huge_pages && !is_v6, "v6.1 or later")?;
         needs("mmio_caching=0", !self.mmio_caching && !is_v6, "v6.1 or later")?;
         let is_shadow = self.family == Family::Shadow;
-        needs("family=shadow", is_shadow && !is_v6, "v6.1 or later")?;
+        needs(
+            "family=shadow",
+            is_shadow && !is_v6,
+            "v6.1 or later: before that no guest without two-dimensional paging is modelled",
+        )?;
         needs("family=shadow", is_shadow && self.guest_paging, "guest_paging=0: guest page tables are not modelled")?;
         self.generation.check_up_to(self.kernel.spte.generation_top)?;
         let is_overlapping = self.generation.spte_mask() & self.kernel.spte.mmu_present != 0;

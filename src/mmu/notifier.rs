@@ -106,6 +106,10 @@ impl MmuState {
                 self.push_dirty(pfn_of(spte));
             }
             self.spte_set(sptep, make_access_track(&self.masks, spte));
+            let (gfn, level) = (self.gfn_of(sptep), self.arena.key(sptep.page()).role.level());
+            for vcpu in &mut self.vcpus {
+                vcpu.tlb.tolerate_writes(gfn, level);
+            }
         }
         true
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addr::Gfn;
 use super::level::pages_per;
+use super::spte::layout::WRITABLE;
 
 const WAYS: usize = 64;
 
@@ -58,6 +59,16 @@ impl Tlb {
             });
             if is_touched {
                 *line = None;
+            }
+        }
+    }
+
+    /// An entry of this level was aged, and nobody has to flush for that: what is held may go on to allow writes.
+    pub fn tolerate_writes(&mut self, gfn: Gfn, level: u8) {
+        let first = gfn.align_down(level);
+        for line in self.lines.iter_mut().flatten() {
+            if line.gfn.align_down(level) == first {
+                line.leaf &= !WRITABLE;
             }
         }
     }

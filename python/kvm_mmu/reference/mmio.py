@@ -87,8 +87,8 @@ def is_fresh_mmio_spte(rules: KernelRules, masks: Masks, spte: int, memslot_gene
 
 def codec(kernel: str, phys_bits: int, family: str) -> tuple[KernelRules, Masks]:
     """Rules and masks for the codec; `ept` means `ept_ad` and `seed` means `v5.0-seed`."""
-    if not 32 <= phys_bits <= 52:
-        raise ScenarioError(f"phys_bits is {phys_bits}; expected 32 to 52")
+    if not 36 <= phys_bits <= 52:
+        raise ScenarioError(f"phys_bits is {phys_bits}; expected 36 to 52")
     rules = kernel_rules("v5.0-seed" if kernel == "seed" else kernel)
     l1tf = 0 if rules.is_v6 else 1
     return rules, make_masks(rules, "ept_ad" if family == "ept" else family, phys_bits, 1, l1tf=l1tf)

@@ -243,7 +243,7 @@ def check_zap_target(zap: Op) -> None:
 
 
 CONFIG_RANGES = {
-    "phys_bits": (32, 52),
+    "phys_bits": (36, 52),
     "execonly": (0, 1),
     "pml": (0, 1),
     "tdp_level": (4, 5),

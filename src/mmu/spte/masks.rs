@@ -3,7 +3,6 @@
 //! Models the mask set-up of v5.0 to v6.12 (`kvm_mmu_set_mask_ptes`, `kvm_mmu_set_mmio_spte_mask`, the L1TF mask).
 
 use super::layout::{PFN_FIELD, SpteLayout};
-use super::mmio::is_mmio;
 use crate::mmu::config::Family;
 
 /// Mask and value that no word matches: MMIO SPTEs are not made.
@@ -37,6 +36,8 @@ pub struct Masks {
     pub mmu_present: u64,
     /// An entry with none of these bits is not shadow-present.
     pub shadow_present: u64,
+    /// Mask and value of entries that are not, whatever their bits: MMIO SPTEs, where the MMU marks no entry as its own.
+    pub not_present: (u64, u64),
     /// The bits that say what kind of entry it is.
     pub kind: u64,
     /// Their value in an entry without accessed and dirty bits.
@@ -113,6 +114,7 @@ impl Masks {
                     mmu_writeable: writeable << 1,
                     mmu_present: layout.mmu_present,
                     shadow_present,
+                    not_present: if layout.mmu_present == 0 { (mmio_mask, mmio_value) } else { NO_MMIO },
                     kind: layout.kind,
                     kind_ad_disabled: layout.kind_ad_disabled,
                     saved_shift: layout.saved_shift,
@@ -143,6 +145,7 @@ impl Masks {
                     mmu_writeable: writeable << 1,
                     mmu_present: layout.mmu_present,
                     shadow_present,
+                    not_present: if layout.mmu_present == 0 { (mmio_mask, mmio_value) } else { NO_MMIO },
                     kind: layout.kind,
                     kind_ad_disabled: layout.kind_ad_disabled,
                     saved_shift: layout.saved_shift,
@@ -153,9 +156,9 @@ impl Masks {
     }
 }
 
-/// Not empty and not MMIO.
+/// Not empty and not MMIO; from v6.1 on, marked by the MMU as its own.
 #[inline]
 #[must_use]
 pub const fn is_shadow_present(masks: &Masks, spte: u64) -> bool {
-    spte & masks.shadow_present != 0 && !is_mmio(masks, spte)
+    spte & masks.shadow_present != 0 && spte & masks.not_present.0 != masks.not_present.1
 }

@@ -363,6 +363,22 @@ fn a_frame_that_would_read_as_mmio_is_refused() {
 }
 
 #[test]
+fn an_aged_leaf_read_again_may_still_be_written_through_another_tlb() {
+    for kernel in ["v5.0", "v5.2", "v5.4", "v6.12"] {
+        let mut mmu = vm_with(kernel, |config| {
+            config.family = Family::EptNoad;
+            config.vcpus = 2;
+        });
+        put(&mut mmu, 0, 0, 512, 0);
+        touch(&mut mmu, 1);
+        assert_eq!(mmu.age_hva(HVA + 0x1000, HVA + 0x2000, false), 1);
+        assert_clean(&mmu);
+        mmu.access(1, 0x1000, AccessKind::Read).expect("vcpu 1 exists");
+        assert_clean(&mmu);
+    }
+}
+
+#[test]
 fn addresses_above_the_root_share_its_entries() {
     let mut mmu = vm("v5.0");
     put(&mut mmu, 0, 0, 4, 0);

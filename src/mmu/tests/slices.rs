@@ -56,7 +56,7 @@ fn a_run_given_up_at_a_slice_leaves_the_vm_whole() {
     for kernel in KERNELS {
         for task in tasks() {
             let mut mmu = busy(kernel);
-            mmu.set_slice(5);
+            mmu.set_slice(40);
             let mut step = 0;
             while let Ok(Progress::Slice(run) | Progress::LockBreak(run)) = mmu.start(task) {
                 let mut progress = Progress::Slice(run);
@@ -69,7 +69,7 @@ fn a_run_given_up_at_a_slice_leaves_the_vm_whole() {
                 assert_clean(&mmu);
                 assert_eq!(mmu.nr_paused_runs(), 0);
                 touch(&mut mmu, 170 * (step % 12));
-                step += 1;
+                step += 2;
             }
             assert_clean(&mmu);
         }

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use crate::mmu::generation::{GenerationBits, GenerationCodec};
 use crate::mmu::level::{level_shift, pages_per, table_index};
+use crate::mmu::spte::layout::SpteLayout;
 use crate::mmu::spte::make::{Leaf, make_access_track, make_leaf, make_link, restore_access_track};
+use crate::mmu::spte::masks::Host;
 use crate::mmu::spte::mmio::{is_mmio, make_mmio_spte, mmio_gen, mmio_gfn};
 use crate::mmu::walk::{is_access_track, is_accessed, is_dirty, is_shadow_present, pfn_of};
 use crate::mmu::{Error, Family, GenerationField, GenerationLayout, KernelProfile, Masks, Role, ZapPlan};
@@ -137,4 +139,12 @@ proptest! {
             prop_assert_eq!(restore_access_track(&masks, tracked), spte);
         }
     }
+}
+
+#[test]
+fn from_v6_1_on_only_the_mmus_own_mark_says_present() {
+    let host = Host { family: Family::Npt, phys_bits: 46, execonly: true, l1tf: false, mmio_caching: true };
+    let marked = [SpteLayout::V5_4, SpteLayout::V6_1].map(|layout| Masks::of(&layout, host));
+    assert_eq!(marked.map(|masks| is_shadow_present(&masks, u64::MAX)), [false, true]);
+    assert_eq!(marked.map(|masks| is_shadow_present(&masks, masks.mmio_value)), [false, false]);
 }
