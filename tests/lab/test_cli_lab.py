@@ -175,3 +175,23 @@ def test_sizes_and_shares() -> None:
     for text in ("110%", "-1", "x"):
         with pytest.raises(UsageError):
             parse_share(text)
+
+
+@pytest.mark.parametrize("schema", ["kernels", "plans", "verify", "compare"])
+def test_every_json_has_a_schema_that_is_documented(
+    schema: str, vector: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"verify": ["verify", vector], "compare": ["compare", vector, "--plan", "zap-all"]}
+    assert main([*words.get(schema, [schema]), "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert read.pop("schema") == f"kvm-mmu/{schema}/1"
+    page = (root / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    part = page.split(f"`kvm-mmu/{schema}/1`")[1].split("\n## ")[0]
+    assert [key for key in read if f"`{key}`" not in part] == []
+
+
+def test_run_is_json_with_and_without_the_word(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", vector]) == 0
+    plain = capsys.readouterr().out
+    assert main(["run", vector, "--json"]) == 0
+    assert capsys.readouterr().out == plain and all(json.loads(line) for line in plain.splitlines())

@@ -8,6 +8,8 @@ from typing import Any
 
 from kvm_mmu.machine.profiles import EVENTS, kernels
 
+SCHEMA = "kvm-mmu/kernels/1"
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for p in kernels.values()
         ]
-        print(json.dumps({"schema": 1, "kernels": rows}, indent=1))
+        print(json.dumps({"schema": SCHEMA, "kernels": rows}, indent=1))
         return 0
     for profile in kernels.values():
         print(f"{profile.name:<10} {profile.title}")

@@ -10,6 +10,8 @@ from kvm_mmu.cli.compare import parse_plan
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.zap_plan import DESCRIPTIONS, ZapPlan, plans
 
+SCHEMA = "kvm-mmu/plans/1"
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [
             {"name": p.name, **p.to_dict(), "spec": p.spec, "about": DESCRIPTIONS.get(p.name)} for p in chosen
         ]
-        print(json.dumps({"schema": 1, "plans": rows}, indent=1))
+        print(json.dumps({"schema": SCHEMA, "plans": rows}, indent=1))
         return 0
     for plan in chosen:
         print(f"{plan.name:<12} {DESCRIPTIONS.get(plan.name, 'a plan of your own')}")

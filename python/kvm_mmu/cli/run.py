@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
         "--backend", choices=("core", "reference"), default="core", help="which model runs it"
     )
     parser.add_argument("--dump", choices=("all", "sparse"), help="which lines carry the state")
+    parser.add_argument("--json", action="store_true", help="always so: one JSON object a line")
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.verify import verify_files
 
+SCHEMA = "kvm-mmu/verify/1"
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
@@ -45,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     steps = sum(v.steps for v in verdicts)
     if args.json:
         files = [v.to_dict() for v in verdicts]
-        print(json.dumps({"schema": 1, "equal": equal, "of": len(files), "steps": steps, "files": files}))
+        print(
+            json.dumps({"schema": SCHEMA, "equal": equal, "of": len(files), "steps": steps, "files": files})
+        )
     elif len(verdicts) > 1:
         print(f"{equal} of {len(verdicts)} files equal, {steps} steps, backend {args.backend}")
     if any(v.error is not None for v in verdicts):
