@@ -237,7 +237,7 @@ class _Other(_Same):
         if self._held is not None and name == "unmap_hva":
             self._keep(op)
             return
-        if name not in ("host_huge", "zap_oldest"):
+        if name != "host_huge":
             self._settle()
         self._follow(op, ret)
         match name:
