@@ -49,6 +49,8 @@ pub struct Summary {
     pub blank: u64,
     /// Lines longer than [`LINE_MAX`].
     pub overlong: u64,
+    /// Number of the first of them, 0 when there is none.
+    pub first_overlong: u64,
     /// Notes about lost events, and how many events they say (0: a note did not say).
     pub lost_notes: u64,
     /// Events lost as far as the notes say.
@@ -75,6 +77,7 @@ impl Default for Summary {
             notes: 0,
             blank: 0,
             overlong: 0,
+            first_overlong: 0,
             lost_notes: 0,
             lost: 0,
             span_ns: None,
@@ -148,7 +151,7 @@ impl Reader {
             self.carry.clear();
             self.skipping = true;
             self.summary.lines += 1;
-            self.summary.overlong += 1;
+            self.summary.too_long();
             return;
         }
         self.carry.extend_from_slice(part);
@@ -171,7 +174,7 @@ impl Reader {
         let summary = &mut self.summary;
         summary.lines += 1;
         if text.len() > LINE_MAX {
-            summary.overlong += 1;
+            summary.too_long();
             return;
         }
         let number = summary.lines;
@@ -209,6 +212,14 @@ impl Summary {
     #[must_use]
     pub fn count(&self, kind: Kind) -> u64 {
         self.events[kind as usize]
+    }
+
+    /// The line just counted is longer than any that is read.
+    fn too_long(&mut self) {
+        self.overlong += 1;
+        if self.first_overlong == 0 {
+            self.first_overlong = self.lines;
+        }
     }
 
     fn not_understood(&mut self, line: u64, text: &[u8]) {
@@ -303,6 +314,7 @@ garbage\n            init-1     [000] ....     2.412345: kvm_mmu_set_accessed_bi
         for chunk in [1000, 1 << 16, 64 << 20] {
             let (summary, seen) = read(&trace, chunk);
             assert_eq!((summary.lines, summary.overlong, summary.not_understood), (2, 1, 0));
+            assert_eq!(summary.first_overlong, 1);
             assert_eq!(seen, [(2, Some(Kind::SetAccessedBit))]);
         }
         let mut reader = Reader::new();

@@ -91,6 +91,7 @@ impl TraceReader {
         dict.set_item("notes", read.notes)?;
         dict.set_item("blank", read.blank)?;
         dict.set_item("overlong", read.overlong)?;
+        dict.set_item("first_overlong", read.first_overlong)?;
         dict.set_item("lost_notes", read.lost_notes)?;
         dict.set_item("lost", read.lost)?;
         dict.set_item("raw", read.raw)?;

@@ -246,3 +246,14 @@ def test_surroundings_are_six_lines_each_way():
     lines = [f"line {n}" for n in range(1, 31)]
     assert surroundings(lines, 10) == [f"{n}: line {n}" for n in range(4, 17)]
     assert surroundings(lines, 2)[0] == "1: line 1" and surroundings(lines, 30)[-1] == "30: line 30"
+
+
+def test_errors_name_the_line_of_the_recording(tmp_path: Path):
+    folder = TRACES / "6.1/npt1tdp0_smm"
+    (tmp_path / "host.json").write_text((folder / "host.json").read_text())
+    lines = read_lines(folder / "trace.txt.xz")
+    (tmp_path / "trace.txt").write_text("\n".join([*lines[:400], "CPU:0 [LOST 42 EVENTS]", *lines[400:]]))
+    done = run(["replay", str(tmp_path / "trace.txt")])
+    assert (
+        done.returncode == 2 and b"trace.txt:401: events were lost here (42): not replayable" in done.stderr
+    )

@@ -159,8 +159,23 @@ class _Replay:
         self._opened, self._report, self._factory, self._emit = opened, report, factory, emit
         self._profile, self._name = report.kernel, report.name
         self._comparison: Comparison | None = None
+        #: The line that was read last: its number in the stripped text, and in the recording (0: an added one).
+        self._at = self._origin = 0
 
     def run(self) -> None:
+        """Both passes; an error names the line of the recording, where it has one."""
+        try:
+            self._run()
+        except TraceError as err:
+            where = f"{self._name}:{self._at}:"
+            if self._opened.is_stripped or not str(err).startswith(where):
+                raise
+            place = (
+                f"{self._name}:{self._origin}:" if self._origin else f"{self._name}, stripped, {self._at}:"
+            )
+            raise TraceError(place + str(err).removeprefix(where)) from err
+
+    def _run(self) -> None:
         report, opened = self._report, self._opened
         names: set[str] = set()
         texts = _of_recorder(self._profile, self._name, self._first_pass(names))
@@ -178,7 +193,7 @@ class _Replay:
         if self._opened.is_stripped:
             yield from self._opened.lines()
             return
-        for item in self._opened.items():
+        for item in self._items():
             if isinstance(item, Recorded):
                 names.update(TELLING & {item.event})
                 continue
@@ -187,12 +202,19 @@ class _Replay:
                 names.update(TELLING & {line.event})
             yield item.text
 
+    def _items(self) -> Iterator[Kept | Recorded]:
+        self._at = 0
+        for item in self._opened.items():
+            if isinstance(item, Kept):
+                self._at, self._origin = self._at + 1, item.origin
+            yield item
+
     def _second_pass(self, names: set[str]) -> Iterator[str]:
         """The stripped text; outputs of the recording go to the comparison."""
         release = str(self._opened.facts.values.get("release") or self._profile)
         if not self._opened.is_stripped:
             self._comparison = Comparison(release, switched_on(release, names))
-        for item in self._opened.items():
+        for item in self._items():
             if isinstance(item, Kept):
                 self._report.host_answers += f": {ANSWER}: " in item.text[:512]
                 yield item.text

@@ -201,11 +201,16 @@ def summarize(path: str | Path, *, strict: bool = False) -> TraceSummary:
     if found.counts["lines"] == 0:
         raise TraceError(f"{found.name}: empty: expected ftrace text")
     if strict and found.not_understood:
-        line, text = (found.counts["examples"] or [(0, "a line longer than 1 MiB")])[0]
+        line, text = min(_first_not_understood(found.counts))
         raise TraceError(
             f"{found.name}:{line}: not understood: {text[:120]!r} ({found.not_understood} such lines)"
         )
     return found
+
+
+def _first_not_understood(counts: dict[str, Any]) -> list[tuple[int, str]]:
+    overlong = [(counts["first_overlong"], "a line longer than 1 MiB")] if counts["overlong"] else []
+    return [*counts["examples"][:1], *overlong]
 
 
 def _rows(batch: Batch, events: Iterable[str]) -> int:
