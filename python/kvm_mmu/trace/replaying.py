@@ -16,7 +16,6 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
 from kvm_mmu.trace.engine import EngineFactory
-from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.inputs import Input, Marker, read_inputs
 from kvm_mmu.trace.kinds import TELLING, switched_on
 from kvm_mmu.trace.line import parse_line
@@ -25,6 +24,7 @@ from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
 from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events
+from kvm_mmu.trace.replayable import refuse_host, replayable
 from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
 
 __all__ = ["Divergence", "Report", "replay"]
@@ -142,7 +142,8 @@ def replay(
         TraceError: the trace cannot be read or replayed, or the kernel is unknown.
     """
     with open_recording(path, host, operations) as opened:
-        profile = kernel or _kernel_of(opened.facts, opened.name)
+        refuse_host(opened.facts.values, opened.name)
+        profile = kernel or _kernel_of(opened)
         if profile not in _KERNELS:
             raise TraceError(f"kernel {profile!r}: replay knows {', '.join(_KERNELS)}")
         report = Report(opened.name, profile, [], inferred=opened.facts.inferred)
@@ -178,7 +179,7 @@ class _Replay:
     def _run(self) -> None:
         report, opened = self._report, self._opened
         names: set[str] = set()
-        texts = _of_recorder(self._profile, self._name, self._first_pass(names))
+        texts = replayable(_of_recorder(self._profile, self._name, self._first_pass(names)), self._name)
         if self._profile.startswith("v5"):
             vcpus = _vcpus(read_inputs(texts, self._name), self._name)
             report.ignored_operations = self._drive_5x(vcpus, names)
@@ -273,9 +274,12 @@ def _origin(opened: Opened, line: int) -> int:
     return next((item.origin for at, item in enumerate(kept, 1) if at == line), 0)
 
 
-def _kernel_of(facts: HostFacts, name: str) -> str:
+def _kernel_of(opened: Opened) -> str:
+    facts, name = opened.facts, opened.name
     release = facts.values.get("kernel") or facts.values.get("release")
     if not isinstance(release, str) or not release:
+        for _ in replayable(opened.lines(), name):
+            pass  # What no kernel name would help is said first.
         raise TraceError(
             f"{name}: which kernel made this trace is not known: give --kernel (or a host file that says so)"
         )
