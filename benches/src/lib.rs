@@ -86,7 +86,7 @@ pub(crate) fn fault(mmu: &mut Mmu, gfn: u64, error_code: u64) {
 pub(crate) fn finish(mmu: &mut Mmu, task: Task) -> RunReport {
     match mmu.start(task).expect("the task is valid") {
         Progress::Done(report) => report,
-        Progress::LockBreak(_) => unreachable!("no lock breaks are set"),
+        Progress::LockBreak(_) | Progress::Slice(_) => unreachable!("no lock breaks are set"),
     }
 }
 

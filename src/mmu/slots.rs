@@ -24,7 +24,7 @@ pub const MEM_READONLY: u32 = 2;
 /// Most pages of a slot.
 pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 
-const CHUNK: usize = 512;
+const CHUNK: usize = 64;
 
 /// Reverse-map heads of one level, in chunks that appear when first used.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
