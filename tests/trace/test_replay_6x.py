@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -442,6 +444,40 @@ def test_impossible_levels_are_refused(tmp_path: Path):
     story.fault(0x1000000, 0x100000006, level=5)
     with pytest.raises(TraceError, match="level 5 is not possible"):
         story.outputs()
+
+
+@pytest.mark.parametrize("name", ["6.1/npt0_basic_flat", "6.1/npt0_basic_real", "6.1/npt1tdp0_basic_long"])
+def test_without_host_facts_the_faults_say_which_mmu_it_was(name: str, tmp_path: Path):
+    for file in ("trace.txt.xz", "ops.jsonl.xz"):
+        shutil.copy(TRACES / name / file, tmp_path)
+    report = replay(tmp_path / "trace.txt.xz", core, kernel="v6.1")
+    assert report.is_equal and report.compared
+    facts = json.loads((TRACES / name / "host.json").read_text())
+    assert {key: report.inferred[key] for key in ("mmu", "guest_mode")} == {
+        key: facts[key] for key in ("mmu", "guest_mode")
+    }
+    assert report.inferred["phys_bits"] == 40
+
+
+def test_the_tdp_mmu_is_seen_without_host_facts(tmp_path: Path):
+    trace = tmp_path / "trace.txt"
+    trace.write_text(
+        PREFIX + "kvm_page_fault: vcpu 0 rip 0x1000 address 0x0000000000001000 error_code 0x100000014\n"
+        + PREFIX + "kvm_tdp_mmu_spte_changed: as id 0 gfn 1 level 1 old_spte 0 new_spte 161c00e67\n"
+    )  # fmt: skip
+    with pytest.raises(TraceError, match="TDP MMU"):
+        replay(trace, core, kernel="v6.1")
+
+
+def test_a_shortened_first_marker_still_says_that_answers_are_wanted(tmp_path: Path):
+    name = "6.1/npt1tdp0_notifier"
+    for file in ("host.json", "ops.jsonl.xz"):
+        shutil.copy(TRACES / name / file, tmp_path)
+    short = re.compile(r'(tracing_mark_write: \{"i":\d+,"(?:op|ev)":"\w+").*')
+    text = "\n".join(short.sub(r"\1}", line) for line in read_lines(TRACES / name / "trace.txt.xz"))
+    (tmp_path / "trace.txt").write_text(text + "\n")
+    report = replay(tmp_path / "trace.txt", core)
+    assert report.is_equal and report.host_answers == 95
 
 
 def test_a_recording_is_replayed_with_the_rules_of_its_kernels_only():

@@ -35,17 +35,21 @@ _KERNEL = re.compile(r"v?(\d+)\.(\d+)")
 
 @dataclass
 class HostFacts:
-    """What is known of the host; `inferred` lists the keys that were asked for and had to be assumed."""
+    """What is known of the host; `inferred` lists the keys that were asked for and had to be assumed.
+
+    `likely` holds what the trace itself suggests; it is assumed before anything else.
+    """
 
     values: dict[str, object] = field(default_factory=dict)
     inferred: dict[str, object] = field(default_factory=dict)
+    likely: dict[str, object] = field(default_factory=dict)
 
     def get(self, key: str) -> object:
         """The value of a fact; one that nobody gave is assumed and remembered as inferred."""
         if key in self.values:
             return self.values[key]
-        value = _ASSUMED.get(key, "")
-        if key in _ASSUMED:
+        value = self.likely.get(key, _ASSUMED.get(key, ""))
+        if key in _ASSUMED or key in self.likely:
             self.inferred[key] = value
         return value
 
@@ -60,7 +64,7 @@ class HostFacts:
 
     def updated(self, other: Mapping[str, object]) -> HostFacts:
         """These facts with those of `other` winning."""
-        return HostFacts({**self.values, **other})
+        return HostFacts({**self.values, **other}, likely=self.likely)
 
 
 def check_facts(values: object, where: str) -> dict[str, object]:

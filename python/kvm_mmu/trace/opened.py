@@ -7,6 +7,7 @@ nothing of it is kept, so that memory does not grow with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,19 @@ from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.kinds import UPDATE_PROBES, outputs_of
 from kvm_mmu.trace.line import parse_line
-from kvm_mmu.trace.operations import KnownOperations, Operations, OperationsFile, operations_file_beside
+from kvm_mmu.trace.operations import (
+    KnownOperations,
+    Operations,
+    OperationsFile,
+    first_operation,
+    operations_file_beside,
+)
 from kvm_mmu.trace.source import Source, display_name, iter_lines, readable_again
 from kvm_mmu.trace.stripping import Kept, Recorded, is_stripped, scenario_of, strip_lines, wants_answers
+
+_FAULT = re.compile(r"kvm_page_fault: .*error_code (?:0x)?([0-9a-f]{1,16})")
+_MODE = re.compile(r'"mode":"(\w{1,16})"')
+_USER, _BEYOND_32_BITS = 1 << 2, 32
 
 
 @dataclass
@@ -92,15 +103,44 @@ def _look(
         raise TraceError(f"{name}: empty: expected ftrace text")
     if is_stripped([first]):
         given = host_facts.parse_facts(first[len(host_facts.PREFIX) :], f"{name}:1")
-        return Opened(name, source, HostFacts({**given, **(host or {})}), is_stripped=True)
+        values = {**given, **(host or {})}
+        return Opened(name, source, HostFacts(values, likely=_likely(source, values)), is_stripped=True)
     values = {**(host_facts.beside(path) or {}), **(host or {})}
     if operations is None and not host_facts.kernel_name(str(values.get("kernel", ""))).startswith("v5"):
         operations = operations_file_beside(path)
     probes, scenario = _survey(source)
+    if scenario is not None and not scenario_of(scenario):
+        # A short marker; its full text is the first operation.
+        scenario = first_operation(operations) or scenario
     wanted = wants_answers(values, [] if scenario is None else [scenario]) if answers is None else answers
-    return Opened(
-        name, source, HostFacts(values), False, operations, answers=wanted, outputs=outputs_of(probes)
-    )
+    facts = HostFacts(values, likely=_likely(source, values, scenario))
+    return Opened(name, source, facts, False, operations, answers=wanted, outputs=outputs_of(probes))
+
+
+def _likely(source: Source, values: Mapping[str, object], begin: str | None = None) -> dict[str, object]:
+    """What the trace suggests about facts that nobody gave.
+
+    Under two-dimensional paging every fault has bit 2 or a bit above 31; the TDP MMU has an event of its own.
+    """
+    if "mmu" in values:
+        return {}
+    codes, has_tdp_mmu = 0, False
+    is_npt = True
+    for text in iter_lines(source):
+        found = _FAULT.search(text, 0, 512)
+        if found is not None:
+            code, codes = int(found[1], 16), codes + 1
+            is_npt &= bool(code & _USER or code >> _BEYOND_32_BITS)
+        has_tdp_mmu |= ": kvm_tdp_mmu_spte_changed:" in text[:256]
+        if begin is None and scenario_of(text) is not None:
+            begin = text
+    likely: dict[str, object] = {"mmu": "npt" if is_npt or not codes else "shadow"}
+    if has_tdp_mmu and "tdp_mmu" not in values:
+        likely["tdp_mmu"] = 1
+    mode = _MODE.search(begin or "")
+    if mode is not None and "guest_mode" not in values:
+        likely["guest_mode"] = mode[1]
+    return likely
 
 
 def _survey(source: Source) -> tuple[frozenset[str], str | None]:

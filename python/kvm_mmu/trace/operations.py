@@ -93,6 +93,13 @@ def _numbered(path: Source) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
+def first_operation(known: Mapping[int, str] | Source | None) -> str | None:
+    """The text of the first operation, None where there is none."""
+    if isinstance(known, Mapping):
+        return known[min(known)] if known else None
+    return None if known is None else next((text for _, text in _numbered(known)), None)
+
+
 def read_operations(path: str | Path) -> dict[int, str]:
     """All operations of an `ops.jsonl` file by their number, in memory.
 
