@@ -95,3 +95,13 @@ def test_other_reasons_not_to_replay(trace: Path):
     assert done.returncode == 2 and "this host used EPT" in done.stderr
     done = run("trace", "replay", str(trace), "--kernel", "v6.1", "--host", '{"tdp_mmu": 1}')
     assert done.returncode == 2 and "TDP MMU" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["summary", "stalls", "decode", "replay"])
+def test_what_is_no_text_is_said(command: str, tmp_path: Path):
+    (tmp_path / "trace.dat").write_bytes(b"\x17\x08\x44tracing6\0\0\x08\0")
+    done = run("trace", command, str(tmp_path / "trace.dat"))
+    assert done.returncode == 2 and "trace-cmd report -R -i" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "notes.txt").write_text("dear diary\n")
+    done = run("trace", command, str(tmp_path / "notes.txt"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""

@@ -260,6 +260,8 @@ def run_stalls(args: argparse.Namespace) -> int:
     from kvm_mmu.trace.stalls import stalls
 
     found = stalls(iter_lines(args.file), display_name(args.file))
+    if found.is_other_text:
+        raise TraceError(f"{found.name}: no event in it: expected ftrace text")
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
     return 0
 

@@ -61,6 +61,9 @@ class Activity:
     has_entries: bool = False
     #: vCPU numbers that several tasks have, without the processes: more than one VM, not told apart.
     shared_vcpus: list[int] = field(default_factory=list)
+    #: Lines that are events, and lines that are neither these nor comments.
+    events: int = 0
+    other_lines: int = 0
 
 
 def process_of(task: str) -> str:
@@ -172,10 +175,13 @@ def activity(lines: Iterable[str]) -> Activity:
     for number, text in enumerate(lines, 1):
         line = parse_line(text)
         if line is not None:
+            collector.found.events += 1
             body = clean_body(line.body)
             collector.event(number, line.task, nanoseconds(line.timestamp), line.event, body)
         elif lost_events(text) is not None:
             collector.lost()
+        elif text.strip() and not text.startswith("#"):
+            collector.found.other_lines += 1
     return collector.finish()
 
 

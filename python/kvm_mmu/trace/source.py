@@ -21,6 +21,8 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.unpack import BROKEN, XZ_MEMORY_MAX, unpacked
 
 STDIN = "-"
+#: How a trace.dat begins.
+_TRACE_DAT = b"\x17\x08Dtraci"[:8]
 #: A line's length that is read whole where lines are streamed, in bytes.
 LINE_MAX = 1 << 20
 
@@ -79,6 +81,11 @@ def open_bytes(path: Source) -> Iterator[IO[bytes]]:
             head = cast(io.BufferedReader, raw).peek(8)
         except OSError as err:
             raise TraceError(f"{display_name(path)}: cannot be read: {err.strerror or err}") from err
+        if head.startswith(_TRACE_DAT):
+            name = display_name(path)
+            raise TraceError(
+                f"{name}: trace-cmd's own file: expected the text of `trace-cmd report -R -i {name}`"
+            )
         stream = unpacked(raw, head)
         if stream is raw:
             yield stream

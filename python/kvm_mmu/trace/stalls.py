@@ -47,6 +47,8 @@ class Stalls:
     works: dict[str, int] = field(default_factory=dict)
     #: cause -> time of its work while no vCPU waited
     idle_ns: dict[str, int] = field(default_factory=dict)
+    #: There was text, but no event in it.
+    is_other_text: bool = False
     #: Sentences about what the numbers cannot say.
     notes: list[str] = field(default_factory=list)
 
@@ -137,6 +139,7 @@ def stalls(lines: Iterable[str], name: str) -> Stalls:
     """Attribute the waiting time of a trace."""
     found = activity(lines)
     result = Stalls(name, unfinished=found.unfinished, notes=_notes(found))
+    result.is_other_text = found.other_lines > 0 and not found.events
     result.halted_ns = sum(halt.end_ns - halt.start_ns for halt in found.halts)
     for cause in CAUSES:
         result.works[cause] = len({work.operation for work in found.works if work.cause == cause})

@@ -200,6 +200,9 @@ def summarize(path: str | Path, *, strict: bool = False) -> TraceSummary:
             found.counts = counts
     if found.counts["lines"] == 0:
         raise TraceError(f"{found.name}: empty: expected ftrace text")
+    if found.not_understood and not found.events and not found.counts["opaque"]:
+        line, text = min(_first_not_understood(found.counts))
+        raise TraceError(f"{found.name}:{line}: no event in it: expected ftrace text, not {text[:80]!r}")
     if strict and found.not_understood:
         line, text = min(_first_not_understood(found.counts))
         raise TraceError(
