@@ -91,12 +91,15 @@ pub fn lost_events(text: &[u8]) -> Option<u64> {
 /// Flags are one word before the timestamp, or missing.
 #[inline]
 fn flags_and_time<'a>(cursor: &mut Cursor<'a>) -> Option<(&'a [u8], u64)> {
-    let mut ahead = *cursor;
-    if let Some(time) = timestamp(&mut ahead) {
-        *cursor = ahead;
+    if cursor.rest().first().is_some_and(u8::is_ascii_digit)
+        && let Some(time) = timestamp(cursor)
+    {
         return Some((&[], time));
     }
-    let flags = cursor.until(b" ")?;
+    // Flags are a few letters: a search made for longer texts costs more than it finds.
+    let head = &cursor.rest()[..cursor.rest().len().min(PREFIX_MAX)];
+    let len = head.iter().position(|byte| *byte == b' ')?;
+    let flags = cursor.take(len);
     cursor.blanks();
     Some((flags, timestamp(cursor)?))
 }
@@ -135,8 +138,10 @@ fn timestamp(cursor: &mut Cursor<'_>) -> Option<u64> {
 #[inline]
 fn event_name<'a>(cursor: &mut Cursor<'a>) -> Option<&'a [u8]> {
     let rest = cursor.rest();
-    let len = rest.iter().take(EVENT_MAX + 1).position(|byte| !IN_NAMES[usize::from(*byte)])?;
-    (1..=EVENT_MAX).contains(&len).then(|| cursor.take(len))
+    // Look no further than a name may reach: a hostile line could make it be read again for each of its brackets.
+    let head = &rest[..rest.len().min(EVENT_MAX + 1)];
+    let len = head.iter().position(|byte| !IN_NAMES[usize::from(*byte)])?;
+    (len > 0).then(|| cursor.take(len))
 }
 
 /// Without blanks around it; None when nothing is left or no blank separates it from what follows.
@@ -177,6 +182,16 @@ mod tests {
         let line = |len: usize| [b"a-1 [000] 1.0: ", &vec![b'x'; len][..], b": y"].concat();
         assert_eq!(Line::parse(&line(EVENT_MAX)).map(|line| line.event.len()), Some(EVENT_MAX));
         assert_eq!(Line::parse(&line(EVENT_MAX + 1)), None);
+    }
+
+    #[test]
+    fn flags_are_a_short_word_or_missing() {
+        for (text, flags) in
+            [(&b"a-1 [000] 1.0: x: y"[..], Some(&b""[..])), (b"a-1 [000] 1N..1 1.0: x: y", Some(b"1N..1"))]
+        {
+            assert_eq!(Line::parse(text).map(|line| line.flags), flags);
+        }
+        assert_eq!(Line::parse(&[b"a-1 [000] ", &[b'.'; PREFIX_MAX][..], b" 1.0: x: y"].concat()), None);
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Reader {
     /// Read the next chunk; `sink` gets every line that names an event.
     pub fn feed(&mut self, chunk: &[u8], sink: &mut impl FnMut(&Record<'_>)) {
         self.summary.bytes += chunk.len() as u64;
+        let mut values = Event::default();
         let mut start = 0;
         for end in memchr::memchr_iter(b'\n', chunk) {
             let text = &chunk[start..end];
@@ -125,7 +126,7 @@ impl Reader {
             if self.skipping {
                 self.skipping = false;
             } else if self.carry.is_empty() {
-                self.line(text, sink);
+                self.line(&mut values, text, sink);
             } else {
                 self.keep(text);
                 self.flush_carry(sink);
@@ -164,13 +165,13 @@ impl Reader {
             return;
         }
         let text = std::mem::take(&mut self.carry);
-        self.line(&text, sink);
+        self.line(&mut Event::default(), &text, sink);
         self.carry = text;
         self.carry.clear();
     }
 
     #[inline]
-    fn line(&mut self, text: &[u8], sink: &mut impl FnMut(&Record<'_>)) {
+    fn line<'a>(&mut self, values: &mut Event<'a>, text: &'a [u8], sink: &mut impl FnMut(&Record<'_>)) {
         let summary = &mut self.summary;
         summary.lines += 1;
         if text.len() > LINE_MAX {
@@ -182,15 +183,14 @@ impl Reader {
             summary.other_line(number, text);
             return;
         };
-        let mut values = Event::default();
         let event = match values.read(line.event, line.body) {
             Outcome::Known => {
                 summary.events[values.kind as usize] += 1;
-                summary.eras.note(&values);
+                summary.eras.note(values);
                 if values.wording_index() > 0 || values.kind.wordings()[0].kernels == "raw" {
                     summary.note_wording(values.wording().kernels);
                 }
-                Some(&values)
+                Some(&*values)
             }
             Outcome::NotUnderstood => {
                 summary.not_understood(number, text);

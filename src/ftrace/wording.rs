@@ -199,6 +199,7 @@ macro_rules! kinds {
 
             /// The name the trace has for it.
             #[must_use]
+            #[inline]
             pub const fn name(self) -> &'static str {
                 match self { $(Kind::$variant => $name),+ }
             }
@@ -219,6 +220,7 @@ macro_rules! kinds {
 
             /// Its wordings, tried in this order.
             #[must_use]
+            #[inline]
             pub const fn wordings(self) -> &'static [Wording] {
                 match self { $(Kind::$variant => &[$(Wording { kernels: $kernels, tokens: tokens!($($row)*) }),+]),+ }
             }
