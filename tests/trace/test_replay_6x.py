@@ -431,6 +431,39 @@ def test_without_the_event_on_smm_the_smi_and_what_follows_it_say_when(tmp_path:
     assert story.outputs(ended) == ([] if has_probes else [f"{root} existing"])
 
 
+def test_where_no_operation_chooses_the_vcpu_the_task_of_a_line_says_whose_probe_it_is(tmp_path: Path):
+    def line(task: str, text: str) -> str:
+        return f"{task:>20}   [000] .....  5012.1: {text}"
+
+    def fault(task: str, vcpu: int, gpa: int) -> list[str]:
+        address = f"address {gpa:#018x} error_code 0x100000006"
+        return [
+            line(task, f"kvm_page_fault: vcpu {vcpu} rip 0x1000 {address}"),
+            line(task, f"kvm_mmu_spte_requested: gfn {gpa >> 12:x} pfn 8000000000000000 level 1"),
+        ]
+
+    one, two = "CPU 0/KVM-71", "CPU 1/KVM-72"
+    load = "mmu_load: (kvm_mmu_load+0x0/0x890 [kvm])"
+    free = "free_roots: (kvm_mmu_free_roots+0x0/0x1c0 [kvm]) mask=0xffffffffffffffff"
+    slot = '{"i":9,"op":"set_memslot","slot":0,"gpa":"0x0","size":"0x1000","hva":"0x1000"}'
+    lines = [
+        host.PREFIX + json.dumps({"kernel": "6.1", "mmu": "npt"}),
+        line("vmm-70", 'tracing_mark_write: {"i":1,"op":"create_vm"}'),
+        line("vmm-70", f"tracing_mark_write: {slot}"),
+        *(line("vmm-70", f'tracing_mark_write: {{"i":{n + 2},"op":"create_vcpu","id":{n}}}') for n in range(2)),
+        line(one, load), line(two, load), *fault(one, 0, 0xD0000000), line(two, free), *fault(one, 0, 0xD0001000),
+        line(two, load), *fault(two, 1, 0xD0002000),
+    ]  # fmt: skip
+    trace = tmp_path / "two.txt"
+    trace.write_text("\n".join(lines) + "\n")
+    roots = [p.body.split(" l4 ")[1] for p in replay(trace, engine).predictions if " l4 " in p.body]
+    marks = [p.line for p in replay(trace, engine).predictions if p.event == "mark_mmio_spte"]
+    role = "8-byte q0 direct wux nxe ad root"
+    # The second vCPU shares the first one's root; the first keeps it when the second gives it up and takes it again.
+    assert roots == [f"{role} 0 sync new", f"{role} 1 sync existing", f"{role} 1 sync existing"]
+    assert marks == [9, 12, 15]
+
+
 def test_a_scan_that_no_fault_asks_for_is_the_shrinkers(tmp_path: Path):
     story = Story(tmp_path)
     story.fault(0x1000000, 0x100000006)

@@ -73,6 +73,7 @@ class Event(NamedTuple):
     name: str
     groups: tuple[str, ...]
     operation: Operation | None
+    task: str = ""
     #: instruction pointer of a fault
     rip: int = 0
 
@@ -108,9 +109,9 @@ def iter_events(lines: Iterable[str], name: str) -> Iterator[Event]:
                 raise TraceError(f"{name}:{at}: {line.event}: cannot be read: {line.body[:80]!r}")
             if line.event == "kvm_page_fault":
                 vcpu, rip, address, error_code = found.groups()
-                yield Event(at, line.event, (vcpu, address, error_code), None, int(rip, 16))
+                yield Event(at, line.event, (vcpu, address, error_code), None, line.task, int(rip, 16))
             else:
-                yield Event(at, line.event, found.groups(), None)
+                yield Event(at, line.event, found.groups(), None, line.task)
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,23 @@ def count_vcpus(events: Iterable[Event], name: str) -> int:
     return most + 1
 
 
+def vcpus_of_tasks(events: Iterable[Event], tasks: dict[str, int]) -> Iterator[Event]:
+    """The events; `tasks` gets the vCPU of each task whose faults are all of one, unless operations choose the vCPU."""
+    has_choice = False
+    several: set[str] = set()
+    for event in events:
+        if event.operation is not None:
+            has_choice |= event.operation.get("op") == "use_vcpu"
+        elif event.name in ("kvm_page_fault", "kvm_smm_transition"):
+            vcpu = int(event.groups[0])
+            if tasks.setdefault(event.task, vcpu) != vcpu:
+                several.add(event.task)
+        yield event
+    for task in list(tasks):
+        if has_choice or task in several:
+            del tasks[task]
+
+
 class Recorder6x:
     """Feeds a 6.x recording to an engine, one input at a time."""
 
@@ -229,6 +247,8 @@ class Recorder6x:
         #: (vCPU, register) -> its value, as far as operations tell
         self._registers: dict[tuple[int, str], int] = {}
         self.vcpus_needed = 1
+        #: Task -> the vCPU it runs, where no operation chooses one: the probes do not say whose they are.
+        self.tasks: dict[str, int] = {}
         self.ignored: dict[str, int] = {}
 
     def feed(self, event: Event, where: str) -> None:
@@ -242,6 +262,7 @@ class Recorder6x:
             if event.name == "op":
                 self._operation(event.operation, where)
             return
+        self._current = self.tasks.get(event.task, self._current)
         if event.name == "kvm_page_fault" and self._smm.leaves_at_fault(int(event.groups[0]), event.rip):
             self._switch_smm(int(event.groups[0]), False)
         handler = getattr(self, f"_on_{event.name}")

@@ -23,7 +23,7 @@ from kvm_mmu.trace.markers import number
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
-from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events
+from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.trace.replayable import refuse_host, replayable
 from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
 
@@ -160,6 +160,7 @@ class _Replay:
         self._opened, self._report, self._factory, self._emit = opened, report, factory, emit
         self._profile, self._name = report.kernel, report.name
         self._comparison: Comparison | None = None
+        self._tasks: dict[str, int] = {}
         #: The line that was read last: its number in the stripped text, and in the recording (0: an added one).
         self._at = self._origin = 0
 
@@ -185,7 +186,8 @@ class _Replay:
             report.ignored_operations = self._drive_5x(vcpus, names)
         else:
             events: set[str] = set()
-            vcpus = count_vcpus(_named(iter_events(texts, self._name), events), self._name)
+            inputs = vcpus_of_tasks(_named(iter_events(texts, self._name), events), self._tasks)
+            vcpus = count_vcpus(inputs, self._name)
             report.ignored_operations = self._drive_6x(vcpus, frozenset(events), names)
         self._finish(opened)
 
@@ -244,7 +246,7 @@ class _Replay:
         if not events:
             raise self._nothing()
         translator = Recorder6x(self._factory, self._profile, self._opened.facts, events, self._predict)
-        translator.vcpus_needed = vcpus
+        translator.vcpus_needed, translator.tasks = vcpus, self._tasks
         for event in iter_events(self._second_pass(names), self._name):
             translator.feed(event, f"{self._name}:{event.line}")
         translator.finish()
