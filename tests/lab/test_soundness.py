@@ -82,6 +82,30 @@ def test_pages_made_in_lock_breaks_are_not_left_over() -> None:
     assert found.rows[0]["left_over"] == 0 and found.rows[0]["sound"] == "yes"
 
 
+def test_pages_made_during_the_run_are_after_the_event() -> None:
+    # A fast invalidate leaves them alone, as it must: they carry the new generation.
+    small = mmio_mix(40, 0.5, "tail", kernel="v6.1")
+    found = km.compare(small, ["v5.4-fast"], at="wrap", contend=1, added=3)
+    assert found.rows[0]["lock_breaks"] > 0 and found.rows[0]["outcome"] == "done"
+    assert found.rows[0]["left_over"] == 0 and found.rows[0]["sound"] == "yes"
+
+
+def test_mappings_of_other_slots_and_other_address_spaces_stay() -> None:
+    vm = km.Vm(kernel="v5.2", family="npt", events="off")
+    for as_id in (0, 1):
+        vm.memslots.create(slot=0, gpa=0, size=4 << 20, as_id=as_id)
+    vm.memslots.create(slot=1, gpa=8 << 20, size=2 << 20)
+    for smm in (False, True):
+        vm.vcpus[0].set_smm(smm)
+        vm.vcpus[0].access(0x1000, "w")
+    vm.vcpus[0].set_smm(False)
+    vm.vcpus[0].access(8 << 20, "w")
+    found = km.compare(Workload("two slots", vm, []), ["v5.2-slot", "merged"], at="slot-removal")
+    assert left(found) == {"v5.2-slot": 0, "merged": soundness.left_over(vm, "slot-removal", (0, 0), 1 << 30)}
+    assert 0 < left(found)["merged"] <= 8
+    assert soundness.left_over(vm, "slot-removal", (0, 9), 1 << 30) == 0
+
+
 def test_a_run_that_does_not_end_is_not_judged() -> None:
     small = mmio_mix(40, 0.5, "tail", kernel="v5.2")
     row = km.compare(small, ["zap-all"], at="teardown", contend=2, added=2).rows[0]

@@ -53,6 +53,18 @@ def counts(workload: Workload) -> tuple[int, int]:
     return workload.made, workload.zapped
 
 
+def leaves(workload: Workload) -> set[tuple[int, int, int, bool]]:
+    """Every entry that maps something: where it stands, and whether it may be written (6.x: without a write fault)."""
+    found = set()
+    for page_id in workload.vm.core.active_page_ids():
+        page = workload.vm.core.page(page_id)
+        assert page is not None
+        for index, raw, child in page["sptes"]:
+            if child is None:
+                found.add((page["gfn"], page["level"], index, bool(raw & 2)))
+    return found
+
+
 def run(recording: Recording, kernel: str | None = None, **more: Any) -> Workload:
     return run_scenario_workload(recorded_scenario(recording, kernel), moment="end", **more)
 
@@ -74,6 +86,7 @@ def test_the_counts_are_the_recordings(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(translation, "_Same", translation._Other)
     accesses = run(recording)
     assert counts(accesses) == counts(before) and accesses.population() == before.population()
+    assert leaves(accesses) == leaves(before)
 
 
 #: Scenarios that two kernels were recorded with. Made on the kernel that zaps more, since a recording holds only the
@@ -250,3 +263,48 @@ def test_recordings_that_nobody_made(seed: int, tmp_path: Path) -> None:
     for kernel in ("v5.0", "v5.4"):
         found = km.compare(recording, ["merged", "v5.4-fast"], at="wrap", kernel=kernel)
         assert {row["sound"] for row in found.rows} == {"yes"}
+
+
+@pytest.mark.skipif(not SOAK, reason="half a million operations under each of four kernels")
+def test_a_recorded_wrap_under_other_kernels() -> None:
+    recording = read_recording(path_of("6.1/npt1tdp0_wrap_flags"))
+    found = {kernel: counts(run(recording, kernel)) for kernel in ("v6.1", "v6.12", "v5.2", "v5.0-seed")}
+    assert found == {"v6.1": (14, 8), "v6.12": (14, 8), "v5.2": (8, 1), "v5.0-seed": (7, 0)}
+
+
+def translated(ops: list[dict[str, Any]], recorded: str, target: str) -> list[tuple[str, Any]]:
+    """What becomes of operations after a slot of 1 MiB at 0, in short."""
+    slot = {"op": "set_memslot", "as": 0, "id": 0, "gpa": 0, "size": 1 << 20, "hva": 1 << 30, "flags": 0}
+    made = translation.translate({"phys_bits": 40}, [slot, *ops], [0] * (1 + len(ops)), recorded, target)
+    return [(op["op"], op.get("state", op.get("kind", op.get("n")))) for op in made.ops[1:]]
+
+
+def test_a_write_to_the_zero_page_finds_the_page_as_it_leaves_it() -> None:
+    fault = {"op": "fault", "vcpu": 0, "gpa": 0x1000, "err": 7}
+    state = {"op": "host_state", "hva": (1 << 30) + 4096, "npages": 1}
+    poisoned, writable, zero = ({**state, "state": name} for name in ("hwpoison", "rw", "cow"))
+    gone = {"op": "unmap_hva", "start": (1 << 30) + 4096, "end": (1 << 30) + 8192}
+    broke = translated([poisoned, fault, gone, writable, fault], "v5.0", "v5.2")
+    assert broke == [("unmap_hva", None), ("host_state", "rw"), ("access", "w"), ("access", "w")]
+    # Answered before its page was looked up: it stays what it was.
+    assert translated([poisoned, fault, zero], "v5.0", "v5.2") == [("host_state", "cow"), ("access", "w")]
+    assert translated([poisoned, fault, zero], "v5.0", "v5.0")[0] == ("host_state", "hwpoison")
+
+
+def test_a_fault_without_a_mapping_keeps_its_place() -> None:
+    first = {"op": "fault", "vcpu": 0, "gpa": 0x1000, "err": 4, "host": None}
+    scan = {"op": "zap_oldest", "n": 128}
+    assert translated([first, scan], "v6.1", "v6.12") == [("access", "r"), ("zap_oldest", 128)]
+    assert translated([first, scan], "v6.1", "v5.4") == [("access", "r"), ("shrink", 128)]
+    second = {**first, "host": {"level": 1, "writable": 1, "found": list(range(8))}}
+    assert translated([first, second, scan], "v6.1", "v6.12") == [("access", "r"), ("zap_oldest", 128)]
+
+
+def test_host_memory_is_stated_for_whoever_asks_later() -> None:
+    first = {"op": "fault", "vcpu": 0, "gpa": 0x1000, "err": 4, "host": None}
+    zero = {**first, "host": {"level": 1, "writable": 0, "found": []}}
+    same = translated([first, zero], "v6.1", "v6.1")
+    assert same == [("fault", None), *[("host_state", "cow")] * 8, ("fault", None)]
+    there = {**first, "host": {"level": 1, "writable": 1, "found": [0, 2]}}
+    stated = translated([first, zero, first, there], "v6.1", "v6.1")[len(same) :]
+    assert stated == [("fault", None), *[("host_state", "rw")] * 3, ("fault", None)]
