@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     for update in range(2, updates + 1):
         vm.vcpus[0].access(0xFEE0_0000)  # no memslot there: an MMIO SPTE is cached with this generation
         before = vm.work["pages_zapped"]
-        vm.memslots.set_flags(0, update % 2 == 0)
+        vm.memslots.set_flags(0, int(update % 2 == 0))
         zapped = vm.work["pages_zapped"] - before
         wraps += zapped > 0
         generation = vm.memslots.generations[0]
