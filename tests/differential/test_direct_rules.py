@@ -293,3 +293,19 @@ def test_a_root_for_nobody_maps_nothing(new_vm: Any) -> None:
     assert line["ret"] == 1 and line["events"] == []
     # Without a mapping nothing is emulated, although the vCPU's cache now knows the gfn.
     assert vm.engine.state()["vcpus"][0]["mmio"][1] == 2 * G1 >> 12
+
+
+def test_fields_that_may_be_left_out_mean_the_same_to_both(new_vm: Any) -> None:
+    """A slot without hva lies at 0, one page of a range, no bit of a mask, a notifier's page read-only."""
+    vm = new_vm()
+    vm("host_state", hva=HVA + 0x1000, state="cow")
+    vm("access", gpa=0x1000, kind="r")
+    vm("access", gpa=0x2000, kind="r")
+    assert [leaves(vm)[gfn] >> 1 & 1 for gfn in (1, 2)] == [0, 1]
+    vm("change_pte", hva=HVA + 0x2000, pfn=0x77)
+    assert leaves(vm)[2] >> 12 & 0xFFF == 0x77
+    assert not leaves(vm)[2] & 2
+    assert vm("set_memslot", id=1, gpa=2 * G1, size=0x1000, flags=1)["ret"] == 0
+    vm("access", gpa=2 * G1, kind="w")
+    assert vm("clear_dirty_log", id=1, first=0, num=1)["ret"] == 0
+    assert leaves(vm)[2 * G1 >> 12] & 2

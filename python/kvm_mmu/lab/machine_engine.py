@@ -236,7 +236,7 @@ class MachineEngine:
             slot=number(op, "id"),
             gpa=number(op, "gpa"),
             size=number(op, "size"),
-            hva=number(op, "hva"),
+            hva=number(op, "hva", 0),
             flags=number(op, "flags", 0),
             as_id=number(op, "as", 0),
             published=lambda: self._run_nested(2, next(publication, [])),
@@ -382,7 +382,7 @@ class MachineEngine:
         return self.vm.core.test_age_hva(number(op, "hva"))
 
     def _change_pte(self, op: Op) -> int:
-        self.vm.core.change_pte(number(op, "hva"), number(op, "pfn"), bool(number(op, "write")))
+        self.vm.core.change_pte(number(op, "hva"), number(op, "pfn"), bool(number(op, "write", 0)))
         return 0
 
     def _set_generation(self, op: Op) -> int:

@@ -123,7 +123,7 @@ SLOT: Fields = {**AS, "id": (below(KVM_MEM_SLOTS_NUM, "a slot id below 512"), RE
 VCPU: Fields = {"vcpu": (read_vcpu, 0)}
 N: Fields = {"n": (read_u64, REQUIRED)}
 RANGE: Fields = {"start": (read_u64, REQUIRED), "end": (read_u64, REQUIRED)}
-HOST_RANGE: Fields = {"hva": (read_u64, REQUIRED), "npages": (read_u64, REQUIRED)}
+HOST_RANGE: Fields = {"hva": (read_u64, REQUIRED), "npages": (read_u64, 1)}
 
 OPS: dict[str, Fields] = {
     "set_memslot": {
@@ -158,7 +158,7 @@ OPS: dict[str, Fields] = {
         **SLOT,
         "first": (read_u64, REQUIRED),
         "num": (read_u64, REQUIRED),
-        "mask": (read_words, REQUIRED),
+        "mask": (read_words, ()),
     },
     "manual_protect": {"on": (read_u64, REQUIRED)},
     "dirty_masked": {**SLOT, "offset": (read_u64, REQUIRED), "mask": (read_u64, REQUIRED)},
