@@ -7,8 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "replay-rules.md"
-RULES = [f"A.{n}" for n in range(1, 6)] + [f"B.{n}" for n in (*range(1, 39), 50)]
-TESTS = set(re.findall(r"^def (test_\w+)", (ROOT / "tests/trace/test_replay_6x.py").read_text(), re.M))
+RULES = [f"A.{n}" for n in range(1, 6)] + [f"B.{n}" for n in (*range(1, 39), *range(40, 48), 50)]
+FILES = ("test_replay_6x", "test_replay_5x_rules", "test_faults_of_5x")
+TESTS = {
+    name
+    for file in FILES
+    for name in re.findall(r"^def (test_\w+)", (ROOT / f"tests/trace/{file}.py").read_text(), re.M)
+}
+VECTORS = {path.name.partition(".")[0] for path in (ROOT / "tests/data/vectors/v5.0").iterdir()}
 
 
 def rows() -> dict[str, tuple[list[str], list[str]]]:
@@ -29,7 +35,7 @@ def test_every_rule_has_a_row_and_something_that_shows_it():
     for rule, (recordings, others) in rows().items():
         assert recordings or others, rule
         # What no recording shows has a scenario or a made-up recording.
-        assert recordings or any(name.startswith("v6_") for name in others), rule
+        assert recordings or any(name.startswith("v6_") or name in VECTORS for name in others), rule
 
 
 def test_what_is_named_is_there():
@@ -39,7 +45,7 @@ def test_what_is_named_is_there():
         for name in others:
             if name == "made up":
                 continue
-            is_there = name in TESTS or (ROOT / f"tests/data/scenarios/{name}.jsonl").is_file()
+            is_there = name in TESTS | VECTORS or (ROOT / f"tests/data/scenarios/{name}.jsonl").is_file()
             assert is_there, (rule, name)
 
 

@@ -1,5 +1,7 @@
 """Real traces: reading them, stripping them, replaying them.
 
+`Trace` reads one as columns, in batches of constant memory or everything at once; `summarize` counts what is
+in it.
 `replay` drives a model with a recording's inputs and predicts its outputs; `strip` makes the text in which
 only the inputs are left. What drives it all is an `EngineFactory`, so the core and the reference replay
 alike.
@@ -10,11 +12,15 @@ from __future__ import annotations
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.narrator import Prediction
+from kvm_mmu.trace.reader import Batch, Trace
 from kvm_mmu.trace.replaying import Divergence, Report, replay
 from kvm_mmu.trace.source import iter_chunks, open_bytes, read_lines
 from kvm_mmu.trace.stripping import Stripped, read_operations, strip
+from kvm_mmu.trace.summary import TraceSummary, summarize
+from kvm_mmu.trace.table import Table
 
 __all__ = [
+    "Batch",
     "Divergence",
     "Engine",
     "EngineFactory",
@@ -22,10 +28,14 @@ __all__ = [
     "Prediction",
     "Report",
     "Stripped",
+    "Table",
+    "Trace",
+    "TraceSummary",
     "iter_chunks",
     "open_bytes",
     "read_lines",
     "read_operations",
     "replay",
     "strip",
+    "summarize",
 ]
