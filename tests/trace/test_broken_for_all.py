@@ -62,7 +62,10 @@ ERRORS: dict[tuple[str, str], str] = {
     ("end cut", "strict"): rf":{len(LINES)}: not understood: ",
     ("lost", "replay"): rf":{AT + 1}: events were lost here \(42\): not replayable",
     ("lost", "emit"): rf":{AT + 1}: events were lost here \(42\): not replayable",
-    ("any bytes", "strict"): r":1: not understood: ",
+    **{
+        ("any bytes", command): "no event in it: expected ftrace text"
+        for command in ("summary", "strict", "stalls")
+    },
     ("any bytes", "replay"): "nothing to replay",
     ("any bytes", "emit"): "nothing to replay",
 }
