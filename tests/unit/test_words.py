@@ -7,6 +7,7 @@ import lzma
 
 import numpy as np
 import pytest
+from kvm_mmu.cli import main
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationV51Fixed
 from kvm_mmu.machine.roles import decode_role
@@ -74,6 +75,38 @@ def test_all_values_as_arrays(vectors):
         assert columns.mmio_gen.tolist() == [row["dec_gen"] for row in made]
         assert columns.is_mmio.tolist() == [bool(row["is_mmio"]) for row in made]
         assert columns.shadow_present.dtype == np.bool_
+
+
+@pytest.mark.parametrize(("kernel", "family"), [("v5.0", "npt"), ("v5.2", "ept_ad"), ("v6.12", "npt")])
+def test_a_gfn_above_the_physical_width_is_refused(kernel, family):
+    for phys_bits in (36, 40, 52):
+        machine = Codec(kernel, family, phys_bits)
+        if not machine.makes_mmio_sptes:
+            continue
+        last = (1 << phys_bits - 12) - 1
+        machine.make_mmio_spte(last, 6, 4)
+        for gfn in (last + 1, 0xE000000000000, (1 << 64) - 1):
+            said = f"gfn {gfn:#x}: expected 0 to {last:#x}, the frames of {phys_bits} physical bits"
+            with pytest.raises(UsageError, match=said):
+                machine.make_mmio_spte(gfn, 6, 4)
+            with pytest.raises(UsageError, match=said):
+                machine.make_mmio_sptes(np.array([0, gfn], dtype=np.uint64), [6, 6], [4, 4])
+        with pytest.raises(UsageError, match="access 8: expected 0 to 7"):
+            machine.make_mmio_spte(0, 8, 4)
+        with pytest.raises(UsageError, match="gen"):
+            machine.make_mmio_spte(0, 6, 1 << 64)
+        nothing = np.array([], dtype=np.uint64)
+        assert machine.make_mmio_sptes(nothing, nothing, nothing).size == 0
+
+
+def test_encode_names_the_argument_that_is_too_large(capsys):
+    assert main(["encode", "mmio", "--gfn", "0xe000000000000", "--gen", "4", "--kernel", "v5.0"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert (
+        "arguments: gfn 0xe000000000000: expected 0 to 0x3ffffffff, the frames of 46 physical bits"
+        in said.err
+    )
 
 
 def test_the_known_bug_of_v5_1_and_its_repair():

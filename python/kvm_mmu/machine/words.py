@@ -23,6 +23,7 @@ U64 = npt.NDArray[np.uint64]
 
 #: The codec vectors call the mask set of `ept_ad` so.
 FAMILY_ALIASES = {"ept": "ept_ad"}
+_PAGE_SHIFT = 12
 
 
 class MmioColumns(NamedTuple):
@@ -114,16 +115,31 @@ class Codec:
         return f"{self.kernel}, {self.family}, {self.phys_bits} physical bits{l1tf}"
 
     def make_mmio_spte(self, gfn: int, access: int, generation: int) -> int:
-        """The MMIO SPTE of a gfn; `access` 0-7, `generation` the whole memslot generation (u64)."""
-        return self._core.make_mmio_spte(
-            word64(gfn, "gfn"), word64(access, "access"), word64(generation, "gen")
-        )
+        """The MMIO SPTE of a gfn; `access` 0-7, `generation` the whole memslot generation (u64).
+
+        Raises:
+            UsageError: the gfn lies above the physical width of this host, or an access of more than three bits.
+        """
+        frame = self._gfn(word64(gfn, "gfn"))
+        return self._core.make_mmio_spte(frame, word64(access, "access"), word64(generation, "gen"))
+
+    def _gfn(self, gfn: int) -> int:
+        """The gfn. One above the physical width would be taken apart by the fields above the address, and come back as
+        another one: a mistake of the caller, not one of the kernel's own lossy encodings."""
+        if gfn >> self.phys_bits - _PAGE_SHIFT:
+            raise UsageError(
+                f"gfn {gfn:#x}: expected 0 to {(1 << self.phys_bits - _PAGE_SHIFT) - 1:#x}, "
+                f"the frames of {self.phys_bits} physical bits"
+            )
+        return gfn
 
     def make_mmio_sptes(self, gfns: npt.ArrayLike, access: npt.ArrayLike, generations: npt.ArrayLike) -> U64:
         """MMIO SPTEs of arrays of equal length (uint64 in, uint64 out)."""
         columns = (_words(gfns, "gfns"), _words(access, "access"), _words(generations, "generations"))
         if len({len(column) for column in columns}) != 1:
             raise UsageError(f"make_mmio_sptes: lengths {[len(c) for c in columns]}, expected equal ones")
+        if columns[0].size:
+            self._gfn(int(columns[0].max()))
         return self._core.make_mmio_sptes(*columns)
 
     def decode_mmio_sptes(self, sptes: npt.ArrayLike) -> MmioColumns:
@@ -173,9 +189,13 @@ class Codec:
             lines.append(f"  against generation {found['kvm_gen']:#x}: {verdict}")
         return "\n".join(lines)
 
-    def phrase(self, spte: int) -> str:
-        """One SPTE in one line of words, for the middle of a longer text."""
-        return self._bits.phrase(spte, self.decode_mmio(spte))
+    def phrase(self, spte: int, level: int | None = None) -> str:
+        """One SPTE in one line of words, for the middle of a longer text.
+
+        Args:
+            level: where the entry stands, if that is known: then a link to a table is told from a leaf.
+        """
+        return self._bits.phrase(spte, self.decode_mmio(spte), level)
 
 
 def encode_mmio(
