@@ -180,8 +180,8 @@ class SpteBits:
             bits.append(_group(raw, own.saved, 3, "saved R, X", said))
         return _whole(raw, bits, lambda _: "not used by this kernel")
 
-    def phrase(self, raw: int, found: dict[str, Any]) -> str:
-        """The SPTE in one line of words; `found` is what the decoders gave back."""
+    def phrase(self, raw: int, found: dict[str, Any], level: int | None = None) -> str:
+        """The SPTE in one line of words; `found` is what the decoders gave back, `level` None where it is not known."""
         if found["is_mmio"]:
             stored = [word for bit, word in ((2, "write"), (4, "user")) if found["access"] & bit]
             access = (
@@ -191,6 +191,8 @@ class SpteBits:
         bits = {group.name: group.value for group in self.spte(raw, found)}
         if found["kind"] in ("empty", "not present"):
             return str(found["kind"])
+        if level is not None and level > 1 and not bits["large"]:
+            return self._link(bits, found["pfn"], level)
         said = [f"pfn {found['pfn']:x}"]
         if found["kind"] == "access-tracked":
             said.append("access-tracked")
@@ -208,6 +210,15 @@ class SpteBits:
             said.append("can be made writable without the lock")
         is_executable = bits["X"] if self.is_ept else not bits["NX"]
         said.append("executable" if is_executable else "no execute")
+        return ", ".join(said)
+
+    def _link(self, bits: Mapping[str, int], frame: int, level: int) -> str:
+        """An entry above level 1 that is no large leaf; host-writable and dirty mean nothing in it."""
+        said = [f"link to the table of level {level - 1} in frame {frame:x}"]
+        said.append("writable" if bits["W"] else "write-protected")
+        if not self.is_ept:
+            said.append("user" if bits["U"] else "supervisor")
+        said.append("executable" if (bits["X"] if self.is_ept else not bits["NX"]) else "no execute")
         return ", ".join(said)
 
     def _rows(self, no_ad: bool) -> Iterable[tuple[int, str, str, str]]:

@@ -28,7 +28,7 @@ _SPTES = {
     "fast_page_fault": rf" old 0x{_HEX} new {_HEX}\b",
     "kvm_mmu_set_spte": rf"gfn {_HEX} spte {_HEX} \(([rwxu-]{{3,4}})\) level (\d{{1,3}})",
     "kvm_mmu_split_huge_page": rf"gfn {_HEX} spte {_HEX} level (\d{{1,3}}) ",
-    "kvm_tdp_mmu_spte_changed": rf"gfn {_HEX} level \d{{1,3}} old_spte {_HEX} new_spte {_HEX}",
+    "kvm_tdp_mmu_spte_changed": rf"gfn {_HEX} level (\d{{1,3}}) old_spte {_HEX} new_spte {_HEX}",
     "page_zap_pte": rf"spte=0x{_HEX}",
     "make_mmio_spte_ret": rf"spte=0x{_HEX}",
     "mark_mmio_spte": rf"gfn {_HEX} access {_HEX} gen {_HEX}",
@@ -54,6 +54,8 @@ _LEVELS = {
     5: "256 TiB entries",
 }
 _NOSLOT = 1 << 63
+#: What the TDP MMU writes while it takes an entry away, beside the bits of an empty one; seen in its recordings only.
+_TDP_REMOVED = 0x5A0
 #: Role bits that the text of a page does not print; said where the raw word shows one set.
 _UNPRINTED = ("cr0_wp", "smep_andnot_wp", "smap_andnot_wp", "guest_mode", "passthrough", "smm")
 
@@ -122,8 +124,15 @@ class Explainer:
                 self.first_contradiction = (number, text)
         return list(explained)
 
-    def _word(self, name: str, value: int) -> Words:
-        return Words(name, value, self._phrase(value))
+    def _word(self, name: str, value: int, level: int | None = None) -> Words:
+        return Words(name, value, self._phrase(value, level))
+
+    def _tdp_word(self, name: str, value: int, level: int) -> Words:
+        word = self._word(name, value, level)
+        if word.meaning == "not present" and value & ~(1 << 63) == _TDP_REMOVED:
+            marked = f"not present, value {_TDP_REMOVED:#x}: the TDP MMU marks so an entry that it takes away"
+            return word._replace(meaning=marked)
+        return word
 
     def _raw_role(self, text: str) -> Iterator[Words]:
         found = _RAW_ROLE.search(text)
@@ -138,7 +147,10 @@ class Explainer:
         found = self.codec.decode_mmio(spte)
         if not found["is_mmio"]:
             return False
-        return self.codec.make_mmio_spte(found["gfn"], found["access"] & 7, found["mmio_gen"]) == spte
+        try:
+            return self.codec.make_mmio_spte(found["gfn"], found["access"] & 7, found["mmio_gen"]) == spte
+        except UsageError:
+            return False  # a gfn above the width of this host
 
     # One method an event: the meaning of its words, and whether they say what the line says (None: it says nothing).
 
@@ -162,11 +174,12 @@ class Explainer:
     def _kvm_mmu_split_huge_page(self, gfn: str, spte: str, level: str) -> _Explained:
         return [self._word("spte", int(spte, 16))], self._fits(int(spte, 16), int(level))
 
-    def _kvm_tdp_mmu_spte_changed(self, gfn: str, old: str, new: str) -> _Explained:
+    def _kvm_tdp_mmu_spte_changed(self, gfn: str, level: str, old: str, new: str) -> _Explained:
         values = (int(old, 16), int(new, 16))
         mmio = [found["gfn"] for value in values if (found := self.codec.decode_mmio(value))["is_mmio"]]
         words = [
-            self._word(name, value) for name, value in zip(("old_spte", "new_spte"), values, strict=True)
+            self._tdp_word(name, value, int(level))
+            for name, value in zip(("old_spte", "new_spte"), values, strict=True)
         ]
         return words, all(found == int(gfn, 16) for found in mmio) if mmio else None
 
