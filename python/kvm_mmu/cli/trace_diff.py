@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     """Compare and print."""
     from kvm_mmu.trace.difference import diff
 
+    if "-" in (args.a, args.b):
+        raise UsageError("-: a difference reads a recording more than once: from a file, not from stdin")
+
     def make(kernel: str, config: Mapping[str, object], plans: Mapping[str, str]) -> Engine:
         scenario = Scenario(name="diff", config=dict(config), plans=dict(plans))
         return make_engine(scenario, kernel, args.backend)
