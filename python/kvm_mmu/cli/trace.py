@@ -183,6 +183,7 @@ def run_replay(args: argparse.Namespace) -> int:
     if args.emit:
         for key, value in report.inferred.items():
             sys.stderr.write(f"inferred: {key} = {value}\n")
+        sys.stderr.writelines(f"kvm-mmu trace: {note}\n" for note in report.notes)
         return 0
     sys.stdout.write((json.dumps(report.as_json()) if args.json else report.as_text()) + "\n")
     return 0 if report.is_equal else 1

@@ -19,6 +19,8 @@ from kvm_mmu.trace.table import Table
 #: How much text a batch covers by default, in bytes.
 BATCH_BYTES = 16 << 20
 OPAQUE_KIND = 255
+#: How much of the beginning a `Trace` keeps, at least: the comments before the first event fit in.
+HEAD_BYTES = 4096
 
 
 class _Native(Protocol):
@@ -79,6 +81,8 @@ class Trace:
 
     def __init__(self, path: str | Path):
         self.path = path
+        #: The beginning of the text, as far as it was read.
+        self.head = b""
 
     def __repr__(self) -> str:
         return f"<Trace {display_name(self.path)}>"
@@ -123,7 +127,10 @@ class Trace:
     def _batches(self, size: int) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
         reader = native_reader(columns=True)
         filled = 0
+        self.head = b""
         for chunk in iter_chunks(self.path, min(size, 1 << 20)):
+            if len(self.head) < HEAD_BYTES:
+                self.head += chunk[:HEAD_BYTES]
             reader.feed(chunk)
             filled += len(chunk)
             if filled >= size:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.profiles import ALIASES
 from kvm_mmu.trace import host as host_facts
+from kvm_mmu.trace.buffer_header import missing_from
 from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
 from kvm_mmu.trace.engine import EngineFactory
 from kvm_mmu.trace.inputs import Input, Marker, read_inputs
@@ -51,6 +53,8 @@ class Report:
     ignored_operations: dict[str, int] = field(default_factory=dict)
     #: how many predictions there were, also when they were given away one by one
     predicted: int = 0
+    #: Sentences about what of the VM is not in the text.
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_equal(self) -> bool:
@@ -82,11 +86,13 @@ class Report:
             "inferred": self.inferred,
             "host_answers_used": self.host_answers,
             "ignored_operations": self.ignored_operations,
+            "notes": self.notes,
         }
 
     def as_text(self) -> str:
         """The report for a person."""
         lines = [f"{self.name}: kernel {self.kernel}"]
+        lines.extend(f"  note: {note}" for note in self.notes)
         for key, value in self.inferred.items():
             lines.append(f"  inferred: {key} = {value} (not in the trace)")
         lines.append(f"  host answers used: {self.host_answers}")
@@ -143,10 +149,11 @@ def replay(
     """
     with open_recording(path, host, operations) as opened:
         refuse_host(opened.facts.values, opened.name)
-        profile = kernel or _kernel_of(opened)
+        profile = _profile(kernel) or _kernel_of(opened)
         if profile not in _KERNELS:
-            raise TraceError(f"kernel {profile!r}: replay knows {', '.join(_KERNELS)}")
+            raise TraceError(f"kernel {kernel or profile!r}: replay knows {', '.join(_KERNELS)}")
         report = Report(opened.name, profile, [], inferred=opened.facts.inferred)
+        report.notes.extend(missing_from(opened.source))
         _Replay(opened, report, factory, emit or report.predictions.append).run()
         return report
 
@@ -169,13 +176,14 @@ class _Replay:
         try:
             self._run()
         except TraceError as err:
-            where = f"{self._name}:{self._at}:"
-            if self._opened.is_stripped or not str(err).startswith(where):
-                raise
-            place = (
-                f"{self._name}:{self._origin}:" if self._origin else f"{self._name}, stripped, {self._at}:"
-            )
-            raise TraceError(place + str(err).removeprefix(where)) from err
+            raise TraceError("; ".join([self._placed(str(err)), *self._report.notes])) from err
+
+    def _placed(self, message: str) -> str:
+        where = f"{self._name}:{self._at}:"
+        if self._opened.is_stripped or not message.startswith(where):
+            return message
+        place = f"{self._name}:{self._origin}:" if self._origin else f"{self._name}, stripped, {self._at}:"
+        return place + message.removeprefix(where)
 
     def _run(self) -> None:
         report, opened = self._report, self._opened
@@ -274,6 +282,11 @@ def _origin(opened: Opened, line: int) -> int:
     """The line of the recording that a line of the stripped text came from."""
     kept = (item for item in opened.items() if isinstance(item, Kept))
     return next((item.origin for at, item in enumerate(kept, 1) if at == line), 0)
+
+
+def _profile(kernel: str | None) -> str:
+    """The profile that a user means: `v6.12`, `6.12`, `6.12.117`, a distribution's release."""
+    return ALIASES.get(kernel, host_facts.kernel_name(kernel)) if kernel else ""
 
 
 def _kernel_of(opened: Opened) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvm_mmu.trace.activity import Activity, Wait, activity, process_of
+from kvm_mmu.trace.buffer_header import BufferHeader
 from kvm_mmu.trace.mmu_work import CAUSES, Work, disjoint
 
 OTHER = "other"
@@ -137,8 +138,10 @@ class Stalls:
 
 def stalls(lines: Iterable[str], name: str) -> Stalls:
     """Attribute the waiting time of a trace."""
-    found = activity(lines)
-    result = Stalls(name, unfinished=found.unfinished, notes=_notes(found))
+    header = BufferHeader()
+    found = activity(header.watch(lines))
+    missing = header.missing(found.events + found.other_lines)
+    result = Stalls(name, unfinished=found.unfinished, notes=[*missing, *_notes(found)])
     result.is_other_text = found.other_lines > 0 and not found.events
     result.halted_ns = sum(halt.end_ns - halt.start_ns for halt in found.halts)
     for cause in CAUSES:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.trace.buffer_header import BufferHeader, header_in
 from kvm_mmu.trace.reader import Batch, Trace
 from kvm_mmu.trace.source import display_name
 
@@ -47,6 +48,7 @@ class TraceSummary:
     mmio_stale_checks: int = 0
     zap_alls: int = 0
     generations: set[int] = field(default_factory=set)
+    header: BufferHeader = field(default_factory=BufferHeader)
 
     @property
     def events(self) -> dict[str, int]:
@@ -57,6 +59,11 @@ class TraceSummary:
     def not_understood(self) -> int:
         """Lines that should be events and cannot be read."""
         return int(self.counts["not_understood"]) + int(self.counts["overlong"])
+
+    @property
+    def entries(self) -> int:
+        """Lines that are neither blank nor comments."""
+        return int(self.counts["lines"] - self.counts["blank"] - self.counts["notes"])
 
     @property
     def kernels(self) -> list[str]:
@@ -102,6 +109,7 @@ class TraceSummary:
     def as_json(self) -> dict[str, Any]:
         """Plain values; the schema has a version."""
         gens = sorted(self.generations)
+        entries = self.header.entries
         return {
             "schema": "kvm-mmu/trace-summary/1",
             "file": self.name,
@@ -121,6 +129,8 @@ class TraceSummary:
                 "first": gens[0] if gens else None,
                 "last": gens[-1] if gens else None,
             },
+            "buffer": None if entries is None else {**entries._asdict(), "in_text": self.entries},
+            "missing": self.header.missing(self.entries),
         }
 
     def as_text(self) -> str:
@@ -163,6 +173,7 @@ class TraceSummary:
             f"  {count:>10}  {event} (other event, kept as text)"
             for event, count in _by_count(counts["opaque"].items())
         )
+        lines.extend(f"  {note}" for note in self.header.missing(self.entries))
         if counts["lost_notes"]:
             lines.append(
                 f"  events were lost at {counts['lost_notes']} places ({counts['lost']} as far as the trace says)"
@@ -194,10 +205,12 @@ def summarize(path: str | Path, *, strict: bool = False) -> TraceSummary:
         TraceError: the trace cannot be read, or `strict` and a line is not understood.
     """
     found = TraceSummary(display_name(path))
-    for batch, counts in Trace(path).batches_and_counts():
+    trace = Trace(path)
+    for batch, counts in trace.batches_and_counts():
         found.add(batch)
         if counts is not None:
             found.counts = counts
+    found.header = header_in(trace.head)
     if found.counts["lines"] == 0:
         raise TraceError(f"{found.name}: empty: expected ftrace text")
     if found.not_understood and not found.events and not found.counts["opaque"]:
