@@ -97,3 +97,35 @@ def test_a_replay_takes_the_names_that_other_commands_take(kernel: str):
 def test_the_seed_is_a_kernel_of_its_own():
     done = run("trace", "replay", str(OF_5X / "trace.txt.xz"), "--kernel", "seed")
     assert done.stdout.splitlines()[0].endswith("kernel v5.0-seed")
+
+
+def without_its_beginning(recording: Path, folder: Path) -> Path:
+    """From the first fault on, as a ring buffer has it that overwrote what was before."""
+    lines = text_of(recording).splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if ": kvm_page_fault:" in line)
+    trace = copy_of(recording, folder, "".join(line for line in lines[:first] if line.startswith("#")))
+    with trace.open("a") as file:
+        file.writelines(lines[first:])
+    (folder / "ops.jsonl.xz").unlink(missing_ok=True)
+    return trace
+
+
+def test_a_replay_from_the_middle_of_a_vm_says_so(tmp_path: Path):
+    trace = without_its_beginning(OF_6X, tmp_path)
+    first = next(i for i, line in enumerate(trace.read_text().splitlines(), 1) if not line.startswith("#"))
+    said = f"no create_vm before line {first}: the recording starts in the middle of a VM"
+    done = run("trace", "replay", str(trace))
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == f"  note: {said}"
+    done = run("trace", "replay", str(trace), "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and not report["equal"] and said in report["notes"]
+
+
+def test_a_5x_replay_from_the_middle_of_a_vm_says_so(tmp_path: Path):
+    trace = without_its_beginning(OF_5X, tmp_path)
+    done = run("trace", "replay", str(trace))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert (
+        "no create_vm before this line: the recording starts in the middle of a VM; the text has"
+        in done.stderr
+    )

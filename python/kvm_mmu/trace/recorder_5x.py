@@ -213,7 +213,7 @@ class Recorder5x:
     def _need_vm(self, where: str) -> _Vm:
         if self._vm is None:
             raise TraceError(
-                f"{where}: no create_vm operation before this: the recording does not begin with its VM"
+                f"{where}: no create_vm before this line: the recording starts in the middle of a VM"
             )
         return self._vm
 

@@ -63,6 +63,8 @@ _PATTERNS = {
     "set_memslot": r"change=([0-3])",
     "mmu_load": r"",
 }
+#: What only a VM that was made before can do.
+_NEEDS_VM = frozenset({"kvm_page_fault", "mmu_load"})
 _COMPILED = {event: re.compile(pattern) for event, pattern in _PATTERNS.items()}
 
 
@@ -250,6 +252,9 @@ class Recorder6x:
         #: Task -> the vCPU it runs, where no operation chooses one: the probes do not say whose they are.
         self.tasks: dict[str, int] = {}
         self.ignored: dict[str, int] = {}
+        self._begun = False
+        #: A vCPU faulted or got a root, and no operation had made the VM: the recording starts in the middle of it.
+        self.starts_in_the_middle = False
 
     def feed(self, event: Event, where: str) -> None:
         """Execute one input line."""
@@ -263,6 +268,7 @@ class Recorder6x:
                 self._operation(event.operation, where)
             return
         self._current = self.tasks.get(event.task, self._current)
+        self.starts_in_the_middle |= not self._begun and event.name in _NEEDS_VM
         if event.name == "kvm_page_fault" and self._smm.leaves_at_fault(int(event.groups[0]), event.rip):
             self._switch_smm(int(event.groups[0]), False)
         handler = getattr(self, f"_on_{event.name}")
@@ -419,7 +425,7 @@ class Recorder6x:
                 # The host facts tell long5 from long, which the marker does not.
                 self._mode = self._mode or str(op.get("mode"))
             case "create_vm":
-                self._made, self._current = None, 0
+                self._made, self._current, self._begun = None, 0, True
             case "backing":
                 hva, size = number(op, "hva", where), number(op, "size", where)
                 thp = bool(number(op, "thp", where, 0))

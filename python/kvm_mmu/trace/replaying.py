@@ -35,6 +35,7 @@ _KERNELS = ("v5.0", "v5.0-seed", "v5.2", "v5.3", "v5.4", "v6.1", "v6.12")
 _MAX_VCPUS = 256
 #: A marker's beginning stands within this many characters of its line.
 _MARK_BEFORE = 160
+_IN_THE_MIDDLE = "no create_vm before line {}: the recording starts in the middle of a VM"
 
 
 @dataclass
@@ -92,7 +93,8 @@ class Report:
     def as_text(self) -> str:
         """The report for a person."""
         lines = [f"{self.name}: kernel {self.kernel}"]
-        lines.extend(f"  note: {note}" for note in self.notes)
+        if self.is_equal:
+            lines.extend(f"  note: {note}" for note in self.notes)
         for key, value in self.inferred.items():
             lines.append(f"  inferred: {key} = {value} (not in the trace)")
         lines.append(f"  host answers used: {self.host_answers}")
@@ -108,6 +110,7 @@ class Report:
         lines.append(f"  {agreed} of {total} outputs equal, in order")
         if self.divergence is not None:
             lines.extend(_explain(self.divergence))
+            lines.extend(f"  note: {note}" for note in self.notes)
         return "\n".join(lines)
 
 
@@ -255,8 +258,12 @@ class _Replay:
             raise self._nothing()
         translator = Recorder6x(self._factory, self._profile, self._opened.facts, events, self._predict)
         translator.vcpus_needed, translator.tasks = vcpus, self._tasks
+        is_noted = False
         for event in iter_events(self._second_pass(names), self._name):
             translator.feed(event, f"{self._name}:{event.line}")
+            if translator.starts_in_the_middle and not is_noted:
+                is_noted = True
+                self._report.notes.append(_IN_THE_MIDDLE.format(self._origin or self._at))
         translator.finish()
         return translator.ignored
 
