@@ -94,7 +94,7 @@ def test_read_as_if_nothing_was(tmp_path: Path, expected: list[str], name: str, 
         (TRACE.encode() + b"CPU:0 [LOST 42 EVENTS]\n", r"t.txt:6: events were lost here \(42\)"),
         (
             "\n".join(TRACE.split("\n")[:1] + TRACE.split("\n")[2:]).encode(),
-            "t.txt:2: no create_vm operation before",
+            "t.txt:2: no create_vm before this line: the recording starts in the middle",
         ),
         (TRACE.replace("read8", 'use_vcpu","n":999,"x":"').encode(), "vCPU number 999: at most"),
         (lzma.compress(TRACE.encode())[:-30], "after line 5: the compressed data end too early"),
