@@ -129,3 +129,39 @@ def test_a_5x_replay_from_the_middle_of_a_vm_says_so(tmp_path: Path):
         "no create_vm before this line: the recording starts in the middle of a VM; the text has"
         in done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("recording", "fact", "value", "said"),
+    [
+        (OF_5X, "mmu", "shadow", "shadow paging of 5.x cannot be replayed"),
+        (OF_5X, "mmu", "ept", "this host used EPT"),
+        (OF_6X, "tdp_mmu", 1, "the TDP MMU, which is not modelled"),
+        (OF_5X, "kernel", "4.19.1", "kernel 'v4.19'"),
+    ],
+)
+def test_a_refusal_names_who_says_so_and_what_else_to_do(
+    recording: Path, fact: str, value: object, said: str, tmp_path: Path
+):
+    trace, facts = copy_of(recording, tmp_path), tmp_path / "host.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), fact: value}))
+    done = run("trace", "replay", str(trace))
+    assert done.returncode == 2 and done.stderr.startswith(f"kvm-mmu trace: {trace}: ")
+    assert said in done.stderr and f"({facts} says so)" in done.stderr and "stalls" in done.stderr
+    if fact != "kernel":
+        done = run("trace", "replay", str(trace), "--host", json.dumps({fact: value}))
+        assert said in done.stderr and "says so" not in done.stderr
+
+
+def test_assumed_is_what_nothing_says(tmp_path: Path):
+    trace = copy_of(OF_5X, tmp_path)
+    (tmp_path / "host.json").write_text('{"kernel": "5.0.1"}')
+    done = run("trace", "replay", str(trace)).stdout
+    assert "  inferred: mmu = npt (shown by the trace)\n" in done
+    assert "  assumed: phys_bits = 40 (not in the trace)\n" in done
+    found = json.loads(run("trace", "replay", str(trace), "--json").stdout)
+    assert (
+        "phys_bits" in found["assumed"]
+        and "mmu" not in found["assumed"]
+        and found["inferred"]["mmu"] == "npt"
+    )

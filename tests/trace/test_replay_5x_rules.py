@@ -179,7 +179,7 @@ def test_updates_without_a_marker_make_no_slot_again(tmp_path: Path, engine: Any
 
 
 def test_what_no_model_can_be_made_for_is_said(tmp_path: Path, engine: Any):
-    with pytest.raises(TraceError, match=r"kernel 'v5\.1': replay knows v5\.0, "):
+    with pytest.raises(TraceError, match=r"kernel 'v5\.1'.*: replay knows v5\.0, "):
         outputs(tmp_path, engine, "5.1.15", create_vm(), RAM)
     lines = (tmp_path / "trace.txt").read_text().replace("5.1.15", "5.2.1").replace("40", "60")
     (tmp_path / "trace.txt").write_text(lines)

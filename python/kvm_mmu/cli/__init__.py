@@ -6,6 +6,7 @@ Exit status: 0 fine, 1 a finding, 2 wrong usage, unreadable input or unwritable 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -25,6 +26,10 @@ SUBCOMMANDS = {
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
     "gallery": "claims and figures answered by runs",
 }
+
+
+#: Errors of writing only.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         _drop_stdout()
-        return _fail(command, error, 2)
+        is_stdout = error.filename is None and error.errno in _NO_ROOM
+        return _fail(command, f"stdout: {error.strerror}" if is_stdout else error, 2)
     except MemoryError:
         return _fail(command, "out of memory", 2)
 

@@ -142,10 +142,16 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--chrome", metavar="OUT.json", type=Path, help="lanes per vCPU and per task")
     target.add_argument(
-        "--parquet", metavar="DIR", type=Path, help="one file per event (needs pyarrow or polars)"
+        "--parquet",
+        metavar="DIR",
+        type=Path,
+        help="one file per event (needs pyarrow or polars, and memory for the whole trace)",
     )
     target.add_argument(
-        "--csv", metavar="DIR", type=Path, help="one file per event (needs pyarrow or polars)"
+        "--csv",
+        metavar="DIR",
+        type=Path,
+        help="one file per event (needs pyarrow or polars, and memory for the whole trace)",
     )
     parser.add_argument("--json", action="store_true", help="print the written files as JSON")
     parser.set_defaults(run=run_export)
@@ -182,7 +188,7 @@ def run_replay(args: argparse.Namespace) -> int:
     )
     if args.emit:
         for key, value in report.inferred.items():
-            sys.stderr.write(f"inferred: {key} = {value}\n")
+            sys.stderr.write(f"{report.how_known(key)}: {key} = {value}\n")
         sys.stderr.writelines(f"kvm-mmu trace: {note}\n" for note in report.notes)
         return 0
     sys.stdout.write((json.dumps(report.as_json()) if args.json else report.as_text()) + "\n")

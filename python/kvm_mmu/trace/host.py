@@ -18,7 +18,7 @@ from kvm_mmu.errors import TraceError
 PREFIX = "# replay-host: "
 #: key -> value assumed when nobody says (kernel and mmu are never assumed silently: see
 #: `HostFacts.inferred`).
-_ASSUMED: dict[str, object] = {
+ASSUMED: dict[str, object] = {
     "mmu": "npt",
     "tdp_mmu": 0,
     "phys_bits": 40,
@@ -48,8 +48,8 @@ class HostFacts:
         """The value of a fact; one that nobody gave is assumed and remembered as inferred."""
         if key in self.values:
             return self.values[key]
-        value = self.likely.get(key, _ASSUMED.get(key, ""))
-        if key in _ASSUMED or key in self.likely:
+        value = self.likely.get(key, ASSUMED.get(key, ""))
+        if key in ASSUMED or key in self.likely:
             self.inferred[key] = value
         return value
 
@@ -78,7 +78,7 @@ def check_facts(values: object, where: str) -> dict[str, object]:
     for key, value in values.items():
         if key in _TEXT_KEYS and not isinstance(value, str):
             raise TraceError(f"{where}: host fact {key!r} must be text, not {value!r}")
-        if key in _ASSUMED and key not in _TEXT_KEYS and (not isinstance(value, int) or not 0 <= value <= 64):
+        if key in ASSUMED and key not in _TEXT_KEYS and (not isinstance(value, int) or not 0 <= value <= 64):
             raise TraceError(f"{where}: host fact {key!r} must be a number from 0 to 64, not {value!r}")
     if values.get("mmu", "npt") not in ("npt", "ept", "shadow"):
         raise TraceError(f"{where}: host fact 'mmu' must be npt, ept or shadow, not {values['mmu']!r}")
@@ -110,8 +110,14 @@ def facts_from(option: str) -> dict[str, object]:
 
 def beside(trace: str | Path) -> dict[str, object] | None:
     """The facts in `host.json` beside a trace, None where there is none."""
+    found = file_beside(trace)
+    return None if found is None else facts_from(found)
+
+
+def file_beside(trace: str | Path) -> str | None:
+    """The `host.json` beside a trace, None where there is none."""
     candidate = Path(trace).parent / "host.json"
-    return facts_from(str(candidate)) if str(trace) != "-" and candidate.is_file() else None
+    return str(candidate) if str(trace) != "-" and candidate.is_file() else None
 
 
 def kernel_name(release: str) -> str:

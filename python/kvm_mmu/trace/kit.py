@@ -226,8 +226,9 @@ tdp_mmu=$(bit "$(p kvm tdp_mmu N)")
     printf '"mmio_caching": %s}\\n' "$(bit "$(p kvm mmio_caching Y)")"
 } > "$(dirname "$output")/host.json"                    # beside the trace: decode and replay read it
 """
-_TDP_WARNING = """\
+_NO_REPLAY = """\
 [ "$tdp_mmu" = 0 ] || echo "the TDP MMU is on: there is no replay of it (load kvm with tdp_mmu=N)" >&2
+[ "$mmu" != ept ] || echo "an Intel host with EPT: there is no replay of its recordings yet" >&2
 """
 
 
@@ -243,7 +244,7 @@ def script(variant: str = "tracefs", purpose: str = "replay") -> str:
     lines.append("")
     lines.extend(_by_trace_cmd(events, probes) if is_trace_cmd else _by_tracefs(events, probes))
     if purpose == "replay":
-        lines.append(_TDP_WARNING.rstrip())
+        lines.append(_NO_REPLAY.rstrip())
     if not is_trace_cmd:
         lines.append("\n" + _RECORD.rstrip())
         return "\n".join(lines) + "\n"

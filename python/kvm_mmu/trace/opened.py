@@ -44,6 +44,13 @@ class Opened:
     operations: Mapping[int, str] | Source | None = None
     answers: bool = False
     outputs: frozenset[str] = field(default_factory=frozenset)
+    #: The host facts found beside the trace: the file, and which of them the user did not say otherwise.
+    facts_file: str | None = None
+    facts_of_file: frozenset[str] = frozenset()
+
+    def said_by(self, *keys: str) -> str:
+        """` (FILE says so)` where one of these facts was found in a file that the user did not name, else nothing."""
+        return f" ({self.facts_file} says so)" if self.facts_of_file.intersection(keys) else ""
 
     def items(self) -> Iterator[Kept | Recorded]:
         """The lines of the stripped text in order, and among them the outputs that were removed."""
@@ -105,7 +112,8 @@ def _look(
         given = host_facts.parse_facts(first[len(host_facts.PREFIX) :], f"{name}:1")
         values = {**given, **(host or {})}
         return Opened(name, source, HostFacts(values, likely=_likely(source, values)), is_stripped=True)
-    values = {**(host_facts.beside(path) or {}), **(host or {})}
+    found = host_facts.beside(path) or {}
+    values = {**found, **(host or {})}
     if operations is None and not host_facts.kernel_name(str(values.get("kernel", ""))).startswith("v5"):
         operations = operations_file_beside(path)
     probes, scenario = _survey(source)
@@ -114,7 +122,9 @@ def _look(
         scenario = first_operation(operations) or scenario
     wanted = wants_answers(values, [] if scenario is None else [scenario]) if answers is None else answers
     facts = HostFacts(values, likely=_likely(source, values, scenario))
-    return Opened(name, source, facts, False, operations, answers=wanted, outputs=outputs_of(probes))
+    opened = Opened(name, source, facts, False, operations, answers=wanted, outputs=outputs_of(probes))
+    opened.facts_file, opened.facts_of_file = host_facts.file_beside(path), frozenset(found) - set(host or {})
+    return opened
 
 
 def _likely(source: Source, values: Mapping[str, object], begin: str | None = None) -> dict[str, object]:
@@ -134,7 +144,7 @@ def _likely(source: Source, values: Mapping[str, object], begin: str | None = No
         has_tdp_mmu |= ": kvm_tdp_mmu_spte_changed:" in text[:256]
         if begin is None and scenario_of(text) is not None:
             begin = text
-    likely: dict[str, object] = {"mmu": "npt" if is_npt or not codes else "shadow"}
+    likely: dict[str, object] = {"mmu": "npt" if is_npt else "shadow"} if codes else {}
     if has_tdp_mmu and "tdp_mmu" not in values:
         likely["tdp_mmu"] = 1
     mode = _MODE.search(begin or "")

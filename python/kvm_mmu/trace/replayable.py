@@ -5,7 +5,7 @@ Owns: the refusals that hold for every kernel. Those of one kernel's translator 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kvm_mmu.errors import TraceError
 
@@ -16,26 +16,27 @@ _EVENT = ": kvm_"
 _MARKS = (": tracing_mark_write: ", ": print: ")
 #: What else to do with a trace.
 INSTEAD = "`kvm-mmu trace summary`, `decode`, `stalls` and `export` read it all the same"
-TDP_MMU = (
-    f"this VM used the TDP MMU, which is not modelled (load kvm with tdp_mmu=N to record without); {INSTEAD}"
-)
-EPT = f"this host used EPT, and no recording of one holds a replay yet; {INSTEAD}"
+TDP_MMU = "this VM used the TDP MMU, which is not modelled (load kvm with tdp_mmu=N to record without)"
+EPT = "this host used EPT, and no recording of one holds a replay yet"
 NO_OPERATIONS = (
     "no operation of the VM in it: a replay needs to know its memslots and vCPUs, which no event tells; "
     f"the VMM writes them to trace_marker (the documentation of replay says how); {INSTEAD}"
 )
 
 
-def refuse_host(facts: Mapping[str, object], name: str) -> None:
+def refuse_host(facts: Mapping[str, object], name: str, said_by: Callable[[str], str]) -> None:
     """Say so when the facts of the host rule a replay out.
+
+    Args:
+        said_by: of a fact's key, where it comes from, as the end of a sentence.
 
     Raises:
         TraceError: the TDP MMU was on, or the host is one with EPT.
     """
     if facts.get("tdp_mmu"):
-        raise TraceError(f"{name}: {TDP_MMU}")
+        raise TraceError(f"{name}: {TDP_MMU}{said_by('tdp_mmu')}; {INSTEAD}")
     if facts.get("mmu") == "ept":
-        raise TraceError(f"{name}: {EPT}")
+        raise TraceError(f"{name}: {EPT}{said_by('mmu')}; {INSTEAD}")
 
 
 def replayable(lines: Iterable[str], name: str) -> Iterator[str]:
@@ -48,7 +49,7 @@ def replayable(lines: Iterable[str], name: str) -> Iterator[str]:
     for text in lines:
         head = text[:_HEAD]
         if _TDP_CHANGE in head:
-            raise TraceError(f"{name}: {TDP_MMU}")
+            raise TraceError(f"{name}: {TDP_MMU}; {INSTEAD}")
         has_events = has_events or _EVENT in head
         has_operations = has_operations or any(mark in head for mark in _MARKS)
         yield text

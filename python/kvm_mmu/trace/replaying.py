@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
 from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events, vcpus_of_tasks
-from kvm_mmu.trace.replayable import refuse_host, replayable
+from kvm_mmu.trace.replayable import INSTEAD, refuse_host, replayable
 from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
 
 __all__ = ["Divergence", "Report", "replay"]
@@ -56,11 +57,17 @@ class Report:
     predicted: int = 0
     #: Sentences about what of the VM is not in the text.
     notes: list[str] = field(default_factory=list)
+    #: Of the inferred facts those that the trace itself shows; the others are assumed.
+    shown: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def is_equal(self) -> bool:
         """No difference was found."""
         return self.divergence is None
+
+    def how_known(self, key: str) -> str:
+        """Whether something in the trace says an inferred fact, or nothing."""
+        return "assumed" if key in host_facts.ASSUMED and key not in self.shown else "inferred"
 
     def as_json(self) -> dict[str, object]:
         """The report as JSON values; the schema has a version."""
@@ -85,6 +92,7 @@ class Report:
                 "surroundings": found.surroundings,
             },
             "inferred": self.inferred,
+            "assumed": [key for key in self.inferred if self.how_known(key) == "assumed"],
             "host_answers_used": self.host_answers,
             "ignored_operations": self.ignored_operations,
             "notes": self.notes,
@@ -96,7 +104,8 @@ class Report:
         if self.is_equal:
             lines.extend(f"  note: {note}" for note in self.notes)
         for key, value in self.inferred.items():
-            lines.append(f"  inferred: {key} = {value} (not in the trace)")
+            where = "not in the trace" if self.how_known(key) == "assumed" else "shown by the trace"
+            lines.append(f"  {self.how_known(key)}: {key} = {value} ({where})")
         lines.append(f"  host answers used: {self.host_answers}")
         for name, count in self.ignored_operations.items():
             lines.append(f"  operation {name!r} has no effect on the model and was passed over {count} times")
@@ -151,11 +160,14 @@ def replay(
         TraceError: the trace cannot be read or replayed, or the kernel is unknown.
     """
     with open_recording(path, host, operations) as opened:
-        refuse_host(opened.facts.values, opened.name)
+        refuse_host(opened.facts.values, opened.name, opened.said_by)
         profile = _profile(kernel) or _kernel_of(opened)
         if profile not in _KERNELS:
-            raise TraceError(f"kernel {kernel or profile!r}: replay knows {', '.join(_KERNELS)}")
-        report = Report(opened.name, profile, [], inferred=opened.facts.inferred)
+            who = "" if kernel else opened.said_by("kernel", "release")
+            raise TraceError(
+                f"{opened.name}: kernel {kernel or profile!r}{who}: replay knows {', '.join(_KERNELS)}; {INSTEAD}"
+            )
+        report = Report(opened.name, profile, [], inferred=opened.facts.inferred, shown=opened.facts.likely)
         report.notes.extend(missing_from(opened.source))
         _Replay(opened, report, factory, emit or report.predictions.append).run()
         return report
@@ -241,11 +253,21 @@ class _Replay:
         if self._comparison is not None:
             self._comparison.add_predicted(prediction)
 
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What a translator refuses for the facts of the host names the trace, and the file that says the facts."""
+        try:
+            yield
+        except TraceError as err:
+            said = self._opened.said_by("mmu")
+            raise TraceError(f"{self._name}: {err}{said}; {INSTEAD}") from err
+
     def _drive_5x(self, vcpus: int | None, names: set[str]) -> dict[str, int]:
         if vcpus is None:
             raise self._nothing()
         facts = self._opened.facts
-        translator = Recorder5x(self._factory, self._profile, facts, self._predict)
+        with self._refusals():
+            translator = Recorder5x(self._factory, self._profile, facts, self._predict)
         translator.vcpus_needed = vcpus
         for item in read_inputs(self._second_pass(names), self._name):
             translator.feed(item, f"{self._name}:{item.line}")
@@ -256,7 +278,8 @@ class _Replay:
     def _drive_6x(self, vcpus: int, events: frozenset[str], names: set[str]) -> dict[str, int]:
         if not events:
             raise self._nothing()
-        translator = Recorder6x(self._factory, self._profile, self._opened.facts, events, self._predict)
+        with self._refusals():
+            translator = Recorder6x(self._factory, self._profile, self._opened.facts, events, self._predict)
         translator.vcpus_needed, translator.tasks = vcpus, self._tasks
         is_noted = False
         for event in iter_events(self._second_pass(names), self._name):
