@@ -91,7 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str], command: str) -> int:
     from kvm_mmu.errors import KvmMmuError
 
-    args = build_parser(command).parse_args(words)
+    parser = build_parser(command)
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(words)
     if sys.stdout is None:
         return _fail(command, "stdout is closed", 2)
     if args.verbose:

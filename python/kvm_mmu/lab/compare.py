@@ -176,6 +176,7 @@ def _compare_one(
         }
     )
     result.notes += [note for note in workload.notes if note not in result.notes]
+    result.own_events[workload.name, workload.vm.kernel] = workload.own_events.get(at, 0)
     for plan in chosen:
         progress(f"{workload.name}: {forced_event.plan_name(plan)}")
         try:

@@ -107,6 +107,8 @@ class Comparison:
     fits: list[dict[str, Any]] = field(default_factory=list)
     sides: dict[str, list[Side]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    #: (input, kernel) -> how often the input's own operations have the forced event already
+    own_events: dict[tuple[str, str], int] = field(default_factory=dict)
     plans: list[dict[str, Any]] = field(default_factory=list)
     workloads: list[dict[str, Any]] = field(default_factory=list)
 
@@ -164,13 +166,22 @@ class Comparison:
             idle = ", ".join(row["plan"] for row in rows if row["outcome"] == "not exercised")
             unsound = ", ".join(row["plan"] for row in rows if row["sound"] == "no")
             if idle:
-                said.append(f"not exercised: {idle} had nothing to do ({title})")
+                said.append(f"not exercised: {idle} had nothing to do ({title}){self._own_event(rows[0])}")
             if unsound:
                 said.append(f"unsound: {unsound} not enough for the event ({title})")
             for row in rows:
                 if row["outcome"] not in ("done", "not exercised"):
                     said.append(f"{row['outcome']}: {row['plan']} ({title})")
         return said
+
+    def _own_event(self, row: Mapping[str, Any]) -> str:
+        """What to say of an input in which the forced event occurs already."""
+        count = self.own_events.get((row["input"], row["kernel"]), 0)
+        if not count:
+            return ""
+        times = "once" if count == 1 else f"{count:,} times"
+        already = f"; its own operations have the {row['at']} already, {times}"
+        return f"{already} (--moment peak forces it when most pages live)"
 
     @property
     def findings(self) -> list[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ run plans on clones of `Workload.vm` and repeat `Workload.touches` to see what m
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
@@ -26,6 +27,9 @@ from kvm_mmu.types import MIB, PAGE_SIZE, AccessKind
 TABLE_SPAN = 2 * MIB
 #: Where among the level-1 tables the flagged ones stand on the active list.
 PLACES = ("head", "random", "tail", "even")
+
+#: Operations after which a generation may have wrapped around.
+_UPDATES = ("set_memslot", "invalidate_mmio")
 
 Gpas = npt.NDArray[np.uint64]
 
@@ -126,6 +130,8 @@ class Workload:
     notes: list[str] = field(default_factory=list)
     #: Pages that were asked for, where the workload was made to a size.
     size: int | None = None
+    #: Events that the guest's own operations brought, and how often.
+    own_events: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         count = sum(batch.gpas.size for batch in self.touches)
@@ -155,6 +161,8 @@ class WorkloadEngine(MachineEngine):
         self, kernel: str, config: Mapping[str, Any] | None = None, plans: Mapping[str, Any] | None = None
     ):
         self.noted: dict[Touch, None] = {}
+        #: Events that the operations bring themselves, and how often.
+        self.own_events: Counter[str] = Counter()
         super().__init__(kernel, config, plans)
 
     def step(self, op: Op) -> tuple[int, dict[str, Any] | None]:
@@ -164,13 +172,27 @@ class WorkloadEngine(MachineEngine):
         return self._run(op)
 
     def _run(self, op: Op) -> tuple[int, dict[str, Any] | None]:
-        result = super()._run(op)
         name = op.get("op")
+        as_id = op.get("as", 0)
+        before = self.vm.generation(as_id) if name in _UPDATES and as_id in (0, 1) else None
+        result = super()._run(op)
         if name in ("access", "fault"):
             kind = op.get("kind", "r") if name == "access" else kind_of_error(int(str(op["err"]), 0))
             gpa = int(str(op["gpa"]), 0) & ~(PAGE_SIZE - 1)
             self.noted[Touch(int(str(op.get("vcpu", 0)), 0), gpa, kind)] = None
+        if name == "teardown":
+            self.own_events["teardown"] += 1
+        if before is not None and result[0] >= 0:
+            self._note_update(op, as_id, before)
         return result
+
+    def _note_update(self, op: Op, as_id: int, before: int) -> None:
+        after = self.vm.generation(as_id)
+        is_checked = op["op"] == "invalidate_mmio" or after != before
+        self.own_events["wrap"] += is_checked and self.vm.generation_policy.is_wrap(after)
+        self.own_events["slot-removal"] += (
+            op["op"] == "set_memslot" and after != before and not int(str(op.get("size", 0)), 0)
+        )
 
 
 def run_scenario_workload(
@@ -216,7 +238,8 @@ def run_scenario_workload(
     run.engine.vm.clear_events()
     run.engine.vm.on_lock_break = None
     said = [f"{scenario.name}: {note}" for note in [*scenario.notes, *run.notes(), *notes]]
-    return Workload(scenario.name, run.engine.vm, batches(list(run.engine.noted)), said)
+    touches = batches(list(run.engine.noted))
+    return Workload(scenario.name, run.engine.vm, touches, said, own_events=+run.engine.own_events)
 
 
 def _lives(vm: Vm, page: int) -> bool:
