@@ -138,8 +138,11 @@ def test_refused(line: str, words: str, desk: Path, data: Path, capsys: pytest.C
 
 def test_verify_names_each_file_once(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "kernel.jsonl", "nan.jsonl", "--jobs", "1"]) == 2
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("kernel.jsonl:1: kernel 'v9'") and lines[1].startswith("nan.jsonl:1: config")
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert lines[0].startswith("kvm-mmu verify: kernel.jsonl:1: kernel 'v9'")
+    assert lines[1].startswith("kvm-mmu verify: nan.jsonl:1: config") and len(lines) == 2
+    assert said.out.splitlines() == ["0 of 2 files equal, 0 steps, backend core"]
 
 
 def test_a_plan_that_is_interrupted(desk: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,24 @@ def test_a_difference_is_not_read_from_stdin(capsys: pytest.CaptureFixture[str])
         assert "from a file, not from stdin" in capsys.readouterr().err
 
 
+def test_no_folder_is_made_for_a_chrome_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "none" / "x.json"
+    assert main(["trace", "export", str(BASIC / "trace.txt.xz"), "--chrome", str(out)]) == 2
+    assert f"{out}: no such directory" in capsys.readouterr().err
+    assert not out.parent.exists()
+
+
+def test_the_summary_names_kernels_as_the_options_do(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(BASIC.parent.parent / "5.2.1-npt" / "basic" / "trace.txt.xz")
+    assert main(["trace", "summary", path]) == 0
+    said = capsys.readouterr().out
+    assert "kernel by wording: one of v5.1, v5.2, v5.3 (not told apart by this trace)" in said
+    assert "no tracepoint for them in this kernel" in said
+    for kernel in ("v5.1", "v5.2", "v5.3"):
+        assert main(["trace", "decode", path, "--kernel", kernel]) == 0
+        capsys.readouterr()
+
+
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     path = tmp_path_factory.mktemp("columns") / "t.txt"

@@ -99,6 +99,14 @@ def test_a_gfn_above_the_physical_width_is_refused(kernel, family):
         assert machine.make_mmio_sptes(nothing, nothing, nothing).size == 0
 
 
+def test_an_unknown_kernel_is_told_every_known_one(capsys):
+    known = "v5.0, v5.0-seed, v5.1, v5.2, v5.3, v5.4, v6.1, v6.12"
+    assert main(["decode", "spte", "1", "--kernel", "v5.10"]) == 2
+    assert f"kernel 'v5.10': expected one of {known}\n" in capsys.readouterr().err
+    for kernel in known.split(", "):
+        assert main(["decode", "spte", "1", "--kernel", kernel]) == 0
+
+
 def test_encode_names_the_argument_that_is_too_large(capsys):
     assert main(["encode", "mmio", "--gfn", "0xe000000000000", "--gen", "4", "--kernel", "v5.0"]) == 2
     said = capsys.readouterr()

@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     show = sys.stderr.isatty() and len(args.files) > 1
     for verdict in verify_files(args.files, args.kernel, args.backend, args.jobs):
         verdicts.append(verdict)
-        if not args.json:
+        if verdict.error is not None:
+            print(f"kvm-mmu verify: {verdict}", file=sys.stderr, flush=True)
+        elif not args.json:
             print(verdict, flush=True)
         if show:
             print(f"\r{len(verdicts)} of {len(args.files)}", end="", file=sys.stderr, flush=True)

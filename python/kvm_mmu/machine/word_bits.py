@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationLayout
-from kvm_mmu.machine.numbers import integer
-from kvm_mmu.machine.profiles import KernelProfile, kernel_profile
+from kvm_mmu.machine.numbers import integer, shown
+from kvm_mmu.machine.profiles import ALIASES, KernelProfile, kernel_profile, kernels
 
 FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 ACCESS_WORDS = ("---", "--x", "-w-", "-wx", "u--", "u-x", "uw-", "uwx")
@@ -85,8 +85,17 @@ def layout_kernel(name: str | KernelProfile) -> tuple[str, KernelProfile]:
     """
     if isinstance(name, str) and name in _WORDS_OF:
         return f"v{name.removeprefix('v')}", kernel_profile(_WORDS_OF[name])
+    if isinstance(name, str) and name not in kernels and name not in ALIASES:
+        names = sorted({*kernels, *(known for known in _WORDS_OF if known.startswith("v"))}, key=_release)
+        raise UsageError(f"kernel {shown(name)}: expected one of {', '.join(names)}")
     profile = kernel_profile(name)
     return profile.name, profile
+
+
+def _release(name: str) -> list[str | int]:
+    """Kernels in the order of their releases, a variant behind its own."""
+    number, _, variant = name.removeprefix("v").partition("-")
+    return [*(int(part) for part in number.split(".")), variant]
 
 
 def word64(value: object, what: str = "value") -> int:

@@ -24,6 +24,8 @@ TIMELINE = "events"
 
 def export_chrome(trace: str | Path, out: Path) -> list[Path]:
     """Write the Chrome trace of a trace; returns the file."""
+    if not out.parent.is_dir():
+        raise TraceError(f"{out}: no such directory: {out.parent}")
     return [write_whole(out, json.dumps(chrome_trace(iter_lines(trace))) + "\n")]
 
 

@@ -16,7 +16,7 @@ from kvm_mmu.trace.reader import native_reader
 #: How much text is looked at, in characters: enough for a VM's start, little enough for a stream.
 _HEAD = 4 << 20
 #: What the reader calls a range of kernels -> the kernels of it whose words are known.
-_ERAS = {
+KERNELS_OF_ERA = {
     "v5.0": ("v5.0",),
     "v5.1-v5.2": ("v5.1", "v5.2"),
     "v5.3": ("v5.3",),
@@ -79,8 +79,8 @@ def origin(lines: Iterable[str]) -> tuple[Origin, Iterator[str]]:
     reader.finish()
     counts = reader.summary()
     # A trace without any event of the MMU excludes nothing.
-    eras = counts["kernels"] if len(counts["kernels"]) < len(_ERAS) else []
-    kernels = tuple(kernel for era in eras for kernel in _ERAS.get(era, ()))
+    eras = counts["kernels"] if len(counts["kernels"]) < len(KERNELS_OF_ERA) else []
+    kernels = tuple(kernel for era in eras for kernel in KERNELS_OF_ERA.get(era, ()))
     mmio = {int(found[1], 16): None for text in head if (found := _MMIO.search(text))}
     gfns = frozenset(int(found[1], 16) for text in head if (found := _MARK.search(text)))
     return Origin(kernels, _family(head), tuple(mmio)[:_MMIO_KEPT], gfns), chain(head, stream)

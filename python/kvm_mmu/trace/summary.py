@@ -16,6 +16,7 @@ import numpy as np
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.buffer_header import BufferHeader, header_in
 from kvm_mmu.trace.reader import Batch, Trace
+from kvm_mmu.trace.recognise import KERNELS_OF_ERA
 from kvm_mmu.trace.source import display_name
 
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
@@ -23,8 +24,6 @@ _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
 #: Kernels without a tracepoint for a whole-MMU zap.
 _NO_ZAP_ALL = frozenset({"v5.1-v5.2", "v5.3"})
 _UPDATES = "memslots_updated"
-#: How many ranges of kernels the reader tells apart.
-_ERAS = 6
 _SHOWN = 8
 
 
@@ -66,14 +65,19 @@ class TraceSummary:
         return int(self.counts["lines"] - self.counts["blank"] - self.counts["notes"])
 
     @property
-    def kernels(self) -> list[str]:
-        """Kernels that can have printed this trace, by its wording."""
+    def eras(self) -> list[str]:
+        """Ranges of kernels that can have printed this trace, by its wording, as the reader calls them."""
         return list(self.counts["kernels"])
+
+    @property
+    def kernels(self) -> list[str]:
+        """Kernels that can have printed this trace, by the names that `--kernel` takes."""
+        return [kernel for era in self.eras for kernel in KERNELS_OF_ERA[era]]
 
     @property
     def shows_zap_alls(self) -> bool:
         """Whole-MMU zaps have a tracepoint in some kernel that can have printed this trace."""
-        return not self.kernels or not _NO_ZAP_ALL.issuperset(self.kernels)
+        return not self.eras or not _NO_ZAP_ALL.issuperset(self.eras)
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
@@ -114,6 +118,7 @@ class TraceSummary:
             "schema": "kvm-mmu/trace-summary/1",
             "file": self.name,
             **self.counts,
+            "kernels": self.kernels,
             "vcpus": sorted(self.vcpus),
             "pages_created": self.pages_created,
             "pages_found": self.pages_found,
@@ -137,7 +142,7 @@ class TraceSummary:
         """The summary for a person."""
         counts = self.counts
         lines = [f"{self.name}: {counts['lines']} lines, {sum(self.events.values())} events understood"]
-        lines.append(f"  kernel by wording: {_kernels(self.kernels)}")
+        lines.append(f"  kernel by wording: {_kernels(self.eras)}")
         if counts["span_ns"] is not None:
             first, last = counts["span_ns"]
             lines.append(f"  span: {(last - first) / 1e9:.6f} s of trace time, from {first / 1e9:.6f} s")
@@ -233,10 +238,11 @@ def _rows(batch: Batch, events: Iterable[str]) -> int:
     return sum(len(table) for event in events for table in batch.wordings(event))
 
 
-def _kernels(kernels: list[str]) -> str:
+def _kernels(eras: list[str]) -> str:
+    kernels = [kernel for era in eras for kernel in KERNELS_OF_ERA[era]]
     if not kernels:
         return "none (the trace mixes wordings of several kernels)"
-    if len(kernels) == _ERAS:
+    if len(eras) == len(KERNELS_OF_ERA):
         return "any (no event here that kernels word differently)"
     return kernels[0] if len(kernels) == 1 else f"one of {', '.join(kernels)} (not told apart by this trace)"
 
