@@ -564,6 +564,16 @@ kinds! {
         "probe": ["(" text at ") ret=" signed ret]
         "raw": ["__probe_func=" raw func " __probe_ret_ip=" raw at " ret=" signed ret]
     }
+    /// Kprobe: a fault as the MMU gets it (on an Intel host `kvm_page_fault` has the exit's qualification instead).
+    MmuFault "mmu_fault" {
+        "probe": ["(" text at ") gpa=" hex0x gpa " error_code=" hex0x error_code]
+        "raw": ["__probe_ip=" raw at " gpa=" raw gpa " error_code=" raw error_code]
+    }
+    /// Kprobe: a gfn taken from the PML buffer.
+    VcpuMarkDirty "vcpu_mark_dirty" {
+        "probe": ["(" text at ") gfn=" hex0x gfn]
+        "raw": ["__probe_ip=" raw at " gfn=" raw gfn]
+    }
     /// Kprobe.
     UnprotectPage "unprotect_page" {
         "probe, v6.1": ["(" text at ") gfn=" hex0x gfn]

@@ -79,15 +79,17 @@ impl MmuState {
             Backing::NoSlot => Backing::NoSlot,
         };
         let mapping = Mapping { gfn: asked.align_down(goal), level: goal, backing, ..mapping };
-        let (set, emulate) = self.set_leaf(sptep, &mapping);
+        let is_written = if let HostLookup::Found { is_written, .. } = host { *is_written } else { None };
+        let (set, emulate) = self.set_leaf(sptep, &mapping, is_written);
         if set == Set::Written || set == Set::Unchanged && is_chosen(Mutant::PrefetchAfterUnchanged) {
             self.prefetch_group(&mapping, sptep, host);
         }
         Ok(emulate)
     }
 
-    /// Installs a leaf or an MMIO SPTE; the flag is that the access must be emulated.
-    fn set_leaf(&mut self, sptep: Sptep, mapping: &Mapping) -> (Set, bool) {
+    /// Installs a leaf or an MMIO SPTE; the flag is that the access must be emulated. `is_written` decides where old and
+    /// new leaf differ in nothing but the bits that a processor sets.
+    fn set_leaf(&mut self, sptep: Sptep, mapping: &Mapping, is_written: Option<bool>) -> (Set, bool) {
         let old = self.arena.spte(sptep);
         let frame = match mapping.backing {
             Backing::Frame { pfn, host_writable } => Some((pfn, host_writable)),
@@ -117,7 +119,8 @@ impl MmuState {
         let before = self.arena.spte(sptep);
         let (spte, is_protected) = self.make_spte(sptep, before, mapping, pfn, host_writable);
         let mut set = Set::Unchanged;
-        if spte != before {
+        let is_alike = was_mapped && (spte ^ before) & !(self.masks.accessed | self.masks.dirty) == 0;
+        if is_written.filter(|_| is_alike).unwrap_or(spte != before) {
             if was_mapped {
                 flush |= self.spte_update(sptep, spte);
             } else {
@@ -230,17 +233,7 @@ impl MmuState {
         let is_over_hole = is_chosen(Mutant::PrefetchOverHole);
         let found = (0..len).take_while(|&at| is_found(first.plus(at)) || is_over_hole).count();
         for (gfn, index) in (0..len).map(|at| first.plus(at)).zip(start..end).take(found) {
-            let backing = Backing::Frame { pfn: Pfn((pfn(gfn).hva() & PFN_FIELD) >> 12), host_writable: true };
-            let next = Mapping {
-                slot: Some(slot),
-                gfn,
-                level: PAGE_TABLE,
-                backing,
-                is_write: false,
-                speculative: true,
-                ..*mapping
-            };
-            self.set_leaf(page.sptep(index), &next);
+            self.set_leaf(page.sptep(index), &mapping.neighbour(slot, gfn, pfn(gfn)), None);
         }
         found != 0
     }

@@ -8,7 +8,7 @@ use super::access::{ACC_ALL, PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE
 use super::addr::{Gfn, Pfn};
 use super::error::Result;
 use super::events::Event;
-use super::fault::{EFAULT, Frame, Handled, MMIO_CACHE_ACCESS};
+use super::fault::{Frame, Handled, MMIO_CACHE_ACCESS};
 use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::link::{Backing, Mapping};
 use super::mutants::{Mutant, is_chosen};
@@ -43,14 +43,10 @@ impl MmuState {
             return Ok(Handled::Retry);
         }
         let is_write = error_code & PFERR_WRITE != 0;
-        let backing = match self.look_up(slot, gfn, is_write, host) {
-            Frame::Backing(backing) => backing,
-            Frame::ReadonlyWrite => return Ok(Handled::Emulate),
-            Frame::Poison { hva } => {
-                self.events.push(|| Event::HwpoisonSignal { hva });
-                return Ok(Handled::Retry);
-            }
-            Frame::Fault => return Ok(Handled::Errno(EFAULT)),
+        let frame = self.look_up(slot, gfn, is_write, host);
+        let backing = match self.backing_of(&frame) {
+            Ok(backing) => backing,
+            Err(handled) => return Ok(handled),
         };
         if backing == Backing::NoSlot {
             self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);

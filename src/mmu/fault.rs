@@ -20,7 +20,7 @@ use super::state::MmuState;
 use super::views::{HostHuge, HostLookup};
 use super::walk::{child_of, is_shadow_present};
 
-pub(super) const EFAULT: i32 = 14;
+const EFAULT: i32 = 14;
 pub(super) const PTE_PREFETCH_NUM: u16 = 8;
 /// The vCPU's MMIO cache holds the access asked for, not the part an MMIO SPTE stores.
 pub(super) const MMIO_CACHE_ACCESS: u32 = ACC_ALL as u32;
@@ -121,14 +121,10 @@ impl MmuState {
         if is_fast {
             return Ok(Handled::Retry);
         }
-        let backing = match self.find_frame(slot, gfn, is_write) {
-            Frame::Backing(backing) => backing,
-            Frame::ReadonlyWrite => return Ok(Handled::Emulate),
-            Frame::Poison { hva } => {
-                self.events.push(|| Event::HwpoisonSignal { hva });
-                return Ok(Handled::Retry);
-            }
-            Frame::Fault => return Ok(Handled::Errno(EFAULT)),
+        let frame = self.find_frame(slot, gfn, is_write);
+        let backing = match self.backing_of(&frame) {
+            Ok(backing) => backing,
+            Err(handled) => return Ok(handled),
         };
         if backing == Backing::NoSlot {
             self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);
@@ -197,6 +193,19 @@ impl MmuState {
             Pinned::Frame { host_writable } => Frame::Backing(Backing::Frame { pfn, host_writable }),
             Pinned::Fault => Frame::Fault,
             Pinned::Poison => Frame::Poison { hva },
+        }
+    }
+
+    /// What to map, or how the fault ends without it.
+    pub(super) fn backing_of(&mut self, frame: &Frame) -> std::result::Result<Backing, Handled> {
+        match *frame {
+            Frame::Backing(backing) => Ok(backing),
+            Frame::ReadonlyWrite => Err(Handled::Emulate),
+            Frame::Poison { hva } => {
+                self.events.push(|| Event::HwpoisonSignal { hva });
+                Err(Handled::Retry)
+            }
+            Frame::Fault => Err(Handled::Errno(EFAULT)),
         }
     }
 
@@ -302,17 +311,7 @@ impl MmuState {
         let pinned = (0..len).take_while(|&at| self.host.pin_atomic(Pfn::of_hva(spec.hva_of(first.plus(at))))).count();
         for (at, index) in (0_u64..).zip(start..end).take(pinned) {
             let gfn = first.plus(at);
-            let pfn = Pfn((Pfn::of_hva(spec.hva_of(gfn)).hva() & PFN_FIELD) >> 12);
-            let backing = Backing::Frame { pfn, host_writable: true };
-            let next = Mapping {
-                slot: Some(slot),
-                gfn,
-                level: PAGE_TABLE,
-                backing,
-                is_write: false,
-                speculative: true,
-                ..*mapping
-            };
+            let next = mapping.neighbour(slot, gfn, Pfn::of_hva(spec.hva_of(gfn)));
             self.mmu_set_spte(page.sptep(index), &next);
         }
         pinned != 0

@@ -9,7 +9,7 @@ use super::level::{PAGE_TABLE, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
 use super::slots::SlotAt;
-use super::spte::layout::WRITABLE;
+use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::{Leaf, make_access_track, make_leaf, make_link};
 use super::spte::mmio::is_mmio;
 use super::state::MmuState;
@@ -39,6 +39,14 @@ pub(super) struct Mapping {
     pub backing: Backing,
     pub is_write: bool,
     pub speculative: bool,
+}
+
+impl Mapping {
+    /// A page near this one, mapped ahead: the host has it, writable.
+    pub fn neighbour(&self, slot: SlotAt, gfn: Gfn, frame: Pfn) -> Self {
+        let backing = Backing::Frame { pfn: Pfn((frame.hva() & PFN_FIELD) >> 12), host_writable: true };
+        Self { slot: Some(slot), gfn, level: PAGE_TABLE, backing, is_write: false, speculative: true, ..*self }
+    }
 }
 
 /// What `set_spte` found.

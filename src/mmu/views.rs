@@ -121,6 +121,9 @@ pub enum HostLookup {
         writable: bool,
         /// gfns, ascending, that the lookup of neighbours finds; without it the model of host memory answers.
         neighbours: Option<Vec<u64>>,
+        /// Whether the kernel wrote the leaf, for where a processor that sets accessed and dirty bits decides it; without
+        /// it the model's own bits do.
+        is_written: Option<bool>,
     },
 }
 

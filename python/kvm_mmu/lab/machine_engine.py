@@ -99,11 +99,11 @@ def _ops(value: object, where: str) -> list[list[dict[str, Any]]]:
     return value
 
 
-def _host_answer(op: Op) -> tuple[int, bool, list[int] | None] | None:
-    """What a fault's `host` says the host lookup found; None: it failed."""
+def _host_answer(op: Op) -> tuple[tuple[int, bool, list[int] | None] | None, bool | None]:
+    """What a fault's `host` says the host lookup found (None: it failed), and whether the leaf was written."""
     host = op.get("host")
     if host is None:
-        return None
+        return None, None
     if not isinstance(host, dict):
         raise ScenarioError(f"operation 'fault': host={host!r}, expected an object or null")
     where: Op = {"op": "fault host", **host}
@@ -114,7 +114,8 @@ def _host_answer(op: Op) -> tuple[int, bool, list[int] | None] | None:
     level = number(where, "level", 1, limit=4)
     if not level:
         raise ScenarioError("operation 'fault': host level=0, expected 1 to 3")
-    return level, bool(number(where, "writable", 0)), gfns
+    is_written = None if host.get("set") is None else bool(number(where, "set", limit=2))
+    return (level, bool(number(where, "writable", 0)), gfns), is_written
 
 
 class MachineEngine:
@@ -254,7 +255,8 @@ class MachineEngine:
     def _fault(self, op: Op) -> int:
         if "host" in op:
             vcpu = self.vm.vcpus[self._vcpu(op)]
-            return vcpu.fault_with(number(op, "gpa"), number(op, "err"), _host_answer(op))
+            found, is_written = _host_answer(op)
+            return vcpu.fault_with(number(op, "gpa"), number(op, "err"), found, is_written=is_written)
         return self.vm.vcpus[self._vcpu(op)].fault(number(op, "gpa"), number(op, "err"))
 
     def _enter(self, op: Op) -> int:

@@ -92,13 +92,22 @@ class Vcpu:
         """The page fault entry directly, without vCPU entry; returns what the handler returned."""
         return self._vm.core.fault(self.index, integer("gpa", gpa), integer("error_code", error_code))
 
-    def fault_with(self, gpa: int, error_code: int, found: tuple[int, bool, list[int] | None] | None) -> int:
+    def fault_with(
+        self,
+        gpa: int,
+        error_code: int,
+        found: tuple[int, bool, list[int] | None] | None,
+        *,
+        is_written: bool | None = None,
+    ) -> int:
         """The page fault entry where the host's answer is known (v6.x).
 
         Args:
             gpa: bytes. error_code: as the processor reports it.
             found: level asked for (1 to 3), whether the host maps the page writable, and the gfns the lookup of
                 neighbours finds (None: ask the model); None: the lookup failed, nothing is mapped.
+            is_written: whether the leaf was written, where old and new one differ only in the accessed and dirty bits,
+                which a processor sets; None: the model's own bits decide.
         """
         if found is not None:
             try:
@@ -112,8 +121,10 @@ class Vcpu:
                     f"found={shown(found)}: expected (level, writable, gfns or None), or None"
                 ) from None
             found = (integer("found: level", level, 1, 3), flag("found: writable", writable), neighbours)
+        if is_written is not None:
+            is_written = flag("is_written", is_written)
         return self._vm.core.fault_with(
-            self.index, integer("gpa", gpa), integer("error_code", error_code), found
+            self.index, integer("gpa", gpa), integer("error_code", error_code), found, is_written
         )
 
     def enter(self) -> int:

@@ -23,12 +23,16 @@ HOST_LEVEL_V6 = {**HOST_LEVEL, "thp": 2}
 @dataclass(frozen=True, slots=True)
 class HostAnswer:
     """What the host said to one fault: the level it allows, whether the page is writable, and the gfns that the
-    prefetch's lookup finds (None: ask the model). `is_retry`: it said nothing, the lookup must come again."""
+    prefetch's lookup finds (None: ask the model). `is_retry`: it said nothing, the lookup must come again.
+
+    `is_written`: whether the leaf was written where old and new one differ only in the bits that a processor sets.
+    """
 
     level: int = 1
     is_writable: bool = False
     found: frozenset[int] | None = None
     is_retry: bool = False
+    is_written: bool | None = None
 
 
 def set_host_state(host: HostMemory, first_pfn: int, npages: int, state: str) -> None:

@@ -78,8 +78,9 @@ def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, mapping: Mapping) -> int:
         return RET_PF_EMULATE
     pinned = mapping.pinned
     pinned = PinnedPfn(pinned.pfn & ~(kvm_pages_per_hpage(level) - 1), pinned.hva, pinned.is_host_writable)
+    is_written = mapping.answer.is_written if mapping.answer is not None else None
     verdict, is_spurious = mmu_set_spte(
-        kvm, vcpu, sp, index, gfn, pinned, is_write_fault=mapping.is_write, is_prefetch=False
+        kvm, vcpu, sp, index, gfn, pinned, is_write_fault=mapping.is_write, is_written=is_written
     )
     if not is_spurious:
         direct_pte_prefetch(kvm, vcpu, sp, index, mapping.answer)
@@ -127,10 +128,13 @@ def mmu_set_spte(
     pinned: PinnedPfn,
     *,
     is_write_fault: bool,
-    is_prefetch: bool,
+    is_prefetch: bool = False,
+    is_written: bool | None = None,
 ) -> tuple[int, bool]:
-    """Put a leaf into place, whatever was there: the RET_PF value, and whether it was there already."""
+    """Put a leaf into place, whatever was there: the RET_PF value, and whether it was there already. Bits that a
+    processor sets are not always known: where only these differ, the host's answer says what became of the leaf."""
     level = role_level(sp.role)
+    masks = kvm.masks
     old = sp.sptes.get(index, 0)
     flush = False
     if word.is_shadow_present_pte(kvm.masks, old):
@@ -144,7 +148,10 @@ def mmu_set_spte(
     was_rmapped = word.is_shadow_present_pte(kvm.masks, old)
     new, is_write_protected = make_spte(kvm, vcpu, sp, old, gfn, pinned, is_prefetch)
     verdict = RET_PF_EMULATE if is_write_protected and is_write_fault else RET_PF_RETRY
-    if was_rmapped and new == old:
+    is_same = new == old
+    if is_written is not None and not (new ^ old) & ~(masks.accessed | masks.dirty):
+        is_same = not is_written
+    if was_rmapped and is_same:
         return verdict, True
     flush |= mmu_spte_update(kvm, sp, index, new)
     kvm.events.append(["set_spte", sp.id, index, gfn, shown_spte(kvm, sp, new), level])

@@ -99,13 +99,14 @@ def read_host_answer(what: str, value: Any, vcpus: int) -> HostAnswer:
     """What the host said to a fault: null, or the level, whether it is writable, and the gfns it has at hand."""
     if value is None:
         return HostAnswer(is_retry=True)
-    if not isinstance(value, Mapping) or not set(value) <= {"level", "writable", "found"}:
-        raise ScenarioError(f"{what} is {value!r}; expected null or an object of level, writable, found")
-    found = value.get("found")
+    if not isinstance(value, Mapping) or not set(value) <= {"level", "writable", "found", "set"}:
+        raise ScenarioError(f"{what} is {value!r}; expected null or an object of level, writable, found, set")
+    found, written = value.get("found"), value.get("set")
     return HostAnswer(
         level=read_level(f"{what}.level", value.get("level", 1), vcpus),
         is_writable=bool(read_flag(f"{what}.writable", value.get("writable", 0), vcpus)),
         found=None if found is None else frozenset(read_words(f"{what}.found", found, vcpus)),
+        is_written=None if written is None else bool(read_flag(f"{what}.set", written, vcpus)),
     )
 
 

@@ -57,7 +57,7 @@ UPDATE_PROBES = frozenset({"memslots_updated", "swap_memslots", "set_memslot"})
 _MODEL_PROBES = frozenset(
     {"memslots_updated", "change_mmu_pages", "flush_shadow_memslot", "commit_zap", "zap_oldest_ret"}
 )
-_NOT_ON_6_12 = frozenset({"zap_all_fast_enter", "unprotect_page_ret"})
+_NOT_ON_6_12 = frozenset({"zap_all_fast_enter"})
 
 
 #: What has to be known of a recording to say what it had switched on.

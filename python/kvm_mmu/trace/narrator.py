@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 
 
 class Narrator:
-    """Events of one VM to text, in order."""
+    """Events of one VM to text, in order, as v5.x says them."""
 
     def __init__(self, wording: Wording, root_level: int):
         self._wording = wording
@@ -36,7 +36,7 @@ class Narrator:
         events = result.get("events")
         if not isinstance(events, list):
             return
-        vcpu = _int(op.get("vcpu", 0))
+        vcpu = number_of(op.get("vcpu", 0))
         people = self.population
         entering = op["op"] in _ENTERING
         # A vCPU that ends this operation with another root dropped the old one before anything else.
@@ -45,57 +45,70 @@ class Narrator:
         for event in events:
             match event:
                 case ["get_page", page, gfn, role, created]:
-                    found = people.get_page(_int(page), _int(gfn), _int(role), bool(created))
+                    found = people.get_page(number_of(page), number_of(gfn), number_of(role), bool(created))
                     body = self._page(found.gfn, found.role, people.root_count(found.id), found.valid_gen)
                     if entering and people.is_root_role(found.role):
                         people.take_root(found, vcpu)
                     yield "kvm_mmu_get_page", f"{body} {'new' if created else 'existing'}"
                 case ["prepare_zap", page]:
-                    before, count = people.prepare_zap(_int(page))
+                    before, count = people.prepare_zap(number_of(page))
                     yield (
                         "kvm_mmu_prepare_zap_page",
                         self._page(before.gfn, before.role, count, before.valid_gen),
                     )
-                case ["mark_mmio", _, _, gfn, access, gen]:
-                    yield "mark_mmio_spte", self._wording.mark_mmio(_int(gfn), _int(access), _int(gen))
-                case ["set_spte", page, index, gfn, spte, level]:
-                    value, place = _int(spte), _int(page) << 12 | _int(index) << 3
-                    yield "kvm_mmu_set_spte", self._wording.set_spte(_int(gfn), value, _int(level), place)
-                case ["check_mmio", spte, kvm_gen, spte_gen]:
-                    yield (
-                        "check_mmio_spte",
-                        self._wording.check_mmio(_int(spte), _int(kvm_gen), _int(spte_gen)),
-                    )
-                case ["handle_mmio", addr, gfn, access]:
-                    yield (
-                        "handle_mmio_page_fault",
-                        self._wording.handle_mmio(_int(addr), _int(gfn), _int(access)),
-                    )
-                case ["fast_pf", cpu, addr, err, _, _, old, new, handled]:
-                    yield (
-                        "fast_page_fault",
-                        self._wording.fast_page_fault(
-                            _int(cpu), _int(addr), _int(err), _int(old), _int(new), bool(handled)
-                        ),
-                    )
-                case ["invalidate_zap_all"]:
-                    body = self._wording.invalidate_zap_all(people.valid_gen, people.used)
-                    people.valid_gen += 1
-                    yield "kvm_mmu_invalidate_zap_all_pages", body
                 case ["zap_all_fast", valid_gen, used]:
-                    people.valid_gen = _int(valid_gen) ^ 1
+                    people.valid_gen = number_of(valid_gen) ^ 1
                     yield (
                         "kvm_mmu_zap_all_fast",
-                        f"kvm-mmu-valid-gen {_int(valid_gen)} used_pages {_int(used):x}",
+                        f"kvm-mmu-valid-gen {number_of(valid_gen)} used_pages {number_of(used):x}",
                     )
                 case _:
-                    pass
+                    told = self._told(event)
+                    if told is not None:
+                        yield told
+
+    def _told(self, event: object) -> tuple[str, str] | None:
+        """The line of an event that neither makes nor zaps a page; None where the kernel has none for it."""
+        wording, people = self._wording, self.population
+        match event:
+            case ["mark_mmio", _, _, gfn, access, gen]:
+                return "mark_mmio_spte", wording.mark_mmio(number_of(gfn), number_of(access), number_of(gen))
+            case ["set_spte", page, index, gfn, spte, level]:
+                place = place_of(page, index)
+                return "kvm_mmu_set_spte", wording.set_spte(
+                    number_of(gfn), number_of(spte), number_of(level), place
+                )
+            case ["check_mmio", spte, kvm_gen, spte_gen]:
+                return "check_mmio_spte", wording.check_mmio(
+                    number_of(spte), number_of(kvm_gen), number_of(spte_gen)
+                )
+            case ["handle_mmio", addr, gfn, access]:
+                return "handle_mmio_page_fault", wording.handle_mmio(
+                    number_of(addr), number_of(gfn), number_of(access)
+                )
+            case ["fast_pf", cpu, addr, err, _, _, old, new, handled]:
+                return (
+                    "fast_page_fault",
+                    wording.fast_page_fault(
+                        number_of(cpu),
+                        number_of(addr),
+                        number_of(err),
+                        number_of(old),
+                        number_of(new),
+                        bool(handled),
+                    ),
+                )
+            case ["invalidate_zap_all"]:
+                body = wording.invalidate_zap_all(people.valid_gen, people.used)
+                people.valid_gen += 1
+                return "kvm_mmu_invalidate_zap_all_pages", body
+        return None
 
     def _loads_root(self, events: list[object]) -> bool:
         return any(
             isinstance(event, list)
             and event[0] == "get_page"
-            and self.population.is_root_role(_int(event[3]))
+            and self.population.is_root_role(number_of(event[3]))
             for event in events
         )
 
@@ -103,7 +116,12 @@ class Narrator:
         return self._wording.page(gfn, role, root_count, False, valid_gen)
 
 
-def _int(value: object) -> int:
+def place_of(page: object, index: object) -> int:
+    """A stand-in for the address of an entry: the model has none, only its low 12 bits are real."""
+    return number_of(page) << 12 | number_of(index) << 3
+
+
+def number_of(value: object) -> int:
     """A number of an event: an integer, or hexadecimal text."""
     if isinstance(value, str):
         return int(value, 16)

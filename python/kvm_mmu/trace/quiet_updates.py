@@ -21,9 +21,10 @@ CREATE, DELETE, MOVE, FLAGS = range(4)
 class QuietUpdates:
     """Published arrays that no marker announced, and what is known of the rounds that publish them."""
 
-    #: last generation of each address space that the model or a quiet array has reached
+    #: arrays that came by and are kept, and the address space of the last
     pending: int = 0
     as_id: int = 0
+    #: rounds that markers have counted
     rounds: int = 0
     #: arrays that a round published the last time this could be told
     per_round: int = _FLAGS

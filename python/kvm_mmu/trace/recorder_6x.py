@@ -306,10 +306,10 @@ class Recorder6x:
             # The line with the host's answer, if there is one, comes next and belongs to this mapping.
             self._requested = int(level)
 
-    def _on_replay_host_answer(self, _was_set: str, writable: str, found: str) -> None:
+    def _on_replay_host_answer(self, was_set: str, writable: str, found: str) -> None:
         if self._requested is not None:
             gfns = [] if found == "-" else [int(gfn, 16) for gfn in found.split(",")]
-            self._map({"writable": int(writable), "found": gfns})
+            self._map({"writable": int(writable), "found": gfns, "set": int(was_set)})
 
     def _map(self, answer: dict[str, object] | None) -> None:
         """The second half of a fault; where no answer is given, residency says what the host had."""
@@ -406,6 +406,8 @@ class Recorder6x:
             self._vm.generations[as_id] = value
 
     def _on_mmu_load(self) -> None:
+        if self._fault is not None and self._fault.vcpu == self._current:
+            self._fault = None  # over before its vCPU enters again: a reclaim from here on is not its own
         self._smm.load(self._current)
         self._enter()
 

@@ -87,71 +87,56 @@ impl Masks {
         let lower_gfn = ((1 << low_phys_bits) - 1) & !0xfff;
         let shadow_present = if layout.mmu_present == 0 { u64::MAX } else { layout.mmu_present };
         let reserved_address = PFN_FIELD & !((1 << phys_bits) - 1);
-        match family {
-            Family::Npt | Family::Shadow => {
-                // Where nothing is made, no word may match: value is not a subset of mask then. A 52-bit host has no
-                // reserved bit left, which v5.x does not mind.
-                let is_made = mmio_caching && (phys_bits < 52 || layout.mmu_present == 0);
-                let mmio = layout.kind_mmio | 1 << 51 | if phys_bits == 52 { 0 } else { 1 };
-                let (mmio_mask, mmio_value) = if is_made { (mmio, mmio) } else { NO_MMIO };
-                let writeable = 1 << layout.writeable_shift;
-                Self {
-                    user: 1 << 2,
-                    accessed: 1 << 5,
-                    dirty: 1 << 6,
-                    nx: 1 << 63,
-                    x: 0,
-                    present: 1,
-                    acc_track: 0,
-                    mmio_mask,
-                    mmio_value,
-                    nonpresent_or_rsvd,
-                    lower_gfn,
-                    me: 0,
-                    memory_type: 0,
-                    reserved_address,
-                    host_writeable: writeable,
-                    mmu_writeable: writeable << 1,
-                    mmu_present: layout.mmu_present,
-                    shadow_present,
-                    not_present: if layout.mmu_present == 0 { (mmio_mask, mmio_value) } else { NO_MMIO },
-                    kind: layout.kind,
-                    kind_ad_disabled: layout.kind_ad_disabled,
-                    saved_shift: layout.saved_shift,
-                    nonpresent: layout.nonpresent,
-                }
-            }
-            Family::EptAd | Family::EptNoad => {
-                let has_ad = matches!(family, Family::EptAd);
-                let mmio = (layout.kind_mmio | 7, layout.kind_mmio | 6);
-                let (mmio_mask, mmio_value) = if mmio_caching { mmio } else { NO_MMIO };
-                let writeable = 1 << layout.writeable_shift_ept;
-                Self {
-                    user: 1,
-                    accessed: if has_ad { 1 << 8 } else { 0 },
-                    dirty: if has_ad { 1 << 9 } else { 0 },
-                    nx: 0,
-                    x: 1 << 2,
-                    present: if execonly { 0 } else { 1 },
-                    acc_track: 7,
-                    mmio_mask,
-                    mmio_value,
-                    nonpresent_or_rsvd,
-                    lower_gfn,
-                    me: 0,
-                    memory_type: 6 << 3 | 1 << 6,
-                    reserved_address,
-                    host_writeable: writeable,
-                    mmu_writeable: writeable << 1,
-                    mmu_present: layout.mmu_present,
-                    shadow_present,
-                    not_present: if layout.mmu_present == 0 { (mmio_mask, mmio_value) } else { NO_MMIO },
-                    kind: layout.kind,
-                    kind_ad_disabled: layout.kind_ad_disabled,
-                    saved_shift: layout.saved_shift,
-                    nonpresent: layout.nonpresent,
-                }
-            }
+        let is_ept = matches!(family, Family::EptAd | Family::EptNoad);
+        let ((mmio_mask, mmio_value), writeable_shift) = if is_ept {
+            let mmio = (layout.kind_mmio | 7, layout.kind_mmio | 6);
+            (if mmio_caching { mmio } else { NO_MMIO }, layout.writeable_shift_ept)
+        } else {
+            // Where nothing is made, no word may match: value is not a subset of mask then. A 52-bit host has no
+            // reserved bit left, which v5.x does not mind.
+            let is_made = mmio_caching && (phys_bits < 52 || layout.mmu_present == 0);
+            let mmio = layout.kind_mmio | 1 << 51 | if phys_bits == 52 { 0 } else { 1 };
+            (if is_made { (mmio, mmio) } else { NO_MMIO }, layout.writeable_shift)
+        };
+        let legacy = Self {
+            user: 1 << 2,
+            accessed: 1 << 5,
+            dirty: 1 << 6,
+            nx: 1 << 63,
+            x: 0,
+            present: 1,
+            acc_track: 0,
+            mmio_mask,
+            mmio_value,
+            nonpresent_or_rsvd,
+            lower_gfn,
+            me: 0,
+            memory_type: 0,
+            reserved_address,
+            host_writeable: 1 << writeable_shift,
+            mmu_writeable: 2 << writeable_shift,
+            mmu_present: layout.mmu_present,
+            shadow_present,
+            not_present: if layout.mmu_present == 0 { (mmio_mask, mmio_value) } else { NO_MMIO },
+            kind: layout.kind,
+            kind_ad_disabled: layout.kind_ad_disabled,
+            saved_shift: layout.saved_shift,
+            nonpresent: layout.nonpresent,
+        };
+        if !is_ept {
+            return legacy;
+        }
+        let has_ad = matches!(family, Family::EptAd);
+        Self {
+            user: 1,
+            accessed: if has_ad { 1 << 8 } else { 0 },
+            dirty: if has_ad { 1 << 9 } else { 0 },
+            nx: 0,
+            x: 1 << 2,
+            present: if execonly { 0 } else { 1 },
+            acc_track: 7,
+            memory_type: 6 << 3 | 1 << 6,
+            ..legacy
         }
     }
 }
