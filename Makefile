@@ -3,7 +3,8 @@
 #   make demo      set everything up and run the demonstration         make bench     the speed table
 #   make test      everything that must hold (what CI runs)            make soak      the long versions of the tests
 #   make lint      formats, clippy, ruff, mypy, stubtest               make mutants   each planted fault and the test that kills it
-#   make wheel     an abi3 wheel, tried in an empty environment        make docs      the documentation, warnings are errors
+#   make wheel     an abi3 wheel, tried in an empty environment        make sdist     the source archive, tried the same way
+#   make docs      the documentation, warnings are errors
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, PYTEST="-k name" adds to pytest's arguments.
 
@@ -32,11 +33,11 @@ endef
 export requirements
 install = $(PY) -c "$$requirements" $(1) > $@.txt && $(PIP) -r $@.txt && touch $@
 
-.PHONY: help demo test lint bench soak mutants wheel docs clean constraints build FORCE
+.PHONY: help demo test lint bench soak mutants wheel sdist docs clean constraints build FORCE
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,9s/^# *//p' Makefile
 
 # --- the environment -----------------------------------------------------------------------------------------------
 
@@ -55,6 +56,8 @@ $(VENV)/.lint: constraints.txt pyproject.toml | $(VENV)/.test
 	@$(call install,plot data test dev)
 $(VENV)/.docs: constraints.txt pyproject.toml | $(VENV)/.base
 	@$(call install,plot docs)
+$(VENV)/.dist: constraints.txt pyproject.toml | $(VENV)/.base
+	@$(call install,dist)
 
 # The native module, release profile, in place: built again when its sources changed or the library is gone.
 $(VENV)/.built: $(NATIVE) $(if $(LIBRARY),,FORCE) | $(VENV)/.base
@@ -93,10 +96,21 @@ soak: $(VENV)/.test $(VENV)/.built
 mutants: $(VENV)/.test $(VENV)/.built
 	$(PY) tests/mutants/run.py
 
-wheel: $(VENV)/.base
+# For the machine it runs on. zig (from PyPI) links against the C library of GLIBC, the oldest that the wheel claims to
+# run with; check_dist.py reads in the library whether it does. The linker is another one, so the objects live apart.
+GLIBC ?= 2_28
+# No path of this machine stands in the library: its panics name files of the tree and of the registry by their ends.
+REMAP = $(foreach at,$(CURDIR) $(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/*),--remap-path-prefix=$(at)=.)
+wheel: $(VENV)/.dist
 	@mkdir -p $(DIST)
-	$(ENVIRON) $(BIN)/maturin build --quiet --release --locked --out $(DIST)
-	$(PYTHON) tests/binding/check_wheel.py $(DIST)
+	$(ENVIRON) RUSTFLAGS="$(REMAP)" $(BIN)/maturin build --quiet --release --locked --zig \
+		--compatibility manylinux_$(GLIBC) --target-dir target/wheel --out $(DIST)
+	$(PYTHON) tests/binding/check_dist.py wheel $(DIST)
+
+sdist: $(VENV)/.base
+	@mkdir -p $(DIST)
+	$(ENVIRON) $(BIN)/maturin sdist --out $(DIST)
+	$(PYTHON) tests/binding/check_dist.py sdist $(DIST)
 
 docs: $(VENV)/.docs $(VENV)/.built
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
@@ -111,7 +125,7 @@ clean:
 # Renews constraints.txt from the newest versions that the extras allow, in an environment of its own.
 constraints:
 	rm -rf $(VENV)-constraints && $(PYTHON) -m venv $(VENV)-constraints
-	$(PYTHON) -c "$$requirements" plot data test dev docs > $(VENV)-constraints/.requirements
+	$(PYTHON) -c "$$requirements" plot data test dev docs dist > $(VENV)-constraints/.requirements
 	$(VENV)-constraints/bin/pip install -q -r $(VENV)-constraints/.requirements
 	{ sed -n '/^#/p' constraints.txt; $(VENV)-constraints/bin/pip freeze; } > constraints.new && mv constraints.new constraints.txt
 	rm -rf $(VENV)-constraints
