@@ -22,6 +22,8 @@ nitpicky = False
 html_theme = "furo"
 html_title = f"kvm_mmu {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

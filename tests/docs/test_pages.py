@@ -34,12 +34,34 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
+def test_the_readme_is_a_page_of_its_own() -> None:
+    """It is what a package index shows: no address that only a clone has, no file that a wheel has not."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^]]+\]:\s*(\S+)", text, re.MULTILINE)
+    assert [target for target in targets if not target.startswith("https://")] == []
+    only_in_a_clone = r"\b(?:docs|tests|examples|benches|fuzz|src)/|\b[A-Z]+\.md\b"
+    assert re.findall(only_in_a_clone, text) == []
+
+
 @pytest.mark.parametrize("path", RUN, ids=name)
 def test_python_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     session: dict[str, object] = {"__name__": "__page__"}
     for number, text in enumerate(blocks(path, "python"), 1):
         exec(compile(text, f"{name(path)} block {number}", "exec"), session)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "reference" / "scenario.md"], ids=name)
+def test_the_scenarios_of_the_pages_do_something(path: Path, tmp_path: Path) -> None:
+    """Each is run; its access to memory ends as a hit."""
+    texts = [text for text in blocks(path, "json") if '"scenario"' in text.splitlines()[0]]
+    assert texts
+    for text in texts:
+        (tmp_path / "scenario.jsonl").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "kvm_mmu", "run", "scenario.jsonl", "--kernel", "v5.2"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert '"outcome":"hit"' in done.stdout
 
 
 # Run by tests of their own (tests/lab) or by `make demo`: half a minute each.
@@ -152,6 +174,12 @@ def test_links_lead_somewhere(path: Path) -> None:
         if section:
             headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
             assert section in map(anchor, headings), f"{name(path)} links to {target}"
+
+
+def test_the_list_of_examples_is_whole() -> None:
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")}
+    assert sorted(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)) == sorted(files)
 
 
 def test_the_kernel_map_names_what_exists() -> None:
