@@ -123,7 +123,6 @@ def test_unknown_kernels_are_refused(tmp_path: Path):
         (["replay"], "FILE"),
         (["strip", "no/such/file"], "no/such/file: cannot be opened"),
         (["strip", "-", "--ops", "no/such/file"], "no/such/file: cannot be opened"),
-        ([], "COMMAND"),
     ],
 )
 def test_the_command_exits_with_2_and_one_line(arguments: list[str], message: str):

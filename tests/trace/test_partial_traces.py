@@ -146,7 +146,7 @@ def test_a_refusal_names_who_says_so_and_what_else_to_do(
     trace, facts = copy_of(recording, tmp_path), tmp_path / "host.json"
     facts.write_text(json.dumps({**json.loads(facts.read_text()), fact: value}))
     done = run("trace", "replay", str(trace))
-    assert done.returncode == 2 and done.stderr.startswith(f"kvm-mmu trace: {trace}: ")
+    assert done.returncode == 2 and done.stderr.startswith(f"kvm-mmu trace replay: {trace}: ")
     assert said in done.stderr and f"({facts} says so)" in done.stderr and "stalls" in done.stderr
     if fact != "kernel":
         done = run("trace", "replay", str(trace), "--host", json.dumps({fact: value}))

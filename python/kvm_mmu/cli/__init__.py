@@ -28,6 +28,8 @@ SUBCOMMANDS = {
 }
 
 
+#: What a command of commands calls them in its usage.
+COMMAND = "COMMAND"
 #: Errors of writing only.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -36,6 +38,9 @@ class _Parser(argparse.ArgumentParser):
     """Errors are one line that names the program and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith(f": {COMMAND}"):
+            self.print_help(sys.stderr)  # the list of its commands says more than that one is missing
+            self.exit(2)
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -48,13 +53,19 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kvm-mmu {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log at debug level to stderr")
-    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar=COMMAND)
     for name, help_line in SUBCOMMANDS.items():
         if command is None or name == command:
             importlib.import_module(f"kvm_mmu.cli.{name}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=help_line)
     return parser
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that was called, with its own command where it has some: how every message begins."""
+    own = getattr(args, f"{args.command}_command", None)
+    return f"kvm-mmu {args.command}" + (f" {own}" if own else "")
 
 
 def _fail(command: str, text: object, status: int) -> int:
@@ -106,6 +117,6 @@ def _run(words: list[str], command: str) -> int:
         status: int = args.run(args)
     except KvmMmuError as error:
         sys.stdout.flush()
-        return _fail(args.command, error, 2)
+        return _fail(command_line(args).removeprefix("kvm-mmu "), error, 2)
     sys.stdout.flush()
     return status

@@ -189,7 +189,7 @@ def run_replay(args: argparse.Namespace) -> int:
     if args.emit:
         for key, value in report.inferred.items():
             sys.stderr.write(f"{report.how_known(key)}: {key} = {value}\n")
-        sys.stderr.writelines(f"kvm-mmu trace: {note}\n" for note in report.notes)
+        sys.stderr.writelines(f"kvm-mmu trace replay: {note}\n" for note in report.notes)
         return 0
     sys.stdout.write((json.dumps(report.as_json()) if args.json else report.as_text()) + "\n")
     return 0 if report.is_equal else 1
@@ -229,7 +229,7 @@ def run_decode(args: argparse.Namespace) -> int:
     given["l1tf_mask"] = YES_NO[args.l1tf]
     facts = _facts(args.file, args.host, [first])
     explain, lines, notes = host_explainer(chain([first], stream), facts, given, name)
-    sys.stderr.writelines(f"kvm-mmu trace: {note}\n" for note in notes)
+    sys.stderr.writelines(f"kvm-mmu trace decode: {note}\n" for note in notes)
     for number, (text, words) in enumerate(explain.lines(lines), 1):
         if args.json:
             if words:
@@ -240,15 +240,15 @@ def run_decode(args: argparse.Namespace) -> int:
     if explain.unread:
         kinds = ", ".join(f"{event} {count}" for event, count in sorted(explain.unread.items()))
         sys.stderr.write(
-            f"kvm-mmu trace: not explained, in a wording that is not known ({kinds}): a text by the KVM plugin of "
-            "libtraceevent? Report raw fields: trace-cmd report -R\n"
+            f"kvm-mmu trace decode: not explained, in a wording that is not known ({kinds}): a text by the KVM "
+            "plugin of libtraceevent? Report raw fields: trace-cmd report -R\n"
         )
     wrong = sum(explain.contradicted.values())
     if wrong and explain.first_contradiction is not None:
         line, text = explain.first_contradiction
         sys.stderr.write(
-            f"kvm-mmu trace: {wrong} words say something else than their lines: kernel, --family, --phys-bits or --l1tf"
-            f" are not those of this host; the first: line {line}: {text.strip()[:200]}\n"
+            f"kvm-mmu trace decode: {wrong} words say something else than their lines: kernel, --family, --phys-bits "
+            f"or --l1tf are not those of this host; the first: line {line}: {text.strip()[:200]}\n"
         )
         return 1
     return 0

@@ -25,13 +25,9 @@ def add_host(parser: argparse.ArgumentParser) -> None:
         help="SPTE masks (default: ept_ad)",
     )
     parser.add_argument(
-        "--phys-bits",
-        "--phys_bits",
-        type=int,
-        default=46,
-        metavar="N",
-        help="host physical width (default: 46)",
+        "--phys-bits", type=int, default=46, metavar="N", help="host physical width (default: 46)"
     )
+    parser.add_argument("--phys_bits", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--l1tf",
         choices=tuple(YES_NO),

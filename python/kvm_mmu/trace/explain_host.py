@@ -36,9 +36,8 @@ def host_explainer(
     family = given.get("family") or _FAMILY_OF.get(str(facts.get("mmu")))
     if family is None:
         family = found.family or "npt"
-        notes.append(
-            f"inferred: family = {family} ({'shown by' if found.family else 'assumed, not in'} the trace)"
-        )
+        how, where = ("inferred", "shown by") if found.family else ("assumed", "not in")
+        notes.append(f"{how}: family = {family} ({where} the trace)")
     phys_bits, l1tf = _width(found, facts, given, kernel, str(family), notes)
     return explainer(kernel, phys_bits, str(family), l1tf), stream, notes
 

@@ -41,6 +41,11 @@ def number(op: Mapping[str, object], key: str, where: str, default: int | None =
         TraceError: missing, negative, not a number, or above 64 bits.
     """
     value = op.get(key, default)
+    if value is None:
+        raise TraceError(
+            f"{where}: operation {op.get('op')!r}: no field {key!r}: markers that were shortened need their full text: "
+            "give the recorder's ops.jsonl (--ops)"
+        )
     if isinstance(value, str):
         try:
             value = int(value, 16)

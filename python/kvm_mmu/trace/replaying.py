@@ -163,7 +163,12 @@ def replay(
         refuse_host(opened.facts.values, opened.name, opened.said_by)
         profile = _profile(kernel) or _kernel_of(opened)
         if profile not in _KERNELS:
-            who = "" if kernel else opened.said_by("kernel", "release")
+            key = "kernel" if opened.facts.values.get("kernel") else "release"
+            who = (
+                ""
+                if kernel
+                else opened.said_by(key) or (" (the given host facts say so)" if key in (host or {}) else "")
+            )
             raise TraceError(
                 f"{opened.name}: kernel {kernel or profile!r}{who}: replay knows {', '.join(_KERNELS)}; {INSTEAD}"
             )
