@@ -51,11 +51,9 @@ $(PY):
 $(VENV)/.base: constraints.txt pyproject.toml | $(PY)
 	@$(call install,plot)
 $(VENV)/.test: constraints.txt pyproject.toml | $(VENV)/.base
-	@$(call install,plot data test)
+	@$(call install,plot data test docs)
 $(VENV)/.lint: constraints.txt pyproject.toml | $(VENV)/.test
-	@$(call install,plot data test dev)
-$(VENV)/.docs: constraints.txt pyproject.toml | $(VENV)/.base
-	@$(call install,plot docs)
+	@$(call install,plot data test docs dev)
 $(VENV)/.dist: constraints.txt pyproject.toml | $(VENV)/.base
 	@$(call install,dist)
 
@@ -112,7 +110,7 @@ sdist: $(VENV)/.base
 	$(ENVIRON) $(BIN)/maturin sdist --out $(DIST)
 	$(PYTHON) tests/binding/check_dist.py sdist $(DIST)
 
-docs: $(VENV)/.docs $(VENV)/.built
+docs: $(VENV)/.test $(VENV)/.built
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

@@ -30,3 +30,5 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+# An `Attributes:` section is a list below the class, like the parameters.
+napoleon_use_ivar = True

@@ -252,16 +252,18 @@ def compare(
         inputs: scenarios, recordings, workloads, or paths of scenario files, result files and recordings; one or
             several.
         plans: plans, their names or texts, or functions that take a `Vm` and zap through `Vm.zap_batch`.
-        at: the event forced at the end of the workload: `end` (just the plan), `wrap`, `slot-removal`, `teardown`.
+        at: the event forced at the end of the workload (`end`, just the plan; `wrap`, `slot-removal`, `teardown`).
         scale: numbers of live shadow pages to repeat the input's operations to.
         kernel: the kernel to model, or several; default the input's own. A recording is taken as it is under the
-            kernel that it was made on; for another one its faults become guest accesses, and notes say what changed.
+            kernel
+            that it was made on; for another one its faults become guest accesses, and notes say what changed.
         host: facts of a recording's host that the recording does not hold.
         vm: which VM of a recording, from 1; default the one with the most operations.
-        moment: when the event is forced: `end` (of a recording: before the recorded teardown) or `peak`, when the most
+        moment: when the event is forced: `end` (of a recording: before the recorded teardown) or `peak`, when the
+            most
             shadow pages lived; default `end`, of a recording at whose end none lives `peak`.
-        mmio_share: with `scale`: the share of MMIO-caching pages, 0 to 1; default the input's own.
-        mmio_place: with `scale`: `input` keeps the age order of the input, `even` spreads MMIO over all ages.
+        mmio_share: with `scale`, the share of MMIO-caching pages, 0 to 1; default the input's own.
+        mmio_place: with `scale`, `input` keeps the age order of the input, `even` spreads MMIO over all ages.
         contend: every n-th offer of the lock is taken (0: none).
         added: MMIO tables that a running vCPU adds in each of those lock breaks.
         cost: name of a cost model that turns counts into modelled time, in columns of its own.
@@ -271,8 +273,9 @@ def compare(
         A row for each input, kernel, size and plan; see `Comparison`.
 
     Raises:
-        UsageError: an unknown event, plan or kernel, or a plan in Python that raised. ScenarioError, TraceError: an
-            input that cannot be read.
+        UsageError: an unknown event, plan or kernel, or a plan in Python that raised.
+        ScenarioError: a scenario that cannot be read.
+        TraceError: a recording that cannot be read.
     """
     event = forced_event.as_event(at)
     chosen = as_plans(plans)

@@ -97,9 +97,18 @@ class Side:
 class Comparison:
     """Plans compared: one row an input, a kernel, a size and a plan.
 
-    `workloads` has a row for each input, kernel and size: what lived before the event, and what was made and zapped on
-    the way there. `sound` in a row of `rows` says whether the plan is enough for the event (None: nothing was forced,
-    or the run did not end), `left_over` how much it left there of what the event needs gone.
+    Attributes:
+        rows: the columns of each run. `sound` says whether the plan is enough for the event (None: nothing was
+            forced, or
+            the run did not end), `left_over` how much it left there of what the event needs gone.
+        measured_rows: wall time of our own code.
+        fits: how a column grows with the pages.
+        sides: input and scaled run side by side.
+        notes: what was chosen, assumed and changed.
+        own_events: (input, kernel) to how often the input's own operations have the forced event already.
+        plans: the plans in words.
+        workloads: of each input, kernel and size what lived before the event, and what was made and zapped on the
+            way.
     """
 
     rows: list[dict[str, Any]]
@@ -107,7 +116,6 @@ class Comparison:
     fits: list[dict[str, Any]] = field(default_factory=list)
     sides: dict[str, list[Side]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    #: (input, kernel) -> how often the input's own operations have the forced event already
     own_events: dict[tuple[str, str], int] = field(default_factory=dict)
     plans: list[dict[str, Any]] = field(default_factory=list)
     workloads: list[dict[str, Any]] = field(default_factory=list)
@@ -128,7 +136,14 @@ class Comparison:
     # -- columns ------------------------------------------------------------------------------------------------
 
     def column(self, name: str) -> list[Any]:
-        """One column as a list; None where a value does not apply."""
+        """Take one column.
+
+        Args:
+            name: one of `names`.
+
+        Returns:
+            Its values in the order of the rows; None where a value does not apply.
+        """
         return [row[name] for row in self.rows]
 
     @property
@@ -138,12 +153,12 @@ class Comparison:
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Columns as numpy arrays: counts int64 (float64 with NaN where some do not apply), words as objects."""
+        """The columns as numpy arrays (counts int64, float64 with NaN where some do not apply, words as objects)."""
         return {name: _array(self.column(name)) for name in self.names}
 
     @property
     def measured(self) -> dict[str, npt.NDArray[Any]]:
-        """Measured wall time of our own code, seconds, by input, pages and plan; never part of `columns`."""
+        """The measured wall time of our own code in seconds, by input, pages and plan; never part of `columns`."""
         return {
             name: _array([row[name] for row in self.measured_rows])
             for name in ("input", "kernel", "pages", "plan", "measured_wall_seconds")
@@ -151,16 +166,20 @@ class Comparison:
 
     @property
     def not_exercised(self) -> list[tuple[str, str]]:
-        """(input, plan) of every plan that had nothing to do."""
+        """The plans that had nothing to do, as (input, plan)."""
         return [(row["input"], row["plan"]) for row in self.rows if row["outcome"] == "not exercised"]
 
     @property
     def unsound(self) -> list[tuple[str, str]]:
-        """(input, plan) of every plan that is not enough for the event."""
+        """The plans that are not enough for the event, as (input, plan)."""
         return [(row["input"], row["plan"]) for row in self.rows if row["sound"] == "no"]
 
     def finding_lines(self) -> list[str]:
-        """The findings as sentences, one a workload and kind of finding."""
+        """Say the findings as sentences.
+
+        Returns:
+            One for each workload and kind of finding.
+        """
         said = []
         for title, rows in self._groups():
             idle = ", ".join(row["plan"] for row in rows if row["outcome"] == "not exercised")
@@ -185,7 +204,7 @@ class Comparison:
 
     @property
     def findings(self) -> list[tuple[str, str, str]]:
-        """(input, plan, outcome) of every run that did not simply end, or whose plan is unsound for the event."""
+        """The runs that did not simply end, or whose plan is unsound for the event, as (input, plan, outcome)."""
         return [
             (r["input"], r["plan"], "unsound" if r["outcome"] == "done" else r["outcome"])
             for r in self.rows
@@ -193,13 +212,21 @@ class Comparison:
         ]
 
     def to_polars(self) -> Any:
-        """A polars data frame (polars must be installed)."""
+        """Turn the rows into a polars data frame (polars must be installed).
+
+        Returns:
+            The frame.
+        """
         import polars
 
         return polars.DataFrame({name: self.column(name) for name in self.names}, strict=False)
 
     def to_pandas(self) -> Any:
-        """A pandas data frame (pandas must be installed)."""
+        """Turn the rows into a pandas data frame (pandas must be installed).
+
+        Returns:
+            The frame.
+        """
         import pandas
 
         return pandas.DataFrame({name: self.column(name) for name in self.names})
@@ -219,7 +246,11 @@ class Comparison:
         return list(found.items())
 
     def to_text(self) -> str:
-        """Everything for a terminal; measured time last and called so."""
+        """Write everything for a terminal; measured time last and called so.
+
+        Returns:
+            Text of several tables.
+        """
         parts = []
         if self.workloads:
             parts.append(
@@ -250,7 +281,11 @@ class Comparison:
         return "\n".join(parts)
 
     def to_html(self) -> str:
-        """The rows as an HTML table, escaped and capped, with the notes below."""
+        """Write the rows as an HTML table, escaped and capped, with the notes below.
+
+        Returns:
+            The HTML.
+        """
         names = [n for n in self.names if n != "digest"]
         table = table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
         return table + "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
@@ -278,7 +313,17 @@ class Comparison:
         return [Series(name, sorted(found)) for name, found in points.items()]
 
     def to_svg(self, of: str = "longest_hold") -> str:
-        """One picture: curves over the number of live pages where there are several sizes, else bars."""
+        """Draw one picture: curves over the number of live pages where there are several sizes, else bars.
+
+        Args:
+            of: the column to draw.
+
+        Returns:
+            The picture as SVG text.
+
+        Raises:
+            UsageError: a column that does not hold numbers.
+        """
         if of not in self.names or not all(isinstance(v, int | float | None) for v in self.column(of)):
             raise UsageError(f"column {of!r}: expected a column of numbers")
         label = of.replace("_", " ") + (", work units" if of == "longest_hold" else "")
@@ -292,7 +337,15 @@ class Comparison:
         return bars([self._label(row) for row in shown], [row[of] for row in shown], f"{label}{where}", label)
 
     def plot(self, ax: Any = None, of: str = "longest_hold") -> Any:
-        """Draw with matplotlib into `ax` (made when absent) and return it."""
+        """Draw with matplotlib.
+
+        Args:
+            ax: the axes to draw into; made when absent.
+            of: the column to draw.
+
+        Returns:
+            The axes.
+        """
         if ax is None:
             from matplotlib.figure import Figure
 
@@ -315,7 +368,11 @@ class Comparison:
         return ax
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data; `schema` names the version."""
+        """Turn everything into plain data; `schema` names the version.
+
+        Returns:
+            The keys of the page on JSON.
+        """
         return {
             "schema": SCHEMA,
             "plans": self.plans,
@@ -330,11 +387,23 @@ class Comparison:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as text."""
+        """Write `to_dict` as text.
+
+        Returns:
+            The JSON.
+        """
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def write(self, folder: str | Path, name: str = "compare") -> list[Path]:
-        """Write CSV, JSON and one SVG into a folder, each whole or not at all."""
+        """Write CSV, JSON and one SVG into a folder, each whole or not at all.
+
+        Args:
+            folder: where; made if it is absent.
+            name: what the files are called, without their endings.
+
+        Returns:
+            The files.
+        """
         texts = {
             f"{name}.csv": csv_text({n: self.column(n) for n in self.names}),
             f"{name}.json": self.to_json(),

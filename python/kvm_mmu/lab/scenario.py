@@ -47,13 +47,30 @@ class Engine(Protocol):
 
 @dataclass
 class Scenario:
-    """A header and its operations; `lines` is the file's line of each operation (1-based)."""
+    """A header and its operations.
+
+    Attributes:
+        name: what the header calls it.
+        kernel: the kernel it names; None: any.
+        config: the header's configuration.
+        plans: the plans that it gives events.
+        masks: SPTE masks that a result file's header names.
+        dump: `all` or `sparse`.
+        ops: the operations.
+        expected: the result lines of a result file.
+        lines: the file's line of each operation, from 1.
+        path: the file.
+        header_line: the line of the header.
+        recorded_on: of a recording, its kernel.
+        returns: of a recording, what each memslot update returned there.
+        notes: of a recording, what was chosen or assumed.
+        changes: of a recording, what was changed for another kernel.
+    """
 
     name: str = "unnamed"
     kernel: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, Any] = field(default_factory=dict)
-    #: SPTE masks that a result file's header names.
     masks: dict[str, Any] | None = None
     dump: str = "all"
     ops: list[dict[str, Any]] = field(default_factory=list)
@@ -61,8 +78,6 @@ class Scenario:
     lines: list[int] = field(default_factory=list)
     path: str = "-"
     header_line: int | None = None
-    #: Of a recording: its kernel, what each memslot update returned there, what was chosen or assumed, and what was
-    #: changed for another kernel.
     recorded_on: str | None = None
     returns: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -76,11 +91,18 @@ class Scenario:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether these operations were made of a recording, not written as a scenario."""
+        """True if these operations were made of a recording, not written as a scenario."""
         return self.recorded_on is not None
 
     def where(self, i: int) -> str:
-        """Where an operation stands: file and line, or its number where there is no line."""
+        """Say where an operation stands.
+
+        Args:
+            i: its number, from 0.
+
+        Returns:
+            File and line, or file and number where there is no line.
+        """
         return f"{self.path}:{self.lines[i]}" if self.lines else f"{self.path}: operation {i}"
 
 

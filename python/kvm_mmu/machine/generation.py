@@ -30,9 +30,13 @@ STARTS: dict[str, Callable[[int], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class GenerationField:
-    """`bits` bits of the generation from bit `gen_shift` on, stored in an MMIO SPTE from bit `spte_shift` on.
+    """A run of generation bits and where an MMIO SPTE stores it.
 
-    `read_bits` (default: `bits`) are read back: v5.0 does not mask its high field when it reads.
+    Args:
+        gen_shift: lowest bit of the generation in this field.
+        bits: how many bits are stored.
+        spte_shift: lowest bit of the SPTE that holds them.
+        read_bits: how many are read back; 0: as many as stored. v5.0 does not mask its high field when it reads.
     """
 
     gen_shift: int
@@ -49,10 +53,13 @@ class GenerationField:
 
 @dataclass(frozen=True, slots=True)
 class GenerationLayout:
-    """What the core must know of a policy.
+    """What the core must know of a policy: which bits of a generation an MMIO SPTE keeps, and where.
 
-    The compared value is `generation & ((1 << width) - 1)`; a set bit of `in_progress` means an update is in flight;
-    with `refuse_in_progress` nothing is cached or accepted while it is set.
+    Args:
+        width: the compared value is `generation & ((1 << width) - 1)`.
+        in_progress: mask; a set bit of it means that an update is in flight.
+        refuse_in_progress: nothing is cached or accepted while one is.
+        fields: where the bits are stored.
     """
 
     width: int
@@ -83,7 +90,12 @@ class GenerationLayout:
 
 
 class GenerationPolicy(ABC):
-    """Base of all policies. Subclass it and override what differs; `start` overrides the first generation."""
+    """Base of all policies. Subclass it and override what differs.
+
+    Args:
+        start: the first generation of address space `i`: a name of `STARTS`, a function of `i`, or None for the
+            kernel's.
+    """
 
     name = "base"
     layout = GenerationLayout(
@@ -110,28 +122,67 @@ class GenerationPolicy(ABC):
         return f"<{type(self).__name__} {self.name} start={self.start_name} width={self.layout.width}>"
 
     def initial(self, as_id: int) -> int:
-        """The generation of address space `as_id` before the first update, as an unsigned 64-bit value."""
+        """Give the generation of an address space before the first update.
+
+        Args:
+            as_id: address space, 0 or 1.
+
+        Returns:
+            An unsigned 64-bit value.
+        """
         return integer("generation start", self._start(as_id), -_U64, _U64) & _U64
 
     @abstractmethod
     def begin(self, generation: int) -> int:
-        """The value that is visible while an update is in flight."""
+        """Give the value that is visible while an update is in flight.
+
+        Args:
+            generation: the value before the update.
+
+        Returns:
+            The value with its mark of an update in flight.
+        """
 
     @abstractmethod
     def next(self, generation: int) -> int:
-        """The value after the update; `generation` is what `begin` returned."""
+        """Give the value after the update.
+
+        Args:
+            generation: what `begin` returned.
+
+        Returns:
+            The new generation.
+        """
 
     @abstractmethod
     def is_wrap(self, generation: int) -> bool:
-        """Whether the kept part of this new generation is zero again, so that stale MMIO SPTEs would look fresh."""
+        """Say whether stale MMIO SPTEs would look fresh under a new generation, since its kept part is zero again.
+
+        Args:
+            generation: the new generation.
+
+        Returns:
+            True if it is a wrap.
+        """
 
     def conclude(self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]) -> None:
-        """End an update: make the new generation visible and look for a wrap, in this policy's order."""
+        """End an update: make the new generation visible and look for a wrap, in this policy's order.
+
+        Args:
+            generation: the new generation.
+            publish: makes it visible.
+            check: looks for a wrap, and zaps.
+        """
         publish(generation)
         check(generation)
 
     def wrapped(self, as_id: int, generation: int) -> None:
-        """Say that a wrap was found (the kernel's message, at debug level there and here)."""
+        """Say that a wrap was found (the kernel's message, at debug level there and here).
+
+        Args:
+            as_id: address space, 0 or 1.
+            generation: the new generation.
+        """
         log.debug(
             "kvm: zapping shadow pages for mmio generation wraparound (address space %d, generation %#x)",
             as_id,
@@ -139,7 +190,14 @@ class GenerationPolicy(ABC):
         )
 
     def kept(self, generation: int) -> int:
-        """The part of a generation that MMIO SPTEs are compared with."""
+        """Cut a generation down to what MMIO SPTEs are compared with.
+
+        Args:
+            generation: the whole generation.
+
+        Returns:
+            Its low bits, as many as the layout keeps.
+        """
         return generation & ((1 << self.layout.width) - 1)
 
 
@@ -224,7 +282,16 @@ class GenerationV61(GenerationV51):
 
 @dataclass(frozen=True, slots=True)
 class WrapCount:
-    """Result of running a policy: memslot updates of one address space until wraps are detected (None: never)."""
+    """The result of running a policy through its generations.
+
+    Attributes:
+        policy: its name.
+        start: the name of its start.
+        as_id: address space, 0 or 1.
+        first: the first update at which a wrap was detected; None: never.
+        lap: updates until the kept value repeats.
+        steps_run: updates that were run.
+    """
 
     policy: str
     start: str
@@ -243,7 +310,7 @@ def run_until_wrap(policy: GenerationPolicy, as_id: int, limit: int | None = Non
         limit: updates to run; default one more lap than the kept value has values.
 
     Returns:
-        `first`: the first update at which `is_wrap` said yes; `lap`: updates until the kept value repeats.
+        The first update at which `is_wrap` said yes, and the updates until the kept value repeats.
     """
     limit = limit or (2 << policy.layout.width)
     generation = policy.initial(as_id)

@@ -39,12 +39,26 @@ class Memslots:
         return f"<Memslots {len(self)} slots, generations {', '.join(f'{g:#x}' for g in self.generations)}>"
 
     def of(self, as_id: int) -> list[Slot]:
-        """The slots of one address space, in array order (descending base)."""
+        """List the slots of one address space.
+
+        Args:
+            as_id: 0 normal, 1 SMM.
+
+        Returns:
+            The slots in array order (descending base).
+        """
         as_id = integer("as_id", as_id, 0, KVM_ADDRESS_SPACE_NUM - 1)
         return [Slot(*slot) for slot in self._vm.core.slots(as_id)]
 
     def get(self, slot: int, as_id: int = 0) -> Slot:
-        """The slot with this id.
+        """Find a slot by its id.
+
+        Args:
+            slot: slot id.
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The slot.
 
         Raises:
             KeyError: there is none.
@@ -71,10 +85,15 @@ class Memslots:
         as_id: int = 0,
         published: Callable[[], None] = _nothing,
     ) -> Change:
-        """The set-user-memory-region request as user space makes it; `size` 0 deletes.
+        """Make the set-user-memory-region request as user space makes it; `size` 0 deletes.
 
         Args:
-            slot: slot id. gpa, size, hva: bytes. flags: bit 0 log dirty, bit 1 read-only.
+            slot: slot id.
+            gpa: guest physical address, bytes.
+            size: bytes; 0 deletes.
+            hva: host virtual address, bytes.
+            flags: bit 0 log dirty, bit 1 read-only.
+            as_id: address space, 0 normal, 1 SMM.
             published: called while a new slot array is visible and its generation is still in flight.
 
         Returns:
@@ -97,7 +116,18 @@ class Memslots:
     def create(
         self, slot: int, gpa: int, size: int, hva: int | None = None, flags: int = 0, as_id: int = 0
     ) -> Slot:
-        """Create a slot; without `hva` host memory is placed after all other slots' (bytes everywhere).
+        """Create a slot.
+
+        Args:
+            slot: slot id.
+            gpa: guest physical address, bytes.
+            size: bytes.
+            hva: host virtual address, bytes; None: placed after all other slots' host memory.
+            flags: bit 0 log dirty, bit 1 read-only.
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The slot as it stands in the array.
 
         Raises:
             MemslotError: EEXIST when it overlaps or the id is taken, EINVAL for anything the kernel refuses.
@@ -118,11 +148,25 @@ class Memslots:
         return self.get(slot, as_id)
 
     def delete(self, slot: int, as_id: int = 0) -> None:
-        """Delete a slot: an invalid copy is published, the slot's pages are zapped, it leaves the array."""
+        """Delete a slot: an invalid copy is published, the slot's pages are zapped, it leaves the array.
+
+        Args:
+            slot: slot id.
+            as_id: address space, 0 normal, 1 SMM.
+        """
         self.set_region(slot=slot, gpa=0, size=0, hva=0, as_id=as_id)
 
     def move(self, slot: int, gpa: int, as_id: int = 0) -> Slot:
-        """Move a slot to another guest address; zapped like a delete."""
+        """Move a slot to another guest address; it is zapped like a delete.
+
+        Args:
+            slot: slot id.
+            gpa: the new guest physical address, bytes.
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The slot as it stands in the array.
+        """
         old = self._old(slot, as_id)
         self.set_region(
             slot=slot, gpa=gpa, size=old.npages << PAGE_SHIFT, hva=old.hva, flags=old.flags, as_id=as_id
@@ -130,7 +174,16 @@ class Memslots:
         return self.get(slot, as_id)
 
     def set_flags(self, slot: int, flags: int, as_id: int = 0) -> Slot:
-        """Change a slot's flags (bit 0 log dirty; bit 1 read-only cannot change)."""
+        """Change a slot's flags.
+
+        Args:
+            slot: slot id.
+            flags: bit 0 log dirty; bit 1 (read-only) cannot change.
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The slot as it stands in the array.
+        """
         old = self._old(slot, as_id)
         self.set_region(
             slot=slot,
@@ -143,7 +196,12 @@ class Memslots:
         return self.get(slot, as_id)
 
     def touch(self, slot: int, as_id: int = 0) -> None:
-        """The cheapest update there is: turn the slot's dirty log on and off again (two installs)."""
+        """Make the cheapest update there is: turn the slot's dirty log on and off again (two installs).
+
+        Args:
+            slot: slot id.
+            as_id: address space, 0 normal, 1 SMM.
+        """
         old = self._old(slot, as_id)
         self.set_flags(slot, old.flags ^ 1, as_id)
         self.set_flags(slot, old.flags, as_id)

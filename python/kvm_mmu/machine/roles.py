@@ -71,7 +71,14 @@ _MEANING: dict[str, Callable[[int], str]] = {
 
 
 def decode_role(role: int | str, kernel: str | KernelProfile) -> dict[str, Any]:
-    """The page role word, field by field, and every bit in words (`bits`).
+    """Take the page role word apart, field by field.
+
+    Args:
+        role: the word, a number or hexadecimal text.
+        kernel: profile name or profile; the layout depends on it.
+
+    Returns:
+        A key for each field, and every bit in words under `bits`: `[high, low, name, value, meaning]`.
 
     Raises:
         UsageError: more than 32 bits, or a kernel whose layout is not known.

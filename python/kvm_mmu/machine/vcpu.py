@@ -20,7 +20,14 @@ OUTCOMES: tuple[Outcome, ...] = ("hit", "emulate", "error", "stuck")
 
 
 class AccessResult(NamedTuple):
-    """How a guest access ended, how many faults it took, what the last fault handler returned."""
+    """The result of one access.
+
+    Attributes:
+        outcome: `hit`, `emulate` (an MMIO exit or a write to a tracked page), `error` or `stuck` (eight faults in
+            vain).
+        faults: how many faults it took.
+        ret: what the last fault handler returned.
+    """
 
     outcome: Outcome
     faults: int
@@ -28,20 +35,30 @@ class AccessResult(NamedTuple):
 
 
 class AccessColumns(NamedTuple):
-    """One row an access: `outcome` u8 (index into `OUTCOMES`), `faults` u8, `ret` i32."""
+    """The results of many accesses, one row an access.
+
+    Attributes:
+        outcome: u8, an index into `OUTCOMES`.
+        faults: u8, how many faults the access took.
+        ret: i32, what the last fault handler returned.
+    """
 
     outcome: npt.NDArray[np.uint8]
     faults: npt.NDArray[np.uint8]
     ret: npt.NDArray[np.int32]
 
     def counts(self) -> dict[str, int]:
-        """How many accesses ended each way."""
+        """Count how the accesses ended.
+
+        Returns:
+            Outcome to number of accesses.
+        """
         found = np.bincount(self.outcome, minlength=len(OUTCOMES))
         return {name: int(found[i]) for i, name in enumerate(OUTCOMES)}
 
 
 class Vcpu:
-    """One vCPU of a VM."""
+    """One vCPU of a VM, from `Vm.vcpus`."""
 
     def __init__(self, vm: Vm, index: int) -> None:
         self._vm = vm
@@ -52,10 +69,15 @@ class Vcpu:
         return f"<Vcpu {self.index} root={state['root']} smm={state['smm']} requests={state['requests']}>"
 
     def access(self, gpa: int, kind: AccessKind = "r") -> AccessResult:
-        """A guest access by physical address: vCPU entry, hardware walk, faults until it succeeds or is emulated.
+        """Access guest memory by physical address: vCPU entry, hardware walk, faults until it succeeds or is
+        emulated.
 
         Args:
-            gpa: guest physical address, bytes. kind: `r`, `w` or `x`.
+            gpa: guest physical address, bytes.
+            kind: `r`, `w` or `x`.
+
+        Returns:
+            How it ended.
         """
         try:
             outcome, faults, ret = self._vm.core.access(self.index, gpa, kind)
@@ -66,14 +88,20 @@ class Vcpu:
         return AccessResult(OUTCOMES[outcome], faults, ret)
 
     def access_many(self, gpas: npt.ArrayLike, kind: AccessKind = "r") -> AccessColumns:
-        """Many accesses in order, with the GIL released; Ctrl-C stops between two of them.
+        """Access many addresses in order, with the GIL released; Ctrl-C stops between two of them.
 
         Args:
-            gpas: one-dimensional, integer guest physical addresses (any integer dtype without negative values;
-                uint64 is taken without a copy).
+            gpas: guest physical addresses, bytes; one dimension of any integer dtype without negative values (uint64
+                is taken
+                without a copy).
+            kind: `r`, `w` or `x`, for all of them.
+
+        Returns:
+            A row for each.
 
         Raises:
-            UsageError: another dtype or shape. KeyboardInterrupt: accesses so far have happened.
+            UsageError: another dtype or shape.
+            KeyboardInterrupt: the accesses so far have happened.
         """
         kind = word("kind", kind, ACCESS_KINDS)  # type: ignore[assignment]
         array = numbers.array("gpas", gpas)
@@ -89,7 +117,15 @@ class Vcpu:
         return AccessColumns(*self._vm.core.access_many(self.index, array, kind))
 
     def fault(self, gpa: int, error_code: int) -> int:
-        """The page fault entry directly, without vCPU entry; returns what the handler returned."""
+        """Enter the page fault handler directly, without vCPU entry.
+
+        Args:
+            gpa: guest physical address, bytes.
+            error_code: as the processor reports it.
+
+        Returns:
+            What the handler returns: 1 resume the guest, 0 exit to user space, negative an errno.
+        """
         return self._vm.core.fault(self.index, integer("gpa", gpa), integer("error_code", error_code))
 
     def fault_with(
@@ -100,14 +136,20 @@ class Vcpu:
         *,
         is_written: bool | None = None,
     ) -> int:
-        """The page fault entry where the host's answer is known (v6.x).
+        """Enter the page fault handler where the host's answer is known (v6.x).
 
         Args:
-            gpa: bytes. error_code: as the processor reports it.
+            gpa: guest physical address, bytes.
+            error_code: as the processor reports it.
             found: level asked for (1 to 3), whether the host maps the page writable, and the gfns the lookup of
-                neighbours finds (None: ask the model); None: the lookup failed, nothing is mapped.
-            is_written: whether the leaf was written, where old and new one differ only in the accessed and dirty bits,
-                which a processor sets; None: the model's own bits decide.
+                neighbours
+                finds (None: ask the model); None: the lookup failed, nothing is mapped.
+            is_written: whether the leaf was written, where old and new one differ only in the accessed and dirty
+                bits, which a
+                processor sets; None: the model's own bits decide.
+
+        Returns:
+            What the handler returns: 1 resume the guest, 0 exit to user space, negative an errno.
         """
         if found is not None:
             try:
@@ -128,11 +170,19 @@ class Vcpu:
         )
 
     def enter(self) -> int:
-        """vCPU entry: serve requests, load a root if there is none; 0 or -ENOSPC."""
+        """Enter the guest: serve requests, load a root if there is none.
+
+        Returns:
+            0, or a negative errno when no root could be loaded.
+        """
         return self._vm.core.enter(self.index)
 
     def load(self) -> int:
-        """Load the root."""
+        """Load the root.
+
+        Returns:
+            0, or a negative errno.
+        """
         return self._vm.core.load(self.index)
 
     def unload(self) -> None:
@@ -140,7 +190,11 @@ class Vcpu:
         self._vm.core.unload(self.index)
 
     def set_smm(self, on: bool) -> None:
-        """Enter or leave system management mode."""
+        """Enter or leave system management mode.
+
+        Args:
+            on: True to enter.
+        """
         self._vm.core.set_smm(self.index, flag("on", on))
 
     def set_regs(
@@ -150,7 +204,14 @@ class Vcpu:
         efer: int | None = None,
         smm: bool | None = None,
     ) -> None:
-        """Set control registers and reset the MMU context."""
+        """Set control registers and reset the MMU context; what is None stays.
+
+        Args:
+            cr0: bit 16 is WP.
+            cr4: bit 5 is PAE, bit 20 SMEP, bit 21 SMAP.
+            efer: bit 11 is NX.
+            smm: system management mode.
+        """
         self._vm.core.set_regs(
             self.index,
             None if cr0 is None else integer("cr0", cr0),
@@ -165,6 +226,6 @@ class Vcpu:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Root, requests, SMM, cached MMIO, as in a snapshot."""
+        """The root, requests, SMM and cached MMIO address, as in a snapshot."""
         found: dict[str, Any] = self._vm.snapshot()["vcpus"][self.index]
         return found

@@ -72,17 +72,26 @@ class Vm:
     """One virtual machine's MMU, memslots and vCPUs.
 
     Args:
-        kernel: profile name (`kvm-mmu kernels`) or a `KernelProfile`.
+        kernel: profile name (`kvm-mmu kernels` lists them) or a `KernelProfile`.
         family: `npt`, `ept_ad` or `ept_noad`; `shadow` (no two-dimensional paging) only with `guest_paging=False` and
-            a 6.x kernel. phys_bits: host physical address width.
-        execonly, pml, flush_range: hardware facts, as in the scenario header. tdp_level: 4 or 5. lpage_level: 2 or 3.
-        vcpus: how many. generation: a policy of one's own. plans: replaces the plan of events
-            (`wrap`, `slot_removal`, `teardown`, `flush_all`, `create_move`).
-        events: `"all"`, `"off"` or a ring of the last N (default).
-        max_memslots: above the kernel's 512 only on purpose: results are then not the kernel's.
+            a
+            6.x kernel.
+        phys_bits: host physical address width, 36 to 52.
+        execonly: EPT can map execute-only.
+        pml: the dirty logging hooks of Intel PML are installed.
+        tdp_level: level of the root, 4 or 5.
+        lpage_level: largest leaf, 1 (4 KiB), 2 (2 MiB) or 3 (1 GiB).
+        vcpus: number of vCPUs.
+        flush_range: the host has a flush of a range of gfns.
+        generation: a generation policy of one's own; None: the kernel's.
+        plans: replaces the plan of an event (`wrap`, `slot_removal`, `teardown`, `flush_all`, `create_move`).
+        events: `"all"`, `"off"`, or how many of the last events are kept.
+        max_memslots: above the kernel's own number only on purpose: results are then not the kernel's.
         gfn_hash: `"kernel"` (4,096 buckets) or `"wide"` (a faster one, ours).
-        l1tf: MMIO SPTEs are made safe against L1TF; None: up to v5.4 always, later not. nx_huge_pages, mmio_caching:
-            module parameters of v6.x. guest_paging: whether the guest uses page tables of its own.
+        l1tf: MMIO SPTEs are made safe against L1TF; None: up to v5.4 always, later not.
+        nx_huge_pages: the module parameter of v6.x.
+        mmio_caching: the module parameter of v6.x.
+        guest_paging: the guest uses page tables of its own.
 
     Raises:
         UsageError: an unknown word or a value out of range.
@@ -163,7 +172,14 @@ class Vm:
         return vm_html(self)
 
     def to_svg(self, title: str = "") -> str:
-        """A picture of the roots, tables, links, leaves and memslots, as SVG text; large states are capped."""
+        """Draw the roots, tables, links, leaves and memslots; large states are capped.
+
+        Args:
+            title: a line above the picture.
+
+        Returns:
+            The picture as SVG text.
+        """
         from kvm_mmu.view.picture import vm_svg
 
         return vm_svg(self.snapshot(), title)
@@ -180,17 +196,17 @@ class Vm:
 
     @property
     def kernel(self) -> str:
-        """Name of the kernel this VM models."""
+        """The name of the kernel that this VM models."""
         return self.profile.name
 
     @property
     def family(self) -> str:
-        """Paging family: npt, ept_ad or ept_noad."""
+        """The paging family (`npt`, `ept_ad`, `ept_noad`, `shadow`)."""
         return self.core.family
 
     @property
     def masks(self) -> dict[str, int]:
-        """SPTE masks at run time, by the names of the scenario header."""
+        """The SPTE masks at run time, by the names of the scenario header."""
         return self.core.masks()
 
     @property
@@ -204,13 +220,15 @@ class Vm:
 
     @property
     def events(self) -> list[list[Any]]:
-        """Tracepoint events kept so far, oldest first, each `[name, field, ...]` (vectors README, section 5)."""
+        """The events kept so far, oldest first, each `[name, field, ...]`; the page on events, counters and state has
+        the fields.
+        """
         found: list[list[Any]] = json.loads(self.core.events_json())
         return found
 
     @property
     def rich_events(self) -> list[dict[str, Any]]:
-        """The same events with every field, as dicts."""
+        """The same events as dicts; those of pages, MMIO SPTEs and fast page faults with every field by name."""
         found: list[dict[str, Any]] = json.loads(self.core.events_json_rich())
         return found
 
@@ -225,29 +243,49 @@ class Vm:
 
     @property
     def work(self) -> dict[str, int]:
-        """Exact work counters, running numbers since the start."""
+        """Exact work counters, running numbers since the start; the page on events, counters and state says what each
+        counts.
+        """
         return self.core.work()
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state as plain data (vectors README, section 7)."""
+        """Take the whole state as plain data.
+
+        Returns:
+            Both address spaces, the limits, the active list and the vCPUs, as on a result line of a scenario.
+        """
         found: dict[str, Any] = json.loads(self.core.state_json())
         return found
 
     def digest(self) -> str:
-        """First 16 hex digits of SHA-256 over the canonical JSON of the state."""
+        """Hash the state.
+
+        Returns:
+            The first 16 hex digits of SHA-256 over the canonical JSON of the state.
+        """
         return self.core.digest()
 
     def audit(self) -> list[tuple[str, str]]:
-        """Every broken invariant as (name, what was found); empty when all hold (docs/invariants.md)."""
+        """Check every invariant.
+
+        Returns:
+            The broken ones as (name, what was found); empty when all hold. The page on invariants has the names.
+        """
         return self.core.audit()
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes this VM's structures take, by kind."""
+        """The bytes that this VM's structures take, by kind."""
         return self.core.memory()
 
     def page(self, page_id: int) -> Page:
-        """The live shadow page with this creation number.
+        """Give the live shadow page with a creation number.
+
+        Args:
+            page_id: the number, as in events and snapshots.
+
+        Returns:
+            The page; its fields are read when asked.
 
         Raises:
             UsageError: there is none.
@@ -257,7 +295,11 @@ class Vm:
     # -- the whole MMU ------------------------------------------------------------------------------------------
 
     def clone(self) -> Vm:
-        """An independent copy: same state, same policy; the hook `on_lock_break` is not copied."""
+        """Copy the VM with its state and its policy; the hook `on_lock_break` is not copied.
+
+        Returns:
+            An independent VM.
+        """
         twin = object.__new__(Vm)
         twin.profile = self.profile
         twin.generation_policy = self.generation_policy
@@ -268,9 +310,12 @@ class Vm:
         return twin
 
     def to_bytes(self) -> bytes:
-        """The whole VM as bytes: state, profile, plans, the name of its generation policy, and a checksum.
+        """Write the whole VM as bytes: state, profile, plans, the name of its generation policy, and a checksum.
 
         Events and the hook `on_lock_break` are left out.
+
+        Returns:
+            What `from_bytes` reads.
 
         Raises:
             SnapshotError: a zap run is paused, or a batch is open.
@@ -288,7 +333,14 @@ class Vm:
 
     @classmethod
     def from_bytes(cls, data: bytes, generation: GenerationPolicy | None = None) -> Vm:
-        """The VM of such bytes. A policy of one's own cannot be written down: give it again as `generation`.
+        """Make the VM of bytes that `to_bytes` wrote.
+
+        Args:
+            data: the bytes.
+            generation: the policy again, where it was one of one's own: those cannot be written down.
+
+        Returns:
+            The VM, equal to the one written.
 
         Raises:
             SnapshotError: foreign, damaged or cut bytes, or a policy that is not the one they name.
@@ -321,7 +373,11 @@ class Vm:
         return Vm.from_bytes, (self.to_bytes(),)
 
     def destroy(self) -> ZapRun:
-        """Tear the VM down: flush all shadow pages by the profile's teardown plan, then drop every root."""
+        """Tear the VM down: flush all shadow pages by the profile's teardown plan, then drop every root.
+
+        Returns:
+            The run of the teardown plan.
+        """
         run = self.zap(self.profile.teardown)
         for vcpu in self.vcpus:
             vcpu.unload()
@@ -336,8 +392,15 @@ class Vm:
         """Run a plan to its end, with `on_lock_break` at every lock break.
 
         Args:
-            plan: a plan, its name or text. slot: (address space, slot id) for `only=slot`.
+            plan: a plan, its name, its text or its dict.
+            slot: (address space, slot id) for `only=slot` and `walk=slot`.
             gfn_range: first gfn and end (exclusive) for `only=gfn_range`.
+
+        Returns:
+            The finished run with its counts.
+
+        Raises:
+            UsageError: an unknown plan, or one that lacks its slot or range.
         """
         return self._drive(self._start_zap(plan, slot, gfn_range))
 
@@ -347,7 +410,17 @@ class Vm:
         slot: tuple[int, int] | None = None,
         gfn_range: tuple[int, int] | None = None,
     ) -> Iterator[Pause]:
-        """As `zap`, yielding at every lock break so that other vCPUs can act; leaving the loop early commits."""
+        """Run a plan as `zap` does, stopping at every lock break so that other vCPUs can act; leaving the loop early
+        commits.
+
+        Args:
+            plan: a plan, its name, its text or its dict.
+            slot: (address space, slot id) for `only=slot` and `walk=slot`.
+            gfn_range: first gfn and end (exclusive) for `only=gfn_range`.
+
+        Yields:
+            A pause at each lock break, with the run in it.
+        """
         run = self._start_zap(plan, slot, gfn_range)
         try:
             while run.paused:
@@ -357,11 +430,22 @@ class Vm:
             run.close()
 
     def zap_batch(self) -> ZapBatch:
-        """A context manager for a zap loop of one's own: `prepare` pages; on exit flush, then free."""
+        """Begin a zap loop of one's own: `prepare` pages in a `with` block; on exit flush, then free.
+
+        Returns:
+            The context manager.
+        """
         return ZapBatch(self)
 
     def active_pages(self, from_tail: bool = False) -> ActivePages:
-        """The active list, newest first (or oldest first), as a safe walk that is counted like a plan's."""
+        """Walk the active list safely; the walk is counted like a plan's.
+
+        Args:
+            from_tail: oldest first instead of newest first.
+
+        Returns:
+            An iterable of the live shadow pages.
+        """
         return ActivePages(self, flag("from_tail", from_tail))
 
     def _start_zap(
@@ -397,48 +481,102 @@ class Vm:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Hold `slots_lock`: one memslot update at a time, also between threads."""
+        """Hold `slots_lock`: one memslot update at a time, also between threads.
+
+        Yields:
+            Nothing; the lock is held inside the `with` block.
+        """
         with self._slots_lock:
             yield
 
     def install_slot(self, as_id: int, generation: int, slot: tuple[int, int, int, int, int]) -> None:
-        """See `VmBackend`."""
+        """Make an array with this slot visible; the first half of a memslot update, without its zaps.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            generation: the generation of the new array.
+            slot: (id, base gfn, npages, hva, flags).
+        """
         self.core.install_slot(as_id, generation, *slot)
 
     def remove_slot(self, as_id: int, generation: int, slot_id: int) -> None:
-        """See `VmBackend`."""
+        """Make an array without this slot visible, without zapping what it mapped.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            generation: the generation of the new array.
+            slot_id: the slot to leave out.
+        """
         self.core.remove_slot(as_id, generation, slot_id)
 
     def generation(self, as_id: int) -> int:
-        """See `VmBackend`."""
+        """Look up the memslot generation that is visible now.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The generation, unsigned 64 bits.
+        """
         return self.core.generation(as_id)
 
     def set_generation(self, as_id: int, generation: int) -> None:
-        """See `VmBackend`."""
+        """Make a generation visible, without an update.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            generation: the value, unsigned 64 bits.
+        """
         self.core.set_generation(as_id, generation)
 
     def total_slot_pages(self) -> int:
-        """See `VmBackend`."""
+        """Sum the pages of all slots.
+
+        Returns:
+            4 KiB pages, both address spaces together.
+        """
         return self.core.total_slot_pages()
 
     def requested_mmu_pages(self) -> int:
-        """See `VmBackend`."""
+        """Look up the limit of shadow pages that user space asked for.
+
+        Returns:
+            The limit, 0 where none was asked for.
+        """
         return self.core.requested_mmu_pages()
 
     def memslots_updated(self, generation: int) -> None:
-        """See `VmBackend`."""
+        """Note in the event log that the architecture is told of a new generation.
+
+        Args:
+            generation: the new generation.
+        """
         self.core.push_memslots_updated(generation)
 
     def invalidate_mmio(self, generation: int) -> None:
-        """See `VmBackend`."""
+        """Note in the event log that a generation is looked at for a wrap; `check_wrap` looks.
+
+        Args:
+            generation: the generation.
+        """
         self.core.push_invalidate_mmio(generation)
 
     def flush_shadow_memslot(self) -> None:
-        """See `VmBackend`."""
+        """Note in the event log that a slot is about to be zapped; `flush_slot` zaps."""
         self.core.push_flush_shadow_memslot()
 
     def slot_walk(self, as_id: int, slot_id: int, what: str) -> ZapRun:
-        """See `VmBackend`."""
+        """Walk the reverse maps of a slot.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            slot_id: the slot.
+            what: `remove_write_access`, `leaf_clear_dirty`, `largepage_remove_write_access`, `set_dirty` or
+                `zap_collapsible`.
+
+        Returns:
+            The finished run with its counts.
+        """
         as_id, slot_id = _slot_id(as_id, slot_id)
         what = word("what", what, SLOT_WALKS)
         return self._drive(ZapRun(self, None, self.core.start_slot_walk(as_id, slot_id, what)))
@@ -446,29 +584,59 @@ class Vm:
     # -- the ioctls and notifiers that are not memslots ----------------------------------------------------------
 
     def check_wrap(self, as_id: int) -> bool:
-        """The generation-wrap check with the current generation; whether it was a wrap."""
+        """Look whether the current generation is a wrap, and zap by the profile's plan if it is.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            True if it was a wrap.
+        """
         as_id = integer("as_id", as_id, 0, KVM_ADDRESS_SPACE_NUM - 1)
         return memory_region.check_wrap(
             self, self.profile, self.generation_policy, as_id, self.core.generation(as_id)
         )
 
     def flush_all(self) -> ZapRun:
-        """Flush all shadow pages by the profile's plan."""
+        """Flush all shadow pages by the profile's plan.
+
+        Returns:
+            The finished run with its counts.
+        """
         return self.zap(self.profile.flush_all)
 
     def flush_slot(self, slot: int, as_id: int = 0) -> ZapRun:
-        """The memslot-flush notifier: the profile's slot removal plan on this slot."""
+        """Run the profile's slot removal plan on a slot, as the memslot-flush notifier does.
+
+        Args:
+            slot: slot id.
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The finished run with its counts.
+        """
         as_id, slot = _slot_id(as_id, slot)
         self.core.push_flush_shadow_memslot()
         return self.zap(self.profile.slot_removal, slot=(as_id, slot))
 
     def zap_gfn_range(self, start: int, end: int) -> ZapRun:
-        """Zap the rmaps of all gfns from `start` to `end` (exclusive) in every slot."""
+        """Zap the reverse maps of a range of gfns in every slot.
+
+        Args:
+            start: first gfn.
+            end: end of the range, exclusive.
+
+        Returns:
+            The finished run with its counts.
+        """
         start, end = integer("start", start), integer("end", end)
         return self._drive(ZapRun(self, None, self.core.start_zap_gfn_range(start, end)))
 
     def set_nr_mmu_pages(self, n: int) -> None:
-        """KVM_SET_NR_MMU_PAGES: at least 64.
+        """Set the limit of shadow pages, as KVM_SET_NR_MMU_PAGES does.
+
+        Args:
+            n: the limit, at least 64.
 
         Raises:
             UsageError: fewer (EINVAL in the kernel).
@@ -482,11 +650,21 @@ class Vm:
         self.core.set_requested_mmu_pages(n)
 
     def change_mmu_pages(self, goal: int) -> None:
-        """The inner resize: zap the oldest pages until at most `goal` are used, then set the limit."""
+        """Resize: zap the oldest pages until at most `goal` are used, then set the limit.
+
+        Args:
+            goal: the limit.
+        """
         self.core.change_mmu_pages(integer("goal", goal))
 
     def zap_oldest(self, nr_to_zap: int) -> int:
-        """Zap the oldest pages that are no roots in use, at least so many where there are; how many (v6.x).
+        """Zap the oldest pages that are no roots in use (v6.x).
+
+        Args:
+            nr_to_zap: at least so many, where there are so many.
+
+        Returns:
+            How many were zapped.
 
         Raises:
             UsageError: an older kernel.
@@ -495,7 +673,7 @@ class Vm:
 
     @property
     def dirty_log_initially_set(self) -> bool:
-        """Whether new dirty bitmaps start full (KVM_DIRTY_LOG_INITIALLY_SET)."""
+        """True if new dirty bitmaps start full (KVM_DIRTY_LOG_INITIALLY_SET)."""
         return self.core.dirty_log_initially_set
 
     @dirty_log_initially_set.setter
@@ -503,11 +681,26 @@ class Vm:
         self.core.set_dirty_log_initially_set(flag("dirty_log_initially_set", on))
 
     def shrink(self, nr_to_scan: int) -> int:
-        """A shrinker scan; how many pages it freed."""
+        """Run a shrinker scan over this VM.
+
+        Args:
+            nr_to_scan: how many objects the shrinker is asked to look at.
+
+        Returns:
+            How many pages it freed.
+        """
         return self.core.shrink(integer("nr_to_scan", nr_to_scan))
 
     def get_dirty_log(self, slot: int, as_id: int = 0, manual: bool = False) -> list[int]:
-        """Dirty bitmap of a slot as 64-bit words; cleared and write-protected again unless `manual`.
+        """Read the dirty bitmap of a slot; it is cleared and its pages are write-protected again unless `manual`.
+
+        Args:
+            slot: slot id.
+            as_id: address space, 0 normal, 1 SMM.
+            manual: only copy, as with manual dirty log protection.
+
+        Returns:
+            64-bit words, the slot's first page in bit 0 of the first.
 
         Raises:
             UsageError: no such slot, or it has no dirty log (ENOENT in the kernel).
@@ -519,6 +712,10 @@ class Vm:
         return words
 
     def require_idle(self) -> None:
-        """Raises RunStateError when a zap run is paused at a lock break."""
+        """Refuse to go on while a zap run is paused at a lock break.
+
+        Raises:
+            RunStateError: one is.
+        """
         if self.core.paused_runs:
             raise RunStateError("a zap run is paused at a lock break; resume or close it first")

@@ -48,13 +48,19 @@ def _words(values: npt.ArrayLike, what: str) -> U64:
 
 
 class Codec:
-    """SPTE words of one kernel on one host.
+    """SPTE words of one kernel on one host, made and explained.
 
     Args:
-        kernel: profile name. family: npt, ept_ad, ept_noad, or shadow (the masks of npt; v6.x). phys_bits: host
-            physical width, 36 to 52. execonly: EPT supports execute-only.
-        generation: another policy's layout than the kernel's. l1tf: MMIO SPTEs are made safe against L1TF (None: up to
-            v5.4 always, later not). mmio_caching: MMIO SPTEs are made.
+        kernel: profile name or profile.
+        family: `npt`, `ept_ad`, `ept_noad`, or `shadow` (the masks of `npt`; v6.x).
+        phys_bits: host physical address width, 36 to 52.
+        execonly: EPT can map execute-only.
+        generation: a policy with another layout than the kernel's.
+        l1tf: MMIO SPTEs are made safe against L1TF; None: up to v5.4 always, later not.
+        mmio_caching: MMIO SPTEs are made.
+
+    Raises:
+        UsageError: an unknown word or a value out of range.
     """
 
     def __init__(
@@ -100,22 +106,30 @@ class Codec:
 
     @property
     def has_l1tf_mask(self) -> bool:
-        """MMIO SPTEs are made safe against L1TF (hosts of 47 bits and more never need it)."""
+        """True if MMIO SPTEs are made safe against L1TF (hosts of 47 bits and more never need it)."""
         return self.masks["nonpresent_or_rsvd"] != 0
 
     @property
     def makes_mmio_sptes(self) -> bool:
-        """Not so with `mmio_caching=False`, nor for v6.x with the legacy masks on a host of 52 bits."""
+        """False with `mmio_caching=False`, and for v6.x with the legacy masks on a host of 52 bits."""
         return self.masks["mmio_mask"] != 0
 
     @property
     def host(self) -> str:
-        """Kernel and host in words, as every output names them."""
+        """The kernel and host in words, as every output names them."""
         l1tf = ", L1TF mask" if self.has_l1tf_mask else ""
         return f"{self.kernel}, {self.family}, {self.phys_bits} physical bits{l1tf}"
 
     def make_mmio_spte(self, gfn: int, access: int, generation: int) -> int:
-        """The MMIO SPTE of a gfn; `access` 0-7, `generation` the whole memslot generation (u64).
+        """Make the MMIO SPTE of a gfn.
+
+        Args:
+            gfn: guest frame number.
+            access: 0 to 7 (1 execute, 2 write, 4 user).
+            generation: the whole memslot generation, 64 bits.
+
+        Returns:
+            The word.
 
         Raises:
             UsageError: the gfn lies above the physical width of this host, or an access of more than three bits.
@@ -134,7 +148,19 @@ class Codec:
         return gfn
 
     def make_mmio_sptes(self, gfns: npt.ArrayLike, access: npt.ArrayLike, generations: npt.ArrayLike) -> U64:
-        """MMIO SPTEs of arrays of equal length (uint64 in, uint64 out)."""
+        """Make the MMIO SPTEs of arrays of equal length.
+
+        Args:
+            gfns: guest frame numbers.
+            access: 0 to 7 each.
+            generations: whole memslot generations.
+
+        Returns:
+            The words, uint64.
+
+        Raises:
+            UsageError: as `make_mmio_spte`, or arrays that do not fit together.
+        """
         columns = (_words(gfns, "gfns"), _words(access, "access"), _words(generations, "generations"))
         if len({len(column) for column in columns}) != 1:
             raise UsageError(f"make_mmio_sptes: lengths {[len(c) for c in columns]}, expected equal ones")
@@ -143,11 +169,26 @@ class Codec:
         return self._core.make_mmio_sptes(*columns)
 
     def decode_mmio_sptes(self, sptes: npt.ArrayLike) -> MmioColumns:
-        """What the decoders give back for an array of words."""
+        """Decode an array of words as MMIO SPTEs.
+
+        Args:
+            sptes: the words, one dimension of integers.
+
+        Returns:
+            What the decoders give back, a row for each.
+        """
         return MmioColumns(*self._core.decode_mmio_sptes(_words(sptes, "sptes")))
 
     def decode_mmio(self, spte: int | str, generation: int | None = None) -> dict[str, Any]:
-        """What the decoders give back for one word; with a generation also `kvm_gen` and `fresh`."""
+        """Decode one word as an MMIO SPTE.
+
+        Args:
+            spte: the word, a number or hexadecimal text.
+            generation: a memslot generation to compare with.
+
+        Returns:
+            What the decoders give back; with a generation also `kvm_gen` and `fresh`.
+        """
         raw = word64(spte, "spte")
         is_mmio, present, gfn, access, mmio_gen = self._core.decode_mmio_spte(raw)
         found: dict[str, Any] = {
@@ -166,7 +207,15 @@ class Codec:
         return found
 
     def decode_spte(self, spte: int | str, generation: int | None = None) -> dict[str, Any]:
-        """One SPTE: kind, fields and every bit in words (`bits`)."""
+        """Take one SPTE apart.
+
+        Args:
+            spte: the word, a number or hexadecimal text.
+            generation: a memslot generation to compare with.
+
+        Returns:
+            Its kind, its fields, and every bit in words under `bits`: `[high, low, name, value, meaning]`.
+        """
         raw = word64(spte, "spte")
         found = self.decode_mmio(raw, generation)
         if found["is_mmio"]:
@@ -178,7 +227,15 @@ class Codec:
         return found
 
     def explain(self, spte: int | str, generation: int | None = None) -> str:
-        """The same as text for a person."""
+        """Explain one SPTE for a person.
+
+        Args:
+            spte: the word, a number or hexadecimal text.
+            generation: a memslot generation to compare with.
+
+        Returns:
+            Text of several lines.
+        """
         found = self.decode_spte(spte, generation)
         lines = [f"{found['raw']}  {found['kind']}  ({self.host})"]
         lines += [str(Bits(*group)) for group in found["bits"]]
@@ -190,10 +247,14 @@ class Codec:
         return "\n".join(lines)
 
     def phrase(self, spte: int, level: int | None = None) -> str:
-        """One SPTE in one line of words, for the middle of a longer text.
+        """Say one SPTE in one line, for the middle of a longer text.
 
         Args:
+            spte: the word.
             level: where the entry stands, if that is known: then a link to a table is told from a leaf.
+
+        Returns:
+            The line.
         """
         return self._bits.phrase(spte, self.decode_mmio(spte), level)
 
@@ -201,7 +262,19 @@ class Codec:
 def encode_mmio(
     gfn: int, access: int, generation: int, *, kernel: str, family: str = "ept_ad", phys_bits: int = 46
 ) -> int:
-    """The MMIO SPTE of a gfn when the memslot generation is `generation`."""
+    """Make the MMIO SPTE of a gfn.
+
+    Args:
+        gfn: guest frame number.
+        access: 0 to 7 (1 execute, 2 write, 4 user).
+        generation: the whole memslot generation, 64 bits.
+        kernel: profile name.
+        family: `npt`, `ept_ad`, `ept_noad` or `shadow`.
+        phys_bits: host physical address width, 36 to 52.
+
+    Returns:
+        The word.
+    """
     return Codec(kernel, family, phys_bits).make_mmio_spte(gfn, access, generation)
 
 
@@ -213,7 +286,18 @@ def decode_mmio(
     phys_bits: int = 46,
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """What the decoders give back for one word."""
+    """Decode one word as an MMIO SPTE.
+
+    Args:
+        spte: the word, a number or hexadecimal text.
+        kernel: profile name.
+        family: `npt`, `ept_ad`, `ept_noad` or `shadow`.
+        phys_bits: host physical address width, 36 to 52.
+        generation: a memslot generation to compare with.
+
+    Returns:
+        What the decoders give back; with a generation also `kvm_gen` and `fresh`.
+    """
     return Codec(kernel, family, phys_bits).decode_mmio(spte, generation)
 
 
@@ -225,5 +309,16 @@ def decode_spte(
     phys_bits: int = 46,
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """One SPTE with every bit in words."""
+    """Take one SPTE apart.
+
+    Args:
+        spte: the word, a number or hexadecimal text.
+        kernel: profile name.
+        family: `npt`, `ept_ad`, `ept_noad` or `shadow`.
+        phys_bits: host physical address width, 36 to 52.
+        generation: a memslot generation to compare with.
+
+    Returns:
+        Its kind, its fields, and every bit in words under `bits`: `[high, low, name, value, meaning]`.
+    """
     return Codec(kernel, family, phys_bits).decode_spte(spte, generation)

@@ -41,7 +41,7 @@ class Page:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All fields: gfn, role, level, root_count, valid_gen, mmio_cached, invalid, parents, sptes, ...
+        """All fields as a dict (gfn, role, level, root_count, valid_gen, mmio_cached, invalid, parents, sptes, ...).
 
         Raises:
             UsageError: the page is gone.
@@ -53,37 +53,37 @@ class Page:
 
     @property
     def mmio_cached(self) -> bool:
-        """Whether the page ever held an MMIO SPTE."""
+        """True if the page ever held an MMIO SPTE."""
         return self._vm.core.page_facts(self.id)[0]
 
     @property
     def invalid(self) -> bool:
-        """Whether the page was zapped while in use as a root."""
+        """True if the page was zapped while in use as a root."""
         return self._vm.core.page_facts(self.id)[1]
 
     @property
     def obsolete(self) -> bool:
-        """Whether its generation is not the VM's valid one."""
+        """True if the page's generation is not the VM's valid one."""
         return self._vm.core.page_facts(self.id)[2]
 
     @property
     def in_use(self) -> bool:
-        """Whether a vCPU has it as root."""
+        """True if a vCPU has the page as root."""
         return self._vm.core.page_facts(self.id)[3]
 
     @property
     def gfn(self) -> int:
-        """First guest frame that the page maps."""
+        """The first guest frame that the page maps."""
         return int(self.fields["gfn"])
 
     @property
     def level(self) -> int:
-        """1: page table, up to 4 or 5: root."""
+        """The level of the table, from 1 (page table) to 4 or 5 (root)."""
         return int(self.fields["level"])
 
     @property
     def sptes(self) -> list[tuple[int, int, int | None]]:
-        """Non-zero entries as (index, raw, child page or None)."""
+        """The non-zero entries as (index, raw word, child page or None)."""
         return list(self.fields["sptes"])
 
 
@@ -135,8 +135,15 @@ class ZapBatch:
     def prepare(self, page: Page | int) -> Prepared:
         """Prepare a page for zapping (`kvm_mmu_prepare_zap_page`).
 
+        Args:
+            page: the page, or its creation number.
+
+        Returns:
+            How many pages went, and whether the active list became unstable.
+
         Raises:
-            RunStateError: outside the `with` block. UsageError: no such page.
+            RunStateError: outside the `with` block.
+            UsageError: no such page, or one of another VM.
         """
         if self._batch is None:
             raise RunStateError("a zap batch is used inside its with block only")

@@ -142,21 +142,39 @@ class ZapPlan:
 
     @property
     def can_livelock(self) -> bool:
-        """Whether pages added while the lock is dropped can keep the walk from ending: it offers the lock, it comes
-        by the newest pages again (it restarts, or ends at the head), and nothing separates pages made after its start
-        from those made before."""
+        """True if pages added while the lock is dropped can keep the walk from ending.
+
+        It offers the lock, it comes by the newest pages again (it restarts, or ends at the head), and nothing
+        separates pages
+        made after its start from those made before.
+        """
         comes_again = bool(self.restart) or self.walk in ("tail", "index")
         return self.offer != "never" and comes_again and self.only in ("all", "mmio_cached")
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict, fit for JSON and for a scenario's `plans`."""
+        """Turn the plan into plain data, fit for JSON and for a scenario's `plans`.
+
+        Returns:
+            A dict that `from_dict` reads.
+        """
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
         out["restart"] = sorted(self.restart)
         return out
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], name: str = "") -> ZapPlan:
-        """The plan of such a dict; unknown keys are refused."""
+        """Make the plan of such a dict.
+
+        Args:
+            data: field to value; unknown keys are refused.
+            name: how the plan is called where the dict has no name.
+
+        Returns:
+            The plan.
+
+        Raises:
+            UsageError: an unknown key or word.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
@@ -169,9 +187,16 @@ class ZapPlan:
 
     @classmethod
     def parse(cls, text: str, imports: bool = False) -> ZapPlan:
-        """A plan from text: a name of `plans`, or `walk=..,only=..`; with `imports` also `module:object`.
+        """Read a plan from text.
 
         Only what the user typed may import: never a plan out of a file.
+
+        Args:
+            text: a name of `plans`, or `walk=..,only=..`; with `imports` also `module:object`.
+            imports: a module may be imported.
+
+        Returns:
+            The plan.
 
         Raises:
             UsageError: none of the three, with what was expected.
@@ -217,7 +242,14 @@ class ZapPlan:
 
     @classmethod
     def space(cls, only: Iterable[str] = ("all", "mmio_cached", "obsolete")) -> Iterator[ZapPlan]:
-        """Every plan that walks the active list or the index, in a fixed order: the whole space, for sweeps."""
+        """List every plan that walks the active list or the index: the whole space, for sweeps.
+
+        Args:
+            only: which pages the plans take.
+
+        Yields:
+            Each plan, in a fixed order.
+        """
         restarts = [frozenset(c) for n in range(4) for c in itertools.combinations(RESTARTS, n)]
         offers = ("never", "each_page", "when_wanted", "batch:10")
         for which in only:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ZapRun:
-    """What a run did: `work` (exact counts of this run), `outcome`, `nr_zapped`, `longest_hold` (work units).
+    """One run of a plan, or of another walk under `mmu_lock`, with what it did.
 
     `outcome` is `done`, or `stale_next` with `page` and `step`: the walk's cached next page had left the active list.
     """
@@ -34,14 +34,16 @@ class ZapRun:
 
     @property
     def paused(self) -> bool:
-        """Whether the run waits at a lock break."""
+        """True if the run waits at a lock break."""
         return self._run is not None
 
     def resume(self) -> None:
         """Take the lock again and go on to the next lock break or the end.
 
         Raises:
-            KeyboardInterrupt, or what a signal handler raises: the run is given up as by `close`, and has no result.
+            RunStateError: the run has ended.
+            KeyboardInterrupt: the run is given up as by `close`, and has no result; so for whatever a signal handler
+                raises.
         """
         if self._run is None:
             raise RunStateError("this run has ended")
@@ -51,7 +53,7 @@ class ZapRun:
         self._is_interrupted = False
 
     def close(self) -> None:
-        """End a paused run: commit what was prepared (flush, then free). Does nothing to a finished one."""
+        """End a paused run: commit what was prepared (flush, then free). A finished run stays as it is."""
         if self._run is not None:
             run, self._run = self._run, None
             self._report = self._vm.core.abandon(run)
@@ -75,18 +77,20 @@ class ZapRun:
 
     @property
     def outcome(self) -> str:
-        """`done`, `stale_next`, `livelock` (roots in use met again and again without end) or `abandoned`."""
+        """The end of the run (`done`, `stale_next`, `livelock` when roots in use were met again and again, or
+        `abandoned`).
+        """
         return str(self._of("outcome"))
 
     @property
     def page(self) -> int | None:
-        """With `stale_next`: the page that had left the list."""
+        """The page that had left the list, with the outcome `stale_next`."""
         page: int | None = self._of("page")
         return page
 
     @property
     def step(self) -> int | None:
-        """With `stale_next`: how many list nodes had been visited."""
+        """The number of list nodes visited until then, with the outcome `stale_next`."""
         step: int | None = self._of("step")
         return step
 

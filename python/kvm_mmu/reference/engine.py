@@ -48,7 +48,16 @@ def new_kvm(kernel: str, config: Config, plans: Mapping[str, Any] | None) -> Kvm
 
 
 class Engine:
-    """The reference backend. Raises ScenarioError for what it does not understand, before anything changes."""
+    """The reference backend: a VM without slots and pages that takes the operations of a scenario.
+
+    Args:
+        kernel: profile name.
+        config: the keys of a scenario header; None: the defaults.
+        plans: plans that replace those of an event.
+
+    Raises:
+        ScenarioError: what it does not understand, before anything changes.
+    """
 
     def __init__(
         self,
@@ -64,11 +73,25 @@ class Engine:
         return f"<reference.Engine {self.kernel} {kvm.config.family} {kvm.n_used_mmu_pages} shadow pages>"
 
     def masks(self) -> dict[str, str]:
-        """The SPTE masks as a scenario header gives them."""
+        """Give the SPTE masks as a scenario header has them.
+
+        Returns:
+            Name to hexadecimal text.
+        """
         return self.kvm.masks.to_header()
 
     def apply(self, op: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one operation: `ret`, `out` and `nested` where there is one, `events`, and the changed counters."""
+        """Run one operation.
+
+        Args:
+            op: the operation, with its name under `op`.
+
+        Returns:
+            `ret`, `out` and `nested` where there is one, `events`, and the changed counters under `ctr`.
+
+        Raises:
+            ScenarioError: an operation it does not understand; nothing has changed then.
+        """
         kvm = self.kvm
         checked = parse_op(op, len(kvm.vcpus))
         kvm.events = []
@@ -85,19 +108,35 @@ class Engine:
         return line
 
     def state(self) -> dict[str, Any]:
-        """The whole state in the dump format."""
+        """Take the whole state in the dump format.
+
+        Returns:
+            Plain data, equal to the core's.
+        """
         return dump_state(self.kvm)
 
     def digest(self) -> str:
-        """The digest of the state, as every line carries it."""
+        """Hash the state.
+
+        Returns:
+            The first 16 hex digits of SHA-256 over its canonical JSON.
+        """
         return digest_of(dump_state(self.kvm))
 
     def work(self) -> dict[str, int]:
-        """The exact work counters since the VM's start; `reference.work` says what each counts."""
+        """Take the exact work counters since the VM's start.
+
+        Returns:
+            Counter to number; the page on events, counters and state says what each counts.
+        """
         return dict(self.kvm.work)
 
     def clone(self) -> Engine:
-        """An independent copy of the VM with everything in it."""
+        """Copy the VM with everything in it.
+
+        Returns:
+            An independent engine.
+        """
         copy = Engine.__new__(Engine)
         copy.kernel = self.kernel
         copy.kvm = pickle.loads(pickle.dumps(self.kvm, pickle.HIGHEST_PROTOCOL))

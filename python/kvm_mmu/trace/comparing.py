@@ -22,8 +22,14 @@ _CONTEXT = 6
 
 @dataclass
 class Divergence:
-    """The first difference: the recorded output (None: none was left), the predicted one, and lines
-    around."""
+    """The first difference between a recording and its replay.
+
+    Attributes:
+        recorded: the recorded output; None: none was left.
+        predicted: the predicted output; None: none was left.
+        agreed: equal outputs before it.
+        surroundings: lines of the trace around it.
+    """
 
     recorded: Recorded | None
     predicted: Prediction | None

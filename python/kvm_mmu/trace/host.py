@@ -37,7 +37,10 @@ _KERNEL = re.compile(r"v?(\d+)\.(\d+)")
 class HostFacts:
     """What is known of the host; `inferred` lists the keys that were asked for and had to be assumed.
 
-    `likely` holds what the trace itself suggests; it is assumed before anything else.
+    Args:
+        values: facts that somebody gave.
+        inferred: facts that were asked for and nobody gave, with the values taken.
+        likely: what the trace itself suggests; it is taken before anything else is assumed.
     """
 
     values: dict[str, object] = field(default_factory=dict)
@@ -45,7 +48,14 @@ class HostFacts:
     likely: dict[str, object] = field(default_factory=dict)
 
     def get(self, key: str) -> object:
-        """The value of a fact; one that nobody gave is assumed and remembered as inferred."""
+        """Look up a fact; one that nobody gave is assumed and remembered as inferred.
+
+        Args:
+            key: its name.
+
+        Returns:
+            Its value.
+        """
         if key in self.values:
             return self.values[key]
         value = self.likely.get(key, ASSUMED.get(key, ""))
@@ -54,16 +64,37 @@ class HostFacts:
         return value
 
     def number(self, key: str) -> int:
-        """A numeric fact."""
+        """Look up a numeric fact.
+
+        Args:
+            key: its name.
+
+        Returns:
+            Its value, 0 where it is no number.
+        """
         value = self.get(key)
         return value if isinstance(value, int) else 0
 
     def text(self, key: str) -> str:
-        """A textual fact."""
+        """Look up a textual fact.
+
+        Args:
+            key: its name.
+
+        Returns:
+            Its value as text.
+        """
         return str(self.get(key))
 
     def updated(self, other: Mapping[str, object]) -> HostFacts:
-        """These facts with those of `other` winning."""
+        """Take other facts over these.
+
+        Args:
+            other: facts that win.
+
+        Returns:
+            New facts.
+        """
         return HostFacts({**self.values, **other}, likely=self.likely)
 
 

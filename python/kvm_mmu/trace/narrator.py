@@ -17,7 +17,13 @@ _UNLOADING = frozenset({"unload", "smm", "set_regs"})
 
 
 class Prediction(NamedTuple):
-    """An output the model predicts, after the input line that caused it."""
+    """An output that the model predicts, after the input line that caused it.
+
+    Attributes:
+        line: the line of the input in the stripped text.
+        event: the event's name.
+        body: its text.
+    """
 
     line: int
     event: str

@@ -41,7 +41,23 @@ _IN_THE_MIDDLE = "no create_vm before line {}: the recording starts in the middl
 
 @dataclass
 class Report:
-    """What a replay found out."""
+    """What a replay found out.
+
+    Attributes:
+        name: the trace.
+        kernel: the profile it was replayed under.
+        predictions: the outputs that were predicted, unless they were given away one by one.
+        recorded: event to how many outputs the recording has.
+        equal: event to how many of them were predicted, in order.
+        divergence: the first difference; None: none.
+        compared: the trace had outputs to compare with.
+        inferred: facts that nobody gave, with the values taken.
+        host_answers: lines that said what host memory answered.
+        ignored_operations: operations without an effect on the model.
+        predicted: how many predictions there were.
+        notes: sentences about what of the VM is not in the text.
+        shown: of the inferred facts those that the trace itself shows; the others are assumed.
+    """
 
     name: str
     kernel: str
@@ -53,24 +69,32 @@ class Report:
     inferred: dict[str, object] = field(default_factory=dict)
     host_answers: int = 0
     ignored_operations: dict[str, int] = field(default_factory=dict)
-    #: how many predictions there were, also when they were given away one by one
     predicted: int = 0
-    #: Sentences about what of the VM is not in the text.
     notes: list[str] = field(default_factory=list)
-    #: Of the inferred facts those that the trace itself shows; the others are assumed.
     shown: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def is_equal(self) -> bool:
-        """No difference was found."""
+        """True if no difference was found."""
         return self.divergence is None
 
     def how_known(self, key: str) -> str:
-        """Whether something in the trace says an inferred fact, or nothing."""
+        """Say how a fact that nobody gave is known.
+
+        Args:
+            key: the fact.
+
+        Returns:
+            `inferred` if something in the trace says it, else `assumed`.
+        """
         return "assumed" if key in host_facts.ASSUMED and key not in self.shown else "inferred"
 
     def as_json(self) -> dict[str, object]:
-        """The report as JSON values; the schema has a version."""
+        """Turn the report into JSON values; the schema has a version.
+
+        Returns:
+            The keys of the page on JSON.
+        """
         kinds = {
             kind: {"equal": self.equal[kind], "recorded": n} for kind, n in sorted(self.recorded.items())
         }
@@ -99,7 +123,11 @@ class Report:
         }
 
     def as_text(self) -> str:
-        """The report for a person."""
+        """Write the report for a person.
+
+        Returns:
+            Text of several lines.
+        """
         lines = [f"{self.name}: kernel {self.kernel}"]
         if self.is_equal:
             lines.extend(f"  note: {note}" for note in self.notes)

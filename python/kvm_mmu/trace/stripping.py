@@ -63,8 +63,11 @@ class Kept(NamedTuple):
 class Stripped:
     """A recording without its outputs.
 
-    `lines` is the stripped text; `origin[i]` the line of the recording that `lines[i]` came from (0: added);
-    `recorded` the outputs that were removed; `names` every event that occurred.
+    Attributes:
+        lines: the stripped text.
+        origin: the line of the recording that each came from (0: added).
+        recorded: the outputs that were removed.
+        names: every event that occurred.
     """
 
     lines: list[str]
@@ -73,7 +76,11 @@ class Stripped:
     names: frozenset[str] = frozenset()
 
     def text(self) -> str:
-        """The stripped trace."""
+        """Join the lines.
+
+        Returns:
+            The stripped trace.
+        """
         return "\n".join(self.lines) + "\n"
 
 
