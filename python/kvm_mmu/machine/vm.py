@@ -2,6 +2,8 @@
 
 The core returns at every lock break; `Vm` runs `on_lock_break` there and resumes. Models the parts of a KVM VM that
 decide: `virt/kvm/kvm_main.c` memslots and the x86 commit hooks, v5.0 to v5.2.
+
+Long: most of it says in words what each method of the machine takes and gives back.
 """
 
 from __future__ import annotations
