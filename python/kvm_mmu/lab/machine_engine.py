@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,7 +138,7 @@ class MachineEngine:
         self._breaks: list[list[dict[str, Any]]] = []
         self._break_index = 0
         self._nested: list[dict[str, Any]] = []
-        self.vm.on_lock_break = self._lock_break
+        self._watch_lock_breaks()
 
     def clone(self) -> MachineEngine:
         """An independent engine in the same state."""
@@ -145,7 +146,7 @@ class MachineEngine:
         twin.__dict__.update(self.__dict__)
         twin.vm = self.vm.clone()
         twin._nested = []
-        twin.vm.on_lock_break = twin._lock_break
+        twin._watch_lock_breaks()
         return twin
 
     def masks(self) -> dict[str, Any]:
@@ -222,7 +223,18 @@ class MachineEngine:
             self._nested.append(record)
         core.push_nested_end(kind)
 
-    def _lock_break(self, _vm: Vm) -> None:
+    def _watch_lock_breaks(self) -> None:
+        """Be called at lock breaks. The hook knows the engine weakly: a cycle would keep a dropped engine's VM."""
+        known = weakref.ref(self)
+
+        def lock_break(_vm: Vm) -> None:
+            engine = known()
+            if engine is not None:
+                engine._lock_break()
+
+        self.vm.on_lock_break = lock_break
+
+    def _lock_break(self) -> None:
         index = self._break_index
         self._break_index += 1
         if index < len(self._breaks):

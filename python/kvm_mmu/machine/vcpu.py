@@ -1,19 +1,21 @@
-"""A vCPU as the machine layer shows it: guest accesses, faults, entry, registers."""
+"""A vCPU as the machine layer shows it: guest accesses, faults, entry, registers.
+
+It holds the core and not the `Vm`, which holds its vCPUs: a cycle would keep the native memory of every dropped VM.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+import json
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from kvm_mmu import _core
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine import numbers
 from kvm_mmu.machine.numbers import flag, integer, shown, word
 from kvm_mmu.types import AccessKind, Outcome
-
-if TYPE_CHECKING:
-    from kvm_mmu.machine.vm import Vm
 
 ACCESS_KINDS: tuple[str, ...] = get_args(AccessKind)
 OUTCOMES: tuple[Outcome, ...] = ("hit", "emulate", "error", "stuck")
@@ -60,8 +62,8 @@ class AccessColumns(NamedTuple):
 class Vcpu:
     """One vCPU of a VM, from `Vm.vcpus`."""
 
-    def __init__(self, vm: Vm, index: int) -> None:
-        self._vm = vm
+    def __init__(self, core: _core.Mmu, index: int) -> None:
+        self._core = core
         self.index = index
 
     def __repr__(self) -> str:
@@ -80,9 +82,9 @@ class Vcpu:
             How it ended.
         """
         try:
-            outcome, faults, ret = self._vm.core.access(self.index, gpa, kind)
+            outcome, faults, ret = self._core.access(self.index, gpa, kind)
         except (OverflowError, TypeError):
-            outcome, faults, ret = self._vm.core.access(
+            outcome, faults, ret = self._core.access(
                 self.index, integer("gpa", gpa), word("kind", kind, ACCESS_KINDS)
             )
         return AccessResult(OUTCOMES[outcome], faults, ret)
@@ -114,7 +116,7 @@ class Vcpu:
         if array.dtype.kind == "i" and int(array.min()) < 0:
             raise UsageError(f"access_many: gpas has a negative address {int(array.min())}")
         array = np.ascontiguousarray(array, dtype=np.uint64)
-        return AccessColumns(*self._vm.core.access_many(self.index, array, kind))
+        return AccessColumns(*self._core.access_many(self.index, array, kind))
 
     def fault(self, gpa: int, error_code: int) -> int:
         """Enter the page fault handler directly, without vCPU entry.
@@ -126,7 +128,7 @@ class Vcpu:
         Returns:
             What the handler returns: 1 resume the guest, 0 exit to user space, negative an errno.
         """
-        return self._vm.core.fault(self.index, integer("gpa", gpa), integer("error_code", error_code))
+        return self._core.fault(self.index, integer("gpa", gpa), integer("error_code", error_code))
 
     def fault_with(
         self,
@@ -165,7 +167,7 @@ class Vcpu:
             found = (integer("found: level", level, 1, 3), flag("found: writable", writable), neighbours)
         if is_written is not None:
             is_written = flag("is_written", is_written)
-        return self._vm.core.fault_with(
+        return self._core.fault_with(
             self.index, integer("gpa", gpa), integer("error_code", error_code), found, is_written
         )
 
@@ -175,7 +177,7 @@ class Vcpu:
         Returns:
             0, or a negative errno when no root could be loaded.
         """
-        return self._vm.core.enter(self.index)
+        return self._core.enter(self.index)
 
     def load(self) -> int:
         """Load the root.
@@ -183,11 +185,11 @@ class Vcpu:
         Returns:
             0, or a negative errno.
         """
-        return self._vm.core.load(self.index)
+        return self._core.load(self.index)
 
     def unload(self) -> None:
         """Drop the root."""
-        self._vm.core.unload(self.index)
+        self._core.unload(self.index)
 
     def set_smm(self, on: bool) -> None:
         """Enter or leave system management mode.
@@ -195,7 +197,7 @@ class Vcpu:
         Args:
             on: True to enter.
         """
-        self._vm.core.set_smm(self.index, flag("on", on))
+        self._core.set_smm(self.index, flag("on", on))
 
     def set_regs(
         self,
@@ -212,7 +214,7 @@ class Vcpu:
             efer: bit 11 is NX.
             smm: system management mode.
         """
-        self._vm.core.set_regs(
+        self._core.set_regs(
             self.index,
             None if cr0 is None else integer("cr0", cr0),
             None if cr4 is None else integer("cr4", cr4),
@@ -222,10 +224,10 @@ class Vcpu:
 
     def clear_mmio_info(self) -> None:
         """Forget the cached MMIO address (a test aid of the scenario language)."""
-        self._vm.core.clear_mmio_info(self.index)
+        self._core.clear_mmio_info(self.index)
 
     @property
     def state(self) -> dict[str, Any]:
         """The root, requests, SMM and cached MMIO address, as in a snapshot."""
-        found: dict[str, Any] = self._vm.snapshot()["vcpus"][self.index]
+        found: dict[str, Any] = json.loads(self._core.state_json())["vcpus"][self.index]
         return found

@@ -155,8 +155,8 @@ class Vm:
         self._finish()
 
     def _finish(self) -> None:
-        self.memslots = Memslots(self)
-        self.vcpus = [Vcpu(self, i) for i in range(self.core.nr_vcpus)]
+        # Nothing that the VM holds may hold the VM: its native memory is back when its last reference goes.
+        self.vcpus = [Vcpu(self.core, i) for i in range(self.core.nr_vcpus)]
         #: Called at every lock break, with the lock dropped; it may do anything to this VM.
         self.on_lock_break: Callable[[Vm], None] | None = None
         self._slots_lock = threading.RLock()
@@ -195,6 +195,11 @@ class Vm:
         self.destroy()
 
     # -- what it is made of -------------------------------------------------------------------------------------
+
+    @property
+    def memslots(self) -> Memslots:
+        """The memslots of this VM; what is returned keeps the VM alive, the VM does not keep it."""
+        return Memslots(self)
 
     @property
     def kernel(self) -> str:
