@@ -62,6 +62,13 @@ TABLE = [
     (["run", "-"], HEADER + "\n" + op(op="access", gpa=0, kind="y"), 2, ["kind='y'", "r, w, x"]),
     (["run", "-"], HEADER + "\n" + op(op="access", gpa=0, vcpu=7), 2, ["vcpu=7"]),
     (["run", "-"], HEADER + "\n" + op(op="access"), 2, ["gpa is missing"]),
+    (
+        ["run", "-"],
+        HEADER + "\n" + op(op="access", gpa=0, kind="w", vpcu=3),
+        2,
+        ["<stdin>:2", "'vpcu'", "vcpu"],
+    ),
+    (["run", "-"], HEADER + "\n" + op(op="access", gpa=4096, knd="x"), 2, ["<stdin>:2", "'knd'", "kind"]),
     (["run", "-"], HEADER + "\n" + op(op="zap", plan="lunch"), 2, ["'lunch'", "expected one of seed"]),
     (["run", "-"], HEADER + "\n" + op(op="zap", plan="walk=up,only=all"), 2, ["walk='up'"]),
     (["run", "-"], HEADER + "\n" + op(op="lock_break", do=[1]), 2, ["list of operation lists"]),

@@ -7,23 +7,17 @@ vectors README, sections 4 to 6.
 from __future__ import annotations
 
 import json
-import re
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvm_mmu.errors import MemslotError, ScenarioError, UsageError
-from kvm_mmu.machine.profiles import as_plan
+from kvm_mmu.lab.operation_table import FORMATS, Checked, HostAnswer, checked_operation
+from kvm_mmu.machine.vcpu import Vcpu
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, Vm
+from kvm_mmu.machine.zap_plan import ZapPlan
 
 ENOENT, EINVAL = 2, 22
-SLOT_WALKS = (
-    "remove_write_access",
-    "leaf_clear_dirty",
-    "largepage_remove_write_access",
-    "set_dirty",
-    "zap_collapsible",
-)
 #: Counters of a result line, by the core's statistic of the same name (vectors README, section 6).
 COUNTERS = (
     "flush",
@@ -44,79 +38,9 @@ COUNTERS = (
     "walk_visited",
 )
 
-#: How deep operations may stand inside operations.
-MAX_NESTING = 16
-_HEX = re.compile(r"0[xX][0-9a-fA-F]{1,32}")
-
-Op = Mapping[str, Any]
-Handler = Callable[["MachineEngine", Op], "int | tuple[int, dict[str, Any]]"]
-
-
-def number(op: Op, key: str, default: int | None = None, limit: int = 1 << 64) -> int:
-    """An unsigned number of an operation, as int or hex string.
-
-    Raises:
-        ScenarioError: missing, negative, too large or not a number.
-    """
-    value = op.get(key, default)
-    if value is None:
-        raise ScenarioError(f"operation {op.get('op')!r}: {key} is missing")
-    found = int(value, 16) if isinstance(value, str) and _HEX.fullmatch(value) else value
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < limit:
-        top = f"{limit - 1:#x}" if limit > 1 << 16 else str(limit - 1)
-        raise ScenarioError(f"operation {op.get('op')!r}: {key}={value!r}, expected a number from 0 to {top}")
-    return found
-
-
-def check_nesting(op: object, depth: int = 0) -> None:
-    """Refuse operations that stand too deep inside operations, before anything runs."""
-    if depth > MAX_NESTING:
-        raise ScenarioError(f"operations stand more than {MAX_NESTING} deep inside operations")
-    if isinstance(op, Mapping):
-        for key in ("during", "do"):
-            lists = op.get(key)
-            for inner in lists if isinstance(lists, list) else ():
-                for nested in inner if isinstance(inner, list) else ():
-                    check_nesting(nested, depth + 1)
-
-
-def word(op: Op, key: str, words: tuple[str, ...]) -> str:
-    """A word of an operation out of a closed list."""
-    value = op.get(key)
-    if value not in words:
-        raise ScenarioError(
-            f"operation {op.get('op')!r}: {key}={value!r}, expected one of {', '.join(words)}"
-        )
-    return str(value)
-
-
-def _ops(value: object, where: str) -> list[list[dict[str, Any]]]:
-    if not isinstance(value, list) or not all(
-        isinstance(inner, list)
-        and all(isinstance(op, dict) and isinstance(op.get("op"), str) for op in inner)
-        for inner in value
-    ):
-        raise ScenarioError(f"{where}: expected a list of operation lists")
-    return value
-
-
-def _host_answer(op: Op) -> tuple[tuple[int, bool, list[int] | None] | None, bool | None]:
-    """What a fault's `host` says the host lookup found (None: it failed), and whether the leaf was written."""
-    host = op.get("host")
-    if host is None:
-        return None, None
-    if not isinstance(host, dict):
-        raise ScenarioError(f"operation 'fault': host={host!r}, expected an object or null")
-    where: Op = {"op": "fault host", **host}
-    found = host.get("found")
-    if found is not None and not isinstance(found, list):
-        raise ScenarioError(f"operation 'fault': host found={found!r}, expected a list of gfns or null")
-    gfns = None if found is None else [number({"op": "fault host", "found": gfn}, "found") for gfn in found]
-    level = number(where, "level", 1, limit=4)
-    if not level:
-        raise ScenarioError("operation 'fault': host level=0, expected 1 to 3")
-    is_written = None if host.get("set") is None else bool(number(where, "set", limit=2))
-    return (level, bool(number(where, "writable", 0)), gfns), is_written
+Values = Mapping[str, Any]
+Handler = Callable[["MachineEngine", Values], "int | tuple[int, dict[str, Any]]"]
+Lists = Sequence[Sequence[Checked]]
 
 
 class MachineEngine:
@@ -127,6 +51,7 @@ class MachineEngine:
         kernel: str,
         config: Mapping[str, Any] | None = None,
         plans: Mapping[str, Any] | None = None,
+        format: int = FORMATS[0],
         **more: Any,
     ) -> None:
         values = {**DEFAULTS, **(config or {})}
@@ -134,8 +59,9 @@ class MachineEngine:
             if values.get(key) is not None:
                 values[key] = bool(values[key])
         self.vm = Vm(kernel=kernel, plans=plans or None, events="all", **values, **more)
+        self.format = format
         self._manual = False
-        self._breaks: list[list[dict[str, Any]]] = []
+        self._breaks: Lists = ()
         self._break_index = 0
         self._nested: list[dict[str, Any]] = []
         self._watch_lock_breaks()
@@ -169,18 +95,18 @@ class MachineEngine:
         """Exact work counters of the core."""
         return self.vm.work
 
-    def apply(self, op: Op) -> dict[str, Any]:
+    def apply(self, op: Mapping[str, Any]) -> dict[str, Any]:
         """Run one operation and what it runs nested; events are taken from the VM.
 
         Raises:
-            ScenarioError: an unknown operation or field. MemslotError never: it becomes a negative `ret`.
+            ScenarioError: the table of operations refuses it. MemslotError never: it becomes a negative `ret`.
         """
+        checked = self.check(op)
         core = self.vm.core
         core.clear_events()
         before = core.stats()
         self._nested = []
-        check_nesting(op)
-        result = self._run(op)
+        result = self._run(checked)
         after = core.stats()
         line: dict[str, Any] = {"ret": result[0]}
         if result[1] is not None:
@@ -195,29 +121,31 @@ class MachineEngine:
         """Events of the last operation with every field."""
         return self.vm.rich_events
 
-    def _run(self, op: Op) -> tuple[int, dict[str, Any] | None]:
-        name = op.get("op")
-        handler = OPERATIONS.get(name) if isinstance(name, str) else None
-        if handler is None:
-            raise ScenarioError(
-                f"unknown operation {name!r}, expected one of {', '.join(sorted(OPERATIONS))}"
-            )
+    def check(self, op: object) -> Checked:
+        """The operation as the table of operations reads it.
+
+        Raises:
+            ScenarioError: the table refuses it; nothing has changed.
+        """
+        return checked_operation(op, len(self.vm.vcpus), self.format)
+
+    def _run(self, op: Checked) -> tuple[int, dict[str, Any] | None]:
         try:
-            result = handler(self, op)
+            result = OPERATIONS[op.name](self, op.values)
         except MemslotError as error:
             return -(error.errno or EINVAL), None
         except UsageError as error:
-            raise ScenarioError(f"operation {name!r}: {error}") from error
+            raise ScenarioError(f"operation {op.name!r}: {error}") from error
         return result if isinstance(result, tuple) else (result, None)
 
-    def _run_nested(self, kind: int, ops: list[dict[str, Any]]) -> None:
+    def _run_nested(self, kind: int, ops: Sequence[Checked]) -> None:
         if not ops:
             return
         core = self.vm.core
         core.push_nested_begin(kind)
         for op in ops:
             ret, out = self._run(op)
-            record: dict[str, Any] = {"op": op, "ret": ret}
+            record: dict[str, Any] = {"op": op.given, "ret": ret}
             if out is not None:
                 record["out"] = out
             self._nested.append(record)
@@ -242,207 +170,181 @@ class MachineEngine:
 
     # -- operations ---------------------------------------------------------------------------------------------
 
-    def _set_memslot(self, op: Op) -> int:
-        during = _ops(op.get("during", []), "set_memslot during")
-        publication = iter(during)
+    def _set_memslot(self, op: Values) -> int:
+        publication = iter(op["during"])
         self.vm.memslots.set_region(
-            slot=number(op, "id"),
-            gpa=number(op, "gpa"),
-            size=number(op, "size"),
-            hva=number(op, "hva", 0),
-            flags=number(op, "flags", 0),
-            as_id=number(op, "as", 0),
-            published=lambda: self._run_nested(2, next(publication, [])),
+            slot=op["id"],
+            gpa=op["gpa"],
+            size=op["size"],
+            hva=op["hva"],
+            flags=op["flags"],
+            as_id=op["as"],
+            published=lambda: self._run_nested(2, next(publication, ())),
         )
         return 0
 
-    def _vcpu(self, op: Op) -> int:
-        return number(op, "vcpu", 0, limit=len(self.vm.vcpus))
+    def _vcpu(self, op: Values) -> Vcpu:
+        return self.vm.vcpus[op["vcpu"]]
 
-    def _access(self, op: Op) -> tuple[int, dict[str, Any]]:
-        kind = word({"op": op["op"], "kind": op.get("kind", "r")}, "kind", ("r", "w", "x"))
-        done = self.vm.vcpus[self._vcpu(op)].access(number(op, "gpa"), kind)  # type: ignore[arg-type]
+    def _access(self, op: Values) -> tuple[int, dict[str, Any]]:
+        done = self._vcpu(op).access(op["gpa"], op["kind"])
         return done.ret, {"outcome": done.outcome, "faults": done.faults}
 
-    def _fault(self, op: Op) -> int:
-        if "host" in op:
-            vcpu = self.vm.vcpus[self._vcpu(op)]
-            found, is_written = _host_answer(op)
-            return vcpu.fault_with(number(op, "gpa"), number(op, "err"), found, is_written=is_written)
-        return self.vm.vcpus[self._vcpu(op)].fault(number(op, "gpa"), number(op, "err"))
+    def _fault(self, op: Values) -> int:
+        host: HostAnswer | None = op["host"]
+        if host is None:
+            return self._vcpu(op).fault(op["gpa"], op["err"])
+        return self._vcpu(op).fault_with(op["gpa"], op["err"], host.found, is_written=host.is_written)
 
-    def _enter(self, op: Op) -> int:
-        return self.vm.vcpus[self._vcpu(op)].enter()
+    def _enter(self, op: Values) -> int:
+        return self._vcpu(op).enter()
 
-    def _load(self, op: Op) -> int:
-        return self.vm.vcpus[self._vcpu(op)].load()
+    def _load(self, op: Values) -> int:
+        return self._vcpu(op).load()
 
-    def _unload(self, op: Op) -> int:
-        self.vm.vcpus[self._vcpu(op)].unload()
+    def _unload(self, op: Values) -> int:
+        self._vcpu(op).unload()
         return 0
 
-    def _smm(self, op: Op) -> int:
-        self.vm.vcpus[self._vcpu(op)].set_smm(bool(number(op, "on")))
+    def _smm(self, op: Values) -> int:
+        self._vcpu(op).set_smm(bool(op["on"]))
         return 0
 
-    def _set_regs(self, op: Op) -> int:
-        regs = {key: number(op, key) for key in ("cr0", "cr4", "efer") if op.get(key) is not None}
-        smm = None if op.get("smm") is None else bool(number(op, "smm"))
-        self.vm.vcpus[self._vcpu(op)].set_regs(smm=smm, **regs)
+    def _set_regs(self, op: Values) -> int:
+        regs = {key: op[key] for key in ("cr0", "cr4", "efer") if op[key] is not None}
+        smm = None if op["smm"] is None else bool(op["smm"])
+        self._vcpu(op).set_regs(smm=smm, **regs)
         return 0
 
-    def _get_dirty_log(self, op: Op) -> tuple[int, dict[str, Any]]:
-        ret, words = self.vm.core.get_dirty_log(
-            self._as_id(op), number(op, "id", limit=1 << 32), self._manual
-        )
+    def _get_dirty_log(self, op: Values) -> tuple[int, dict[str, Any]]:
+        ret, words = self.vm.core.get_dirty_log(op["as"], op["id"], self._manual)
         return ret, {"bitmap": [hex(value) for value in words]}
 
-    def _clear_dirty_log(self, op: Op) -> int:
-        words = op.get("mask", [])
-        if not isinstance(words, list):
-            raise ScenarioError(
-                f"operation 'clear_dirty_log': mask={words!r}, expected a list of 64-bit words"
-            )
-        mask = [number({"op": op["op"], "mask": value}, "mask") for value in words]
-        return self.vm.core.clear_dirty_log(
-            self._as_id(op), number(op, "id", limit=1 << 32), number(op, "first"), number(op, "num"), mask
-        )
+    def _clear_dirty_log(self, op: Values) -> int:
+        return self.vm.core.clear_dirty_log(op["as"], op["id"], op["first"], op["num"], list(op["mask"]))
 
-    def _manual_protect(self, op: Op) -> int:
-        on = number(op, "on")
+    def _manual_protect(self, op: Values) -> int:
+        on = op["on"]
         self._manual = bool(on)
         self.vm.dirty_log_initially_set = self.vm.profile.has_probes and bool(on & 2)
         return 0
 
-    def _as_id(self, op: Op) -> int:
-        return number(op, "as", 0, limit=2)
+    def _has_slot(self, op: Values) -> bool:
+        wanted = op["id"]
+        return any(slot.id == wanted for slot in self.vm.memslots.of(op["as"]))
 
-    def _has_slot(self, op: Op) -> bool:
-        wanted = number(op, "id")
-        return any(slot.id == wanted for slot in self.vm.memslots.of(self._as_id(op)))
-
-    def _slot(self, op: Op) -> int:
-        what = word(op, "what", (*SLOT_WALKS, "flush_shadow_memslot"))
+    def _slot(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
-        if what == "flush_shadow_memslot":
-            self.vm.flush_slot(number(op, "id"), self._as_id(op))
+        if op["what"] == "flush_shadow_memslot":
+            self.vm.flush_slot(op["id"], op["as"])
         else:
-            self.vm.slot_walk(self._as_id(op), number(op, "id"), what)
+            self.vm.slot_walk(op["as"], op["id"], op["what"])
         return 0
 
-    def _pt_masked(self, op: Op) -> int:
-        what = word(op, "what", ("write_protect", "clear_dirty"))
+    def _pt_masked(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
-        return self.vm.core.pt_masked(
-            self._as_id(op), number(op, "id", limit=1 << 32), number(op, "offset"), number(op, "mask"), what
-        )
+        return self.vm.core.pt_masked(op["as"], op["id"], op["offset"], op["mask"], op["what"])
 
-    def _gfn_write_protect(self, op: Op) -> int:
-        return self.vm.core.gfn_write_protect(self._as_id(op), number(op, "gfn"))
+    def _gfn_write_protect(self, op: Values) -> int:
+        return self.vm.core.gfn_write_protect(op["as"], op["gfn"])
 
-    def _track(self, op: Op) -> int:
-        return self.vm.core.track(self._as_id(op), number(op, "gfn"), bool(number(op, "on")))
+    def _track(self, op: Values) -> int:
+        return self.vm.core.track(op["as"], op["gfn"], bool(op["on"]))
 
-    def _set_nr_mmu_pages(self, op: Op) -> int:
+    def _set_nr_mmu_pages(self, op: Values) -> int:
         try:
-            self.vm.set_nr_mmu_pages(number(op, "n"))
+            self.vm.set_nr_mmu_pages(op["n"])
         except UsageError:
             return -EINVAL
         return 0
 
-    def _change_mmu_pages(self, op: Op) -> int:
-        self.vm.change_mmu_pages(number(op, "n"))
+    def _change_mmu_pages(self, op: Values) -> int:
+        self.vm.change_mmu_pages(op["n"])
         return 0
 
-    def _set_max_raw(self, op: Op) -> int:
-        self.vm.core.set_max_raw(number(op, "n"))
+    def _set_max_raw(self, op: Values) -> int:
+        self.vm.core.set_max_raw(op["n"])
         return 0
 
-    def _shrink(self, op: Op) -> int:
-        return self.vm.shrink(number(op, "n"))
+    def _shrink(self, op: Values) -> int:
+        return self.vm.shrink(op["n"])
 
-    def _zap_oldest(self, op: Op) -> int:
-        return self.vm.zap_oldest(number(op, "n"))
+    def _zap_oldest(self, op: Values) -> int:
+        return self.vm.zap_oldest(op["n"])
 
-    def _dirty_masked(self, op: Op) -> int:
+    def _dirty_masked(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
-        return self.vm.core.dirty_masked(
-            self._as_id(op), number(op, "id", limit=1 << 32), number(op, "offset"), number(op, "mask")
-        )
+        return self.vm.core.dirty_masked(op["as"], op["id"], op["offset"], op["mask"])
 
-    def _zap_all(self, _op: Op) -> int:
+    def _zap_all(self, _op: Values) -> int:
         self.vm.flush_all()
         return 0
 
-    def _invalidate_mmio(self, op: Op) -> int:
-        self.vm.check_wrap(self._as_id(op))
+    def _invalidate_mmio(self, op: Values) -> int:
+        self.vm.check_wrap(op["as"])
         return 0
 
-    def _zap_gfn_range(self, op: Op) -> int:
-        self.vm.zap_gfn_range(number(op, "start"), number(op, "end"))
+    def _zap_gfn_range(self, op: Values) -> int:
+        self.vm.zap_gfn_range(op["start"], op["end"])
         return 0
 
-    def _unmap_hva(self, op: Op) -> int:
-        self.vm.core.unmap_hva(number(op, "start"), number(op, "end"))
+    def _unmap_hva(self, op: Values) -> int:
+        self.vm.core.unmap_hva(op["start"], op["end"])
         return 0
 
-    def _age_hva(self, op: Op) -> int:
-        return self.vm.core.age_hva(number(op, "start"), number(op, "end"), bool(number(op, "flush", 0)))
+    def _age_hva(self, op: Values) -> int:
+        return self.vm.core.age_hva(op["start"], op["end"], bool(op["flush"]))
 
-    def _test_age_hva(self, op: Op) -> int:
-        return self.vm.core.test_age_hva(number(op, "hva"))
+    def _test_age_hva(self, op: Values) -> int:
+        return self.vm.core.test_age_hva(op["hva"])
 
-    def _change_pte(self, op: Op) -> int:
-        self.vm.core.change_pte(number(op, "hva"), number(op, "pfn"), bool(number(op, "write", 0)))
+    def _change_pte(self, op: Values) -> int:
+        self.vm.core.change_pte(op["hva"], op["pfn"], bool(op["write"]))
         return 0
 
-    def _set_generation(self, op: Op) -> int:
-        self.vm.core.set_generation(self._as_id(op), number(op, "gen"))
+    def _set_generation(self, op: Values) -> int:
+        self.vm.core.set_generation(op["as"], op["gen"])
         return 0
 
-    def _set_lock_break(self, op: Op) -> int:
-        breaks = _ops(op.get("do", []), "lock_break do")
-        self.vm.core.set_lock_break(number(op, "cond", 0), number(op, "need", 0))
-        self._breaks, self._break_index = breaks, 0
+    def _set_lock_break(self, op: Values) -> int:
+        self.vm.core.set_lock_break(op["cond"], op["need"])
+        self._breaks, self._break_index = op["do"], 0
         return 0
 
-    def _host_state(self, op: Op) -> int:
-        self.vm.core.set_host_state(number(op, "hva"), number(op, "npages", 1), str(op.get("state")))
+    def _host_state(self, op: Values) -> int:
+        self.vm.core.set_host_state(op["hva"], op["npages"], op["state"])
         return 0
 
-    def _host_huge(self, op: Op) -> int:
-        self.vm.core.set_host_huge(number(op, "hva"), number(op, "npages", 1), str(op.get("kind")))
+    def _host_huge(self, op: Values) -> int:
+        self.vm.core.set_host_huge(op["hva"], op["npages"], op["kind"])
         return 0
 
-    def _clear_mmio_info(self, op: Op) -> int:
-        self.vm.vcpus[self._vcpu(op)].clear_mmio_info()
+    def _clear_mmio_info(self, op: Values) -> int:
+        self._vcpu(op).clear_mmio_info()
         return 0
 
-    def _dump(self, _op: Op) -> int:
+    def _dump(self, _op: Values) -> int:
         return 0
 
-    def _zap(self, op: Op) -> int | tuple[int, dict[str, Any]]:
-        plan = op.get("plan")
-        if not isinstance(plan, str | dict):
-            raise ScenarioError(f"operation 'zap': plan={plan!r}, expected a name, text or object")
-        chosen = as_plan(plan)
+    def _zap(self, op: Values) -> int | tuple[int, dict[str, Any]]:
+        chosen: ZapPlan = op["plan"]
         slot = gfns = None
         if chosen.needs_slot:
-            slot = (self._as_id(op), number(op, "id"))
+            slot = (op["as"], op["id"])
             if not self._has_slot(op):
                 return -ENOENT
         elif chosen.only == "gfn_range":
-            gfns = (number(op, "start"), number(op, "end"))
+            gfns = (op["start"], op["end"])
         run = self.vm.zap(chosen, slot, gfns)
         out: dict[str, Any] = {"outcome": run.outcome, "restarts": run.work["restarts"]}
         if run.outcome == "stale_next":
             out |= {"page": run.page, "step": run.step}
         return run.nr_zapped, out
 
-    def _teardown(self, _op: Op) -> int:
+    def _teardown(self, _op: Values) -> int:
         self.vm.destroy()
         return 0
 

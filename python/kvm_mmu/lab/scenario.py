@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from kvm_mmu.errors import KvmMmuError, ScenarioError, UsageError
+from kvm_mmu.lab.operation_table import FORMATS
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
 
-FORMAT = 1
 SPARSE_EVERY = 100
 #: Configuration keys that are 0 or 1.
 FLAGS = ("execonly", "pml", "flush_range", "l1tf", "nx_huge_pages", "mmio_caching", "guest_paging")
@@ -69,6 +70,7 @@ class Scenario:
 
     name: str = "unnamed"
     kernel: str | None = None
+    format: int = FORMATS[0]
     config: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, Any] | None = None
@@ -200,8 +202,10 @@ def _read(lines: Iterator[tuple[int, str]], label: str) -> Scenario:
 
 
 def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
-    if value.get("format", FORMAT) != FORMAT:
-        raise ScenarioError(f"{where}: format {value['format']!r}, expected {FORMAT}")
+    scenario.format = value.get("format", FORMATS[0])
+    if not isinstance(scenario.format, int) or scenario.format not in FORMATS:
+        known = " or ".join(map(str, FORMATS))
+        raise ScenarioError(f"{where}: format {shown(scenario.format)}, expected {known}")
     scenario.name = str(value.get("scenario", "unnamed"))
     variant = value.get("variant")
     if variant is not None:
@@ -262,7 +266,7 @@ def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
     if backend == "core":
         from kvm_mmu.lab.machine_engine import MachineEngine
 
-        return MachineEngine(name, scenario.config, scenario.plans)
+        return MachineEngine(name, scenario.config, scenario.plans, scenario.format)
     if backend == "reference":
         from kvm_mmu import reference
 
@@ -303,7 +307,7 @@ def run_scenario(
     chosen = kernel_profile(kernel or scenario.kernel or "v5.0").name
     header: dict[str, Any] = {
         "scenario": scenario.name,
-        "format": FORMAT,
+        "format": scenario.format,
         "variant": {v: k for k, v in VARIANTS.items()}.get(chosen, chosen),
         "config": {**DEFAULTS, **scenario.config},
         "masks": engine.masks(),

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvm_mmu.errors import ScenarioError, UsageError
-from kvm_mmu.lab.machine_engine import MachineEngine, Op, check_nesting
+from kvm_mmu.lab.machine_engine import MachineEngine
+from kvm_mmu.lab.operation_table import Checked
 from kvm_mmu.lab.scenario import Scenario, in_header
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import Vm
@@ -165,33 +166,31 @@ class WorkloadEngine(MachineEngine):
         self.own_events: Counter[str] = Counter()
         super().__init__(kernel, config, plans)
 
-    def step(self, op: Op) -> tuple[int, dict[str, Any] | None]:
+    def step(self, op: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
         """Run one operation without a result line: what it returned, and its `out`."""
         self.vm.core.clear_events()
-        check_nesting(op)
-        return self._run(op)
+        return self._run(self.check(op))
 
-    def _run(self, op: Op) -> tuple[int, dict[str, Any] | None]:
-        name = op.get("op")
-        as_id = op.get("as", 0)
+    def _run(self, op: Checked) -> tuple[int, dict[str, Any] | None]:
+        name, values = op.name, op.values
+        as_id = values.get("as", 0)
         before = self.vm.generation(as_id) if name in _UPDATES and as_id in (0, 1) else None
         result = super()._run(op)
         if name in ("access", "fault"):
-            kind = op.get("kind", "r") if name == "access" else kind_of_error(int(str(op["err"]), 0))
-            gpa = int(str(op["gpa"]), 0) & ~(PAGE_SIZE - 1)
-            self.noted[Touch(int(str(op.get("vcpu", 0)), 0), gpa, kind)] = None
+            kind = values["kind"] if name == "access" else kind_of_error(values["err"])
+            self.noted[Touch(values["vcpu"], values["gpa"] & ~(PAGE_SIZE - 1), kind)] = None
         if name == "teardown":
             self.own_events["teardown"] += 1
         if before is not None and result[0] >= 0:
             self._note_update(op, as_id, before)
         return result
 
-    def _note_update(self, op: Op, as_id: int, before: int) -> None:
+    def _note_update(self, op: Checked, as_id: int, before: int) -> None:
         after = self.vm.generation(as_id)
-        is_checked = op["op"] == "invalidate_mmio" or after != before
+        is_checked = op.name == "invalidate_mmio" or after != before
         self.own_events["wrap"] += is_checked and self.vm.generation_policy.is_wrap(after)
         self.own_events["slot-removal"] += (
-            op["op"] == "set_memslot" and after != before and not int(str(op.get("size", 0)), 0)
+            op.name == "set_memslot" and after != before and not op.values["size"]
         )
 
 

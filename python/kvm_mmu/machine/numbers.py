@@ -19,7 +19,7 @@ U64 = (1 << 64) - 1
 def shown(value: object) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _bound(number: int) -> str:

@@ -179,7 +179,7 @@ def with_plans(
     fixed: dict[str, ZapPlan] = {}
     for event, plan in chosen.items():
         if event not in EVENTS:
-            raise UsageError(f"plan for event {event!r}: expected one of {', '.join(EVENTS)}")
+            raise UsageError(f"plan for event {shown(event)}: expected one of {', '.join(EVENTS)}")
         fixed[event] = as_plan(plan)
     return replace(profile, **fixed)  # type: ignore[arg-type]
 
@@ -192,6 +192,6 @@ def as_plan(plan: ZapPlan | str | Mapping[str, object]) -> ZapPlan:
         return ZapPlan.parse(plan)
     if not isinstance(plan, Mapping) or not plan:
         raise UsageError(
-            f"zap plan {plan!r}: expected a ZapPlan, a name, walk=..,only=.., or a dict of its words"
+            f"zap plan {shown(plan)}: expected a ZapPlan, a name, walk=..,only=.., or a dict of its words"
         )
     return ZapPlan.from_dict(dict(plan))

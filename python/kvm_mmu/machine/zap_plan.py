@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.numbers import shown
 
 WALKS = ("head", "tail", "index", "slot")
 ONLY = ("all", "mmio_cached", "obsolete", "slot", "gfn_range", "indirect")
@@ -36,7 +37,9 @@ def _offer(value: object) -> str:
     ):
         value = f"batch:{value[1]}"
     if not isinstance(value, str) or not _OFFER.fullmatch(value):
-        raise UsageError(f"zap plan offer {value!r}: expected never, each_page, when_wanted or ('batch', N)")
+        raise UsageError(
+            f"zap plan offer {shown(value)}: expected never, each_page, when_wanted or ('batch', N)"
+        )
     return value
 
 
@@ -79,18 +82,18 @@ class ZapPlan:
         def one_of(field: str, words: tuple[str, ...]) -> None:
             value = getattr(self, field)
             if value not in words:
-                raise UsageError(f"zap plan {field}={value!r}: expected one of {', '.join(words)}")
+                raise UsageError(f"zap plan {field}={shown(value)}: expected one of {', '.join(words)}")
 
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             wanted = bool if field.name == "bump_valid_gen" else str
             if field.name not in ("restart", "offer", "reload_roots") and not isinstance(value, wanted):
-                raise UsageError(f"zap plan {field.name}={value!r}: expected a {wanted.__name__}")
+                raise UsageError(f"zap plan {field.name}={shown(value)}: expected a {wanted.__name__}")
         restart = self.restart
         if not isinstance(restart, str) and not (
             isinstance(restart, Iterable) and all(isinstance(rule, str) for rule in restart)
         ):
-            raise UsageError(f"zap plan restart={restart!r}: expected a set of {', '.join(RESTARTS)}")
+            raise UsageError(f"zap plan restart={shown(restart)}: expected a set of {', '.join(RESTARTS)}")
         if isinstance(restart, str):
             restart = frozenset(restart.split("+")) - {"", "never"}
         object.__setattr__(self, "restart", frozenset(restart))
@@ -178,10 +181,13 @@ class ZapPlan:
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
-            raise UsageError(f"zap plan key {unknown[0]!r}: expected one of {', '.join(sorted(known))}")
+            raise UsageError(f"zap plan key {shown(unknown[0])}: expected one of {', '.join(sorted(known))}")
         values = dict(data)
-        if "restart" in values and not isinstance(values["restart"], str):
-            values["restart"] = frozenset(values["restart"])
+        if isinstance(values.get("restart"), list | tuple | set):
+            rules = values["restart"]
+            if not all(isinstance(rule, str) for rule in rules):
+                raise UsageError(f"zap plan restart={shown(rules)}: expected a list of {', '.join(RESTARTS)}")
+            values["restart"] = frozenset(rules)
         values.setdefault("name", name)
         return cls(**values)
 
@@ -208,9 +214,9 @@ class ZapPlan:
             for part in text.split(","):
                 key, sep, value = part.partition("=")
                 if not sep:
-                    raise UsageError(f"zap plan {text!r}: {part!r} is not key=value")
+                    raise UsageError(f"zap plan {shown(text)}: {shown(part)} is not key=value")
                 if key.strip() in values:
-                    raise UsageError(f"zap plan {text!r}: {key.strip()} is given twice")
+                    raise UsageError(f"zap plan {shown(text)}: {shown(key.strip())} is given twice")
                 values[key.strip()] = value.strip()
             if values.get("bump_valid_gen") in ("yes", "no", "true", "false"):
                 values["bump_valid_gen"] = values["bump_valid_gen"] in ("yes", "true")
@@ -221,10 +227,10 @@ class ZapPlan:
             module, _, attribute = text.partition(":")
             found = cls.imported(text, module, attribute)
             if not isinstance(found, cls):
-                raise UsageError(f"zap plan {text!r}: expected a ZapPlan, found {type(found).__name__}")
+                raise UsageError(f"zap plan {shown(text)}: expected a ZapPlan, found {type(found).__name__}")
             return found if found.name else dataclasses.replace(found, name=text)
         raise UsageError(
-            f"zap plan {text!r}: expected one of {', '.join(plans)}, or walk=..,only=.."
+            f"zap plan {shown(text)}: expected one of {', '.join(plans)}, or walk=..,only=.."
             + (", or module:object" if imports else "")
         )
 
@@ -238,7 +244,7 @@ class ZapPlan:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
-            raise UsageError(f"zap plan {text!r}: {type(error).__name__}: {error}") from error
+            raise UsageError(f"zap plan {shown(text)}: {type(error).__name__}: {error}") from error
 
     @classmethod
     def space(cls, only: Iterable[str] = ("all", "mmio_cached", "obsolete")) -> Iterator[ZapPlan]:

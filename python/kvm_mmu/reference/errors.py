@@ -9,3 +9,9 @@ from __future__ import annotations
 
 class ScenarioError(ValueError):
     """An operation, configuration or plan that is not understood; the message says what was expected."""
+
+
+def cut(value: object) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,7 +13,7 @@ from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT
 from .slots import gfn_to_memslot
 from .state import HostMemory, Kvm
 
-HOST_STATES = ("rw", "cow", "fault", "hwpoison")
+HOST_STATES = ("rw", "cow", "absent", "zero", "ro", "fault", "hwpoison")
 HOST_PAGE_KINDS = ("none", "thp", "hugetlb2m", "hugetlb1g")
 HOST_LEVEL = {"none": 1, "thp": 1, "hugetlb2m": 2, "hugetlb1g": 3}
 # v6 asks the host's page tables, where a transparent huge page shows.
@@ -74,6 +74,11 @@ def host_mapping_level(kvm: Kvm, gfn: int) -> int:
 
 def can_pin_for_write_atomically(host: HostMemory, pfn: int) -> bool:
     return host_state(host, pfn) == "rw"
+
+
+def map_zero_page(host: HostMemory, pfn: int) -> None:
+    """A read of a page that was never touched maps the host's zero page: read-only until it is written."""
+    set_host_state(host, pfn, 1, "zero")
 
 
 def break_cow(host: HostMemory, pfn: int) -> None:

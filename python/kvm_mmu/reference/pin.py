@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .constants import PAGE_SHIFT
-from .host_memory import HostAnswer, break_cow, can_pin_for_write_atomically, host_state
+from .host_memory import HostAnswer, break_cow, can_pin_for_write_atomically, host_state, map_zero_page
 from .slots import gfn_to_pfn_in_slot, memslot_is_readonly, memslot_is_visible
 from .state import Kvm, KvmMemorySlot
 
@@ -50,6 +50,10 @@ def gfn_to_pfn(
             return PinnedPfn(PFN_FAULT, hva)
         case "hwpoison":
             return PinnedPfn(PFN_POISONED, hva)
+        case "ro" if is_write:
+            return PinnedPfn(PFN_FAULT, hva)
+        case "absent" if not is_write:
+            map_zero_page(kvm.host, pfn)
     if is_write:
         break_cow(kvm.host, pfn)
     return PinnedPfn(pfn, hva, is_host_writable=is_write)

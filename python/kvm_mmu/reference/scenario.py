@@ -6,12 +6,13 @@ refused operation leaves the VM as it was.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from .constants import KVM_ADDRESS_SPACE_NUM, KVM_MEM_SLOTS_NUM, PT_MAX_HUGEPAGE_LEVEL, U64
-from .errors import ScenarioError
+from .constants import KVM_ADDRESS_SPACE_NUM, PT_MAX_HUGEPAGE_LEVEL, U64
+from .errors import ScenarioError, cut
 from .host_memory import HOST_PAGE_KINDS, HOST_STATES, HostAnswer
 from .kernels import KernelRules
 from .masks import FAMILIES
@@ -20,6 +21,8 @@ from .zap_plan import parse_plan
 
 REQUIRED = object()
 MAX_NESTING = 16
+#: Slot ids an operation may name; which of them a kernel takes is its own affair.
+SLOT_IDS = 1 << 15
 
 SLOT_WORK = (
     "remove_write_access",
@@ -31,20 +34,19 @@ SLOT_WORK = (
 )
 MASKED_WORK = ("write_protect", "clear_dirty")
 
+HEX_NUMBER = re.compile("0[xX][0-9a-fA-F]{1,32}")
+
 Reader = Callable[[str, Any, int], Any]
 
 
 def read_u64(what: str, value: Any, _vcpus: int) -> int:
     """An integer or a hex string of at most 64 bits."""
-    if isinstance(value, str):
-        try:
-            value = int(value, 16) if value.lower().startswith("0x") else int(value)
-        except ValueError:
-            raise ScenarioError(f"{what} is {value!r}; expected a number or a hex string 0x...") from None
-    if not isinstance(value, int):
-        raise ScenarioError(f"{what} is {value!r}; expected a number or a hex string 0x...")
+    if isinstance(value, str) and HEX_NUMBER.fullmatch(value):
+        value = int(value, 16)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ScenarioError(f"{what} is {cut(value)}; expected a number or a hex string 0x...")
     if not 0 <= value <= U64:
-        raise ScenarioError(f"{what} is {value}; expected 0 to 2^64 - 1")
+        raise ScenarioError(f"{what} is {cut(value)}; expected 0 to 2^64 - 1")
     return int(value)
 
 
@@ -61,7 +63,7 @@ def below(limit: int, meaning: str) -> Reader:
 def one_of(names: tuple[str, ...]) -> Reader:
     def read(what: str, value: Any, _vcpus: int) -> str:
         if value not in names:
-            raise ScenarioError(f"{what} is {value!r}; expected one of {', '.join(names)}")
+            raise ScenarioError(f"{what} is {cut(value)}; expected one of {', '.join(names)}")
         return str(value)
 
     return read
@@ -75,12 +77,15 @@ def read_vcpu(what: str, value: Any, vcpus: int) -> int:
 
 
 def read_flag(what: str, value: Any, vcpus: int) -> int:
-    return int(read_u64(what, value, vcpus) != 0)
+    number = read_u64(what, value, vcpus)
+    if number > 1:
+        raise ScenarioError(f"{what} is {number}; expected 0 or 1")
+    return number
 
 
 def read_words(what: str, value: Any, vcpus: int) -> list[int]:
     if not isinstance(value, list):
-        raise ScenarioError(f"{what} is {value!r}; expected a list of 64-bit words")
+        raise ScenarioError(f"{what} is {cut(value)}; expected a list of 64-bit words")
     return [read_u64(f"{what}[{i}]", word, vcpus) for i, word in enumerate(value)]
 
 
@@ -100,7 +105,9 @@ def read_host_answer(what: str, value: Any, vcpus: int) -> HostAnswer:
     if value is None:
         return HostAnswer(is_retry=True)
     if not isinstance(value, Mapping) or not set(value) <= {"level", "writable", "found", "set"}:
-        raise ScenarioError(f"{what} is {value!r}; expected null or an object of level, writable, found, set")
+        raise ScenarioError(
+            f"{what} is {cut(value)}; expected null or an object of level, writable, found, set"
+        )
     found, written = value.get("found"), value.get("set")
     return HostAnswer(
         level=read_level(f"{what}.level", value.get("level", 1), vcpus),
@@ -120,7 +127,7 @@ def read_level(what: str, value: Any, vcpus: int) -> int:
 Fields = dict[str, tuple[Reader, Any]]
 
 AS: Fields = {"as": (below(KVM_ADDRESS_SPACE_NUM, "0 (normal) or 1 (SMM)"), 0)}
-SLOT: Fields = {**AS, "id": (below(KVM_MEM_SLOTS_NUM, "a slot id below 512"), REQUIRED)}
+SLOT: Fields = {**AS, "id": (below(SLOT_IDS, "a slot id below 32768"), REQUIRED)}
 VCPU: Fields = {"vcpu": (read_vcpu, 0)}
 N: Fields = {"n": (read_u64, REQUIRED)}
 RANGE: Fields = {"start": (read_u64, REQUIRED), "end": (read_u64, REQUIRED)}
@@ -198,7 +205,7 @@ OPS: dict[str, Fields] = {
     "zap": {
         "plan": (read_plan, REQUIRED),
         "as": AS["as"],
-        "id": (below(KVM_MEM_SLOTS_NUM, "a slot id below 512"), None),
+        "id": (below(SLOT_IDS, "a slot id below 32768"), None),
         "start": (read_u64, None),
         "end": (read_u64, None),
     },
@@ -209,16 +216,18 @@ OPS: dict[str, Fields] = {
 def parse_op(op: Any, vcpus: int, depth: int = 0) -> Op:
     """The operation with every field checked, numbers as ints and defaults filled in."""
     if not isinstance(op, Mapping):
-        raise ScenarioError(f"an operation is an object with a field 'op', not {op!r}")
+        raise ScenarioError(f"an operation is an object with a field 'op', not {cut(op)}")
     if depth > MAX_NESTING:
         raise ScenarioError(f"operations are nested deeper than {MAX_NESTING}")
     name = op.get("op")
     table = OPS.get(name) if isinstance(name, str) else None
     if table is None:
-        raise ScenarioError(f"unknown operation {name!r}; expected one of {', '.join(OPS)}")
+        raise ScenarioError(f"unknown operation {cut(name)}; expected one of {', '.join(OPS)}")
     for given in op:
         if given != "op" and given not in table:
-            raise ScenarioError(f"{name} has no field {given!r}; expected {', '.join(table) or 'no field'}")
+            raise ScenarioError(
+                f"{name} has no field {cut(given)}; expected {', '.join(table) or 'no field'}"
+            )
     parsed: Op = {"op": name}
     for field_name, (read, default) in table.items():
         if field_name not in op:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import ScenarioError
+from .errors import ScenarioError, cut
 
 WALKS = ("head", "tail", "index", "slot")
 # `indirect`: pages that shadow a guest's table; a direct MMU has none.
@@ -114,10 +114,10 @@ def parse_plan(value: object) -> ZapPlan:
     if isinstance(value, str):
         plan = NAMED_PLANS.get(value)
         if plan is None:
-            raise ScenarioError(f"unknown zap plan {value!r}; expected one of {', '.join(NAMED_PLANS)}")
+            raise ScenarioError(f"unknown zap plan {cut(value)}; expected one of {', '.join(NAMED_PLANS)}")
         return plan
-    if not isinstance(value, Mapping):
-        raise ScenarioError(f"a zap plan is a name or an object of its fields, not {value!r}")
+    if not isinstance(value, Mapping) or not value:
+        raise ScenarioError(f"a zap plan is a name or an object of its fields, not {cut(value)}")
     return parse_plan_fields(value)
 
 
@@ -127,19 +127,21 @@ def parse_plan_fields(fields_given: Mapping[str, Any]) -> ZapPlan:
     known = {f.name for f in fields(ZapPlan)}
     unknown = sorted(str(name) for name in set(given) - known)
     if unknown:
-        raise ScenarioError(f"unknown zap plan field {unknown[0]!r}; expected {', '.join(sorted(known))}")
+        raise ScenarioError(f"unknown zap plan field {cut(unknown[0])}; expected {', '.join(sorted(known))}")
     given["reload_roots"] = {True: "before", False: "no", "yes": "before"}.get(
         hashable(given.get("reload_roots", "no")), given.get("reload_roots", "no")
     )
     choices = {"walk": WALKS, "only": FILTERS, "stop": STOPS, "skip": SKIPS, "before_drop": BEFORE_DROPS}
     for name, allowed in {**choices, "reload_roots": RELOADS}.items():
         if given.get(name, allowed[0]) not in allowed:
-            raise ScenarioError(f"zap plan {name} is {given[name]!r}; expected one of {', '.join(allowed)}")
+            raise ScenarioError(
+                f"zap plan {name} is {cut(given[name])}; expected one of {', '.join(allowed)}"
+            )
     given["restart"] = parse_restart(given.get("restart", ()))
     given["offer"] = parse_offer(given.get("offer", "never"))
     bump = hashable(given.get("bump_valid_gen", False))
     if bump not in (True, False, "yes", "no", "true", "false"):
-        raise ScenarioError(f"zap plan bump_valid_gen is {bump!r}; expected true or false")
+        raise ScenarioError(f"zap plan bump_valid_gen is {cut(bump)}; expected true or false")
     given["bump_valid_gen"] = bump in (True, "yes", "true")
     return ZapPlan(**given)
 
@@ -152,10 +154,10 @@ def parse_restart(value: object) -> frozenset[str]:
     """A list of rules, or their text form `on_nonzero+on_lock_drop`."""
     rules: object = value.split("+") if isinstance(value, str) else value
     if not isinstance(rules, list | tuple | set | frozenset):
-        raise ScenarioError(f"zap plan restart is {value!r}; expected a list of {', '.join(RESTARTS)}")
+        raise ScenarioError(f"zap plan restart is {cut(value)}; expected a list of {', '.join(RESTARTS)}")
     named = [rule for rule in rules if rule not in ("", "never")]
     if any(rule not in RESTARTS for rule in named):
-        raise ScenarioError(f"zap plan restart is {value!r}; expected a list of {', '.join(RESTARTS)}")
+        raise ScenarioError(f"zap plan restart is {cut(value)}; expected a list of {', '.join(RESTARTS)}")
     return frozenset(named)
 
 
@@ -165,7 +167,7 @@ def parse_offer(value: object) -> str:
         value = f"batch:{value[1]}"
     if value in ("never", "each_page", "when_wanted") or is_batch(value):
         return str(value)
-    raise ScenarioError(f"zap plan offer is {value!r}; expected never, each_page, when_wanted or batch:N")
+    raise ScenarioError(f"zap plan offer is {cut(value)}; expected never, each_page, when_wanted or batch:N")
 
 
 def is_batch(offer: object) -> bool:
@@ -179,7 +181,9 @@ def parse_plans(given: Mapping[str, object] | None, defaults: Mapping[str, str])
     given = given or {}
     for role in given:
         if role not in ROLES:
-            raise ScenarioError(f"no zap plan is configured for {role!r}; expected one of {', '.join(ROLES)}")
+            raise ScenarioError(
+                f"no zap plan is configured for {cut(role)}; expected one of {', '.join(ROLES)}"
+            )
     plans = {role: parse_plan(given.get(role, defaults[role])) for role in ROLES}
     for role, plan in plans.items():
         if plan.only == "gfn_range" or (plan.needs_slot and role != "slot_removal"):

@@ -1,0 +1,388 @@
+"""The operations of the scenario language and their fields: one table, by which an operation is checked before it
+runs.
+
+Owns the names, defaults and bounds. The machine engine runs what `checked_operation` gives; `markdown` makes the table
+of docs/reference/scenario.md; a test holds the reference's own table beside this one. A row or a field that only some
+scenario formats have says so in `formats`, and a field may stand twice, once for each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from kvm_mmu.errors import ScenarioError, UsageError
+from kvm_mmu.machine.numbers import shown
+from kvm_mmu.machine.profiles import as_plan
+from kvm_mmu.machine.zap_plan import ZapPlan
+
+#: The scenario formats that are read.
+FORMATS: Final = (1,)
+#: How deep operations may stand inside operations.
+MAX_NESTING = 16
+U64_LIMIT = 1 << 64
+#: Slot ids that an operation may name: what KVM_USER_MEM_SLOTS leaves room for in the newest kernel.
+SLOT_ID_LIMIT = 1 << 15
+PFN_LIMIT = 1 << 40
+
+#: What a host page is, and what happens to it: see docs/reference/scenario.md.
+HOST_STATES = ("rw", "cow", "absent", "zero", "ro", "fault", "hwpoison")
+HOST_KINDS = ("none", "thp", "hugetlb2m", "hugetlb1g")
+SLOT_WORK = (
+    "remove_write_access",
+    "leaf_clear_dirty",
+    "largepage_remove_write_access",
+    "set_dirty",
+    "zap_collapsible",
+    "flush_shadow_memslot",
+)
+MASKED_WORK = ("write_protect", "clear_dirty")
+
+_HEX = re.compile(r"0[xX][0-9a-fA-F]{1,32}")
+
+
+class _Default:
+    """A default that is no value: the field is needed, or what it says stays as it is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+REQUIRED: Final = _Default("required")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of an operation.
+
+    Args:
+        kind: `number`, `flag` (0 or 1), `vcpu`, `word`, `numbers` (a list), `ops` (operation lists), `plan`, `host`.
+        default: what it is where it is left out; REQUIRED, or None: not said.
+        limit: the first number that is too large.
+        words: the words of a `word`.
+        formats: the scenario formats that have it.
+    """
+
+    name: str
+    kind: str = "number"
+    default: Any = REQUIRED
+    limit: int = U64_LIMIT
+    words: tuple[str, ...] = ()
+    formats: tuple[int, ...] = FORMATS
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A row: an operation's name, its fields, and what it does in a sentence for the docs."""
+
+    name: str
+    fields: tuple[Field, ...]
+    what: str
+    formats: tuple[int, ...] = FORMATS
+
+
+class Checked(NamedTuple):
+    """An operation as it was given, and its values: numbers as ints, defaults filled in, inner operations checked."""
+
+    given: Mapping[str, Any]
+    name: str
+    values: dict[str, Any]
+
+
+class HostAnswer(NamedTuple):
+    """What a fault's `host` says: level, writable and the gfns at hand (None: the lookup failed), and whether the leaf
+    was written."""
+
+    found: tuple[int, bool, list[int] | None] | None
+    is_written: bool | None
+
+
+VCPU = Field("vcpu", "vcpu", 0)
+AS = Field("as", default=0, limit=2)
+ID = Field("id", limit=SLOT_ID_LIMIT)
+SLOT = (AS, ID)
+RANGE = (Field("start"), Field("end"))
+HOST_RANGE = (Field("hva"), Field("npages", default=1))
+ON = Field("on", "flag")
+N = (Field("n"),)
+MASK = (Field("offset"), Field("mask"))
+
+TABLE: tuple[Operation, ...] = (
+    Operation(
+        "set_memslot",
+        (
+            Field("as", default=0),
+            Field("id"),
+            Field("gpa"),
+            Field("size"),
+            Field("hva", default=0),
+            Field("flags", default=0),
+            Field("during", "ops", ()),
+        ),
+        "creates, moves or changes a slot, or deletes it (size 0); flags: 1 logs dirty pages, 2 read-only; the n-th "
+        "list of `during` runs while the n-th published memslots have their generation in flight",
+    ),
+    Operation(
+        "access",
+        (VCPU, Field("gpa"), Field("kind", "word", "r", words=("r", "w", "x"))),
+        "a guest access: entry, walk, faults until it ends",
+    ),
+    Operation(
+        "fault",
+        (VCPU, Field("gpa"), Field("err"), Field("host", "host", None)),
+        "the page fault entry directly; `host` is what the host's lookup said: null (nothing yet), or an object of "
+        "`level` (1), `writable` (0), `found` (a list of gfns at hand, or null: as the model says), `set` (whether the "
+        "leaf was written where old and new differ in accessed and dirty bits only)",
+    ),
+    Operation("enter", (VCPU,), "vCPU entry: answers the requests, loads a root"),
+    Operation("load", (VCPU,), "loads the roots"),
+    Operation("unload", (VCPU,), "frees the roots"),
+    Operation("smm", (VCPU, ON), "enters or leaves SMM"),
+    Operation(
+        "set_regs",
+        (
+            VCPU,
+            Field("cr0", default=None),
+            Field("cr4", default=None),
+            Field("efer", default=None),
+            Field("smm", "flag", None),
+        ),
+        "sets registers (those left out stay) and resets the MMU context",
+    ),
+    Operation("clear_mmio_info", (VCPU,), "forgets the vCPU's cached MMIO address"),
+    Operation("get_dirty_log", SLOT, "KVM_GET_DIRTY_LOG; `out.bitmap`: 64-bit words"),
+    Operation(
+        "clear_dirty_log",
+        (*SLOT, Field("first"), Field("num"), Field("mask", "numbers", ())),
+        "KVM_CLEAR_DIRTY_LOG; `mask`: 64-bit words from its start",
+    ),
+    Operation(
+        "manual_protect",
+        (Field("on"),),
+        "manual dirty log protection: 0 off, 1 on; v6.x: 3 also starts with every page dirty",
+    ),
+    Operation("slot", (*SLOT, Field("what", "word", words=SLOT_WORK)), "a walk over the whole slot"),
+    Operation(
+        "pt_masked",
+        (*SLOT, *MASK, Field("what", "word", words=MASKED_WORK)),
+        "the same for up to 64 pages from `offset` on",
+    ),
+    Operation(
+        "dirty_masked",
+        (*SLOT, *MASK),
+        "what GET and CLEAR_DIRTY_LOG do to up to 64 pages from `offset` on",
+    ),
+    Operation("gfn_write_protect", (AS, Field("gfn")), "write-protects a gfn; `ret` 1: something changed"),
+    Operation("track", (AS, Field("gfn"), ON), "write tracking of a gfn on or off"),
+    Operation("set_nr_mmu_pages", N, "KVM_SET_NR_MMU_PAGES (below 64: -22)"),
+    Operation("change_mmu_pages", N, "sets the limit of shadow pages and makes room"),
+    Operation("set_max_raw", N, "stores the limit, nothing else"),
+    Operation("shrink", N, "a shrinker's scan of so many; `ret`: pages freed"),
+    Operation("zap_oldest", N, "zaps so many of the oldest pages; `ret`: pages zapped"),
+    Operation("zap_all", (), "flushes all shadow pages by the plan `flush_all`"),
+    Operation("invalidate_mmio", (AS,), "the wrap check with the present generation"),
+    Operation("zap_gfn_range", RANGE, "zaps what maps these gfns; `end` is exclusive"),
+    Operation("unmap_hva", RANGE, "MMU notifier: host pages go away"),
+    Operation("age_hva", (*RANGE, Field("flush", "flag", 0)), "MMU notifier: clears young; `ret`: was young"),
+    Operation("test_age_hva", (Field("hva"),), "MMU notifier: `ret`: is young"),
+    Operation(
+        "change_pte",
+        (Field("hva"), Field("pfn", limit=PFN_LIMIT), Field("write", "flag", 0)),
+        "MMU notifier: the host page is another one now",
+    ),
+    Operation(
+        "host_state",
+        (*HOST_RANGE, Field("state", "word", words=HOST_STATES)),
+        "what host pages are; the latest word on a page wins",
+    ),
+    Operation(
+        "host_huge",
+        (*HOST_RANGE, Field("kind", "word", words=HOST_KINDS)),
+        "how the host maps pages; the latest word on a page wins",
+    ),
+    Operation("set_generation", (AS, Field("gen")), "stores a memslot generation"),
+    Operation(
+        "lock_break",
+        (Field("cond", default=0), Field("need", default=0), Field("do", "ops", ())),
+        "every `cond`-th cond_resched drops the lock, every `need`-th need_resched makes the next one do so (0: "
+        "never); the n-th list of `do` runs in the n-th break",
+    ),
+    Operation("dump", (), "nothing; its line has the state"),
+    Operation(
+        "zap",
+        (
+            Field("plan", "plan"),
+            AS,
+            Field("id", default=None, limit=SLOT_ID_LIMIT),
+            Field("start", default=None),
+            Field("end", default=None),
+        ),
+        "runs a zap plan: a name, `walk=..,only=..`, or an object of its words; a plan for a slot needs `id`, one for "
+        "a gfn range `start` and `end` (ours, not in the recorded files)",
+    ),
+    Operation("teardown", (), "flushes by the plan `teardown`, then drops all roots (ours)"),
+)
+
+
+def fields_of(format_: int) -> dict[str, dict[str, Field]]:
+    """The fields of every operation of a scenario format, by their names."""
+    return {
+        row.name: {field.name: field for field in row.fields if format_ in field.formats}
+        for row in TABLE
+        if format_ in row.formats
+    }
+
+
+_FIELDS = {format_: fields_of(format_) for format_ in FORMATS}
+
+
+def checked_operation(op: object, vcpus: int, format_: int = 1, depth: int = 0) -> Checked:
+    """The operation with every field checked, also those of the operations inside it.
+
+    Args:
+        op: the operation, as a file has it.
+        vcpus: how many vCPUs the VM has.
+        format_: the scenario format.
+        depth: how many operations it stands in.
+
+    Returns:
+        The operation as given and its values.
+
+    Raises:
+        ScenarioError: no operation, an unknown one, an unknown or missing field, a value that is none.
+    """
+    if not isinstance(op, Mapping):
+        raise ScenarioError(f"operation {shown(op)}: expected an object with a field 'op'")
+    if depth > MAX_NESTING:
+        raise ScenarioError(f"operations stand more than {MAX_NESTING} deep inside operations")
+    name = op.get("op")
+    table = _FIELDS[format_]
+    fields = table.get(name) if isinstance(name, str) else None
+    if fields is None or not isinstance(name, str):
+        raise ScenarioError(f"unknown operation {shown(name)}, expected one of {', '.join(sorted(table))}")
+    for given in op:
+        if given != "op" and given not in fields:
+            known = ", ".join(fields) or "no field"
+            raise ScenarioError(f"operation {name!r} has no field {shown(given)}, expected {known}")
+    values: dict[str, Any] = {}
+    for field in fields.values():
+        if field.name in op:
+            values[field.name] = _read(name, field, op[field.name], vcpus, format_, depth)
+        elif field.default is REQUIRED:
+            raise ScenarioError(f"operation {name!r}: {field.name} is missing")
+        else:
+            values[field.name] = field.default
+    if name == "zap":
+        _check_zap_target(values)
+    return Checked(op, name, values)
+
+
+def _read(op: str, field: Field, value: Any, vcpus: int, format_: int, depth: int) -> Any:
+    match field.kind:
+        case "number":
+            return _number(op, field.name, value, field.limit)
+        case "flag":
+            return _number(op, field.name, value, 2)
+        case "vcpu":
+            return _number(op, field.name, value, vcpus)
+        case "word":
+            if not isinstance(value, str) or value not in field.words:
+                expected = ", ".join(field.words)
+                raise ScenarioError(
+                    f"operation {op!r}: {field.name}={shown(value)}, expected one of {expected}"
+                )
+            return value
+        case "numbers":
+            return _numbers(op, field.name, value)
+        case "ops":
+            return _inner(op, field.name, value, vcpus, format_, depth)
+        case "plan":
+            return _plan(value)
+    return _host_answer(value)
+
+
+def _number(op: str, name: str, value: Any, limit: int) -> int:
+    found = int(value, 16) if isinstance(value, str) and _HEX.fullmatch(value) else value
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < limit:
+        top = f"{limit - 1:#x}" if limit > 1 << 16 else str(limit - 1)
+        raise ScenarioError(f"operation {op!r}: {name}={shown(value)}, expected a number from 0 to {top}")
+    return found
+
+
+def _numbers(op: str, name: str, value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise ScenarioError(f"operation {op!r}: {name}={shown(value)}, expected a list of 64-bit numbers")
+    return [_number(op, f"{name}[{i}]", number, U64_LIMIT) for i, number in enumerate(value)]
+
+
+def _inner(
+    op: str, name: str, value: Any, vcpus: int, format_: int, depth: int
+) -> Sequence[Sequence[Checked]]:
+    if not isinstance(value, list) or not all(
+        isinstance(ops, list) and all(isinstance(inner, dict) for inner in ops) for ops in value
+    ):
+        raise ScenarioError(f"operation {op!r}: {name}: expected a list of operation lists")
+    return [[checked_operation(inner, vcpus, format_, depth + 1) for inner in ops] for ops in value]
+
+
+def _plan(value: Any) -> ZapPlan:
+    if not isinstance(value, str | dict):
+        raise ScenarioError(f"operation 'zap': plan={shown(value)}, expected a name, text or object")
+    try:
+        return as_plan(value)
+    except UsageError as error:
+        raise ScenarioError(f"operation 'zap': {error}") from error
+
+
+def _check_zap_target(values: Mapping[str, Any]) -> None:
+    plan: ZapPlan = values["plan"]
+    if plan.needs_slot and values["id"] is None:
+        raise ScenarioError("operation 'zap': id is missing, which a plan for a slot needs")
+    if plan.only == "gfn_range" and (values["start"] is None or values["end"] is None):
+        raise ScenarioError("operation 'zap': start or end is missing, which a plan for a gfn range needs")
+
+
+#: The fields of a fault's `host`.
+HOST_ANSWER = ("level", "writable", "found", "set")
+
+
+def _host_answer(value: Any) -> HostAnswer:
+    if value is None:
+        return HostAnswer(None, None)
+    if not isinstance(value, dict) or not set(value) <= set(HOST_ANSWER):
+        raise ScenarioError(
+            f"operation 'fault': host={shown(value)}, expected null or an object of {', '.join(HOST_ANSWER)}"
+        )
+    found = value.get("found")
+    gfns = None if found is None else _numbers("fault", "host.found", found)
+    level = _number("fault", "host.level", value.get("level", 1), 4)
+    if not level:
+        raise ScenarioError("operation 'fault': host.level=0, expected 1 to 3")
+    is_writable = bool(_number("fault", "host.writable", value.get("writable", 0), 2))
+    written = value.get("set")
+    is_written = None if written is None else bool(_number("fault", "host.set", written, 2))
+    return HostAnswer((level, is_writable, gfns), is_written)
+
+
+def markdown() -> str:
+    """The table as docs/reference/scenario.md has it: a field with `=` may be left out, one in brackets too."""
+    lines = ["| op | fields | what it is |", "|---|---|---|"]
+    for row in TABLE:
+        cells = [_in_words(field) for field in row.fields]
+        lines.append(f"| `{row.name}` | {' '.join(cells)} | {row.what} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(field: Field) -> str:
+    if field.default is REQUIRED:
+        text = f"`{field.name}`"
+    elif field.default is None or field.default == ():
+        text = f"`[{field.name}]`"
+    else:
+        text = f"`{field.name}={field.default}`"
+    return f"{text} ({', '.join(field.words)})" if field.words else text
