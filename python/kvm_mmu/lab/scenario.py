@@ -53,6 +53,7 @@ class Scenario:
     Attributes:
         name: what the header calls it.
         kernel: the kernel it names; None: any.
+        format: the scenario format, which decides what operations there are.
         config: the header's configuration.
         plans: the plans that it gives events.
         masks: SPTE masks that a result file's header names.

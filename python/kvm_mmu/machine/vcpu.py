@@ -60,7 +60,12 @@ class AccessColumns(NamedTuple):
 
 
 class Vcpu:
-    """One vCPU of a VM, from `Vm.vcpus`."""
+    """One vCPU of a VM, from `Vm.vcpus`.
+
+    Args:
+        core: the native VM.
+        index: the vCPU's number.
+    """
 
     def __init__(self, core: _core.Mmu, index: int) -> None:
         self._core = core
