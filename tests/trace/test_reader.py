@@ -140,7 +140,7 @@ def test_summary_of_a_recording():
 def test_strict_names_the_line(mixed: Path, tmp_path: Path):
     text = summarize(mixed).as_text()
     assert "2 lines not understood" in text and "line 8: " in text and "vCPUs: 3" in text
-    assert "events were lost at 1 places (42" in text and "sched_switch (other event" in text
+    assert "events were lost at 1 place (42" in text and "sched_switch (other event" in text
     with pytest.raises(TraceError, match=r"mixed\.txt:8: not understood"):
         summarize(mixed, strict=True)
     (tmp_path / "empty.txt").write_text("")

@@ -19,11 +19,14 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine, EngineFactory
+from kvm_mmu.trace.line import nanoseconds, parse_line
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import open_recording
+from kvm_mmu.trace.operation_table import SORTS
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import display_name, iter_lines
 from kvm_mmu.trace.stripping import Kept, is_stripped
+from kvm_mmu.trace.window import Window
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,6 +90,13 @@ def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
     parser.add_argument("--strict", action="store_true", help="a line that is not understood is an error")
+    _add_window(parser)
+    parser.add_argument(
+        "--sort",
+        choices=("count", "name"),
+        default="count",
+        help="order of the events (default: count, the most frequent first)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run_summary)
 
@@ -108,6 +118,13 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--phys-bits", type=int, metavar="N", help="physical address width of the host")
     parser.add_argument("--l1tf", choices=tuple(YES_NO), default="auto", help="MMIO SPTEs have the L1TF mask")
+    _add_window(parser)
+    parser.add_argument(
+        "--sort",
+        choices=("line", "time", "task", "event"),
+        default="line",
+        help="order of the lines (default: line, as they stand; the others keep all of them in memory)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line that has words in it")
     parser.set_defaults(run=run_decode)
 
@@ -132,6 +149,14 @@ def _add_stalls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "stalls", help="which MMU work kept vCPUs from making progress, and for how long"
     )
     parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    _add_window(parser)
+    parser.add_argument(
+        "--sort",
+        choices=SORTS,
+        default="total",
+        metavar="COLUMN",
+        help=f"the largest first of: {', '.join(SORTS)} (default: total)",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, nanoseconds")
     parser.set_defaults(run=run_stalls)
 
@@ -210,8 +235,8 @@ def run_summary(args: argparse.Namespace) -> int:
     """`kvm-mmu trace summary`"""
     from kvm_mmu.trace.summary import summarize
 
-    found = summarize(args.file, strict=args.strict)
-    sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
+    found = summarize(args.file, strict=args.strict, only=_window(args))
+    sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text(args.sort)) + "\n")
     return 0
 
 
@@ -220,6 +245,7 @@ def run_decode(args: argparse.Namespace) -> int:
     from kvm_mmu.trace.explain import INDENT, as_json
     from kvm_mmu.trace.explain_host import host_explainer
 
+    only = _window(args)
     name = display_name(args.file)
     stream = iter_lines(args.file)
     first = next(stream, None)
@@ -230,7 +256,10 @@ def run_decode(args: argparse.Namespace) -> int:
     facts = _facts(args.file, args.host, [first])
     explain, lines, notes = host_explainer(chain([first], stream), facts, given, name)
     sys.stderr.writelines(f"kvm-mmu trace decode: {note}\n" for note in notes)
-    for number, (text, words) in enumerate(explain.lines(lines), 1):
+    explained = explain.numbered(lines, only)
+    if args.sort != "line":
+        explained = iter(sorted(explained, key=lambda one: _place(one[1], args.sort)))
+    for number, text, words in explained:
         if args.json:
             if words:
                 sys.stdout.write(json.dumps(as_json(number, text, words)) + "\n")
@@ -254,6 +283,15 @@ def run_decode(args: argparse.Namespace) -> int:
     return 0
 
 
+def _place(text: str, sort: str) -> tuple[str, int]:
+    """Where a line comes in that order; comments come first, lines of one place stay as they are."""
+    line = parse_line(text)
+    if line is None:
+        return "", -1
+    said = {"task": line.task, "event": line.event}.get(sort, "")
+    return said, nanoseconds(line.timestamp)
+
+
 def run_kit(args: argparse.Namespace) -> int:
     """`kvm-mmu trace kit`"""
     from kvm_mmu.trace.kit import script
@@ -266,7 +304,7 @@ def run_stalls(args: argparse.Namespace) -> int:
     """`kvm-mmu trace stalls`"""
     from kvm_mmu.trace.stalls import stalls
 
-    found = stalls(iter_lines(args.file), display_name(args.file))
+    found = stalls(iter_lines(args.file), display_name(args.file), _window(args), args.sort)
     if found.is_other_text:
         raise TraceError(f"{found.name}: no event in it: expected ftrace text")
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
@@ -302,6 +340,23 @@ def run_fidelity(args: argparse.Namespace) -> int:
     found = list(rows(args.folder, engine_factory(args.backend)))
     sys.stdout.write((json.dumps(as_json(found)) if args.json else markdown(found)) + "\n")
     return 0 if all(row.is_equal for row in found) else 1
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from", dest="from_", metavar="S", help="no events before this second of trace time"
+    )
+    parser.add_argument("--to", metavar="S", help="no events after this second of trace time")
+    parser.add_argument("--cpu", metavar="N[,N-M]", help="only events of these CPUs")
+    parser.add_argument(
+        "--vm",
+        metavar="PID[,PID]",
+        help="only events of these processes, or tasks where the trace names no process",
+    )
+
+
+def _window(args: argparse.Namespace) -> Window | None:
+    return Window.of(args.from_, args.to, args.cpu, args.vm)
 
 
 def _facts(path: str, option: str | None, lines: list[str]) -> dict[str, object]:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kvm_mmu.trace.line import clean_body, lost_events, parse_line
+from kvm_mmu.trace.line import clean_body, lost_events, nanoseconds, parse_line, process_of
 from kvm_mmu.trace.mmu_work import Work, Works, ZapBatch, is_mmu_event
+from kvm_mmu.trace.slot_changes import SlotChange
+from kvm_mmu.trace.window import Window
 
 _VCPU = re.compile(r"\bvcpu(?: |_id=)(\d{1,9})\b")
 _REASON = re.compile(r"\breason (?:kvm_)?(\S+)")
-#: `options/record-tgid`: the process behind the task.
-_PROCESS = re.compile(r"\(\s*(\d+)\)$")
 _HALTED = frozenset({"hlt", "mwait", "halt"})
 
 
@@ -64,12 +64,11 @@ class Activity:
     #: Lines that are events, and lines that are neither these nor comments.
     events: int = 0
     other_lines: int = 0
-
-
-def process_of(task: str) -> str:
-    """The process of a task as the trace says it (`options/record-tgid`), empty where it does not."""
-    found = _PROCESS.search(task)
-    return found[1] if found else ""
+    #: Events that were left out because they are not inside the window.
+    outside: int = 0
+    #: Of the memslot updates, by the number of their operation: which slot, and whether the trace has their end.
+    changes: dict[int, SlotChange] = field(default_factory=dict)
+    returned: set[int] = field(default_factory=set)
 
 
 _Key = tuple[str, int | None]
@@ -93,6 +92,10 @@ class _Collector:
         self.found.last_ns = max(self.found.last_ns, time)
         self._works.event(number, task, time, event, body)
         self._vcpu(number, task, time, event, body)
+
+    def outside(self, task: str, event: str, body: str) -> None:
+        self.found.outside += 1
+        self._works.before(task, event, body)
 
     def lost(self) -> None:
         self._works.lost()
@@ -156,6 +159,7 @@ class _Collector:
     def finish(self) -> Activity:
         self._works.finish()
         self.found.works, self.found.batches = self._works.works, self._works.batches
+        self.found.changes, self.found.returned = self._works.changes, self._works.returned
         self.found.unfinished = len(self._waiting)
         self.found.waits.sort(key=lambda wait: (wait.start_ns, wait.line))
         self.found.shared_vcpus = sorted(
@@ -166,7 +170,7 @@ class _Collector:
         return self.found
 
 
-def activity(lines: Iterable[str]) -> Activity:
+def activity(lines: Iterable[str], only: Window | None = None) -> Activity:
     """The intervals of a trace: MMU work by task, waits, runs and halts by vCPU.
 
     A wait ends at the vCPU's next entry; in a trace without entries, at the next event of its task that is no MMU work.
@@ -174,7 +178,9 @@ def activity(lines: Iterable[str]) -> Activity:
     collector = _Collector()
     for number, text in enumerate(lines, 1):
         line = parse_line(text)
-        if line is not None:
+        if line is not None and only is not None and not only.has(line):
+            collector.outside(line.task, line.event, clean_body(line.body))
+        elif line is not None:
             collector.found.events += 1
             body = clean_body(line.body)
             collector.event(number, line.task, nanoseconds(line.timestamp), line.event, body)
@@ -183,9 +189,3 @@ def activity(lines: Iterable[str]) -> Activity:
         elif text.strip() and not text.startswith("#"):
             collector.found.other_lines += 1
     return collector.finish()
-
-
-def nanoseconds(timestamp: str) -> int:
-    """`seconds.fraction` of a trace line in nanoseconds."""
-    seconds, _, fraction = timestamp.partition(".")
-    return int(seconds[:12]) * 1_000_000_000 + int((fraction + "000000000")[:9])

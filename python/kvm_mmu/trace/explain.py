@@ -19,6 +19,7 @@ from kvm_mmu.machine.roles import decode_role
 from kvm_mmu.machine.words import Codec
 from kvm_mmu.trace.line import Line, clean_body, parse_line
 from kvm_mmu.trace.raw_fields import with_kernel_text
+from kvm_mmu.trace.window import Window
 
 INDENT = "        | "
 _HEX = "([0-9a-f]{1,16})"
@@ -97,9 +98,19 @@ class Explainer:
 
     def lines(self, lines: Iterable[str]) -> Iterator[tuple[str, list[Words]]]:
         """Every line as it is, with the meaning of its words."""
+        return ((text, words) for _, text, words in self.numbered(lines))
+
+    def numbered(
+        self, lines: Iterable[str], only: Window | None = None
+    ) -> Iterator[tuple[int, str, list[Words]]]:
+        """As `lines`, with the number of each; of a window only the lines inside."""
+        is_inside = only is None or not only.from_ns
         for number, (text, said) in enumerate(with_kernel_text(lines, self.codec.kernel), 1):
             line = parse_line(said)
-            yield text, [] if line is None else self._of_line(number, line, text)
+            if only is not None and line is not None:
+                is_inside = only.has(line)
+            if is_inside or text.startswith("#"):
+                yield number, text, [] if line is None else self._of_line(number, line, text)
 
     def _of_line(self, number: int, line: Line, text: str) -> list[Words]:
         body = clean_body(line.body)

@@ -20,6 +20,8 @@ _FROM_CPU = re.compile(r"\[(\d+)\]\s+(?:\S+\s+)?(\d+\.\d+):\s+(\w+):\s?")
 _PROBE_ADDRESS = re.compile(r"\([\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+( \[\w+\])?( <- [^)]*)?\)\s*")
 #: `trace-cmd report` calls what a program wrote into the trace `print`.
 _PRINT = re.compile(r"\s*(?:tracing_mark_write: |ip=0x[0-9a-f]+ buf=)")
+#: `options/record-tgid`: the process behind the task.
+_PROCESS = re.compile(r"\(\s*(\d+)\)$")
 _LOST = re.compile(r"^CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
 
 
@@ -60,6 +62,18 @@ def clean_body(body: str) -> str:
         if body.startswith("(")
         else _no_nul(body)
     )
+
+
+def process_of(task: str) -> str:
+    """The process of a task as the trace says it (`options/record-tgid`), empty where it does not."""
+    found = _PROCESS.search(task)
+    return found[1] if found else ""
+
+
+def nanoseconds(timestamp: str) -> int:
+    """`seconds.fraction` of a trace line in nanoseconds."""
+    seconds, _, fraction = timestamp.partition(".")
+    return int(seconds[:12]) * 1_000_000_000 + int((fraction + "000000000")[:9])
 
 
 def lost_events(text: str) -> int | None:

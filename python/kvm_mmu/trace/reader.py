@@ -13,8 +13,9 @@ from typing import Any, Protocol, cast
 
 from kvm_mmu import _core
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.source import display_name, iter_chunks
+from kvm_mmu.trace.source import display_name, iter_chunks, iter_lines
 from kvm_mmu.trace.table import Table
+from kvm_mmu.trace.window import Window
 
 #: How much text a batch covers by default, in bytes.
 BATCH_BYTES = 16 << 20
@@ -77,12 +78,15 @@ class Trace:
 
     Args:
         path: ftrace text of tracefs or `trace-cmd report`, plain, `.gz` or `.xz`.
+        only: which events are read; None: all. Numbers of lines are those of the whole text.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, only: Window | None = None):
         self.path = path
+        self.only = only
         #: The beginning of the text, as far as it was read.
         self.head = b""
+        self._left_out = 0
 
     def __repr__(self) -> str:
         return f"<Trace {display_name(self.path)}>"
@@ -97,10 +101,10 @@ class Trace:
             TraceError: the file cannot be read to its end.
         """
         reader = native_reader(columns=False)
-        for chunk in iter_chunks(self.path):
+        for chunk in self._chunks(1 << 20):
             reader.feed(chunk)
         reader.finish()
-        return reader.summary()
+        return self._counts(reader)
 
     def batches(self, size: int = BATCH_BYTES) -> Iterator[Batch]:
         """The trace in batches of about `size` bytes of text; memory does not grow with the trace.
@@ -115,7 +119,7 @@ class Trace:
         """Everything at once. Needs memory for every event (about 40 bytes and its fields): not for huge
         traces."""
         reader = native_reader(columns=True)
-        for chunk in iter_chunks(self.path):
+        for chunk in self._chunks(1 << 20):
             reader.feed(chunk)
         reader.finish()
         return _batch(reader)
@@ -128,7 +132,7 @@ class Trace:
         reader = native_reader(columns=True)
         filled = 0
         self.head = b""
-        for chunk in iter_chunks(self.path, min(size, 1 << 20)):
+        for chunk in self._chunks(min(size, 1 << 20)):
             if len(self.head) < HEAD_BYTES:
                 self.head += chunk[:HEAD_BYTES]
             reader.feed(chunk)
@@ -137,7 +141,31 @@ class Trace:
                 filled = 0
                 yield _batch(reader), None
         reader.finish()
-        yield _batch(reader), reader.summary()
+        yield _batch(reader), self._counts(reader)
+
+    def _chunks(self, size: int) -> Iterator[bytes]:
+        """The text in pieces; a line that is left out is an empty one."""
+        self._left_out = 0
+        if self.only is None:
+            yield from iter_chunks(self.path, size)
+            return
+        kept: list[bytes] = []
+        filled = 0
+        for text in self.only.lines(iter_lines(self.path)):
+            self._left_out += text is None
+            kept.append(b"" if text is None else text.encode("utf-8", "replace"))
+            filled += len(kept[-1]) + 1
+            if filled >= size:
+                yield b"\n".join([*kept, b""])
+                kept, filled = [], 0
+        yield b"\n".join([*kept, b""])
+
+    def _counts(self, reader: _Native) -> dict[str, Any]:
+        counts = reader.summary()
+        if self.only is not None:
+            for name in ("lines", "blank", "bytes"):
+                counts[name] -= self._left_out
+        return counts
 
 
 def _batch(reader: _Native) -> Batch:

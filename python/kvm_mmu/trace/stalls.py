@@ -1,20 +1,24 @@
-"""Stalls: which memslot update, zap-all, dirty-log step or reclaim kept a vCPU from making progress, how long.
+"""Stalls: which memslot operation, dirty-log step or reclaim kept a vCPU from making progress, how long.
 
-Owns: the attribution of a vCPU's waiting time to the MMU work that went on meanwhile, and the numbers per cause. Time
-is trace time; on recordings made under software emulation it means nothing, order and attribution do. Every
-nanosecond of waiting is counted once: under a cause, or as other. Attribution is by time: a vCPU that was out of the
-guest while its VM's MMU was worked on. Why it was out stands beside it.
+Owns: the attribution of a vCPU's waiting time to the MMU work that went on meanwhile, and the numbers per cause; those
+per operation are in `operation_table`. Time is trace time; on recordings made under software emulation it means
+nothing, order and attribution do. Every nanosecond of waiting is counted once: under a cause, or as other. Attribution
+is by time: a vCPU that was out of the guest while its VM's MMU was worked on. Why it was out stands beside it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kvm_mmu.trace.activity import Activity, Wait, activity, process_of
+from kvm_mmu.trace.activity import Activity, Wait, activity
 from kvm_mmu.trace.buffer_header import BufferHeader
-from kvm_mmu.trace.mmu_work import CAUSES, Work, disjoint
+from kvm_mmu.trace.line import process_of
+from kvm_mmu.trace.mmu_work import CAUSES, UPDATE, Work, disjoint
+from kvm_mmu.trace.operation_table import Row, Waited, as_lines, percentile, table, us
+from kvm_mmu.trace.slot_changes import SlotChange
+from kvm_mmu.trace.window import Window
 
 OTHER = "other"
 _TIMELINE = 20
@@ -48,6 +52,10 @@ class Stalls:
     works: dict[str, int] = field(default_factory=dict)
     #: cause -> time of its work while no vCPU waited
     idle_ns: dict[str, int] = field(default_factory=dict)
+    #: One row a kind of operation, memslot operations first.
+    operations: list[Row] = field(default_factory=list)
+    #: Of the memslot updates, by the number of their operation: which slot.
+    changes: dict[int, SlotChange] = field(default_factory=dict)
     #: There was text, but no event in it.
     is_other_text: bool = False
     #: Sentences about what the numbers cannot say.
@@ -78,6 +86,7 @@ class Stalls:
             "unfinished_waits": self.unfinished,
             "other_ns": self.other_ns,
             "other_reasons": dict(sorted(self.other_reasons.items())),
+            "operations": [row.as_json() for row in self.operations],
             "causes": {
                 cause: {
                     "works": self.works.get(cause, 0),
@@ -107,42 +116,55 @@ class Stalls:
 
     def as_text(self) -> str:
         """The stalls for a person, microseconds."""
-        lines = [f"{self.name}: vCPUs waited {self.waits} times, {_us(self.waited_ns)} us in all"]
+        lines = [f"{self.name}: vCPUs waited {_times(self.waits)}, {us(self.waited_ns)} us in all"]
+        updates = [row for row in self.operations if row.is_memslot]
+        if updates:
+            counts = sum(len(row.lengths) for row in updates)
+            took = us(sum(sum(row.lengths) for row in updates))
+            lines.append(f"  {_many(counts, 'memslot operation')} took {took} us from beginning to return")
+        if self.operations:
+            lines.extend(as_lines(self.operations))
         lines.append(
-            f"  {'cause':<34}{'works':>7}{'stalls':>8}{'total us':>14}{'p50':>11}{'p99':>11}{'max':>11}"
+            f"  waited for {OTHER} things (nothing in the trace explains it): {us(self.other_ns)} us"
         )
-        for cause in self._causes():
-            lines.append(_row(cause, f"{self.works.get(cause, 0)}", self.durations(cause)))
-            lines.extend(_row(f"  {what}", "", self.durations(cause, what)) for what in self.kinds(cause))
-        lines.append(f"  {OTHER + ' (nothing in the trace explains it)':<49}{_us(self.other_ns):>14}")
         most = sorted(self.other_reasons.items(), key=lambda item: (-item[1], item[0]))
-        lines.extend(f"    {reason:<47}{_us(length):>14}" for reason, length in most[:_REASONS])
+        lines.extend(f"    {reason:<24}{us(length):>14} us" for reason, length in most[:_REASONS])
         lines.extend(f"  note: {note}" for note in self.notes)
         longest = sorted(self.stalls, key=lambda stall: (-stall.duration_ns, stall.start_ns))[:_TIMELINE]
         if longest:
             lines.append(f"  the longest {len(longest)}, in order of time:")
         for stall in sorted(longest, key=lambda stall: stall.start_ns):
             work = stall.work
-            zapped = f", {work.pages_zapped} pages zapped" if work.pages_zapped else ""
-            what = f" ({work.what})" if work.what else ""
+            zapped = f", {_many(work.pages_zapped, 'page')} zapped" if work.pages_zapped else ""
+            what = (f" ({work.what})" if work.what else "") + self._whose(work)
             vcpu = f"vCPU {'?' if stall.wait.vcpu is None else stall.wait.vcpu} ({stall.wait.reason})"
             lines.append(
-                f"    {stall.start_ns / 1e9:.6f} s  {vcpu} waited {_us(stall.duration_ns)} us for {work.cause}{what} "
+                f"    {stall.start_ns / 1e9:.6f} s  {vcpu} waited {us(stall.duration_ns)} us for {work.cause}{what} "
                 f"by {work.task} (lines {work.first_line}-{work.last_line}{zapped})"
             )
         return "\n".join(lines)
+
+    def _whose(self, work: Work) -> str:
+        """The memslot operation that a piece of work belongs to."""
+        change = self.changes.get(work.caused_by or work.within)
+        if change is None:
+            return ""
+        slot = "" if change.slot is None else f" of slot {change.slot}"
+        return slot if work.cause == UPDATE else f" of memslot {change.what or 'update'}{slot}"
 
     def _causes(self) -> list[str]:
         return [cause for cause in CAUSES if self.works.get(cause)]
 
 
-def stalls(lines: Iterable[str], name: str) -> Stalls:
+def stalls(lines: Iterable[str], name: str, only: Window | None = None, sort: str = "total") -> Stalls:
     """Attribute the waiting time of a trace."""
     header = BufferHeader()
-    found = activity(header.watch(lines))
-    missing = header.missing(found.events + found.other_lines)
+    found = activity(header.watch(lines), only)
+    missing = header.missing(found.events + found.outside + found.other_lines)
     result = Stalls(name, unfinished=found.unfinished, notes=[*missing, *_notes(found)])
-    result.is_other_text = found.other_lines > 0 and not found.events
+    if only is not None:
+        result.notes.insert(0, f"{only}: what began or ended outside is cut")
+    result.is_other_text = found.other_lines > 0 and not found.events and not found.outside
     result.halted_ns = sum(halt.end_ns - halt.start_ns for halt in found.halts)
     for cause in CAUSES:
         result.works[cause] = len({work.operation for work in found.works if work.cause == cause})
@@ -150,13 +172,13 @@ def stalls(lines: Iterable[str], name: str) -> Stalls:
     for process in sorted({process_of(wait.task) for wait in found.waits}):
         waits = [wait for wait in found.waits if process_of(wait.task) == process]
         _attribute(waits, [work for work in found.works if _concerns(work, process, guests)], result)
-    busy = dict.fromkeys(CAUSES, 0)
-    for start, end, work in disjoint(found.works):
-        busy[work.cause] += end - start
-    for cause, spans in _stalled_spans(result.stalls).items():
-        busy[cause] -= spans
-    result.idle_ns = {cause: max(length, 0) for cause, length in busy.items() if result.works[cause]}
     result.stalls.sort(key=lambda stall: (stall.start_ns, stall.wait.line))
+    cost = _cost(found.works, result.stalls)
+    result.idle_ns = {cause: 0 for cause in CAUSES if result.works[cause]}
+    for work in found.works:
+        result.idle_ns[work.cause] += cost[id(work)].nobody_ns
+    result.changes = found.changes
+    result.operations = table(found.works, found.changes, cost, sort)
     return result
 
 
@@ -187,16 +209,23 @@ def _attribute(waits: Iterable[Wait], works: list[Work], result: Stalls) -> None
             result.other_reasons[wait.reason] = result.other_reasons.get(wait.reason, 0) + length - used
 
 
-def _stalled_spans(found: list[Stall]) -> dict[str, int]:
-    """cause -> time in which at least one vCPU was stalled by it."""
-    total: dict[str, int] = {}
-    until = 0
-    for stall in sorted(found, key=lambda stall: stall.start_ns):
-        start, end = max(stall.start_ns, until), stall.start_ns + stall.duration_ns
-        if end > start:
-            total[stall.work.cause] = total.get(stall.work.cause, 0) + end - start
-            until = end
-    return total
+def _cost(works: list[Work], found: list[Stall]) -> dict[int, Waited]:
+    """Of each piece of work, by its `id`: who waited for it, how long, and its time in which nobody did.
+
+    Time that two tasks' works share counts for the earlier one. The stalls are in order of time.
+    """
+    cost = {id(work): Waited() for work in works}
+    for start, end, work in disjoint(works):
+        cost[id(work)].nobody_ns += end - start
+    until: dict[int, int] = {}
+    for stall in found:
+        one, key = cost[id(stall.work)], id(stall.work)
+        end = stall.start_ns + stall.duration_ns
+        one.vcpus.add((stall.wait.vcpu, stall.wait.task))
+        one.waited_ns += stall.duration_ns
+        one.nobody_ns = max(one.nobody_ns - max(end - max(stall.start_ns, until.get(key, 0)), 0), 0)
+        until[key] = max(until.get(key, 0), end)
+    return cost
 
 
 def _notes(found: Activity) -> list[str]:
@@ -208,9 +237,15 @@ def _notes(found: Activity) -> list[str]:
             "a cause may be another VM's"
         )
     if found.cut:
-        notes.append(f"{found.cut} times lost events or disorder cut a wait, run or halt: not counted")
+        were = "wait, run or halt was" if found.cut == 1 else "waits, runs or halts were"
+        notes.append(f"{found.cut} {were} cut by lost events or disorder: not counted")
     if found.unfinished:
-        notes.append(f"{found.unfinished} vCPUs were still out of the guest at the end: not counted")
+        were = "vCPU was" if found.unfinished == 1 else "vCPUs were"
+        notes.append(f"{found.unfinished} {were} still out of the guest at the end: not counted")
+    if open_ended := len(found.changes) - len(found.returned):
+        notes.append(
+            f"the trace has no return of {_many(open_ended, 'memslot operation')}: counted to the last event"
+        )
     if found.waits and not found.has_entries:
         notes.append(
             "no kvm_entry in the trace: a wait ends with the next event of its task that is no MMU work"
@@ -220,9 +255,12 @@ def _notes(found: Activity) -> list[str]:
     return notes
 
 
-def percentile(ordered: Sequence[int], percent: int) -> int:
-    """The smallest value that at least `percent` of the values do not exceed; 0 of nothing."""
-    return ordered[max(-(-len(ordered) * percent // 100) - 1, 0)] if ordered else 0
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _numbers(lengths: list[int]) -> dict[str, int]:
@@ -233,12 +271,3 @@ def _numbers(lengths: list[int]) -> dict[str, int]:
         "p99_ns": percentile(lengths, 99),
         "max_ns": lengths[-1] if lengths else 0,
     }
-
-
-def _row(name: str, works: str, lengths: list[int]) -> str:
-    total, p50, p99, most = (_us(value) for key, value in _numbers(lengths).items() if key != "stalls")
-    return f"  {name:<34}{works:>7}{len(lengths):>8}{total:>14}{p50:>11}{p99:>11}{most:>11}"
-
-
-def _us(nanoseconds: int) -> str:
-    return f"{nanoseconds / 1000:,.1f}"

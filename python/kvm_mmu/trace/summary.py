@@ -18,6 +18,7 @@ from kvm_mmu.trace.buffer_header import BufferHeader, header_in
 from kvm_mmu.trace.reader import Batch, Trace
 from kvm_mmu.trace.recognise import KERNELS_OF_ERA
 from kvm_mmu.trace.source import display_name
+from kvm_mmu.trace.window import Window
 
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
 _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
@@ -48,6 +49,8 @@ class TraceSummary:
     zap_alls: int = 0
     generations: set[int] = field(default_factory=set)
     header: BufferHeader = field(default_factory=BufferHeader)
+    #: Which events were counted; None: all.
+    only: Window | None = None
 
     @property
     def events(self) -> dict[str, int]:
@@ -138,10 +141,15 @@ class TraceSummary:
             "missing": self.header.missing(self.entries),
         }
 
-    def as_text(self) -> str:
-        """The summary for a person."""
+    def as_text(self, sort: str = "count") -> str:
+        """Returns the summary for a person, its events by `count` or by `name`."""
+        ordered = _by_name if sort == "name" else _by_count
         counts = self.counts
-        lines = [f"{self.name}: {counts['lines']} lines, {sum(self.events.values())} events understood"]
+        understood = sum(self.events.values())
+        lines = [f"{self.name}: {counts['lines']} line{_s(counts['lines'])}, "]
+        lines[0] += f"{understood} event{_s(understood)} understood"
+        if self.only is not None:
+            lines.append(f"  {self.only}")
         lines.append(f"  kernel by wording: {_kernels(self.eras)}")
         if counts["span_ns"] is not None:
             first, last = counts["span_ns"]
@@ -173,24 +181,26 @@ class TraceSummary:
             lines.append(
                 f"  the TDP MMU changed {changed} SPTEs: decode, stalls and export show it, a replay does not"
             )
-        lines.extend(f"  {count:>10}  {event}" for event, count in _by_count(self.events.items()))
+        lines.extend(f"  {count:>10}  {event}" for event, count in ordered(self.events.items()))
         lines.extend(
             f"  {count:>10}  {event} (other event, kept as text)"
-            for event, count in _by_count(counts["opaque"].items())
+            for event, count in ordered(counts["opaque"].items())
         )
         lines.extend(f"  {note}" for note in self.header.missing(self.entries))
         if counts["lost_notes"]:
-            lines.append(
-                f"  events were lost at {counts['lost_notes']} places ({counts['lost']} as far as the trace says)"
-            )
+            places = f"{counts['lost_notes']} place{_s(counts['lost_notes'])}"
+            lines.append(f"  events were lost at {places} ({counts['lost']} as far as the trace says)")
         if counts["overlong"]:
-            lines.append(f"  {counts['overlong']} lines longer than 1 MiB were skipped")
-        lines.append(f"  {counts['not_understood']} lines not understood")
+            were = "line longer than 1 MiB was" if counts["overlong"] == 1 else "lines longer than 1 MiB were"
+            lines.append(f"  {counts['overlong']} {were} skipped")
+        lines.append(f"  {counts['not_understood']} line{_s(counts['not_understood'])} not understood")
         if counts["raw"]:
-            lines.append(f"  {counts['raw']} events are raw fields (trace-cmd report -R)")
+            are = "event is" if counts["raw"] == 1 else "events are"
+            lines.append(f"  {counts['raw']} {are} raw fields (trace-cmd report -R)")
         if counts["plugin"]:
+            are = "page event is" if counts["plugin"] == 1 else "page events are"
             lines.append(
-                f"  {counts['plugin']} page events are in the wording of libtraceevent's KVM plugin, which knows an old"
+                f"  {counts['plugin']} {are} in the wording of libtraceevent's KVM plugin, which knows an old"
                 " role layout only:"
             )
             lines.append(
@@ -200,22 +210,24 @@ class TraceSummary:
         return "\n".join(lines)
 
 
-def summarize(path: str | Path, *, strict: bool = False) -> TraceSummary:
+def summarize(path: str | Path, *, strict: bool = False, only: Window | None = None) -> TraceSummary:
     """Count what is in a trace.
 
     Args:
         strict: a line that is not understood is an error.
+        only: which events count; None: all.
 
     Raises:
         TraceError: the trace cannot be read, or `strict` and a line is not understood.
     """
     found = TraceSummary(display_name(path))
-    trace = Trace(path)
+    trace = Trace(path, only)
+    found.only = only
     for batch, counts in trace.batches_and_counts():
         found.add(batch)
         if counts is not None:
             found.counts = counts
-    found.header = header_in(trace.head)
+    found.header = BufferHeader() if only is not None else header_in(trace.head)
     if found.counts["lines"] == 0:
         raise TraceError(f"{found.name}: empty: expected ftrace text")
     if found.not_understood and not found.events and not found.counts["opaque"]:
@@ -234,6 +246,10 @@ def _first_not_understood(counts: dict[str, Any]) -> list[tuple[int, str]]:
     return [*counts["examples"][:1], *overlong]
 
 
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
 def _rows(batch: Batch, events: Iterable[str]) -> int:
     return sum(len(table) for event in events for table in batch.wordings(event))
 
@@ -245,6 +261,10 @@ def _kernels(eras: list[str]) -> str:
     if len(eras) == len(KERNELS_OF_ERA):
         return "any (no event here that kernels word differently)"
     return kernels[0] if len(kernels) == 1 else f"one of {', '.join(kernels)} (not told apart by this trace)"
+
+
+def _by_name(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(counts)
 
 
 def _by_count(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
