@@ -1,5 +1,5 @@
 """Facts of the direct MMU that the texts state and no recorded vector decides, with the answer worked out by hand from
-the text, for core and reference. The names in brackets are the rules of DIRECT.md."""
+the text, for core and reference. The names in brackets are rules of docs/kernel-facts.md."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def leaves(vm: Any, level: int = 1) -> dict[int, int]:
 
 
 def test_a_hugetlb_mapping_asks_for_its_first_small_page(new_vm: Any) -> None:
-    """[A3.2] State, poison address and the writable bit are those of the first 4 KiB."""
+    """[direct.host.2] State, poison address and the writable bit are those of the first 4 KiB."""
     vm = new_vm()
     vm("host_huge", hva=HVA, npages=1024, kind="hugetlb2m")
     vm("host_state", hva=HVA, npages=1, state="cow")
@@ -64,7 +64,7 @@ def test_a_hugetlb_mapping_asks_for_its_first_small_page(new_vm: Any) -> None:
 
 
 def test_logging_forces_small_pages_and_the_faulting_page_counts(new_vm: Any) -> None:
-    """[A3.2, A4] Forced to level 1, the frame is not rounded."""
+    """[direct.host.2, direct.level.1] Forced to level 1, the frame is not rounded."""
     vm = new_vm()
     vm("host_huge", hva=HVA, npages=1024, kind="hugetlb2m")
     vm("set_memslot", id=0, gpa=0, size=G1, hva=HVA, flags=1)
@@ -75,7 +75,8 @@ def test_logging_forces_small_pages_and_the_faulting_page_counts(new_vm: Any) ->
 
 @pytest.mark.parametrize(("normal", "level"), [("none", 1), ("read-only", 1), ("small", 1), ("huge", 2)])
 def test_the_host_page_size_is_that_of_the_normal_address_space(new_vm: Any, normal: str, level: int) -> None:
-    """[A4] Also for a vCPU in SMM, with write intent; the slot's own vetoes are of its own address space."""
+    """[direct.level.1]
+    Also for a vCPU in SMM, with write intent; the slot's own vetoes are of its own address space."""
     vm = new_vm(size=M2)
     there, smm = HVA + (1 << 34), HVA + (1 << 35)
     if normal != "none":
@@ -92,7 +93,7 @@ def test_the_host_page_size_is_that_of_the_normal_address_space(new_vm: Any, nor
 
 
 def test_a_level_above_the_first_veto_is_not_looked_at(new_vm: Any) -> None:
-    """[A4] The result is the last level that passed, level 1 by a veto is not forced."""
+    """[direct.level.1] The result is the last level that passed, level 1 by a veto is not forced."""
     vm = new_vm(size=G1)
     vm("set_memslot", id=1, gpa=2 * G1, size=G1 + M2, hva=HVA + 2 * G1)
     vm("host_huge", hva=HVA + 2 * G1, npages=(G1 + M2) >> 12, kind="hugetlb1g")
@@ -106,7 +107,8 @@ def test_a_level_above_the_first_veto_is_not_looked_at(new_vm: Any) -> None:
 
 
 def test_a_fast_walk_ends_below_the_level_to_map_at(new_vm: Any) -> None:
-    """[A5] The event then names an entry that leads to a table, without its address, and nothing is mended."""
+    """[direct.fast.2]
+    The event then names an entry that leads to a table, without its address, and nothing is mended."""
     vm = new_vm(family="ept_ad")
     vm("access", gpa=0x5000, kind="r")
     vm("host_huge", hva=HVA, npages=1 << 18, kind="hugetlb1g")
@@ -117,7 +119,7 @@ def test_a_fast_walk_ends_below_the_level_to_map_at(new_vm: Any) -> None:
 
 
 def test_prefetch_follows_the_marking_of_an_mmio_entry(new_vm: Any) -> None:
-    """[A9] The run before the marked entry ends at it and is mapped."""
+    """[direct.prefetch.1] The run before the marked entry ends at it and is mapped."""
     vm = new_vm(size=M2 + 0x3000)
     line = vm("access", gpa=M2 + 0x3000, kind="r")
     assert line["out"]["outcome"] == "emulate"
@@ -126,7 +128,7 @@ def test_prefetch_follows_the_marking_of_an_mmio_entry(new_vm: Any) -> None:
 
 
 def test_a_run_that_would_leave_its_slot_ends_the_prefetch(new_vm: Any) -> None:
-    """[A9] Nothing of it is mapped, and later runs are not tried."""
+    """[direct.prefetch.1] Nothing of it is mapped, and later runs are not tried."""
     vm = new_vm(size=M2 + 0x2000)
     vm("set_memslot", id=1, gpa=M2 + 0x4000, size=0x4000, hva=HVA + G1)
     vm("access", gpa=M2 + 0x4000, kind="r")  # the run 0..3 has only two pages of the slot
@@ -137,7 +139,8 @@ def test_a_run_that_would_leave_its_slot_ends_the_prefetch(new_vm: Any) -> None:
 
 @pytest.mark.parametrize("kernel", ["v5.0", "v5.2"])
 def test_the_limit_is_set_before_the_flags_are_looked_at(new_vm: Any, kernel: str) -> None:
-    """[C7] Pages over the limit are zapped first, then the walk of the log flag removes write access."""
+    """[slots.commit.1, slots.commit.2]
+    Pages over the limit are zapped first, then the walk of the log flag removes write access."""
     vm = new_vm(kernel, size=0x8000)
     vm("set_max_raw", n=1000)
     vm("access", gpa=0, kind="w")
@@ -152,7 +155,8 @@ def test_the_limit_is_set_before_the_flags_are_looked_at(new_vm: Any, kernel: st
 
 
 def test_turning_a_log_on_with_pml_clears_dirty_bits_before_it_protects_large_leaves(new_vm: Any) -> None:
-    """[C8, H2] Two walks, each with its flush over the slot; turning it off sets the bits again."""
+    """[dirty.on.1, flush.range.1]
+    Two walks, each with its flush over the slot; turning it off sets the bits again."""
     vm = new_vm(family="ept_ad", pml=1, flush_range=1, size=2 * M2)
     vm("host_huge", hva=HVA + M2, npages=512, kind="thp")
     vm("access", gpa=0x1000, kind="w")
@@ -173,7 +177,8 @@ def test_turning_a_log_on_with_pml_clears_dirty_bits_before_it_protects_large_le
 
 @pytest.mark.parametrize("flush_range", [0, 1])
 def test_a_large_leaf_in_the_way_is_flushed_by_its_table(new_vm: Any, flush_range: int) -> None:
-    """[A8, A11, H2] The flush names the table's gfn and what one of its entries covers; --lpages."""
+    """[direct.map.1, direct.lpages.1, flush.range.1]
+    The flush names the table's gfn and what one of its entries covers; --lpages."""
     vm = new_vm(flush_range=flush_range)
     vm("host_huge", hva=HVA + 4 * M2, npages=512, kind="thp")
     assert vm("access", gpa=4 * M2, kind="w")["ctr"]["lpages"] == 1
@@ -184,7 +189,7 @@ def test_a_large_leaf_in_the_way_is_flushed_by_its_table(new_vm: Any, flush_rang
 
 
 def test_what_leaves_through_the_reverse_map_stays_in_the_large_page_count(new_vm: Any) -> None:
-    """[A11]"""
+    """[direct.lpages.1]"""
     vm = new_vm()
     vm("host_huge", hva=HVA, npages=2048, kind="thp")
     assert vm("access", gpa=0, kind="w")["ctr"]["lpages"] == 1
@@ -198,7 +203,8 @@ def test_what_leaves_through_the_reverse_map_stays_in_the_large_page_count(new_v
 def test_a_collapsed_leaf_is_flushed_alone_where_ranges_can_be(
     new_vm: Any, kernel: str, flush_range: int
 ) -> None:
-    """[F7, H2] With the hook one ranged flush an entry, by the table's gfn, and the walk has nothing to report."""
+    """[dirty.off.1, flush.range.1]
+    With the hook one ranged flush an entry, by the table's gfn, and the walk has nothing to report."""
     vm = new_vm(kernel, size=2 * M2, flush_range=flush_range)
     vm("set_memslot", id=0, gpa=0, size=2 * M2, hva=HVA, flags=1)
     vm("access", gpa=M2 + 0x1000, kind="w")
@@ -212,7 +218,7 @@ def test_a_collapsed_leaf_is_flushed_alone_where_ranges_can_be(
 
 @pytest.mark.parametrize("flush_range", [0, 1])
 def test_a_changed_page_flushes_each_head_alone_where_ranges_can_be(new_vm: Any, flush_range: int) -> None:
-    """[F8, H2] Both address spaces have the page; without the hook one flush at the end."""
+    """[notifier.change.1, flush.range.1] Both address spaces have the page; without the hook one flush at the end."""
     vm = new_vm(flush_range=flush_range, size=M2, vcpus=2)
     vm("set_memslot", **{"as": 1, "id": 1, "gpa": G1, "size": M2, "hva": HVA})
     vm("smm", vcpu=1, on=1)
@@ -225,7 +231,7 @@ def test_a_changed_page_flushes_each_head_alone_where_ranges_can_be(new_vm: Any,
 
 
 def test_the_shrinker_frees_what_a_dropped_lock_left_waiting(new_vm: Any) -> None:
-    """[KERNEL 8.5] v5.0: it commits the list of obsolete pages, counts nothing, and zaps nothing."""
+    """[reclaim.shrink.1] v5.0: it commits the list of obsolete pages, counts nothing, and zaps nothing."""
     vm = new_vm("v5.0", size=32 * M2)
     for table in range(20):
         vm("access", gpa=table * M2, kind="w")
@@ -240,7 +246,8 @@ def test_the_shrinker_frees_what_a_dropped_lock_left_waiting(new_vm: Any) -> Non
 
 
 def test_what_the_slot_flush_took_away_is_flushed_at_a_poll(new_vm: Any) -> None:
-    """[E4] No page lies in the slot, only leaves: at the first poll that is true a full flush, none at the end."""
+    """[zap.slot.1]
+    No page lies in the slot, only leaves: at the first poll that is true a full flush, none at the end."""
     vm = new_vm("v5.2")
     vm("set_memslot", id=1, gpa=G1 + 0x1000, size=0x8000, hva=HVA + G1)
     vm("access", gpa=G1 + 0x2000, kind="w")
@@ -253,7 +260,7 @@ def test_what_the_slot_flush_took_away_is_flushed_at_a_poll(new_vm: Any) -> None
 
 
 def test_a_leaf_of_another_frame_goes_before_the_new_one_comes(new_vm: Any) -> None:
-    """[KERNEL 3.1, H2] What the guest did with the old page is told, and the flush names the gfn."""
+    """[spte.make.5, flush.range.1] What the guest did with the old page is told, and the flush names the gfn."""
     vm = new_vm(flush_range=1)
     vm("access", gpa=0x3000, kind="w")
     vm("change_pte", hva=HVA + 0x3000, pfn=0x77, write=0)
@@ -264,7 +271,8 @@ def test_a_leaf_of_another_frame_goes_before_the_new_one_comes(new_vm: Any) -> N
 
 
 def test_a_page_that_became_read_only_behind_the_mmu_is_flushed(new_vm: Any) -> None:
-    """[KERNEL 3] A fault that takes away W from an entry that could get it back without the lock asks for a flush."""
+    """[spte.update.1]
+    A fault that takes away W from an entry that could get it back without the lock asks for a flush."""
     vm = new_vm(flush_range=1)
     vm("access", gpa=0x3000, kind="w")
     vm("host_state", hva=HVA + 0x3000, npages=1, state="cow")
@@ -277,14 +285,15 @@ def test_a_page_that_became_read_only_behind_the_mmu_is_flushed(new_vm: Any) -> 
 
 
 def test_operations_on_slots_that_are_not_there(new_vm: Any) -> None:
-    """[C9]"""
+    """[track.gfn.1]"""
     vm = new_vm()
     assert vm("slot", id=7, what="remove_write_access")["ret"] == -2
     assert vm("pt_masked", id=7, offset=0, mask=1, what="write_protect")["ret"] == -2
 
 
 def test_a_root_for_nobody_maps_nothing(new_vm: Any) -> None:
-    """[B8] A fault without a root: the MMIO check asks to retry, the handler makes room and maps nothing."""
+    """[mmio.fault.2, direct.map.1]
+    A fault without a root: the MMIO check asks to retry, the handler makes room and maps nothing."""
     vm = new_vm()
     assert vm("fault", gpa=0x3000, err=0xC)["ret"] == 1
     line = vm("fault", gpa=0x3000, err=6)

@@ -83,7 +83,7 @@ def parameters(thing: Any) -> list[str]:
         if issubclass(thing, Exception) or "__init__" not in vars(thing):
             return []
         names = list(inspect.signature(thing.__init__).parameters)[1:]
-        return [] if "vm" in names else names
+        return [] if {"vm", "core"} & set(names) else names
     bound = isinstance(thing, classmethod) or (inspect.isfunction(thing) and "." in thing.__qualname__)
     plain = thing.__func__ if isinstance(thing, (classmethod, staticmethod)) else thing
     names = list(inspect.signature(plain).parameters)

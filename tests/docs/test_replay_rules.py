@@ -7,7 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "replay-rules.md"
-RULES = [f"A.{n}" for n in range(1, 6)] + [f"B.{n}" for n in (*range(1, 39), *range(40, 48), 50)]
+FACTS = ROOT / "docs" / "kernel-facts.md"
+#: Every rule of a replay that the page of facts names.
+RULES = re.findall(
+    r"^- `((?:v6\.(?:root|page|slot|fault|probe)|v5\.npt|replay\.(?:contract|resident))\.\d+)`",
+    FACTS.read_text(),
+    re.M,
+)
 FILES = ("test_replay_6x", "test_replay_5x_rules", "test_faults_of_5x")
 TESTS = {
     name
@@ -22,16 +28,16 @@ def rows() -> dict[str, tuple[list[str], list[str]]]:
     found = {}
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if len(cells) == 4 and re.fullmatch(r"[AB]\.\d+", cells[0]):
+        if len(cells) == 4 and re.fullmatch(r"`(?:v5|v6|replay)\.\w+\.\d+`", cells[0]):
             recordings, others = (
                 [] if cell == "-" else [name.strip() for name in cell.split(",")] for cell in cells[2:]
             )
-            found[cells[0]] = (recordings, others)
+            found[cells[0].strip("`")] = (recordings, others)
     return found
 
 
 def test_every_rule_has_a_row_and_something_that_shows_it():
-    assert list(rows()) == RULES
+    assert sorted(rows()) == sorted(RULES)
     for rule, (recordings, others) in rows().items():
         assert recordings or others, rule
         # What no recording shows has a scenario or a made-up recording.

@@ -1,5 +1,5 @@
-"""v5.3, v5.4, v6.1 and v6.12: the rules of the replay contract (B.1 to B.50), those that no shared recording shows
-included.
+"""v5.3, v5.4, v6.1 and v6.12: the rules of a replay (v6 of docs/kernel-facts.md), those that no shared recording
+shows included.
 
 The files tests/data/scenarios/v5_3_*, v5_4_* and v6_* hold operations with the results they gave when they were
 checked against the texts, line by line; here each is run again, and what makes its rule is looked at by name.

@@ -79,7 +79,7 @@ def test_one_recording_under_two_plans() -> None:
 
 
 def test_the_mmio_cache_of_a_vcpu_in_smm() -> None:
-    """v6.1 asks its own address space's generation, v5.2 that of address space 0 (REPLAY B.33, B.47)."""
+    """v6.1 asks its own address space's generation, v5.2 that of address space 0 (mmio.cache.2)."""
     found = of("6.1/npt1tdp0_smm", kernels=(None, "v5.2"))
     assert found.agreed == 20 and "check_mmio_spte" in found.after[0][0]
     assert found.left_out["kvm_mmu_set_spte"] == 70 and "memslots_updated" in found.left_out

@@ -21,7 +21,7 @@ from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import read_lines
 
 BOTH = [(variant, purpose) for variant in ("tracefs", "trace-cmd") for purpose in PURPOSES]
-#: The inputs of a replay of v6.x that are kernel events (REPLAY.md A.2).
+#: The inputs of a replay of v6.x that are kernel events (replay.contract.2).
 INPUTS = {
     "kvm_page_fault", "kvm_mmu_spte_requested", "kvm_smm_transition", "mmu_load", "free_roots", "reset_context",
     "free_obsolete_roots", "zap_oldest", "dirty_masked", "kvm_unmap_hva_range", "set_memslot", "swap_memslots",

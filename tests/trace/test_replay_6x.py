@@ -483,7 +483,7 @@ def test_a_reclaim_of_a_root_load_is_not_that_of_the_fault_before_it(tmp_path: P
 
 
 def test_what_the_answer_says_was_written_decides_where_only_accessed_and_dirty_differ(tmp_path: Path):
-    """B.31: the leaf is there already, and a processor may have set bits in it behind the kernel's back."""
+    """v6.fault.7: the leaf is there already, and a processor may have set bits in it behind the kernel's back."""
     story = Story(tmp_path)
     written, same, again = (
         (story.fault(0x1000000, 0x100000006), story.line(f"{ANSWER}: set {was} writable 1 found -"))[1]

@@ -1,7 +1,7 @@
 """The scenario language's operations on the machine layer and the core: one small function an operation.
 
 Nested operations run at lock breaks and at memslot publications; `ret`, `out`, events and counters are those of the
-vectors README, sections 4 to 6.
+docs/reference/scenario.md and docs/reference/state.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, Vm
 from kvm_mmu.machine.zap_plan import ZapPlan
 
 ENOENT, EINVAL = 2, 22
-#: Counters of a result line, by the core's statistic of the same name (vectors README, section 6).
+#: Counters of a result line, by the core's statistic of the same name (docs/reference/state.md).
 COUNTERS = (
     "flush",
     "reload",

@@ -1,7 +1,8 @@
 """The scenario language: reading scenario files, running their operations on an engine, writing the results.
 
-A file is a header line and one operation a line (vectors README). Other keys of an operation line are ignored, so a
-result file is a scenario too. Engines: `machine_engine.MachineEngine` (core) and `kvm_mmu.reference.Engine`.
+A file is a header line and one operation a line (docs/reference/scenario.md). Other keys of an operation line are
+ignored, so a result file is a scenario too. Engines: `machine_engine.MachineEngine` (core) and
+`kvm_mmu.reference.Engine`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Engine(Protocol):
         """Run one operation: `ret`, `out`?, `nested`?, `events`, `ctr`."""
 
     def state(self) -> dict[str, Any]:
-        """The whole state (vectors README, section 7)."""
+        """The whole state (docs/reference/state.md)."""
 
     def digest(self) -> str:
         """First 16 hex digits of SHA-256 over the canonical JSON of the state."""

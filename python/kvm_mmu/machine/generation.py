@@ -2,7 +2,8 @@
 
 A policy is a Python class, open to subclassing. Only data cross to the core, once per VM (`layout`): how many bits an
 MMIO SPTE keeps of the generation and where. Every step, start value and wrap test stays here.
-Source: KERNEL.md 2.3 and 2.4 (v5.0: `update_memslots`/`install_new_memslots`, `kvm_mmu_invalidate_mmio_sptes`).
+Source: docs/kernel-facts.md, mmio.gen and slots.gen (v5.0: `update_memslots`/`install_new_memslots`,
+`kvm_mmu_invalidate_mmio_sptes`).
 """
 
 from __future__ import annotations

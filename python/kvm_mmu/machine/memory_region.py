@@ -2,7 +2,7 @@
 
 `check` refuses or classifies (create, delete, move, flags, nothing), `steps` says what will happen in which order,
 `carry_out` does it over a backend. Models `__kvm_set_memory_region` and the x86 commit hooks of v5.0 to v5.2
-(DIRECT.md C; KERNEL.md 2.4, 8.4, 8.5, 12). The order of publication and wrap check belongs to the generation policy.
+(docs/kernel-facts.md, slots and zap.slot). The order of publication and wrap check belongs to the generation policy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The page role word of one kernel, field by field: what a shadow page is good for.
 
 Owns: which bit is which field in which kernel, and what its values mean. A kernel whose layout is not known is refused.
-Source: KERNEL.md 5 (v5.0 to v5.4), the recordings' role words (v6.1, v6.12).
+Source: docs/kernel-facts.md, page.role (v5.0 to v5.4), the recordings' role words (v6.1, v6.12).
 """
 
 from __future__ import annotations

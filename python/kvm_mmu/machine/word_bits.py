@@ -3,7 +3,7 @@
 Owns: the tables of bits, for both sets of masks (legacy and EPT) of every kernel whose layout is known. Invariant: each
 bit that is set in a word is in one group; a bit that this kernel does not use is said to be one. Below it stand the
 masks of the core, above it `words.Codec`.
-Source: KERNEL.md 2 (MMIO SPTE), 3 (SPTE), 17 (v5.4, v6.1, v6.12).
+Source: docs/kernel-facts.md, mmio.mask, mmio.gen and spte.bits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Words of one kernel on one host: SPTEs, MMIO SPTEs and page roles, made and explained bit by bit.
 
 `Codec` fixes kernel, family and physical width; without them a word cannot be read, so none is guessed. Sources:
-KERNEL.md 2 (MMIO SPTE), 3 (SPTE), 5 (role).
+docs/kernel-facts.md, mmio.mask, mmio.l1tf, mmio.gen, spte.bits, page.role.
 """
 
 from __future__ import annotations

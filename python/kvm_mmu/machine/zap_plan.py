@@ -1,7 +1,7 @@
 """Zap plans: a way to zap shadow pages, as a value that can be printed, parsed, swept and handed to any VM.
 
-Each field is one decision that the kernels took differently over the years (KERNEL.md 8.3, 16, 17). The core runs
-every plan through one resumable loop; nothing here walks a list.
+Each field is one decision that the kernels took differently over the years (docs/kernel-facts.md, zap.whole
+and history). The core runs every plan through one resumable loop; nothing here walks a list.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Events to the text a kernel prints for them.
 
-Owns: the wording of each kernel (KERNEL.md, tracepoints of group kvmmmu). Values come in, text goes out; a
+Owns: the wording of each kernel (tracepoints of group kvmmmu). Values come in, text goes out; a
 pointer that the model does not have is printed as the kernel prints one it hides.
 """
 
