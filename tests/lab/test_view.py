@@ -9,9 +9,10 @@ import kvm_mmu as km
 import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.view.html import MAX_CHARS, table_html, vm_html
+from kvm_mmu.view.out_folder import write_all
 from kvm_mmu.view.svg import Series, bars, curves
 from kvm_mmu.view.tables import csv_text, markdown_table, records, text_table
-from kvm_mmu.view.whole_file import write_all, write_whole
+from kvm_mmu.view.whole_file import write_whole
 
 COLUMNS = {"plan": ["seed", "merged"], "visits": [1_000_000, 24], "share": [0.5, None]}
 
@@ -67,6 +68,7 @@ def test_svg_is_well_formed(picture: str) -> None:
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a.txt"
+    target.parent.mkdir()
     write_whole(target, "one\n")
     with pytest.raises(UnicodeEncodeError):
         write_whole(target, "\ud800")

@@ -93,8 +93,6 @@ def run(folder: Path, name: str, command: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 @pytest.mark.parametrize("name", sorted(BROKEN))
 def test_each(folder: Path, name: str, command: str, capsys: pytest.CaptureFixture[str]):
-    if command == "csv":
-        pytest.importorskip("pyarrow")
     status, _, err = run(folder, name, command, capsys)
     expected = ERRORS.get((name, command))
     if expected is None:

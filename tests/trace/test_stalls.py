@@ -179,7 +179,8 @@ def test_files_by_polars_are_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(export_csv(source, tmp_path / "csv")) == len(written)
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(TraceError, match="pyarrow or polars"):
-        export_csv(source, tmp_path / "none")
+        export_parquet(source, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_commands(tmp_path: Path):

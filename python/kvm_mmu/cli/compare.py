@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 from kvm_mmu.trace.host import facts_from
-from kvm_mmu.view.whole_file import check_folder
+from kvm_mmu.view.out_folder import OutFolder
 
 _UNITS = {"k": 1_000, "m": 1_000_000}
 #: More than any list has pages, and more tables than a lock break could ever see added.
@@ -176,8 +177,11 @@ def run(args: argparse.Namespace) -> int:
     for name, given, most in (("--contend", args.contend, _CONTEND_MAX), ("--add", args.add, _ADD_MAX)):
         if given is not None and not 1 <= given <= most:
             raise UsageError(f"{name} {given}: expected 1 to {most:,}")
-    if args.out is not None:
-        check_folder(args.out)
+    with nullcontext() if args.out is None else OutFolder(args.out) as folder:
+        return _run(args, share, sizes, folder)
+
+
+def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder: OutFolder | None) -> int:
     result = compare(
         args.inputs,
         parse_plans(args.plan),
@@ -195,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
         progress=reporter(),
     )
     clear_progress()
-    written = [str(path) for path in result.write(args.out)] if args.out else []
+    written = [str(path) for path in result.write(folder)] if folder is not None else []
     if args.json:
         print(json.dumps({**result.to_dict(), "written": written}, indent=1))
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvm_mmu.cli.compare import clear_progress, reporter
 from kvm_mmu.lab.demo import Demo, run_demo
-from kvm_mmu.view.whole_file import check_folder, write_whole
+from kvm_mmu.view.out_folder import OutFolder
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,7 +29,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration; each section as soon as it is there."""
-    folder = check_folder(args.out)
+    with OutFolder(args.out) as folder:
+        return _run(args, folder)
+
+
+def _run(args: argparse.Namespace, folder: OutFolder) -> int:
     demo = Demo()
     for part in run_demo(folder, reporter()):
         clear_progress()
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             title, text = part
             print(f"== {title}\n{text}\n", flush=True)
     found = demo.to_dict()
-    demo.written.append(write_whole(folder / "demo.json", json.dumps(found, indent=1) + "\n"))
+    demo.written += folder.write({"demo.json": json.dumps(found, indent=1) + "\n"})
     if args.json:
         print(json.dumps({**found, "written": [str(path) for path in demo.written]}, indent=1))
     else:

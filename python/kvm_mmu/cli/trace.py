@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvm_mmu.cli import trace_diff
 from kvm_mmu.cli.words import YES_NO
-from kvm_mmu.errors import TraceError
+from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine, EngineFactory
@@ -165,18 +165,16 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser("export", help="to Chrome JSON (Perfetto), Parquet or CSV")
     parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--chrome", metavar="OUT.json", type=Path, help="lanes per vCPU and per task")
+    target.add_argument("--chrome", metavar="OUT.json", help="lanes per vCPU and per task; - for stdout")
     target.add_argument(
         "--parquet",
         metavar="DIR",
-        type=Path,
         help="one file per event (needs pyarrow or polars, and memory for the whole trace)",
     )
     target.add_argument(
         "--csv",
         metavar="DIR",
-        type=Path,
-        help="one file per event (needs pyarrow or polars, and memory for the whole trace)",
+        help="one file per event (needs memory for the whole trace)",
     )
     parser.add_argument("--json", action="store_true", help="print the written files as JSON")
     parser.set_defaults(run=run_export)
@@ -314,8 +312,16 @@ def run_stalls(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> int:
     """`kvm-mmu trace export`"""
     from kvm_mmu.trace.export import export_chrome, export_csv, export_parquet
+    from kvm_mmu.view.whole_file import is_stdout
 
     if args.chrome is not None:
+        if is_stdout(args.chrome):
+            if args.json:
+                raise UsageError(
+                    "--json lists files on stdout, and --chrome writes there: expected one of them"
+                )
+            export_chrome(args.file, args.chrome)
+            return 0
         written = export_chrome(args.file, args.chrome)
     elif args.parquet is not None:
         written = export_parquet(args.file, args.parquet)

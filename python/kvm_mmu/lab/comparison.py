@@ -18,9 +18,9 @@ import numpy.typing as npt
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.fit import Fit
 from kvm_mmu.view.html import table_html
+from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.svg import Series, bars, curves
 from kvm_mmu.view.tables import csv_text, records, text_table
-from kvm_mmu.view.whole_file import write_all
 
 SCHEMA = "kvm-mmu/compare/1"
 #: Every column of a comparison, in order; each is exact and the same on every run.
@@ -394,11 +394,11 @@ class Comparison:
         """
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
-    def write(self, folder: str | Path, name: str = "compare") -> list[Path]:
-        """Write CSV, JSON and one SVG into a folder, each whole or not at all.
+    def write(self, folder: str | Path | OutFolder, name: str = "compare") -> list[Path]:
+        """Write CSV, JSON and one SVG into a folder, all of them or none.
 
         Args:
-            folder: where; made if it is absent.
+            folder: where, made if it is absent; or a folder that the caller has claimed.
             name: what the files are called, without their endings.
 
         Returns:

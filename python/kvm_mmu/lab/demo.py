@@ -22,6 +22,7 @@ from kvm_mmu.lab.machine_engine import MachineEngine
 from kvm_mmu.lab.scenario import Scenario
 from kvm_mmu.lab.workload import mmio_mix
 from kvm_mmu.machine.zap_plan import plans
+from kvm_mmu.view.out_folder import OutFolder
 from kvm_mmu.view.tables import text_table
 
 #: The recording that ships with the package, and the kernel that its comparisons model.
@@ -100,7 +101,7 @@ def _table(found: Comparison) -> str:
 
 
 def run_demo(
-    folder: Path | None, progress: Callable[[str], None] = lambda _text: None
+    folder: OutFolder | None, progress: Callable[[str], None] = lambda _text: None
 ) -> Iterator[tuple[str, str] | Demo]:
     """Yield (title, text) as each section is ready, and the whole `Demo` last.
 

@@ -1,101 +1,151 @@
 """Exporting a trace: Chrome JSON for Perfetto, one Parquet or CSV file per event.
 
-Owns: the file names and which library writes what. A file is written whole or not at all.
+Owns: the file names and which library writes Parquet. What an output may be is the rule of `view.whole_file`, for every
+format: the files of one export replace older ones together, when all of them are complete.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy.typing as npt
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.chrome import chrome_trace
 from kvm_mmu.trace.reader import Batch, Trace
 from kvm_mmu.trace.source import iter_lines
 from kvm_mmu.trace.table import Table
-from kvm_mmu.view.whole_file import write_whole
+from kvm_mmu.view.out_folder import OutFolder
+from kvm_mmu.view.whole_file import check_output, write_whole
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 TIMELINE = "events"
+#: Rows of a CSV file that are made into text at once.
+_ROWS = 1 << 14
 
 
-def export_chrome(trace: str | Path, out: Path) -> list[Path]:
-    """Write the Chrome trace of a trace; returns the file."""
-    if not out.parent.is_dir():
-        raise TraceError(f"{out}: no such directory: {out.parent}")
+def export_chrome(trace: str | Path, out: str | Path) -> list[Path]:
+    """Write the Chrome trace of a trace.
+
+    Args:
+        trace: the trace file.
+        out: the file to write, a FIFO or device to write through, or `-` for stdout.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    check_output(out)
     return [write_whole(out, json.dumps(chrome_trace(iter_lines(trace))) + "\n")]
 
 
-def export_csv(trace: str | Path, folder: Path) -> list[Path]:
-    """Write one CSV per event and `events.csv`; returns the files."""
-    return _each(Trace(trace).read_all(), folder, ".csv", lambda table, path: _write(path, table, "csv"))
+def export_csv(trace: str | Path, folder: str | Path) -> list[Path]:
+    """Write one CSV file per event and `events.csv`.
+
+    Args:
+        trace: the trace file.
+        folder: where; made if it is absent.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: one cannot be written, or another run is writing there.
+    """
+    with OutFolder(folder) as out:
+        batch = Trace(trace).read_all()
+        return out.write({name + ".csv": _csv_writer(table) for name, table in _named_tables(batch)})
 
 
-def export_parquet(trace: str | Path, folder: Path) -> list[Path]:
-    """Write one Parquet file per event and `events.parquet`; returns the files."""
-    return _each(
-        Trace(trace).read_all(), folder, ".parquet", lambda table, path: _write(path, table, "parquet")
-    )
+def export_parquet(trace: str | Path, folder: str | Path) -> list[Path]:
+    """Write one Parquet file per event and `events.parquet`, by pyarrow or polars.
+
+    Args:
+        trace: the trace file.
+        folder: where; made if it is absent.
+
+    Returns:
+        The files.
+
+    Raises:
+        TraceError: neither library is there.
+        UsageError: a file cannot be written, or another run is writing there.
+    """
+    as_parquet = _parquet_library()
+    with OutFolder(folder) as out:
+        batch = Trace(trace).read_all()
+
+        def writer(table: Table) -> Callable[[BinaryIO], object]:
+            # In memory first: what a disk refuses is then an error of ours, not one of the library.
+            return lambda stream: stream.write(as_parquet(table))
+
+        return out.write({name + ".parquet": writer(table) for name, table in _named_tables(batch)})
 
 
-def _each(batch: Batch, folder: Path, ending: str, write: Callable[[Table, Path], None]) -> list[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise TraceError(f"{folder}: {err.strerror or err}") from err
-    paths = []
+def _named_tables(batch: Batch) -> Iterator[tuple[str, Table]]:
     for name, table in [(TIMELINE, batch.timeline), *sorted(batch.tables.items())]:
-        path = folder / (_NOT_IN_NAMES.sub("_", name).strip("_") + ending)
-        write(table, path)
-        paths.append(path)
-    return paths
+        yield _NOT_IN_NAMES.sub("_", name).strip("_"), table
 
 
-def _write(path: Path, table: Table, kind: str) -> None:
-    """Write beside the target and rename, so that no half file stays."""
-    part = path.with_name(f".{path.name}.part")
+def _csv_writer(table: Table) -> Callable[[BinaryIO], object]:
+    def write(stream: BinaryIO) -> None:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=False)
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(list(table))
+        columns = [(table[name], table.names(name)) for name in table]
+        for start in range(0, len(table), _ROWS):
+            rows.writerows(
+                zip(*(_values(c[start : start + _ROWS], names) for c, names in columns), strict=True)
+            )
+        text.flush()
+        text.detach()
+
+    return write
+
+
+def _values(column: npt.NDArray[Any], names: list[str]) -> list[Any]:
+    values: list[Any] = column.tolist()
+    if names:
+        return [names[code] if code < len(names) else "(other)" for code in values]
+    if column.dtype.kind == "b":
+        return ["true" if value else "false" for value in values]
+    return values
+
+
+def _parquet_library() -> Callable[[Table], bytes]:
+    """The way to Parquet that is installed.
+
+    Raises:
+        TraceError: there is none.
+    """
     try:
-        _writer()(table, part, kind)
-        os.replace(part, path)  # noqa: PTH105 - one call that replaces on every system
-    except OSError as err:
-        part.unlink(missing_ok=True)
-        raise TraceError(f"{path}: {err.strerror or err}") from err
-
-
-def _writer() -> Callable[[Table, Path, str], None]:
-    try:
-        import pyarrow.csv
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         try:
             import polars  # noqa: F401
         except ImportError as err:
-            raise TraceError("writing tables needs pyarrow or polars: install kvm_mmu[data]") from err
+            raise TraceError("writing Parquet needs pyarrow or polars: install kvm_mmu[data]") from err
         return _by_polars
     return _by_pyarrow
 
 
-def _by_polars(table: Table, path: Path, kind: str) -> None:
-    frame = table.to_polars()
-    if kind == "csv":
-        frame.write_csv(path)
-    else:
-        frame.write_parquet(path)
+def _by_polars(table: Table) -> bytes:
+    stream = io.BytesIO()
+    table.to_polars().write_parquet(stream)
+    return stream.getvalue()
 
 
-def _by_pyarrow(table: Table, path: Path, kind: str) -> None:
-    import pyarrow.csv
+def _by_pyarrow(table: Table) -> bytes:
     import pyarrow.parquet
 
-    arrow = table.to_arrow()
-    if kind == "csv":
-        plain = [
-            c.cast("string") if c.type.num_fields == 0 and "dictionary" in str(c.type) else c
-            for c in arrow.columns
-        ]
-        pyarrow.csv.write_csv(type(arrow).from_arrays(plain, names=arrow.column_names), path)
-    else:
-        pyarrow.parquet.write_table(arrow, path)
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(table.to_arrow(), stream)
+    return stream.getvalue()
