@@ -259,3 +259,17 @@ def test_codec_and_reference_are_equal(kernel, family):
             assert {key: mine[key] for key in other if key != "raw"} == {
                 key: value for key, value in other.items() if key != "raw"
             }
+
+
+def test_the_encryption_bit_has_a_name_and_is_no_frame():
+    plain, spte = 0x1234E67, 1 << 47 | 0x1234E67
+    found = Codec("v6.1", "npt", 43, c_bit=47).decode_spte(spte)
+    names = {name: (high, low, value) for high, low, name, value, _ in found["bits"]}
+    assert names["C"] == (47, 47, 1) and found["pfn"] == 0x1234
+    assert "encrypted" in Codec("v6.1", "npt", 43, c_bit=47).phrase(spte, 1)
+    assert "encrypted" not in Codec("v6.1", "npt", 43, c_bit=47).phrase(plain, 1)
+    unnamed = Codec("v6.1", "npt", 43).decode_spte(spte)
+    assert unnamed["pfn"] == 1 << 35 | 0x1234 and "above the 43 bits" in str(unnamed["bits"])
+    for wrong in ({"c_bit": 31}, {"c_bit": 52}, {"c_bit": 47, "family": "ept_ad"}):
+        with pytest.raises(UsageError, match="c_bit"):
+            Codec("v6.1", **{"family": "npt", **wrong})

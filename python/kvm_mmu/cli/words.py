@@ -34,13 +34,24 @@ def add_host(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="MMIO SPTEs have the L1TF mask: up to v5.4 always, in v6.x where the CPU has the bug (auto: no there)",
     )
+    parser.add_argument(
+        "--c-bit",
+        type=int,
+        metavar="N",
+        help="address bit that says encrypted, on an AMD host with SME (47 or 51 on most)",
+    )
     parser.add_argument("--no-execonly", action="store_true", help="EPT without execute-only")
 
 
 def codec(args: argparse.Namespace) -> Codec:
     """The codec of these options."""
     return Codec(
-        args.kernel, args.family, args.phys_bits, execonly=not args.no_execonly, l1tf=YES_NO[args.l1tf]
+        args.kernel,
+        args.family,
+        args.phys_bits,
+        execonly=not args.no_execonly,
+        l1tf=YES_NO[args.l1tf],
+        c_bit=args.c_bit,
     )
 
 

@@ -125,6 +125,8 @@ class SpteBits:
     phys_bits: int
     masks: Mapping[str, int]
     layout: GenerationLayout
+    #: The bit of an address that says "encrypted" (AMD SME), where the host has one.
+    c_bit: int | None = None
 
     def mmio(self, raw: int, found: Mapping[str, Any]) -> list[Bits]:
         """The bits of an MMIO SPTE; `found` is what the decoders gave back."""
@@ -166,7 +168,8 @@ class SpteBits:
         no_ad = kind == 1
         tracked = bool(no_ad and m["acc_track"] and not raw & m["acc_track"])
         is_present = own.mmu_present is None or bool(raw >> own.mmu_present & 1)
-        pfn = raw >> 12 & ((1 << 40) - 1)
+        encrypted = 0 if self.c_bit is None else 1 << self.c_bit
+        pfn = (raw & ~encrypted) >> 12 & ((1 << 40) - 1)
         found["kind"] = "not present" if not is_present else "access-tracked" if tracked else "present"
         found["pfn"] = pfn
         bits = [
@@ -178,7 +181,10 @@ class SpteBits:
         said = f"host frame {pfn:#x}, or the address of a lower table"
         if pfn >> self.phys_bits - 12:
             said += f"; above the {self.phys_bits} bits of this host"
-        bits.append(_group(raw, 12, 40, "pfn", said))
+        if encrypted:
+            is_set = "encrypted" if raw & encrypted else "not encrypted"
+            bits.append(_group(raw, self.c_bit or 0, 1, "C", f"host memory is {is_set}"))
+        bits.append(_group(raw & ~encrypted, 12, 40, "pfn", said))
         if self.is_ept:
             memory = {0: "uncached, or a link", 1: "write-combining", 4: "write-through"}
             memory |= {5: "write-protected", 6: "write-back"}
@@ -209,6 +215,7 @@ class SpteBits:
             said.append("readable" if bits["R"] else "not readable")
         said += [word for name, word in (("P", "not present to the CPU"),) if not bits.get(name, 1)]
         said += ["large"] if bits["large"] else []
+        said += ["encrypted"] if bits.get("C") else []
         said.append("writable" if bits["W"] else "write-protected")
         if not self.is_ept:
             said.append("user" if bits["U"] else "supervisor")

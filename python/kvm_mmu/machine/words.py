@@ -58,6 +58,7 @@ class Codec:
         generation: a policy with another layout than the kernel's.
         l1tf: MMIO SPTEs are made safe against L1TF; None: up to v5.4 always, later not.
         mmio_caching: MMIO SPTEs are made.
+        c_bit: the address bit that says "encrypted" on an AMD host with SME, 32 to 51; None: there is none.
 
     Raises:
         UsageError: an unknown word or a value out of range.
@@ -72,6 +73,7 @@ class Codec:
         generation: GenerationPolicy | None = None,
         l1tf: bool | None = None,
         mmio_caching: bool = True,
+        c_bit: int | None = None,
     ) -> None:
         self.kernel, self.profile = layout_kernel(kernel)
         known = (*FAMILIES, *FAMILY_ALIASES)
@@ -79,6 +81,12 @@ class Codec:
         self.phys_bits = phys_bits = integer("phys_bits", phys_bits, 36, 52)
         if generation is not None and not isinstance(generation, GenerationPolicy):
             raise UsageError(f"generation={generation!r}: expected a GenerationPolicy")
+        if c_bit is not None:
+            c_bit = integer("c_bit", c_bit, 32, 51)
+            if self.family in ("ept_ad", "ept_noad"):
+                raise UsageError(
+                    f"c_bit={c_bit}: memory encryption by an address bit is AMD's, not of {self.family}"
+                )
         policy = generation or self.profile.generation()
         self.layout = policy.layout
         self._core = _core.Codec(
@@ -99,6 +107,7 @@ class Codec:
             phys_bits,
             self.masks,
             policy.layout,
+            c_bit,
         )
 
     def __repr__(self) -> str:
