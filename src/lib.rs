@@ -4,6 +4,7 @@
 //! to Python. Nothing else lives here.
 
 pub mod ftrace;
+pub mod kernels;
 pub mod mmu;
 #[cfg(feature = "python")]
 mod py;

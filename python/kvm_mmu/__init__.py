@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvm_mmu.lab.compare import compare
     from kvm_mmu.lab.scenario import Scenario, run_scenario
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
-    from kvm_mmu.machine.profiles import KernelProfile, kernels
+    from kvm_mmu.machine.profiles import Fact, KernelProfile, facts, kernels
     from kvm_mmu.machine.roles import decode_role
     from kvm_mmu.machine.vm import Vm
     from kvm_mmu.machine.words import decode_mmio, decode_spte, encode_mmio
@@ -50,7 +50,7 @@ _HOMES = {
     "kvm_mmu.lab.compare": ("compare",),
     "kvm_mmu.lab.scenario": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
-    "kvm_mmu.machine.profiles": ("KernelProfile", "kernels"),
+    "kvm_mmu.machine.profiles": ("Fact", "KernelProfile", "facts", "kernels"),
     "kvm_mmu.machine.roles": ("decode_role",),
     "kvm_mmu.machine.vm": ("Vm",),
     "kvm_mmu.machine.words": ("decode_mmio", "decode_spte", "encode_mmio"),
@@ -64,6 +64,7 @@ __all__ = [
     "MIB",
     "PAGE_SIZE",
     "TIB",
+    "Fact",
     "GenerationField",
     "GenerationLayout",
     "GenerationPolicy",
@@ -85,6 +86,7 @@ __all__ = [
     "decode_role",
     "decode_spte",
     "encode_mmio",
+    "facts",
     "kernels",
     "plans",
     "run_scenario",

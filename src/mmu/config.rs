@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::generation::GenerationLayout;
 use super::plan::Plans;
-use super::profile::KernelProfile;
 use super::spte::masks::Host;
+use crate::kernels::Kernel;
 
 /// The kernel's number of memslots, its own three included.
 pub const MEM_SLOTS_NUM: u32 = 512;
@@ -74,7 +74,7 @@ pub enum GfnHash {
 pub struct Config {
     /// The kernel's rules.
     #[serde(with = "super::saved::by_name")]
-    pub kernel: KernelProfile,
+    pub kernel: Kernel,
     /// SPTE masks.
     pub family: Family,
     /// Host physical address width.
@@ -107,6 +107,8 @@ pub struct Config {
     pub mmio_caching: bool,
     /// The guest pages. One that does not is mapped directly also without two-dimensional paging (v6.1 and later).
     pub guest_paging: bool,
+    /// Functions without a tracepoint are logged too, as recordings with kprobes show them.
+    pub probes: bool,
     /// Slot ids lie below this; above the kernel's 512 only on purpose.
     pub max_memslots: u32,
 }
@@ -114,7 +116,7 @@ pub struct Config {
 impl Config {
     /// The vectors' defaults for a kernel: `ept_ad`, 46 physical bits, one vCPU.
     #[must_use]
-    pub fn new(kernel: KernelProfile) -> Self {
+    pub fn new(kernel: Kernel) -> Self {
         Self {
             kernel,
             family: Family::EptAd,
@@ -125,14 +127,15 @@ impl Config {
             lpage_level: 3,
             vcpus: 1,
             flush_range: false,
-            generation: kernel.generation_layout(),
-            plans: kernel.plans(),
+            generation: kernel.generation_layout.layout(),
+            plans: kernel.plans,
             events: EventMode::All,
             gfn_hash: GfnHash::Kernel,
             l1tf: kernel.l1tf,
             nx_huge_pages: false,
             mmio_caching: true,
             guest_paging: true,
+            probes: kernel.logs_silent_calls,
             max_memslots: MEM_SLOTS_NUM,
         }
     }
@@ -149,18 +152,17 @@ impl Config {
         let needs = |key, is_refused: bool, allowed| {
             if is_refused { Err(Error::ConfigNeeds { key, kernel: self.kernel.name, allowed }) } else { Ok(()) }
         };
-        let is_v6 = self.kernel.is_level_requested;
-        needs("nx_huge_pages=1", self.nx_huge_pages && !is_v6, "v6.1 or later")?;
-        needs("mmio_caching=0", !self.mmio_caching && !is_v6, "v6.1 or later")?;
+        needs("nx_huge_pages=1", self.nx_huge_pages && !self.kernel.has_nx_huge_pages, "v6.1 or later")?;
+        needs("mmio_caching=0", !self.mmio_caching && !self.kernel.has_mmio_caching, "v6.1 or later")?;
         let is_shadow = self.family == Family::Shadow;
         needs(
             "family=shadow",
-            is_shadow && !is_v6,
+            is_shadow && !self.kernel.is_role_fixed,
             "v6.1 or later: before that no guest without two-dimensional paging is modelled",
         )?;
         needs("family=shadow", is_shadow && self.guest_paging, "guest_paging=0: guest page tables are not modelled")?;
-        self.generation.check_up_to(self.kernel.spte.generation_top)?;
-        let is_overlapping = self.generation.spte_mask() & self.kernel.spte.mmu_present != 0;
+        self.generation.check_up_to(self.kernel.spte_layout.layout().generation_top)?;
+        let is_overlapping = self.generation.spte_mask() & self.kernel.spte_layout.layout().mmu_present != 0;
         if is_overlapping { Err(Error::Layout("a field overlaps the bit MMU-present")) } else { Ok(()) }
     }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum Error {
     /// No profile has this name.
-    #[error("unknown kernel {0:?} (known: v5.0, v5.0-seed, v5.2, v5.3, v5.4, v6.1, v6.12)")]
+    #[error("kernel {0:?}: expected one of {names}, or a release of their branches", names = crate::kernels::names())]
     UnknownKernel(String),
     /// No named plan has this name.
     #[error("unknown zap plan {0:?}")]

@@ -88,6 +88,32 @@ impl GenerationLayout {
         }
     }
 
+    /// v5.10: 18 bits; bits 0-8 in SPTE bits 3-11, bits 9-17 in 54-62.
+    #[must_use]
+    pub fn v5_10() -> Self {
+        Self {
+            width: 18,
+            fields: vec![
+                GenerationField { gen_shift: 0, bits: 9, spte_shift: 3, read_bits: 9 },
+                GenerationField { gen_shift: 9, bits: 9, spte_shift: 54, read_bits: 9 },
+            ],
+            ..Self::v5_2()
+        }
+    }
+
+    /// v7.2 and later: 18 bits; bits 0-6 in SPTE bits 3-9, bits 7-17 in 52-62.
+    #[must_use]
+    pub fn v7_2() -> Self {
+        Self {
+            width: 18,
+            fields: vec![
+                GenerationField { gen_shift: 0, bits: 7, spte_shift: 3, read_bits: 7 },
+                GenerationField { gen_shift: 7, bits: 11, spte_shift: 52, read_bits: 11 },
+            ],
+            ..Self::v5_2()
+        }
+    }
+
     /// Refuses a layout whose fields leave the word or touch the bits an MMIO SPTE needs for itself.
     pub fn check(&self) -> Result<()> {
         self.check_up_to(61)

@@ -11,6 +11,7 @@ use super::page_arena::PageIdx;
 use super::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
 use super::state::MmuState;
 use super::vcpu_mmu::MmioInfo;
+use crate::kernels::MmioCacheSpace;
 
 /// What an MMIO check says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,8 @@ impl MmuState {
     /// The generation the cache goes by.
     #[inline]
     fn mmio_cache_gen(&self, vcpu: usize) -> u64 {
-        let is_own = self.config.kernel.mmio_cache_own_space && !is_chosen(Mutant::MmioCacheSpaceZero)
+        let is_own = matches!(self.config.kernel.mmio_cache_space, MmioCacheSpace::Own)
+            && !is_chosen(Mutant::MmioCacheSpaceZero)
             || is_chosen(Mutant::MmioCacheOwnSpace);
         let as_id = if is_own { self.vcpus[vcpu].as_id() } else { 0 };
         self.spaces[usize::from(as_id)].slots_gen

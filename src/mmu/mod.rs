@@ -20,7 +20,6 @@ pub mod generation;
 pub mod level;
 pub mod mutants;
 pub mod plan;
-pub mod profile;
 pub mod role;
 pub mod spte;
 pub mod stats;
@@ -73,14 +72,15 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use crate::kernels::Kernel;
 pub use audit::INVARIANTS;
 pub use config::{Config, EventMode, Family, GfnHash};
 pub use error::{Error, Result};
 pub use events::{Event, Events, PageFacts};
 pub use generation::{GenerationField, GenerationLayout};
 pub use plan::{BeforeDrop, Offer, Only, Plans, ReloadRoots, RestartRules, Skip, Stop, Walk, ZapPlan};
-pub use profile::KernelProfile;
 pub use role::Role;
+pub use spte::layout::SpteLayout;
 pub use spte::masks::Masks;
 pub use stats::Stats;
 pub use views::{
@@ -378,7 +378,7 @@ impl Mmu {
     }
 
     fn push_probe(&mut self, event: Event) {
-        if self.state.config.kernel.has_probes {
+        if self.state.config.probes {
             self.state.events.push(|| event);
         }
     }

@@ -60,7 +60,7 @@ impl MmuState {
             page = before;
         }
         self.commit_zap_page(&mut invalid);
-        if self.config.kernel.has_probes {
+        if self.config.probes {
             self.events.push(|| Event::ZapOldestRet { nr_zapped });
         }
         nr_zapped
@@ -68,7 +68,7 @@ impl MmuState {
 
     pub(super) fn change_mmu_pages(&mut self, goal: u64) {
         let mut goal = goal;
-        if self.config.kernel.has_probes {
+        if self.config.probes {
             self.events.push(|| Event::ChangeMmuPages { goal });
         }
         if self.used > goal && self.config.kernel.reclaim_skips_roots {

@@ -61,15 +61,15 @@ struct Body {
 pub(super) mod by_name {
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    use crate::mmu::profile::KernelProfile;
+    use crate::kernels::Kernel;
 
-    pub fn serialize<S: Serializer>(profile: &KernelProfile, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(profile: &Kernel, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(profile.name)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<KernelProfile, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Kernel, D::Error> {
         let name = String::deserialize(from)?;
-        KernelProfile::by_name(&name).map_err(de::Error::custom)
+        Kernel::by_name(&name).map_err(de::Error::custom)
     }
 }
 

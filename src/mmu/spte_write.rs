@@ -103,11 +103,13 @@ impl MmuState {
         let mmio_gen = layout.compared(slots_gen);
         let id = self.arena.key(page).id;
         let mut shown = u64::from(access & STORED_ACCESS);
-        if self.config.kernel.has_probes {
+        if self.config.probes {
             self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access: access.into() });
             self.events.push(|| Event::MakeMmioSpteRet { spte });
-            // From here on the tracepoint shows the word's low bits, the present bit among them.
-            shown = spte & 7;
+        }
+        let mask = self.config.kernel.mark_mmio_access_mask;
+        if mask != 0 {
+            shown = spte & u64::from(mask);
         }
         self.events.push(|| Event::MarkMmio {
             page: id,

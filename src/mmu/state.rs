@@ -72,7 +72,7 @@ pub struct MmuState {
 impl MmuState {
     pub(super) fn new(config: Config) -> Result<Self> {
         config.check()?;
-        let masks = Masks::of(&config.kernel.spte, config.host());
+        let masks = Masks::of(config.kernel.spte_layout.layout(), config.host());
         let (nr_roots, root_level) = config.roots();
         let root_gfn_bits = if nr_roots > 1 { PAE_GFN_BITS } else { ROOT_4_GFN_BITS };
         let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0);

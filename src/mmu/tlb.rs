@@ -27,10 +27,10 @@ pub struct Translation {
 }
 
 impl Tlb {
-    /// Whether it has its size, or none yet.
+    /// Returns true if it has its size, or none yet, and every translation has a level that leaves can have.
     #[must_use]
-    pub const fn is_well_formed(&self) -> bool {
-        self.lines.is_empty() || self.lines.len() == WAYS
+    pub fn is_well_formed(&self) -> bool {
+        (self.lines.is_empty() || self.lines.len() == WAYS) && self.iter().all(|line| (1..=3).contains(&line.level))
     }
 
     /// Remembers the leaf a walk ended on.

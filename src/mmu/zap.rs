@@ -77,9 +77,7 @@ impl MmuState {
                 }
             }
             SpteTable::Full(words)
-                if level == PAGE_TABLE
-                    && self.aliased.is_empty()
-                    && !(self.config.kernel.has_probes && self.events.is_on()) =>
+                if level == PAGE_TABLE && self.aliased.is_empty() && !(self.config.probes && self.events.is_on()) =>
             {
                 self.unlink_leaves(page, &words);
             }
@@ -96,7 +94,7 @@ impl MmuState {
     #[inline]
     fn unlink_child(&mut self, page: PageIdx, index: u16, spte: u64, level: u8) {
         self.work.sptes_cleared += 1;
-        if self.config.kernel.has_probes {
+        if self.config.probes {
             self.push_page_zap_pte(page.sptep(index), spte, level);
         }
         if !is_shadow_present(&self.masks, spte) {
@@ -171,7 +169,7 @@ impl MmuState {
         if invalid.is_empty() {
             return;
         }
-        if self.config.kernel.has_probes {
+        if self.config.probes {
             self.events.push(|| Event::CommitZap);
         }
         let flushed = invalid.flushed(|| {

@@ -212,7 +212,7 @@ impl MmuState {
                 let (valid_gen, used) = (self.valid_gen, self.used);
                 self.events.push(|| Event::InvalidateZapAll { valid_gen, used });
             }
-            if self.config.kernel.has_probes {
+            if self.config.probes {
                 self.events.push(|| Event::ZapAllFastEnter);
             }
             if self.config.kernel.has_zap_all_fast_event {

@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 use super::{arguments, errors};
 use crate::mmu::spte::masks::is_shadow_present;
 use crate::mmu::spte::mmio;
-use crate::mmu::{Config, Family, GenerationLayout, KernelProfile, Masks, named_masks};
+use crate::mmu::{Config, Family, GenerationLayout, Kernel, Masks, named_masks};
 
 /// Decoded columns: is MMIO, shadow present, gfn, access, generation.
 type Columns<'py> = (
@@ -66,7 +66,7 @@ impl Codec {
     ) -> PyResult<Self> {
         let core = |error| errors::from_core(py, &error);
         let layout = arguments::generation_layout(generation)?;
-        let profile = KernelProfile::by_name(kernel).map_err(core)?;
+        let profile = Kernel::by_name(kernel).map_err(core)?;
         let family = Family::by_name(family).map_err(core)?;
         let config = Config {
             family,
@@ -80,7 +80,7 @@ impl Codec {
             ..Config::new(profile)
         };
         config.check().map_err(core)?;
-        Ok(Self { masks: Masks::of(&profile.spte, config.host()), layout })
+        Ok(Self { masks: Masks::of(profile.spte_layout.layout(), config.host()), layout })
     }
 
     fn masks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

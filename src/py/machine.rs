@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, Error, Family, HostLookup, KernelProfile, Progress, RunId, SlotChange, SlotSpec, Task,
-    ZapPlan, named_masks,
+    self, BatchId, Config, Error, Family, HostLookup, Kernel, Progress, RunId, SlotChange, SlotSpec, Task, ZapPlan,
+    named_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -125,7 +125,7 @@ impl Mmu {
 #[pymethods]
 impl Mmu {
     #[new]
-    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging))]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging, probes=None))]
     #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
@@ -147,12 +147,13 @@ impl Mmu {
         nx_huge_pages: bool,
         mmio_caching: bool,
         guest_paging: bool,
+        probes: Option<bool>,
     ) -> PyResult<Self> {
         let core = |error: Error| errors::from_core(py, &error);
         let small = |name: &str, value: i64| {
             u8::try_from(value).map_err(|_| errors::usage(py, format!("{name}={value}: expected a small number")))
         };
-        let profile = KernelProfile::by_name(kernel).map_err(core)?;
+        let profile = Kernel::by_name(kernel).map_err(core)?;
         let config = Config {
             kernel: profile,
             family: Family::by_name(family).map_err(core)?,
@@ -164,7 +165,7 @@ impl Mmu {
             vcpus: u16::try_from(vcpus).map_err(|_| errors::usage(py, format!("vcpus={vcpus}: expected 1 to 4096")))?,
             flush_range,
             generation: arguments::generation_layout(generation)?,
-            plans: arguments::plans(plans, profile.plans())?,
+            plans: arguments::plans(plans, profile.plans)?,
             events: arguments::event_mode(py, events)?,
             gfn_hash: arguments::gfn_hash(py, gfn_hash)?,
             max_memslots,
@@ -172,6 +173,7 @@ impl Mmu {
             nx_huge_pages,
             mmio_caching,
             guest_paging,
+            probes: probes.unwrap_or(profile.logs_silent_calls),
         };
         Ok(Self::over(mmu::Mmu::new(config).map_err(core)?))
     }
@@ -595,6 +597,7 @@ impl Mmu {
         dict.set_item("nx_huge_pages", u8::from(config.nx_huge_pages))?;
         dict.set_item("mmio_caching", u8::from(config.mmio_caching))?;
         dict.set_item("guest_paging", u8::from(config.guest_paging))?;
+        dict.set_item("probes", u8::from(config.probes))?;
         Ok(dict)
     }
 

@@ -4,6 +4,7 @@ mod arguments;
 mod codec;
 mod errors;
 mod ftrace;
+mod kernels;
 mod machine;
 #[cfg(feature = "mutants")]
 mod mutants;
@@ -20,6 +21,9 @@ mod _core {
     use super::ftrace::TraceReader;
     #[pymodule_export]
     use super::machine::{ActiveWalk, Mmu};
+
+    #[pymodule_export]
+    use super::kernels::{facts, kernels, resolve_kernel};
 
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -205,6 +205,7 @@ CONSTRUCTOR: dict[str, list[Any]] = {
     "nx_huge_pages": FLAGS,
     "mmio_caching": FLAGS,
     "guest_paging": FLAGS,
+    "probes": [2, "yes"],
 }
 
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use kvm_mmu::mmu::spte::mmio::{is_fresh, is_mmio, make_mmio_spte, mmio_access, mmio_gen, mmio_gfn};
-use kvm_mmu::mmu::{Family, GenerationLayout, KernelProfile, Masks};
+use kvm_mmu::mmu::{Family, GenerationLayout, Kernel, Masks};
 
 use super::shared_root;
 
@@ -32,7 +32,7 @@ fn every_recorded_value_is_equal() {
     for (at, line) in text.lines().enumerate() {
         if line.starts_with("{\"config\"") {
             let variant = field(line, "variant").expect("a variant");
-            let kernel = KernelProfile::by_name(if variant == "seed" { "v5.0-seed" } else { variant });
+            let kernel = Kernel::by_name(if variant == "seed" { "v5.0-seed" } else { variant });
             let family = match field(line, "family").map(|name| name.trim_end_matches('}')) {
                 Some("ept") => Family::EptAd,
                 // The legacy masks are those of nested paging.
@@ -44,7 +44,7 @@ fn every_recorded_value_is_equal() {
             assert_eq!(Some(masks.mmio_value), number(line, "mmio_value"), "line {at}");
             assert_eq!(Some(masks.nonpresent_or_rsvd), number(line, "nonpresent_or_rsvd"), "line {at}");
             assert_eq!(Some(masks.lower_gfn), number(line, "lower_gfn"), "line {at}");
-            codec = Some((masks, kernel.expect("a known kernel").generation_layout()));
+            codec = Some((masks, kernel.expect("a known kernel").generation_layout.layout()));
             continue;
         }
         values += 1;

@@ -48,6 +48,14 @@ class Recorder:
     def requested_mmu_pages(self):
         return self.requested
 
+    def memslots_updated(self, generation):
+        """Nothing: a log entry where probes are on."""
+
+    invalidate_mmio = memslots_updated
+
+    def flush_shadow_memslot(self):
+        """The same."""
+
     def change_mmu_pages(self, goal):
         self.calls.append(("limit", goal))
 

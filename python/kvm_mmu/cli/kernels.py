@@ -1,14 +1,24 @@
-"""`kvm-mmu kernels`: the kernels that are modelled, and the plan each uses for which event."""
+"""`kvm-mmu kernels`: the kernels that are modelled, what each does, and how two of them differ."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from typing import Any
 
-from kvm_mmu.machine.profiles import EVENTS, kernels
+from kvm_mmu.machine.profiles import (
+    EVENTS,
+    KernelProfile,
+    assumed,
+    difference,
+    facts,
+    kernel_profile,
+    kernels,
+)
 
 SCHEMA = "kvm-mmu/kernels/1"
+_WIDTH = 78
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,24 +26,22 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("kernels", help="the kernels that are modelled", description=__doc__)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
+    below = parser.add_subparsers(metavar="COMMAND")
+    show = below.add_parser("show", help="every fact of one kernel, in words")
+    show.add_argument("kernel", help="a row or a release: v6.12, 6.12.94, 6.1.0-56-amd64")
+    show.add_argument("--json", action="store_true", help="as JSON")
+    show.set_defaults(run=run_show)
+    diff = below.add_parser("diff", help="every fact that differs between two kernels")
+    diff.add_argument("a", metavar="A", help="a row or a release")
+    diff.add_argument("b", metavar="B", help="another")
+    diff.add_argument("--json", action="store_true", help="as JSON")
+    diff.set_defaults(run=run_diff)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the kernels."""
     if args.json:
-        rows = [
-            {
-                "name": p.name,
-                "title": p.title,
-                "plans": {event: plan.name for event, plan in p.plans.items()},
-                "generation": {
-                    "policy": p.generation.name,
-                    "start": p.generation.default_start,
-                    "width": p.generation.layout.width,
-                },
-            }
-            for p in kernels.values()
-        ]
+        rows = [_row(profile) for profile in kernels.values()]
         print(json.dumps({"schema": SCHEMA, "kernels": rows}, indent=1))
         return 0
     for profile in kernels.values():
@@ -44,3 +52,92 @@ def run(args: argparse.Namespace) -> int:
             if event in profile.plans:
                 print(f"{'':<10}   {event.replace('_', ' '):<13} {profile.plans[event]}")
     return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Print every fact of one kernel."""
+    profile = kernel_profile(args.kernel)
+    if args.json:
+        found = _row(profile) | {
+            "schema": "kvm-mmu/kernel/1",
+            "assumed": assumed(args.kernel),
+            "facts": {name: _described(name) | {"value": profile.facts[name]} for name in facts},
+        }
+        print(json.dumps(found, indent=1))
+        return 0
+    print(_heading(args.kernel, profile))
+    for event, plan in profile.plans.items():
+        print(f"  {event.replace('_', ' '):<13} {plan}")
+    for name in facts:
+        print(f"\n{name} = {_shown(profile.facts[name])}")
+        print(_in_words(name))
+    return 0
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    """Print every fact that differs between two kernels."""
+    a, b = kernel_profile(args.a), kernel_profile(args.b)
+    found = difference(a, b)
+    changed = {
+        event: (str(a.plans.get(event)), str(b.plans.get(event)))
+        for event in EVENTS
+        if a.plans.get(event) != b.plans.get(event)
+    }
+    if args.json:
+        document = {
+            "schema": "kvm-mmu/kernels-diff/1",
+            "a": {"name": a.name, "release": a.release, "assumed": assumed(args.a)},
+            "b": {"name": b.name, "release": b.release, "assumed": assumed(args.b)},
+            "plans": {event: {"a": was, "b": now} for event, (was, now) in changed.items()},
+            "facts": [
+                {"name": name} | _described(name) | {"a": was, "b": now} for name, (was, now) in found.items()
+            ],
+        }
+        print(json.dumps(document, indent=1))
+        return 0
+    print(f"A  {_heading(args.a, a)}\nB  {_heading(args.b, b)}")
+    for event, (plan, other) in changed.items():
+        print(f"\nplan for {event.replace('_', ' ')}: {plan} -> {other}")
+    for name, (was, now) in found.items():
+        print(f"\n{name}: {_shown(was)} -> {_shown(now)}")
+        print(_in_words(name))
+    if not found and not changed:
+        print("\nno fact and no plan differs")
+    return 0
+
+
+def _row(profile: KernelProfile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "release": profile.release,
+        "title": profile.title,
+        "plans": {event: plan.name for event, plan in profile.plans.items()},
+        "generation": {
+            "policy": profile.generation.name,
+            "start": profile.generation.default_start,
+            "width": profile.generation.layout.width,
+        },
+    }
+
+
+def _described(name: str) -> dict[str, Any]:
+    fact = facts[name]
+    return {"rule": fact.rule, "commit": fact.commit, "cve": fact.cve, "known": fact.known}
+
+
+def _heading(asked: str, profile: KernelProfile) -> str:
+    said = assumed(asked)
+    return f"{profile.name} ({profile.release})" + (f": {said}" if said else "")
+
+
+def _in_words(name: str) -> str:
+    fact = facts[name]
+    notes = [f"commit {fact.commit}"] if fact.commit else []
+    notes += [fact.cve] if fact.cve else []
+    notes.append(f"known by: {fact.known}")
+    text = f"{fact.rule} ({', '.join(notes)})"
+    return textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def _shown(value: bool | int | str) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

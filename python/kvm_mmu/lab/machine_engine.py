@@ -226,7 +226,7 @@ class MachineEngine:
     def _manual_protect(self, op: Values) -> int:
         on = op["on"]
         self._manual = bool(on)
-        self.vm.dirty_log_initially_set = self.vm.profile.has_probes and bool(on & 2)
+        self.vm.dirty_log_initially_set = self.vm.profile.facts.has_initially_set and bool(on & 2)
         return 0
 
     def _has_slot(self, op: Values) -> bool:

@@ -270,7 +270,7 @@ class GenerationV51Fixed(GenerationV51):
 
 
 class GenerationV61(GenerationV51):
-    """v6.1 and v6.12: generation bits 0-7 in SPTE bits 3-10 and bits 8-18 in SPTE bits 52-62."""
+    """v6.1 to v7.1: generation bits 0-7 in SPTE bits 3-10 and bits 8-18 in SPTE bits 52-62."""
 
     name = "v6.1"
     layout = GenerationLayout(
@@ -278,6 +278,30 @@ class GenerationV61(GenerationV51):
         in_progress=1 << 63,
         refuse_in_progress=True,
         fields=(GenerationField(0, 8, 3), GenerationField(8, 11, 52)),
+    )
+
+
+class GenerationV510(GenerationV51):
+    """v5.10: 18 bits; generation bits 0-8 in SPTE bits 3-11 and bits 9-17 in SPTE bits 54-62."""
+
+    name = "v5.10"
+    layout = GenerationLayout(
+        width=18,
+        in_progress=1 << 63,
+        refuse_in_progress=True,
+        fields=(GenerationField(0, 9, 3), GenerationField(9, 9, 54)),
+    )
+
+
+class GenerationV72(GenerationV51):
+    """v7.2 and later: 18 bits; generation bits 0-6 in SPTE bits 3-9 and bits 7-17 in SPTE bits 52-62."""
+
+    name = "v7.2"
+    layout = GenerationLayout(
+        width=18,
+        in_progress=1 << 63,
+        refuse_in_progress=True,
+        fields=(GenerationField(0, 7, 3), GenerationField(7, 11, 52)),
     )
 
 

@@ -162,14 +162,14 @@ def steps(
     plan.append(Step("swap", new))
     if change in ("create", "move"):
         plan.append(Step("placed", new))
-    if profile is None or not profile.limit_on_resize or change in ("create", "delete"):
+    if profile is None or not profile.facts.limit_on_resize or change in ("create", "delete"):
         plan.append(Step("limit"))
     if new is None:
         return plan
     was_logging = old is not None and bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES)
     is_logging = bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
     walks: tuple[str, ...] = ()
-    if profile is not None and profile.walk_on_log_change:
+    if profile is not None and profile.facts.walk_on_log_change:
         if change == "flags":
             walks = _log_change_walks(new, is_logging, pml, initially_set)
         return plan + [Step("slot_walk", new, walk) for walk in walks]
@@ -211,8 +211,7 @@ def swap(
     )  # a policy that fails does so before anything is visible
 
     def check(generation: int) -> None:
-        if profile.has_probes:
-            backend.memslots_updated(generation)
+        backend.memslots_updated(generation)
         check_wrap(backend, profile, policy, as_id, generation)
 
     try:
@@ -233,8 +232,7 @@ def check_wrap(
     backend: VmBackend, profile: KernelProfile, policy: GenerationPolicy, as_id: int, generation: int
 ) -> bool:
     """Zap by the profile's wrap plan if this generation is a wrap; whether it was."""
-    if profile.has_probes:
-        backend.invalidate_mmio(generation)
+    backend.invalidate_mmio(generation)
     if not policy.is_wrap(generation):
         return False
     policy.wrapped(as_id, generation)
@@ -294,8 +292,7 @@ def _carry_out_step(
     if step.what == "swap":
         swap(backend, profile, policy, request.as_id, request.slot, step.slot, published)
     elif step.what == "flush_slot":
-        if profile.has_probes:
-            backend.flush_shadow_memslot()
+        backend.flush_shadow_memslot()
         backend.zap(profile.slot_removal, slot=(request.as_id, request.slot))
     elif step.what == "placed":
         if profile.create_move is not None:

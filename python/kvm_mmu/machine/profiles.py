@@ -1,31 +1,101 @@
-"""Kernel profiles, the policy half: which generation policy, which plan for which event, which checks a kernel has.
+"""Kernels as the machine layer sees them: the rows of the core, each with its generation policy and its zap plans.
 
-The mechanism half (layouts, list rules) is the core's `KernelProfile` of the same name.
+Owns nothing of a kernel: names, patch levels, plans and facts are read from the core (`_core.kernels`); here stands
+only which policy class belongs to a generation layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from kvm_mmu import _core
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.generation import GenerationPolicy, GenerationV50, GenerationV51, GenerationV61
+from kvm_mmu.machine.generation import (
+    GenerationPolicy,
+    GenerationV50,
+    GenerationV51,
+    GenerationV61,
+    GenerationV72,
+    GenerationV510,
+)
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 
 EVENTS = ("wrap", "slot_removal", "teardown", "flush_all", "create_move")
+_POLICIES: dict[str, type[GenerationPolicy]] = {
+    "v5.0": GenerationV50,
+    "v5.1": GenerationV51,
+    "v5.10": GenerationV510,
+    "v6.1": GenerationV61,
+    "v7.2": GenerationV72,
+}
+
+
+class Facts(Mapping[str, bool | int | str]):
+    """The facts of one kernel, by name: `kernel.facts["has_valid_gen"]` or `kernel.facts.has_valid_gen`."""
+
+    def __init__(self, values: Mapping[str, bool | int | str]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> bool | int | str:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no fact {name!r}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Facts({self._values!r})"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one rule, whatever its value in a kernel.
+
+    Args:
+        name: Its name in `KernelProfile.facts`.
+        rule: The rule, a sentence.
+        commit: The upstream change that made the difference, or "".
+        cve: The CVE it fixed, or "".
+        known: How the values are known: vector, recording, source or assumed.
+        words: The words it can have; empty for a boolean or a number.
+    """
+
+    name: str
+    rule: str
+    commit: str
+    cve: str
+    known: str
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class KernelProfile:
-    """One kernel as the machine layer sees it.
+    """One kernel at a patch level.
 
-    `wrap`, `slot_removal`, `teardown`, `flush_all` are the plans it uses for those events; `create_move` one that it
-    runs after a slot was created or moved (v3.10 did; None: nothing).
-
-    `limit_on_resize`: the automatic limit follows only slots created or deleted (v6.1), not every change.
-    `walk_on_log_change`: a slot's mappings are walked only when its dirty log goes on or off (v6.1), not after every
-    change.
+    Args:
+        name: The branch where it is the branch's newest row (`v6.12`), else branch and patch level (`v6.12.0`).
+        title: What is special about it, in a line.
+        generation: The generation policy it has.
+        wrap: The zap plan it uses when the generation wraps.
+        slot_removal: The plan for a memslot that is deleted or moved.
+        teardown: The plan for the end of the VM.
+        flush_all: The plan for everything.
+        create_move: A plan that runs after a slot was created or moved (v3.10 did; None: nothing).
+        release: The patch level that the row describes.
+        facts: Its rules by name; `kvm_mmu.facts` says what each means.
     """
 
     name: str
@@ -36,9 +106,8 @@ class KernelProfile:
     teardown: ZapPlan
     flush_all: ZapPlan
     create_move: ZapPlan | None = None
-    limit_on_resize: bool = False
-    walk_on_log_change: bool = False
-    has_probes: bool = False
+    release: str = ""
+    facts: Facts = field(default_factory=lambda: Facts({}), repr=False)
 
     @property
     def plans(self) -> dict[str, ZapPlan]:
@@ -46,128 +115,89 @@ class KernelProfile:
         return {event: getattr(self, event) for event in EVENTS if getattr(self, event) is not None}
 
 
-def _profile(
-    name: str, title: str, generation: type[GenerationPolicy], *, is_v6: bool = False, **chosen: str
-) -> KernelProfile:
-    picked = {event: plans[plan] for event, plan in chosen.items()}
+def _profile(row: Mapping[str, Any]) -> KernelProfile:
+    facts = Facts(row["facts"])
     return KernelProfile(
-        name,
-        title,
-        generation,
-        limit_on_resize=is_v6,
-        walk_on_log_change=is_v6,
-        has_probes=is_v6,
-        **picked,
+        row["name"],
+        row["title"],
+        _POLICIES[str(facts["generation_layout"])],
+        release=row["release"],
+        facts=facts,
+        **{event: plans[plan] for event, plan in row["plans"].items()},
     )
 
 
-kernels: dict[str, KernelProfile] = {
-    profile.name: profile
-    for profile in (
-        _profile(
-            "v5.0",
-            "Linux 5.0 (5.0.1), fast invalidate for everything",
-            GenerationV50,
-            wrap="v5.0-fast",
-            slot_removal="v5.0-fast",
-            teardown="v5.0-fast",
-            flush_all="v5.0-fast",
-        ),
-        _profile(
-            "v5.0-seed",
-            "Linux 5.0 with the seed patch: a dedicated zap of MMIO-caching pages at the wrap",
-            GenerationV50,
-            wrap="seed",
-            slot_removal="v5.0-fast",
-            teardown="v5.0-fast",
-            flush_all="v5.0-fast",
-        ),
-        _profile(
-            "v5.2",
-            "Linux 5.2 (5.2.1): the merged series, slot-only removal, no fast invalidate",
-            GenerationV51,
-            wrap="merged",
-            slot_removal="v5.2-slot",
-            teardown="zap-all",
-            flush_all="zap-all",
-        ),
-        _profile(
-            "v5.3",
-            "Linux 5.3 (5.3.1): the fast invalidate is back for slot removal (from specification)",
-            GenerationV51,
-            wrap="merged",
-            slot_removal="v5.3-fast",
-            teardown="zap-all",
-            flush_all="zap-all",
-        ),
-        _profile(
-            "v5.4",
-            "Linux 5.4 (5.4.18): the fast invalidate for the wrap too, one valid bit (from specification)",
-            GenerationV51,
-            wrap="v5.4-fast",
-            slot_removal="v5.4-fast",
-            teardown="zap-all",
-            flush_all="zap-all",
-        ),
-        _profile(
-            "v6.1",
-            "Linux 6.1 (6.1.192): another SPTE layout, reclaim passes over roots, the level is requested first",
-            GenerationV61,
-            is_v6=True,
-            wrap="v5.4-fast",
-            slot_removal="v5.4-fast",
-            teardown="zap-all",
-            flush_all="zap-all",
-        ),
-        _profile(
-            "v6.12",
-            "Linux 6.12 (6.12.117): as 6.1; an empty SPTE has bit 63 set",
-            GenerationV61,
-            is_v6=True,
-            wrap="v5.4-fast",
-            slot_removal="v5.4-fast",
-            teardown="zap-all",
-            flush_all="zap-all",
-        ),
-    )
+class Kernels(Mapping[str, KernelProfile]):
+    """Every kernel by name, oldest first; a release of a known branch (`6.12.94`) gives the row that is not newer."""
+
+    def __init__(self) -> None:
+        self._rows = {row["name"]: _profile(row) for row in _core.kernels()}
+
+    def __getitem__(self, name: str) -> KernelProfile:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        try:
+            return self._rows[name if name in self._rows else _core.resolve_kernel(name)[0]]
+        except UsageError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<Kernels {', '.join(self._rows)}>"
+
+
+#: Every kernel by name, oldest first.
+kernels: Kernels = Kernels()
+#: Every fact by name, in the order of the documentation.
+facts: dict[str, Fact] = {
+    fact["name"]: Fact(**{**fact, "words": tuple(fact["words"])}) for fact in _core.facts()
 }
 
-#: Names that vectors and recordings use for the same kernels.
-ALIASES: dict[str, str] = {
-    "seed": "v5.0-seed",
-    "5.0": "v5.0",
-    "5.0.1": "v5.0",
-    "v5.0.1": "v5.0",
-    "5.2": "v5.2",
-    "5.2.1": "v5.2",
-    "v5.2.1": "v5.2",
-    "5.3": "v5.3",
-    "5.3.1": "v5.3",
-    "v5.3.1": "v5.3",
-    "5.4": "v5.4",
-    "5.4.18": "v5.4",
-    "v5.4.18": "v5.4",
-    "6.1": "v6.1",
-    "6.1.192": "v6.1",
-    "v6.1.192": "v6.1",
-    "6.12": "v6.12",
-    "6.12.117": "v6.12",
-    "v6.12.117": "v6.12",
-}
+
+def assumed(name: str) -> str:
+    """What was assumed when this name was read as a row, a sentence; "" where the name is that of a row.
+
+    Raises:
+        UsageError: No row is of its branch.
+    """
+    return _core.resolve_kernel(name)[1]
 
 
 def kernel_profile(name: str | KernelProfile) -> KernelProfile:
-    """The profile of a kernel by name.
+    """Find a kernel by the name of its row or by a release of its branch.
 
     Raises:
-        UsageError: the name is none of `kernels`; the message lists them.
+        UsageError: No row is of its branch; the message lists them.
     """
     if isinstance(name, KernelProfile):
         return name
-    found = kernels.get(ALIASES.get(name, name)) if isinstance(name, str) else None
+    found = kernels.get(name) if isinstance(name, str) else None
     if found is None:
-        raise UsageError(f"kernel {shown(name)}: expected one of {', '.join(kernels)}")
+        raise UsageError(
+            f"kernel {shown(name)}: expected one of {', '.join(kernels)}, or a release of their branches"
+        )
     return found
+
+
+def difference(
+    a: str | KernelProfile, b: str | KernelProfile
+) -> dict[str, tuple[bool | int | str, bool | int | str]]:
+    """List the facts that differ between two kernels, with both values.
+
+    Raises:
+        UsageError: A kernel is not known.
+    """
+    first, second = kernel_profile(a), kernel_profile(b)
+    return {
+        name: (first.facts[name], second.facts[name])
+        for name in facts
+        if first.facts[name] != second.facts[name]
+    }
 
 
 def with_plans(

@@ -30,17 +30,31 @@ _ROLE_FIELDS = (
     (18, 1, "bit18"),
     (24, 8, "smm"),
 )
+_ROLE_FIELDS_V7_2 = (
+    (0, 4, "level"),
+    (4, 1, "bit4"),
+    (5, 2, "quadrant"),
+    (7, 1, "direct"),
+    (8, 4, "access_rwux"),
+    (12, 1, "invalid"),
+    (13, 1, "bit12"),
+    (14, 1, "cr0_wp"),
+    (15, 1, "smap_andnot_wp"),
+    (16, 1, "ad_disabled"),
+    (17, 1, "guest_mode"),
+    (18, 1, "bit18"),
+    (19, 1, "is_mirror"),
+    (20, 1, "cr4_smep"),
+    (24, 8, "smm"),
+)
 _ROLE_V5_0 = {"bit4": "cr4_pae", "bit12": "nxe", "bit18": ""}
 _ROLE_V5_1 = {**_ROLE_V5_0, "bit4": "gpte_is_8_bytes"}
 _ROLE_V6_1 = {"bit4": "has_4_byte_gpte", "bit12": "efer_nx", "bit18": "passthrough"}
 _ROLE_NAMES = {
-    "v5.0": _ROLE_V5_0,
-    "v5.0-seed": _ROLE_V5_0,
-    "v5.2": _ROLE_V5_1,
-    "v5.3": _ROLE_V5_1,
-    "v5.4": _ROLE_V5_1,
-    "v6.1": _ROLE_V6_1,
-    "v6.12": _ROLE_V6_1,
+    "v5.0": (_ROLE_FIELDS, _ROLE_V5_0),
+    "v5.1": (_ROLE_FIELDS, _ROLE_V5_1),
+    "v6.1": (_ROLE_FIELDS, _ROLE_V6_1),
+    "v7.2": (_ROLE_FIELDS_V7_2, {**_ROLE_V6_1, "access_rwux": "access"}),
 }
 
 _MEANING: dict[str, Callable[[int], str]] = {
@@ -59,6 +73,11 @@ _MEANING: dict[str, Callable[[int], str]] = {
     ),
     "direct": lambda v: "maps guest frames directly" if v else "shadows a guest table",
     "access": lambda v: f"{ACCESS_WORDS[v]} allowed from above",
+    "access_rwux": lambda v: (
+        "".join(c if v >> i & 1 else "-" for i, c in enumerate("rwux")) + " allowed from above"
+    ),
+    "is_mirror": lambda v: "mirrors a confidential table" if v else "no mirror",
+    "cr4_smep": lambda v: "CR4.SMEP on" if v else "CR4.SMEP off",
     "invalid": lambda v: "zapped while in use" if v else "valid",
     "nxe": lambda v: "EFER.NX on" if v else "EFER.NX off",
     "cr0_wp": lambda v: "CR0.WP on" if v else "CR0.WP off",
@@ -90,16 +109,19 @@ def decode_role(role: int | str, kernel: str | KernelProfile) -> dict[str, Any]:
     found: dict[str, Any] = {"raw": hex(raw), "kernel": name}
     bits = []
     known = 0
-    for low, width, field in _ROLE_FIELDS:
+    fields, names = _ROLE_NAMES[str(profile.facts["role_layout"])]
+    for low, width, field in fields:
         value = raw >> low & ((1 << width) - 1)
-        called = _ROLE_NAMES[profile.name].get(field, field)
+        called = names.get(field, field)
         if not called:
             continue
         known |= (1 << width) - 1 << low
         found[called] = value
-        bits.append(Bits(low + width - 1, low, called, value, _MEANING[called](value)))
+        bits.append(
+            Bits(low + width - 1, low, called, value, _MEANING[field if field in _MEANING else called](value))
+        )
     if raw & ~known:
-        low = 19 if known >> 18 & 1 else 18
+        low = known.bit_length() if known < 1 << 24 else (known & 0xFFFFFF).bit_length()
         bits.append(Bits(23, low, "unused", raw >> low & ((1 << 24 - low) - 1), "no field of this kernel"))
     found["bits"] = [[b.high, b.low, b.name, b.value, b.meaning] for b in sorted(bits, reverse=True)]
     return found

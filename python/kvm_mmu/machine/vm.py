@@ -94,6 +94,8 @@ class Vm:
         nx_huge_pages: the module parameter of v6.x.
         mmio_caching: the module parameter of v6.x.
         guest_paging: the guest uses page tables of its own.
+        probes: functions without a tracepoint are logged, as recordings with kprobes show them; None: as the recordings
+            of that kernel were made.
 
     Raises:
         UsageError: an unknown word or a value out of range.
@@ -120,6 +122,7 @@ class Vm:
         nx_huge_pages: bool = False,
         mmio_caching: bool = True,
         guest_paging: bool = True,
+        probes: bool | None = None,
     ) -> None:
         profile = kernel_profile(kernel)
         if plans:
@@ -149,6 +152,7 @@ class Vm:
             nx_huge_pages=flag("nx_huge_pages", nx_huge_pages),
             mmio_caching=flag("mmio_caching", mmio_caching),
             guest_paging=flag("guest_paging", guest_paging),
+            probes=None if probes is None else flag("probes", probes),
         )
         for as_id in range(KVM_ADDRESS_SPACE_NUM):
             self.core.set_generation(as_id, self.generation_policy.initial(as_id))
@@ -220,7 +224,8 @@ class Vm:
     def config(self) -> dict[str, Any]:
         """The configuration, as in a scenario header."""
         found = self.core.config()
-        default = {**OPTIONAL, "l1tf": int(not self.profile.has_probes)}
+        facts = self.profile.facts
+        default = {**OPTIONAL, "l1tf": int(facts.l1tf), "probes": int(facts.logs_silent_calls)}
         return {key: value for key, value in found.items() if key not in default or value != default[key]}
 
     # -- what can be read ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationLayout
 from kvm_mmu.machine.numbers import integer, shown
-from kvm_mmu.machine.profiles import ALIASES, KernelProfile, kernel_profile, kernels
+from kvm_mmu.machine.profiles import KernelProfile, kernel_profile, kernels
 
 FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 ACCESS_WORDS = ("---", "--x", "-w-", "-wx", "u--", "u-x", "uw-", "uwx")
@@ -44,12 +44,12 @@ class Bits(NamedTuple):
 class OwnBits(NamedTuple):
     """Where a kernel keeps in an SPTE what is its own; bit numbers, None where there is no such bit.
 
-    `host_writable` (and the bit above it) with the legacy masks and with EPT; the lowest bit of the kind field and its
-    width; the shift of the R and X saved while tracked; what an empty entry reads as.
+    `host_writable` and `mmu_writable`; the lowest bit of the kind field and its width; the shift of the R and X saved
+    while tracked; what an empty entry reads as.
     """
 
     host_writable: int
-    host_writable_ept: int
+    mmu_writable: int
     mmu_present: int | None
     kind: int
     kind_width: int
@@ -57,18 +57,29 @@ class OwnBits(NamedTuple):
     empty: int
 
 
-_V5_0 = OwnBits(10, 10, None, 62, 1, 52, 0)
+_V5_0 = OwnBits(10, 11, None, 62, 1, 52, 0)
 _V5_4 = _V5_0._replace(kind=52, kind_width=2, saved=54)
-_V6_1 = _V5_4._replace(host_writable=9, host_writable_ept=57, mmu_present=11)
-OWN_BITS = {
-    "v5.0": _V5_0,
-    "v5.0-seed": _V5_0,
-    "v5.2": _V5_0,
-    "v5.3": _V5_0,
-    "v5.4": _V5_4,
-    "v6.1": _V6_1,
-    "v6.12": _V6_1._replace(empty=1 << 63),
+_V6_1 = _V5_4._replace(host_writable=9, mmu_writable=10, mmu_present=11)
+_V6_1_EPT = _V6_1._replace(host_writable=57, mmu_writable=58)
+_V6_12 = _V6_1._replace(empty=1 << 63)
+_V6_12_EPT = _V6_1_EPT._replace(empty=1 << 63)
+_V7_2_EPT = _V6_12_EPT._replace(host_writable=53, mmu_writable=55, kind=60, saved=52)
+#: By the fact `spte_layout`: the bits with the legacy masks, and with EPT.
+_OWN_BITS = {
+    "v5.0": (_V5_0, _V5_0),
+    "v5.4": (_V5_4, _V5_4),
+    "v5.10": (_V5_4, _V5_4),
+    "v6.1": (_V6_1, _V6_1_EPT),
+    "v6.12": (_V6_12, _V6_12_EPT),
+    "v7.2": (_V6_12, _V7_2_EPT),
 }
+
+
+def own_bits(profile: KernelProfile, is_ept: bool) -> OwnBits:
+    """Where this kernel keeps in an SPTE what is its own."""
+    return _OWN_BITS[str(profile.facts["spte_layout"])][is_ept]
+
+
 _KINDS = {
     0: "accessed/dirty bits are used",
     1: "accessed/dirty bits are not used here",
@@ -85,17 +96,17 @@ def layout_kernel(name: str | KernelProfile) -> tuple[str, KernelProfile]:
     """
     if isinstance(name, str) and name in _WORDS_OF:
         return f"v{name.removeprefix('v')}", kernel_profile(_WORDS_OF[name])
-    if isinstance(name, str) and name not in kernels and name not in ALIASES:
+    if isinstance(name, str) and name not in kernels:
         names = sorted({*kernels, *(known for known in _WORDS_OF if known.startswith("v"))}, key=_release)
         raise UsageError(f"kernel {shown(name)}: expected one of {', '.join(names)}")
     profile = kernel_profile(name)
     return profile.name, profile
 
 
-def _release(name: str) -> list[str | int]:
+def _release(name: str) -> tuple[list[int], str]:
     """Kernels in the order of their releases, a variant behind its own."""
     number, _, variant = name.removeprefix("v").partition("-")
-    return [*(int(part) for part in number.split(".")), variant]
+    return [int(part) for part in number.split(".")], variant
 
 
 def word64(value: object, what: str = "value") -> int:
@@ -240,9 +251,8 @@ class SpteBits:
     def _rows(self, no_ad: bool) -> Iterable[tuple[int, str, str, str]]:
         """(bit, name, meaning when set, meaning when clear)"""
         own = self.own
-        host = own.host_writable_ept if self.is_ept else own.host_writable
-        yield host + 1, "mmu-writable", "the MMU would allow writes", "the MMU forbids writes"
-        yield host, "host-writable", "host memory is writable", "host memory is read-only"
+        yield own.mmu_writable, "mmu-writable", "the MMU would allow writes", "the MMU forbids writes"
+        yield own.host_writable, "host-writable", "host memory is writable", "host memory is read-only"
         yield 7, "large", "a leaf above level 1", "not a large leaf"
         yield 1, "W", "writable", "not writable"
         if own.mmu_present is not None:

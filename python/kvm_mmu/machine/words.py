@@ -17,7 +17,7 @@ from kvm_mmu.machine import numbers
 from kvm_mmu.machine.generation import GenerationPolicy
 from kvm_mmu.machine.numbers import flag, integer, word
 from kvm_mmu.machine.profiles import KernelProfile
-from kvm_mmu.machine.word_bits import FAMILIES, OWN_BITS, Bits, SpteBits, layout_kernel, word64
+from kvm_mmu.machine.word_bits import FAMILIES, Bits, SpteBits, layout_kernel, own_bits, word64
 
 U64 = npt.NDArray[np.uint64]
 
@@ -102,7 +102,7 @@ class Codec:
         )
         self.masks: dict[str, int] = self._core.masks()
         self._bits = SpteBits(
-            OWN_BITS[self.profile.name],
+            own_bits(self.profile, self.family in ("ept_ad", "ept_noad")),
             self.family in ("ept_ad", "ept_noad"),
             phys_bits,
             self.masks,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.testing.operations import Generator, Op, Universe
 
 ONE_BIT = ("v5.4", "v6.1", "v6.12")
@@ -32,8 +33,7 @@ class NewerGenerator(Generator):
 
     def __init__(self, seed: int, kernel: str, config: dict[str, Any]) -> None:
         super().__init__(seed, universe(kernel, config), kernel)
-        self.old = False
-        if kernel in ("v6.1", "v6.12"):
+        if kernels[kernel].facts.logs_silent_calls:
             self._weighted += [
                 (8, self.answered_fault),
                 (2, self.zap_oldest),

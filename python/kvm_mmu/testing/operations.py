@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan
 
 Op = dict[str, Any]
@@ -79,7 +80,7 @@ class Generator:
     def __init__(self, seed: int, universe: Universe | None = None, kernel: str = "v5.0") -> None:
         self.random = Random(seed)
         self.universe = universe or Universe()
-        self.old = not kernel.startswith("v5.2")
+        self._generations = kernels[kernel].generation()
         self._last_gpa = 0
         self._plan_space = (
             [plan.to_dict() for plan in ZapPlan.space()] if self.universe.with_made_up_plans else []
@@ -337,7 +338,9 @@ class Generator:
         """Park the generation a little before its wrap."""
         as_id = self.random.randrange(2)
         k = self._one((1, 2, 3, 6))
-        gen = (1 << 20) - 4 * k if self.old else (1 << 19) - 2 * k + as_id
+        policy = self._generations
+        step = policy.next(policy.begin(0))
+        gen = (1 << policy.layout.width) - step * k + policy.initial(as_id) % 2
         return {"op": "set_generation", "as": as_id, "gen": hex(gen)}
 
     def invalidate_mmio(self) -> Op:

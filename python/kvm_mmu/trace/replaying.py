@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
-from kvm_mmu.machine.profiles import ALIASES
+from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.buffer_header import missing_from
 from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
@@ -349,7 +349,9 @@ def _origin(opened: Opened, line: int) -> int:
 
 def _profile(kernel: str | None) -> str:
     """The profile that a user means: `v6.12`, `6.12`, `6.12.117`, a distribution's release."""
-    return ALIASES.get(kernel, host_facts.kernel_name(kernel)) if kernel else ""
+    if not kernel:
+        return ""
+    return kernels[kernel].name if kernel in kernels else host_facts.kernel_name(kernel)
 
 
 def _kernel_of(opened: Opened) -> str:

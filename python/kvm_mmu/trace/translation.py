@@ -210,7 +210,7 @@ class _Other(_Same):
         self._notes: list[str] = []
 
     def configure(self) -> None:
-        config, is_6x = self._made.config, self._target.has_probes
+        config, is_6x = self._made.config, self._target.facts.has_nx_huge_pages
         if config.get("family") == "shadow" and not is_6x:
             config["family"] = "npt"
             config.pop("guest_paging", None)
@@ -243,18 +243,18 @@ class _Other(_Same):
         match name:
             case "host_state" if op["state"] == "hwpoison":
                 self._is_held = True
-            case "zap_oldest" if not self._target.has_probes:
+            case "zap_oldest" if not self._target.facts.logs_silent_calls:
                 self._change("scan")
                 self._keep({"op": "shrink", "n": op["n"]})
-            case "dirty_masked" if not self._target.has_probes:
+            case "dirty_masked" if not self._target.facts.logs_silent_calls:
                 self._change("dirty")
                 self._keep({**op, "op": "pt_masked", "what": "write_protect"})
-            case "manual_protect" if op["on"] & 2 and not self._target.has_probes:
+            case "manual_protect" if op["on"] & 2 and not self._target.facts.has_initially_set:
                 self._change("initially set")
                 self._keep({**op, "on": op["on"] & 1})
-            case "set_generation" if not self._target.has_probes:
+            case "set_generation" if not self._target.facts.logs_silent_calls:
                 self._quiet_update(op)
-            case "invalidate_mmio" if not self._target.has_probes:
+            case "invalidate_mmio" if not self._target.facts.logs_silent_calls:
                 pass
             case "host_huge":
                 self._change("large" if op["kind"] != "none" else "split")

@@ -88,15 +88,15 @@ impl Masks {
         let shadow_present = if layout.mmu_present == 0 { u64::MAX } else { layout.mmu_present };
         let reserved_address = PFN_FIELD & !((1 << phys_bits) - 1);
         let is_ept = matches!(family, Family::EptAd | Family::EptNoad);
-        let ((mmio_mask, mmio_value), writeable_shift) = if is_ept {
+        let (mmio_mask, mmio_value) = if is_ept {
             let mmio = (layout.kind_mmio | 7, layout.kind_mmio | 6);
-            (if mmio_caching { mmio } else { NO_MMIO }, layout.writeable_shift_ept)
+            if mmio_caching { mmio } else { NO_MMIO }
         } else {
             // Where nothing is made, no word may match: value is not a subset of mask then. A 52-bit host has no
             // reserved bit left, which v5.x does not mind.
             let is_made = mmio_caching && (phys_bits < 52 || layout.mmu_present == 0);
             let mmio = layout.kind_mmio | 1 << 51 | if phys_bits == 52 { 0 } else { 1 };
-            (if is_made { (mmio, mmio) } else { NO_MMIO }, layout.writeable_shift)
+            if is_made { (mmio, mmio) } else { NO_MMIO }
         };
         let legacy = Self {
             user: 1 << 2,
@@ -113,8 +113,8 @@ impl Masks {
             me: 0,
             memory_type: 0,
             reserved_address,
-            host_writeable: 1 << writeable_shift,
-            mmu_writeable: 2 << writeable_shift,
+            host_writeable: 1 << layout.writeable[0],
+            mmu_writeable: 1 << layout.writeable[1],
             mmu_present: layout.mmu_present,
             shadow_present,
             not_present: if layout.mmu_present == 0 { (mmio_mask, mmio_value) } else { NO_MMIO },
@@ -136,6 +136,11 @@ impl Masks {
             present: if execonly { 0 } else { 1 },
             acc_track: 7,
             memory_type: 6 << 3 | 1 << 6,
+            host_writeable: 1 << layout.writeable_ept[0],
+            mmu_writeable: 1 << layout.writeable_ept[1],
+            kind: layout.kind_ept,
+            kind_ad_disabled: layout.kind_ad_disabled_ept,
+            saved_shift: layout.saved_shift_ept,
             ..legacy
         }
     }

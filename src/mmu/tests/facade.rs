@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::{assert_clean, finish, put, touch, vm, vm_with};
 use crate::mmu::{
-    AccessKind, Config, Error, EventMode, Family, GfnHash, HostHuge, HostLookup, HostState, KernelProfile, Mmu,
-    Outcome, Progress, PtMasked, SlotChange, SlotSpec, SlotWalk, Task, ZapPlan,
+    AccessKind, Config, Error, EventMode, Family, GfnHash, HostHuge, HostLookup, HostState, Kernel, Mmu, Outcome,
+    Progress, PtMasked, SlotChange, SlotSpec, SlotWalk, Task, ZapPlan,
 };
 
 /// One call of the facade.
@@ -236,19 +236,19 @@ proptest! {
 
     #[test]
     fn any_calls_keep_the_invariants(
-        kernel in 0..KernelProfile::ALL.len(),
+        kernel in 0..Kernel::ALL.len(),
         family in 0..4_usize,
         flags in 0_u8..128,
         lpage_level in 1_u8..4,
         sequence in prop::collection::vec(calls(), 1..120),
     ) {
-        let mut mmu = vm_with(KernelProfile::ALL[kernel].name, |config| {
-            let is_v6 = config.kernel.is_level_requested;
-            let last = if is_v6 { Family::Shadow } else { Family::Npt };
+        let mut mmu = vm_with(Kernel::ALL[kernel].name, |config| {
+            let has_options = config.kernel.has_nx_huge_pages;
+            let last = if has_options { Family::Shadow } else { Family::Npt };
             config.family = [Family::Npt, Family::EptAd, Family::EptNoad, last][family];
             config.guest_paging = config.family != Family::Shadow;
-            config.nx_huge_pages = is_v6 && flags & 16 != 0;
-            config.mmio_caching = !is_v6 || flags & 32 == 0;
+            config.nx_huge_pages = has_options && flags & 16 != 0;
+            config.mmio_caching = !has_options || flags & 32 == 0;
             config.l1tf = flags & 64 != 0;
             config.vcpus = 2;
             config.pml = flags & 1 != 0;
@@ -278,11 +278,11 @@ proptest! {
 
     #[test]
     fn events_and_hash_do_not_change_the_state(
-        kernel in 0..KernelProfile::ALL.len(),
+        kernel in 0..Kernel::ALL.len(),
         sequence in prop::collection::vec(calls(), 1..60)) {
         let modes = [(EventMode::All, GfnHash::Kernel), (EventMode::Off, GfnHash::Wide), (EventMode::Ring(3), GfnHash::Kernel)];
         let digests = modes.map(|(events, gfn_hash)| {
-            let mut mmu = vm_with(KernelProfile::ALL[kernel].name, |config| {
+            let mut mmu = vm_with(Kernel::ALL[kernel].name, |config| {
                 config.vcpus = 2;
                 config.events = events;
                 config.gfn_hash = gfn_hash;
@@ -343,7 +343,7 @@ fn wrong_numbers_are_refused() {
         |config: &mut Config| config.vcpus = 0,
         |config: &mut Config| config.generation.width = 64,
     ] {
-        let mut config = Config::new(KernelProfile::V5_0);
+        let mut config = Config::new(Kernel::V5_0);
         change(&mut config);
         assert!(Mmu::new(config).is_err());
     }

@@ -19,7 +19,7 @@ fn vm(kernel: &str) -> Mmu {
 
 /// The same, with the configuration changed.
 fn vm_with(kernel: &str, change: impl FnOnce(&mut Config)) -> Mmu {
-    let mut config = Config::new(KernelProfile::by_name(kernel).expect("a known kernel"));
+    let mut config = Config::new(Kernel::by_name(kernel).expect("a known kernel"));
     change(&mut config);
     let mut mmu = Mmu::new(config).expect("a valid configuration");
     mmu.set_max_raw(1 << 20);

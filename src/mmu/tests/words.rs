@@ -9,7 +9,7 @@ use crate::mmu::spte::make::{Leaf, make_access_track, make_leaf, make_link, rest
 use crate::mmu::spte::masks::Host;
 use crate::mmu::spte::mmio::{is_mmio, make_mmio_spte, mmio_gen, mmio_gfn};
 use crate::mmu::walk::{is_access_track, is_accessed, is_dirty, is_shadow_present, pfn_of};
-use crate::mmu::{Error, Family, GenerationField, GenerationLayout, KernelProfile, Masks, Role, ZapPlan};
+use crate::mmu::{Error, Family, GenerationField, GenerationLayout, Kernel, Masks, Role, ZapPlan};
 
 const FAMILIES: [Family; 3] = [Family::Npt, Family::EptAd, Family::EptNoad];
 
@@ -49,8 +49,8 @@ fn known_mmio_words() {
 
 #[test]
 fn names_lead_to_values_and_back() {
-    for profile in KernelProfile::ALL {
-        assert_eq!(KernelProfile::by_name(profile.name), Ok(profile));
+    for profile in Kernel::ALL {
+        assert_eq!(Kernel::by_name(profile.name), Ok(profile));
     }
     for (name, plan) in ZapPlan::NAMED {
         assert_eq!(ZapPlan::named(name), Ok(plan));

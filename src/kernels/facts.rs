@@ -1,0 +1,349 @@
+//! The facts a kernel is made of: a named rule each, with what it says, the upstream change, the CVE and how it is known.
+//!
+//! A fact is asked for by its name (`kernel.has_valid_gen`); no other room compares the names of kernels. The list is
+//! read by Python (`kvm_mmu.facts`) and by the generated tables of the documentation.
+//!
+//! Long: one entry per fact; the list is what the file is for.
+
+use super::layouts::{GenerationKind, RoleLayout, SpteKind};
+use crate::mmu::Plans;
+
+/// How a rule is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// A vector of the kernel's own code shows it.
+    Vector,
+    /// A recording of a running kernel shows it.
+    Recording,
+    /// Read in the source; nothing we have run shows it.
+    Source,
+    /// Neither: the rule of the nearest kernel that is known.
+    Assumed,
+}
+
+impl Known {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Vector => "vector",
+            Self::Recording => "recording",
+            Self::Source => "source",
+            Self::Assumed => "assumed",
+        }
+    }
+}
+
+/// What is known of one rule, whatever its value in a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// Its name, that of the field in [`Kernel`].
+    pub name: &'static str,
+    /// The rule, a sentence.
+    pub rule: &'static str,
+    /// The upstream change that made the difference; empty where none is known.
+    pub commit: &'static str,
+    /// The CVE it fixed; empty if none.
+    pub cve: &'static str,
+    /// How the values are known.
+    pub known: Known,
+    /// The words it can have; empty for a boolean or a number.
+    pub words: &'static [&'static str],
+}
+
+/// The value of a fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// The kernel has the rule or not.
+    Bool(bool),
+    /// A number.
+    Number(u64),
+    /// One of the fact's words.
+    Word(&'static str),
+}
+
+/// A type that a fact can have.
+pub trait Valued: Copy {
+    /// The words it can have.
+    const WORDS: &'static [&'static str];
+    /// Its value.
+    fn value(self) -> Value;
+}
+
+impl Valued for bool {
+    const WORDS: &'static [&'static str] = &[];
+    fn value(self) -> Value {
+        Value::Bool(self)
+    }
+}
+
+impl Valued for u32 {
+    const WORDS: &'static [&'static str] = &[];
+    fn value(self) -> Value {
+        Value::Number(self.into())
+    }
+}
+
+macro_rules! words {
+    ($($(#[doc = $doc:literal])* $name:ident { $($(#[doc = $what:literal])* $variant:ident = $word:literal),+ $(,)? })+) => {$(
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[doc = $what])* $variant),+ }
+
+        impl Valued for $name {
+            const WORDS: &'static [&'static str] = &[$($word),+];
+            fn value(self) -> Value {
+                Value::Word(match self { $(Self::$variant => $word),+ })
+            }
+        }
+    )+};
+}
+pub(super) use words;
+
+words! {
+    /// The access bits of a role and of events.
+    AccessBits {
+        /// Execute 1, write 2, user 4; reading is always allowed.
+        Xwu = "xwu",
+        /// Read 1, write 2, user 4, execute 8.
+        Rwux = "rwux",
+    }
+    /// Where a reverse map adds a descriptor.
+    PteListOrder {
+        /// At the end of the chain.
+        Tail = "tail",
+        /// At its front.
+        Front = "front",
+    }
+    /// Where a fault tests whether its root became obsolete.
+    StaleTest {
+        /// Nowhere: roots are reloaded by request.
+        None = "none",
+        /// Before it makes room for pages.
+        BeforeReclaim = "before_reclaim",
+        /// After it.
+        AfterReclaim = "after_reclaim",
+    }
+    /// Which child table a fault keeps.
+    ChildReuse {
+        /// A direct child whose access is equal; an indirect one always.
+        Access = "access",
+        /// Any present table.
+        Any = "any",
+        /// One whose gfn and role are those wanted.
+        GfnRole = "gfn_role",
+    }
+    /// What becomes of a large leaf where a table is wanted.
+    LargeInWay {
+        /// The leaf is dropped and its range flushed.
+        DroppedRange = "dropped_range",
+        /// The leaf is zapped as an entry of its page, with a full flush.
+        ZappedFull = "zapped_full",
+        /// The leaf is zapped as an entry of its page, with a flush of its range.
+        ZappedRange = "zapped_range",
+    }
+    /// What a fault without a memslot does to a present leaf.
+    MmioOverLeaf {
+        /// It drops the leaf first.
+        DropFirst = "drop_first",
+        /// It writes the MMIO SPTE over it.
+        Overwrite = "overwrite",
+    }
+    /// What the entry that was there exempts a new leaf from.
+    OldEntryExempts {
+        /// Nothing.
+        None = "none",
+        /// The dirty bit and the test for write-protected tables.
+        DirtyAndUnsync = "dirty_and_unsync",
+        /// The test for write-protected tables.
+        Unsync = "unsync",
+    }
+    /// Whose generation the vCPU's MMIO cache goes by.
+    MmioCacheSpace {
+        /// That of address space 0.
+        Zero = "zero",
+        /// That of the vCPU's own address space.
+        Own = "own",
+    }
+    /// What `kvm_mmu_page_fault` returns for a fault that was handled.
+    FaultReturns {
+        /// 1, whatever became of it.
+        One = "one",
+        /// The verdict: fixed, spurious or retry.
+        Verdict = "verdict",
+    }
+    /// When starting the dirty log flushes.
+    LogOnFlush {
+        /// When the walk changed an entry.
+        IfChanged = "if_changed",
+        /// Always, unless the bitmap starts full.
+        Always = "always",
+    }
+    /// What reading or clearing the dirty log flushes.
+    DirtyLogFlush {
+        /// Everything.
+        All = "all",
+        /// The slot, where a ranged flush exists.
+        Slot = "slot",
+    }
+    /// How `zap_gfn_range` flushes.
+    ZapRangeFlush {
+        /// After each slot.
+        EachSlot = "each_slot",
+        /// Once at the end; slots in ascending order.
+        Once = "once",
+    }
+    /// Which faults `zap_gfn_range` makes retry while a notifier is active.
+    ZapRangeBlocks {
+        /// None.
+        Nothing = "nothing",
+        /// All of them.
+        Everything = "everything",
+        /// Those of its range.
+        Range = "range",
+    }
+    /// How small leaves are collapsed when the dirty log ends.
+    Collapse {
+        /// Leaves of level 1 whose host page is compound.
+        ByLeaf = "by_leaf",
+        /// Leaves of levels 1 and 2 of a table that may be larger, by the level of the table's gfn.
+        ByTable = "by_table",
+        /// The same, only where the table begins inside the slot.
+        ByTableInSlot = "by_table_in_slot",
+    }
+    /// The range that is flushed for a collapsed leaf.
+    CollapseFlush {
+        /// That of the table.
+        Table = "table",
+        /// That of the entry.
+        Entry = "entry",
+    }
+    /// Which change of an SPTE needs a flush.
+    SpteFlush {
+        /// Accessed, dirty or writable lost.
+        AnyBit = "any_bit",
+        /// The bit MMU-writable lost.
+        MmuWritable = "mmu_writable",
+    }
+}
+
+macro_rules! facts {
+    ($($name:ident: $type:ty, $rule:literal, $known:ident $(, commit $commit:literal)? $(, cve $cve:literal)?;)+) => {
+        /// One kernel: a name, a patch level, its plans and its facts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(clippy::struct_excessive_bools, reason = "each is an independent fact about a kernel")]
+        #[allow(clippy::doc_markdown, reason = "the rules are sentences for people, shown by the command line too")]
+        pub struct Kernel {
+            /// Its name: the branch if it is the branch's newest row, else branch and patch level.
+            pub name: &'static str,
+            /// The patch level it describes.
+            pub release: &'static str,
+            /// What is special about it, in a line.
+            pub title: &'static str,
+            /// Which plan answers which trigger.
+            pub plans: Plans,
+            $(#[doc = $rule] pub $name: $type,)+
+        }
+
+        /// Every fact, in the order of the documentation.
+        pub const FACTS: &[Fact] = &[$(Fact {
+            name: stringify!($name),
+            rule: $rule,
+            commit: concat!($($commit)?),
+            cve: concat!($($cve)?),
+            known: Known::$known,
+            words: <$type as Valued>::WORDS,
+        }),+];
+
+        impl Kernel {
+            /// The values of its facts, in the order of [`FACTS`].
+            #[must_use]
+            pub fn values(&self) -> Vec<Value> {
+                vec![$(self.$name.value()),+]
+            }
+        }
+    };
+}
+
+facts! {
+    spte_layout: SpteKind, "Where the kernel's own bits lie in an SPTE.", Vector;
+    generation_layout: GenerationKind, "How the memslot generation lies in an MMIO SPTE.", Vector;
+    role_layout: RoleLayout, "How a page role is packed into a word.", Vector;
+    access_bits: AccessBits, "Which bits the access of a page has.", Recording;
+    direct_role_bit4: bool, "Direct pages have role bit 4 set (8-byte guest entries).", Vector;
+    is_role_fixed: bool, "The role of a direct page follows only from SMM, not from control registers.", Vector;
+    l1tf: bool, "The L1TF mask is in use whatever the CPU.", Vector;
+    mark_mmio_access_mask: u32, "Which bits of the entry the tracepoint mark_mmio_spte shows as access; 0: the access itself.", Recording;
+    fast_pf_whole_error_code: bool, "The tracepoint fast_page_fault has all bits of the error code, else the low 32.", Vector;
+    mem_slots: u32, "How many memslots an address space has, the kernel's own three included.", Source;
+    has_max_gfn: bool, "No memslot and no MMIO SPTE lies above the host's physical address width.", Vector;
+    pte_list_ext: u32, "How many entries a descriptor of a reverse map holds.", Source, commit "dc1cff969101";
+    pte_list_order: PteListOrder, "Where a reverse map adds a descriptor.", Source;
+    has_valid_gen: bool, "Shadow pages carry a valid generation.", Vector;
+    valid_gen_toggles: bool, "The valid generation is one bit.", Vector;
+    obsolete_if_invalid: bool, "An invalid page is obsolete.", Vector;
+    has_mmio_cached: bool, "Shadow pages carry the flag mmio_cached.", Vector;
+    has_zapped_obsolete: bool, "Pages zapped by the fast zap wait on a list of the VM, which the shrinker commits first.",
+        Vector, commit "10605204e91f";
+    has_shrinker: bool, "The memory shrinker zaps shadow pages.", Source;
+    has_invalidate_event: bool, "The fast invalidate has the tracepoint kvm_mmu_invalidate_zap_all_pages.", Vector;
+    has_zap_all_fast_event: bool, "The fast zap has the tracepoint kvm_mmu_zap_all_fast.", Vector;
+    has_set_spte_event: bool, "A leaf that is written has the tracepoint kvm_mmu_set_spte.", Vector;
+    set_spte_for_mmio: bool, "The tracepoint kvm_mmu_set_spte is printed for MMIO SPTEs too.", Recording;
+    has_requested_event: bool, "The level asked for has the tracepoint kvm_mmu_spte_requested.", Recording;
+    logs_silent_calls: bool, "Functions without a tracepoint are logged where recordings have kprobes on them.", Recording;
+    batch_counts_unstable: bool, "A fast zap counts a page for its batch only if its prepare made the list unstable.", Source;
+    reload_skips_obsolete: bool, "A zapped root in use asks for a reload only if it is not obsolete.", Vector;
+    reload_keeps_valid_root: bool, "A vCPU asked to reload keeps a root that is not obsolete.", Recording;
+    zapped_root_leaves: bool, "A zapped root in use leaves the active list for good, else it moves to its head.", Vector;
+    reclaim_skips_roots: bool, "Reclaim passes over roots in use, else they end it.", Vector;
+    zap_spares_rooted_child: bool, "Zapping a page leaves a child that is itself a root in use.", Source;
+    stale_test: StaleTest, "Where a fault tests whether its root became obsolete.", Source,
+        commit "2abd5287f083", cve "CVE-2026-64561";
+    enospc_to_user: bool, "A fault that cannot get a page returns -ENOSPC to user space, else it retries.", Vector,
+        commit "7bd7ded64297";
+    child_role_valid: bool, "A child table never inherits the mark invalid from its parent.", Source,
+        commit "2abd5287f083", cve "CVE-2026-64561";
+    child_reuse: ChildReuse, "Which child table a fault keeps.", Source, commit "81ccda30b4e8", cve "CVE-2026-53359";
+    large_in_way: LargeInWay, "What becomes of a large leaf where a table is wanted.", Recording, commit "81ccda30b4e8";
+    mmio_over_leaf: MmioOverLeaf, "What a fault without a memslot does to a present leaf.", Source,
+        commit "aad885e77496", cve "CVE-2026-23401";
+    old_entry_exempts: OldEntryExempts, "What the entry that was there exempts a new leaf from.", Recording;
+    track_all_spaces: bool, "Write tracking is looked up in both address spaces, else in the vCPU's own.", Source,
+        commit "0f38453cdb2e";
+    mmio_cache_space: MmioCacheSpace, "Whose generation the vCPU's MMIO cache goes by.", Recording,
+        commit "b3e6212dea2e", cve "CVE-2026-99082";
+    is_level_requested: bool, "A fault settles the level before the tables, and the tables before the leaf.", Vector;
+    retry_before_pin: bool, "A fault tests for an invalidation before it pins the host page, else after.", Vector;
+    mmio_emulate_retry: bool, "An MMIO fault that did not fill the vCPU's cache lets the emulator retry.", Vector;
+    fault_returns: FaultReturns, "What kvm_mmu_page_fault returns for a fault that was handled.", Recording;
+    prefetch_drops_open_run: bool, "Prefetch forgets a run of gfns that is open at the end of its window.", Vector;
+    prefetch_over_same_is_spurious: bool, "A prefetch never rewrites a present leaf of the same frame.", Source;
+    emulate_wins_over_spurious: bool, "A write to a tracked gfn is emulated although its leaf is there, and prefetches.", Source;
+    has_nx_huge_pages: bool, "The NX huge page workaround exists.", Vector;
+    nx_keeps_any_table: bool, "With NX huge pages no present table is replaced by a large leaf.", Vector;
+    nx_marks_all_levels: bool, "With NX huge pages an instruction fetch marks the tables it links at every level.", Vector;
+    has_mmio_caching: bool, "MMIO SPTEs can be switched off.", Recording;
+    wrap_zaps_without_caching: bool, "A wrap of the generation zaps although MMIO SPTEs are switched off.", Source;
+    clear_log_whole_words: bool, "KVM_CLEAR_DIRTY_LOG demands a multiple of 64 pages even at the slot's end.", Vector;
+    walk_flush_ranged: bool, "A slot walk that flushes inside uses the ranged hook, else it flushes everything.", Vector;
+    zap_range_defers: bool, "zap_gfn_range defers to one ranged flush at the end where the hook exists.", Vector;
+    log_on_flush: LogOnFlush, "When starting the dirty log flushes.", Vector;
+    dirty_log_flush: DirtyLogFlush, "What reading or clearing the dirty log flushes.", Vector;
+    zap_range_flush: ZapRangeFlush, "How zap_gfn_range flushes.", Vector;
+    zap_range_blocks: ZapRangeBlocks, "Which faults zap_gfn_range makes retry while a notifier is active.", Vector;
+    collapse: Collapse, "How small leaves are collapsed when the dirty log ends.", Vector, commit "20d49186c030";
+    collapse_flush: CollapseFlush, "The range that is flushed for a collapsed leaf.", Vector;
+    has_change_pte: bool, "The host can change a page's frame in place (notifier change_pte).", Vector;
+    unmap_offers_lock: bool, "An unmap that may block offers the lock after each head, and flushes before it drops it.", Vector;
+    aging_is_lockless: bool, "Aging takes no lock and never flushes.", Recording;
+    has_initially_set: bool, "The dirty log can start with every page set.", Vector;
+    limit_on_resize: bool, "The automatic limit of pages follows only slots created or deleted.", Vector;
+    walk_on_log_change: bool, "A slot's mappings are walked only when its dirty log goes on or off.", Vector;
+    has_eager_split: bool, "Large leaves can be split when the dirty log starts.", Vector;
+    has_slot_zap_all_quirk: bool, "A quirk chooses between zapping everything and only the slot at its removal.", Vector;
+    nx_recovery_spares_logged: bool, "NX recovery leaves tables of a logged slot in place.", Vector;
+    has_prefault: bool, "KVM_PRE_FAULT_MEMORY exists.", Vector;
+    spte_flush: SpteFlush, "Which change of an SPTE needs a flush.", Source;
+    copies_ad_on_zap: bool, "A zapped leaf hands its accessed and dirty bits to the host page.", Source;
+}

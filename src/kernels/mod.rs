@@ -1,0 +1,29 @@
+//! Kernels as rows: facts (a named rule each), rows at a patch level, and how a text finds its row.
+//!
+//! Knows the words of `mmu` (layouts, plans) and nothing else of ours. No version test stands anywhere but here.
+
+mod facts;
+mod layouts;
+mod resolve;
+mod rows;
+
+pub use facts::{
+    AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FACTS, Fact, FaultReturns, Kernel, Known,
+    LargeInWay, LogOnFlush, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, Value,
+    Valued, ZapRangeBlocks, ZapRangeFlush,
+};
+pub use layouts::{GenerationKind, RoleLayout, SpteKind};
+pub use resolve::{Resolved, difference, resolve};
+
+/// The names of the rows, oldest first, with commas.
+#[must_use]
+pub fn names() -> String {
+    Kernel::ALL.map(|kernel| kernel.name).join(", ")
+}
+
+impl Kernel {
+    /// The row of exactly this name, or of a text that resolves to one.
+    pub fn by_name(name: &str) -> crate::mmu::Result<Self> {
+        resolve(name).map(|found| found.kernel).ok_or_else(|| crate::mmu::Error::UnknownKernel(name.to_owned()))
+    }
+}
