@@ -8,10 +8,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import kvm_mmu as km
 import numpy as np
 import pytest
+from kvm_mmu.machine import memory_region
 
 #: Restarting after every zap, each MMIO table zapped costs a walk over all tables of memory: 10^10 visits.
 CHILD = """
@@ -63,6 +67,60 @@ def test_ctrl_c_inside_one_plan(work: str) -> None:
     assert said[0].split() == ["whole", "True"], said
     assert status in (130, -signal.SIGINT), said
     assert said[1].rstrip().endswith("KeyboardInterrupt"), said
+
+
+def changed(vm: km.Vm, call: str) -> None:
+    if call == "delete":
+        vm.memslots.delete(1)
+    elif call == "move":
+        vm.memslots.move(1, gpa=1 << 41)
+    else:
+        vm.memslots.set_flags(1, 1)
+
+
+@pytest.mark.parametrize("call", ["delete", "move", "flags"])
+def test_an_interrupt_between_any_two_lines_of_an_update(call: str) -> None:
+    """Raised before each line of the update in turn, as a signal may come there."""
+    lines = 0
+    while True:
+        vm = km.Vm(kernel="v5.0-seed", family="npt")
+        vm.memslots.create(slot=1, gpa=1 << 39, size=1 << 21)
+        vm.vcpus[0].access(1 << 39, "w")
+        before = vm.memslots.get(1)
+        left = lines
+        is_raised = False
+
+        def at_line(frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+            nonlocal left, is_raised
+            if frame.f_code.co_filename != memory_region.__file__ or is_raised:
+                return None
+            if event == "line" and frame.f_code.co_name not in ("steps", "check", "_refuse"):
+                left -= 1
+                if left < 0:
+                    is_raised = True
+                    raise KeyboardInterrupt
+            return at_line
+
+        sys.settrace(at_line)
+        try:
+            changed(vm, call)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        after = [slot for slot in vm.memslots.of(0) if slot.id == 1]
+        assert all(slot.flags & ~1 == 0 for slot in after), (lines, after)
+        assert after == [before] or is_done(after, call), (lines, after)
+        assert vm.audit() == [], lines
+        if not is_raised:
+            break
+        lines += 1
+    assert lines > 20
+
+
+def is_done(after: list[Any], call: str) -> bool:
+    """The whole change: gone, at its new place, or with its log on."""
+    return after == [] if call == "delete" else after[0].base == 1 << 29 or after[0].flags == 1
 
 
 HANDLER = """

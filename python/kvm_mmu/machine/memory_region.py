@@ -259,20 +259,18 @@ def carry_out(
     An exception (Ctrl-C, a hook that fails) ends the update where it is; `old`, the slot as it was, is published again
     where the one visible would be half of a change.
     """
-    visible = old
-    for step in todo:
-
-        def seen(slot: Slot | None = step.slot) -> None:
-            nonlocal visible
-            visible = slot
-            published()
-
-        try:
-            _carry_out_step(backend, profile, policy, request, step, seen)
-        except BaseException:
-            if old is not None and visible is not None and _is_half_done(old, visible):
-                swap(backend, profile, policy, request.as_id, request.slot, old, lambda: None)
-            raise
+    # An interrupt can come between any two lines: what is visible is what the last step left or what this one makes.
+    left = made = old
+    try:
+        for step in todo:
+            if step.what == "swap":
+                made = step.slot
+            _carry_out_step(backend, profile, policy, request, step, published)
+            left = made
+    except BaseException:
+        if old is not None and any(slot is not None and _is_half_done(old, slot) for slot in (left, made)):
+            swap(backend, profile, policy, request.as_id, request.slot, old, lambda: None)
+        raise
 
 
 def _is_half_done(old: Slot, visible: Slot) -> bool:
