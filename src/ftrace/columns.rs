@@ -78,7 +78,7 @@ pub struct Columns {
 }
 
 /// No kind has more wordings than this.
-const WORDINGS_MAX: usize = 6;
+const WORDINGS_MAX: usize = 9;
 
 impl Columns {
     /// Append one event.

@@ -7,7 +7,7 @@ use super::page_text::PageText;
 use super::wording::{self, Field, Kind, Token, Wording};
 
 /// Most numbers an event has.
-pub const MAX_NUMBERS: usize = 8;
+pub const MAX_NUMBERS: usize = 9;
 /// Most texts an event has.
 pub const MAX_TEXTS: usize = 3;
 

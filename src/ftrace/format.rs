@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     /// One line of each wording, taken from recordings.
-    const LINES: [(&str, &str); 29] = [
+    const LINES: [(&str, &str); 36] = [
         ("kvm_mmu_get_page", "sp gen 0 gfn 0 l4 q0 direct wux nxe ad root 0 sync new"),
         ("kvm_mmu_prepare_zap_page", "sp gfn f7ffe00 l1 8-byte q0 direct wux nxe ad root 0 sync"),
         ("mark_mmio_spte", "sptep:(____ptrval____) gfn e0000 access 6 gen fff6e"),
@@ -81,6 +81,17 @@ mod tests {
         ("kvm_mmu_get_page", "new sp gfn 0 4 q0 direct --x !pge nxe root 0 sync"),
         ("fast_page_fault", "vcpu_id=0 cr2_or_gpa=4198400 error_code=7 sptep=1 old_spte=1 new_spte=3 ret=-1"),
         ("zap_oldest_ret", "__probe_func=1 __probe_ret_ip=2 ret=21"),
+        ("kvm_entry", "vcpu 0, rip 0x2000 intr_info 0x00000000 error_code 0x00000000"),
+        ("kvm_entry", "vcpu 0, rip 0x2000 intr_info 0x80000b0e error_code 0x00000002[immediate exit]"),
+        (
+            "kvm_exit",
+            "vcpu 0 reason npf rip 0x2000 info1 0x0000000100000014 info2 0x0000000000002000 intr_info 0x00000000 \
+             error_code 0x00000000 requests 0x0000000000000040",
+        ),
+        ("kvm_mmu_spte_requested", "gfn 100 pfn 1360cd level 1 access f"),
+        ("kvm_mmu_spte_requested", "gfn=256 pfn=1269965 level=1 access=15"),
+        ("kvm_mmu_get_page", "sp gen 0 gfn 0 l3 8-byte q0 direct rwux nxe ad root 0 sync new"),
+        ("set_memslot", "(kvm_set_memslot+0x0/0x680 [kvm]) change=2325896"),
     ];
 
     #[test]

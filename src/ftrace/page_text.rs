@@ -5,10 +5,14 @@
 //! | v5.0 | `sp gen HEX gfn HEX lN[ pae] qN[ direct] ACC[ invalid] [!]nxe [!]ad root N sync` |
 //! | v5.1-v5.3 | `sp gfn HEX lN 8-byte qN ...` |
 //! | v5.4+ | `sp gen DEC gfn HEX lN 8-byte qN ...` |
+//! | v7.2+ | the same, ACC with a letter for reading: `rwux` for `wux` |
 //!
 //! `kvm_mmu_get_page` appends ` new` or ` existing`. Some kernels print a NUL byte after the sync state.
 
 use super::scan::Cursor;
+
+/// The bit for reading in `PageText::access`.
+const READ: u8 = 8;
 
 /// Size of a guest entry as the text has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,8 +44,10 @@ pub struct PageText {
     pub quadrant: u8,
     /// Maps guest physical memory directly.
     pub direct: bool,
-    /// Access: 1 execute, 2 write, 4 user.
+    /// Access: 1 execute, 2 write, 4 user, 8 read (all that the text says, whatever the kernel's own bits).
     pub access: u8,
+    /// The text has a letter for reading (v7.2 and later).
+    pub says_read: bool,
     /// Marked invalid.
     pub invalid: bool,
     /// Role bit `nxe`.
@@ -78,7 +84,7 @@ impl PageText {
         let quadrant = small(&mut cursor, 3)?;
         let direct = cursor.has(b" direct");
         cursor.literal(b" ")?;
-        let access = access(&mut cursor)?;
+        let (access, says_read) = access(&mut cursor)?;
         let invalid = cursor.has(b" invalid");
         cursor.literal(b" ")?;
         let nxe = !cursor.has(b"!");
@@ -99,6 +105,7 @@ impl PageText {
             quadrant,
             direct,
             access,
+            says_read,
             invalid,
             nxe,
             ad,
@@ -126,11 +133,16 @@ impl PageText {
         }
         let _ = write!(
             out,
-            "gfn {:x} l{}{size} q{}{} {}{} {}nxe {}ad root {} {}sync{}",
+            "gfn {:x} l{}{size} q{}{} {}{}{} {}nxe {}ad root {} {}sync{}",
             self.gfn,
             self.level,
             self.quadrant,
             if self.direct { " direct" } else { "" },
+            match (self.says_read, self.access & READ != 0) {
+                (false, _) => "",
+                (true, true) => "r",
+                (true, false) => "-",
+            },
             ACCESS[usize::from(self.access & 7)],
             if self.invalid { " invalid" } else { "" },
             if self.nxe { "" } else { "!" },
@@ -159,17 +171,20 @@ fn gpte_size(cursor: &mut Cursor<'_>) -> GpteSize {
     GpteSize::Unsaid
 }
 
-/// `wux` with a dash for what is missing.
-fn access(cursor: &mut Cursor<'_>) -> Option<u8> {
+/// `wux` or `rwux` with a dash for what is missing; whether the letter for reading was there.
+fn access(cursor: &mut Cursor<'_>) -> Option<(u8, bool)> {
+    const LETTERS: [(&[u8], u8); 4] = [(b"r", READ), (b"w", 2), (b"u", 4), (b"x", 1)];
+    // Three letters and a dash at most before the fourth: a blank behind the third says that there is none.
+    let says_read = cursor.rest().get(3) != Some(&b' ');
     let mut bits = 0;
-    for (letter, bit) in [(b"w", 2), (b"u", 4), (b"x", 1)] {
+    for (letter, bit) in &LETTERS[usize::from(!says_read)..] {
         if cursor.has(letter) {
             bits |= bit;
         } else {
             cursor.literal(b"-")?;
         }
     }
-    Some(bits)
+    Some((bits, says_read))
 }
 
 /// Nothing, ` new` or ` existing`, and then the end.
@@ -193,13 +208,15 @@ fn created(cursor: &mut Cursor<'_>) -> Option<Option<bool>> {
 mod tests {
     use super::*;
 
-    const TEXTS: [&[u8]; 6] = [
+    const TEXTS: [&[u8]; 8] = [
         b"sp gen 0 gfn 0 l4 q0 direct wux nxe ad root 0 sync new",
         b"sp gen 1f gfn 10a l1 pae q3 -u- invalid !nxe !ad root 12 unsync",
         b"sp gfn f7ffe00 l1 8-byte q0 direct wux nxe ad root 0 sync",
         b"sp gfn 10b l1 4-byte q2 --- !nxe ad root 0 unsync existing",
         b"sp gen 1 gfn 100 l4 8-byte q0 w-x nxe ad root 1 sync",
         b"sp gfn 0 l5 8-byte q0 direct --x nxe ad root -1 sync new",
+        b"sp gen 0 gfn 0 l4 8-byte q0 direct rwux nxe ad root 0 sync new",
+        b"sp gen 0 gfn 105 l1 8-byte q0 r-u- invalid nxe ad root 0 unsync",
     ];
 
     #[test]
@@ -218,6 +235,13 @@ mod tests {
         assert_eq!((page.valid_gen, page.gfn, page.level, page.gpte_size), (Some(0x1f), 0x10a, 1, GpteSize::Pae));
         assert_eq!((page.quadrant, page.direct, page.access, page.invalid), (3, false, 4, true));
         assert_eq!((page.nxe, page.ad, page.root_count, page.unsync, page.created), (false, false, 12, true, None));
+    }
+
+    #[test]
+    fn reading_is_a_letter_of_its_own() {
+        let page = |at: usize| PageText::parse(TEXTS[at]).expect("parses");
+        assert_eq!((page(6).access, page(7).access), (0b1111, 0b1100));
+        assert!(page(6).says_read && !page(0).says_read);
     }
 
     #[test]

@@ -293,7 +293,9 @@ kinds! {
     /// A fault is about to map.
     SpteRequested "kvm_mmu_spte_requested" {
         "v5.3+": ["gfn " hex gfn " pfn " hex pfn " level " dec level]
+        "v7.2+": ["gfn " hex gfn " pfn " hex pfn " level " dec level " access " hex access]
         "raw": ["gfn=" raw gfn " pfn=" raw pfn " level=" raw level]
+        "raw, v7.2+": ["gfn=" raw gfn " pfn=" raw pfn " level=" raw level " access=" raw access]
     }
     /// A leaf was written.
     SetSpte "kvm_mmu_set_spte" {
@@ -345,19 +347,28 @@ kinds! {
     /// A vCPU enters the guest.
     Entry "kvm_entry" {
         "v5.8+": ["vcpu " dec vcpu ", rip " hex0x rip]
+        "v6.18+": ["vcpu " dec vcpu ", rip " hex0x rip " intr_info " hex0x8 intr_info " error_code " hex0x8 error_code]
         "v5.x": ["vcpu " dec vcpu]
+        "v6.18+, at once": ["vcpu " dec vcpu ", rip " hex0x rip " intr_info " hex0x8 intr_info " error_code " hex0x8 error_code
+            "[immediate exit]"]
         "v5.8+, at once": ["vcpu " dec vcpu ", rip " hex0x rip "[immediate exit]"]
         "raw, v5.8+": ["vcpu_id=" raw vcpu " rip=" raw rip]
         "raw, v6.1+": ["vcpu_id=" raw vcpu " rip=" raw rip " immediate_exit=" raw immediate_exit]
+        "raw, v6.18+": ["vcpu_id=" raw vcpu " rip=" raw rip " immediate_exit=" raw immediate_exit " intr_info=" raw intr_info
+            " error_code=" raw error_code]
         "raw, v5.x": ["vcpu_id=" raw vcpu]
     }
     /// A vCPU leaves the guest.
     Exit "kvm_exit" {
-        "v5.11+": ["vcpu " dec vcpu " reason " text reason " rip " hex0x rip " info1 " hex0x16 info1 " info2 " hex0x16 info2
+        "v5.10+": ["vcpu " dec vcpu " reason " text reason " rip " hex0x rip " info1 " hex0x16 info1 " info2 " hex0x16 info2
             " intr_info " hex0x8 intr_info " error_code " hex0x8 error_code]
+        "v6.18+": ["vcpu " dec vcpu " reason " text reason " rip " hex0x rip " info1 " hex0x16 info1 " info2 " hex0x16 info2
+            " intr_info " hex0x8 intr_info " error_code " hex0x8 error_code " requests " hex0x16 requests]
         "v5.x": ["reason " text reason " rip " hex0x rip " info " hex info1 " " hex info2]
         "raw": ["exit_reason=" raw exit_reason " guest_rip=" raw rip " isa=" raw isa " info1=" raw info1 " info2=" raw info2
             " intr_info=" raw intr_info " error_code=" raw error_code " vcpu_id=" raw vcpu]
+        "raw, v6.18+": ["exit_reason=" raw exit_reason " guest_rip=" raw rip " isa=" raw isa " info1=" raw info1 " info2=" raw info2
+            " intr_info=" raw intr_info " error_code=" raw error_code " vcpu_id=" raw vcpu " requests=" raw requests]
     }
     /// An exit to user space.
     UserspaceExit "kvm_userspace_exit" {

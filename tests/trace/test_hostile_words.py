@@ -24,6 +24,7 @@ from kvm_mmu.trace.normalise import normalise
 from kvm_mmu.trace.reader import native_reader
 from kvm_mmu.trace.recorder_6x import count_vcpus, read_events
 from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.spte_words import words_of
 from kvm_mmu.trace.stalls import stalls
 from kvm_mmu.trace.stripping import strip
 
@@ -67,7 +68,7 @@ def ways(text: str, kernel: str) -> list[Callable[[], object]]:
         lambda: list(explained([text], kernel)),
         lambda: stalls([text], "x").as_text(),
         lambda: json.dumps(chrome_trace([text])),
-        lambda: line and normalise(line.event, line.body, kernel),
+        lambda: line and normalise(line.event, line.body, words_of(facts)),
     ]
 
 

@@ -174,7 +174,7 @@ def test_the_host_facts(tmp_path: Path):
     assert (facts["mmu"], facts["tdp_mmu"], facts["la57"], facts["l1tf_mask"]) == ("ept", 1, 1, 0)
     check_facts(facts, "kit")
     assert "the TDP MMU is on: there is no replay of it" in done.stderr
-    assert "an Intel host with EPT: there is no replay of its recordings yet" in done.stderr
+    assert "an Intel host" not in done.stderr
     fake.run(script(), RELEASE="5.4.18")
     assert json.loads((tmp_path / "out/host.json").read_text())["l1tf_mask"] == 1
 

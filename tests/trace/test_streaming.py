@@ -15,6 +15,7 @@ from kvm_mmu.trace.comparing import Comparison, surroundings
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.operations import KnownOperations, OperationsFile
 from kvm_mmu.trace.source import Copy, iter_lines, read_lines, readable_again
+from kvm_mmu.trace.spte_words import words_of
 from kvm_mmu.trace.stripping import Kept, Recorded, strip, strip_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
@@ -185,7 +186,7 @@ def predicted(line: int, text: str, event: str = "commit_zap") -> Prediction:
 
 
 def comparison() -> Comparison:
-    return Comparison("6.1", frozenset({"commit_zap"}))
+    return Comparison(words_of({"kernel": "6.1"}), frozenset({"commit_zap"}))
 
 
 @pytest.mark.parametrize("order", ["recorded first", "predicted first", "in turn"])

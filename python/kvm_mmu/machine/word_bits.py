@@ -103,6 +103,11 @@ def layout_kernel(name: str | KernelProfile) -> tuple[str, KernelProfile]:
     return profile.name, profile
 
 
+def has_layout(name: str) -> bool:
+    """Whether the words of a kernel are known."""
+    return name in kernels or name in _WORDS_OF
+
+
 def _release(name: str) -> tuple[list[int], str]:
     """Kernels in the order of their releases, a variant behind its own."""
     number, _, variant = name.removeprefix("v").partition("-")
@@ -138,6 +143,11 @@ class SpteBits:
     layout: GenerationLayout
     #: The bit of an address that says "encrypted" (AMD SME), where the host has one.
     c_bit: int | None = None
+
+    @property
+    def host_writable(self) -> int:
+        """The bit that says that host memory is writable."""
+        return 1 << self.own.host_writable
 
     def mmio(self, raw: int, found: Mapping[str, Any]) -> list[Bits]:
         """The bits of an MMIO SPTE; `found` is what the decoders gave back."""

@@ -119,6 +119,11 @@ class Codec:
         return self.masks["nonpresent_or_rsvd"] != 0
 
     @property
+    def host_writable(self) -> int:
+        """The bit that says that host memory is writable."""
+        return self._bits.host_writable
+
+    @property
     def makes_mmio_sptes(self) -> bool:
         """False with `mmio_caching=False`, and for v6.x with the legacy masks on a host of 52 bits."""
         return self.masks["mmio_mask"] != 0

@@ -173,7 +173,9 @@ def make_spte(
     level = role_level(sp.role)
     has_ad_bits = not role_is_ad_disabled(sp.role)
     is_executable = level == PT_PAGE_TABLE_LEVEL or not kvm.config.nx_huge_pages
-    spte = masks.mmu_present | masks.present | masks.user | masks.leaf_memory_type | masks.me
+    spte = (
+        masks.mmu_present | masks.present | masks.user | masks.leaf_memory_type | masks.me | masks.suppress_ve
+    )
     spte |= masks.x if is_executable else masks.nx
     spte |= 0 if has_ad_bits else masks.ad_disabled
     spte |= masks.accessed if has_ad_bits and not is_prefetch else 0

@@ -45,6 +45,7 @@ class Masks:
     me: int
     # From here on not part of a header.
     leaf_memory_type: int  # EPT: write-back and ignore-PAT
+    suppress_ve: int  # EPT, v6.12 and later: in every entry but MMIO ones
     host_writeable: int
     mmu_writeable: int
     mmu_present: int  # 0: the kernel tells a present entry by its being neither empty nor MMIO
@@ -129,6 +130,7 @@ def make_masks(
         lower_gfn=lower_gfn,
         me=0,
         leaf_memory_type=0 if is_legacy else 6 << 3 | 1 << 6,
+        suppress_ve=0 if is_legacy else rules.empty_spte,
         host_writeable=own.host_writeable,
         mmu_writeable=own.mmu_writeable,
         mmu_present=own.mmu_present,

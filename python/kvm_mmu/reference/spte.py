@@ -104,5 +104,5 @@ def restore_acc_track_spte(masks: Masks, spte: int) -> int:
 def make_link_spte(masks: Masks, child_pfn: int, child_ad_disabled: bool) -> int:
     """The entry that points to a shadow page."""
     spte = child_pfn << PAGE_SHIFT | masks.present | PT_WRITABLE_MASK | masks.user | masks.x | masks.me
-    spte |= masks.mmu_present
+    spte |= masks.mmu_present | masks.suppress_ve
     return spte | (masks.ad_disabled if child_ad_disabled else masks.accessed)

@@ -13,6 +13,7 @@ from itertools import islice
 
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.normalise import alike, normalise
+from kvm_mmu.trace.spte_words import SpteWords
 from kvm_mmu.trace.stripping import Recorded
 
 #: How far one side may be ahead of the other, in outputs, beyond what the largest operation says at once.
@@ -40,8 +41,8 @@ class Divergence:
 class Comparison:
     """Takes both sides in any order of arrival."""
 
-    def __init__(self, release: str, enabled: frozenset[str]):
-        self._release, self._enabled = release, enabled
+    def __init__(self, words: SpteWords, enabled: frozenset[str]):
+        self._words, self._enabled = words, enabled
         self._recorded: deque[Recorded] = deque()
         self._predicted: deque[Prediction] = deque()
         self._burst = self._of_line = self._line = 0
@@ -79,7 +80,9 @@ class Comparison:
     def _pair(self) -> None:
         while self._recorded and self._predicted:
             theirs, mine = self._recorded[0], self._predicted[0]
-            if not alike(self._normal(theirs.event, theirs.body), self._normal(mine.event, mine.body)):
+            if not alike(
+                self._normal(theirs.event, theirs.body), self._normal(mine.event, mine.body), self._words
+            ):
                 self._part()
                 return
             self.equal[theirs.event] += 1
@@ -96,7 +99,7 @@ class Comparison:
         self._predicted.clear()
 
     def _normal(self, event: str, body: str) -> tuple[str, str]:
-        return event, normalise(event, body, self._release)
+        return event, normalise(event, body, self._words)
 
 
 def surroundings(lines: Iterable[str], line: int) -> list[str]:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, Protocol
 from kvm_mmu.machine.profiles import kernel_profile, with_plans
 from kvm_mmu.trace.narrator import Narrator
 from kvm_mmu.trace.narrator_6x import Narrator6x
-from kvm_mmu.trace.normalise import alike, normalise
+from kvm_mmu.trace.normalise import normalise
 from kvm_mmu.trace.replaying import Report
+from kvm_mmu.trace.spte_words import SpteWords, spte_words
 from kvm_mmu.trace.wording import wording_of
 from kvm_mmu.trace.workload import Make, Recording, read_recording
 
@@ -74,9 +75,16 @@ class Side:
     kernel: str
     outputs: list[Output]
     notes: list[str] = field(default_factory=list)
+    #: The masks of its SPTEs.
+    family: str = "npt"
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kernel})"
+
+    @property
+    def words(self) -> SpteWords:
+        """The bits of its SPTEs."""
+        return spte_words(self.kernel, self.family)
 
 
 @dataclass
@@ -143,7 +151,7 @@ class ReplayDifference:
 def replayed(report: Report) -> Side:
     """A recording as its replay predicts it; lines count those of the stripped trace."""
     outputs = [Output(f"line {p.line}", p.event, p.body) for p in report.predictions]
-    return Side(report.name, report.kernel, outputs)
+    return Side(report.name, report.kernel, outputs, family=report.family)
 
 
 def accessed(recording: Recording, make: Make, kernel: str, plans: Mapping[str, str], vm: int | None) -> Side:
@@ -159,7 +167,8 @@ def accessed(recording: Recording, make: Make, kernel: str, plans: Mapping[str, 
     words = "".join(f", {event}={plan}" for event, plan in plans.items())
     kernels = "" if recording.kernel == work.kernel else f", recorded on {recording.kernel}"
     name = recording.path + kernels + words
-    return Side(name, work.kernel, outputs, [*work.notes, *work.changes])
+    family = str(config.get("family", "npt"))
+    return Side(name, work.kernel, outputs, [*work.notes, *work.changes], family)
 
 
 def diff(
@@ -204,16 +213,17 @@ def diff(
 
 def compare_sides(one: Side, other: Side) -> ReplayDifference:
     """Compare what two sides say, in order; between kernels only what both can say, without what only one prints."""
-    is_plain = one.kernel != other.kernel
-    only = _COMMON if _said_by(one.kernel) != _said_by(other.kernel) else None
+    is_plain = (one.kernel, one.family) != (other.kernel, other.family)
+    only = _COMMON if _kinds_of(one.kernel) != _kinds_of(other.kernel) else None
     left_out: Counter[str] = Counter()
     kept: list[list[Output]] = []
     texts: list[list[tuple[str, str]]] = []
     for side in (one, other):
         kept.append([])
         texts.append([])
+        words = side.words
         for output in side.outputs:
-            event, body = _plain(output, side.kernel) if is_plain else _own(output, side.kernel)
+            event, body = _plain(output, words) if is_plain else _own(output, words)
             if only is not None and event not in only:
                 left_out[event] += 1
                 continue
@@ -221,7 +231,7 @@ def compare_sides(one: Side, other: Side) -> ReplayDifference:
             texts[-1].append((event, body))
     agreed = 0
     for mine, theirs in zip(*texts, strict=False):
-        if not (alike(mine, theirs) or alike(theirs, mine)):
+        if mine != theirs:
             break
         agreed += 1
     counts = [Counter(event for event, _ in said) for said in texts]
@@ -246,26 +256,29 @@ def _notes(one: Side, other: Side) -> list[str]:
 
 
 def _narrator(kernel: str, config: Mapping[str, Any]) -> _Narrator:
-    level = int(config.get("tdp_level", 4)) if config.get("family") != "shadow" else _PAE_ROOT_LEVEL
-    return Narrator6x(kernel, level) if _said_by(kernel) == "v6" else Narrator(wording_of(kernel), level)
+    family = str(config.get("family", "npt"))
+    level = _PAE_ROOT_LEVEL if family == "shadow" else int(config.get("tdp_level", 4))
+    wording = wording_of(kernel)
+    if wording.has_requests:
+        return Narrator6x(wording, spte_words(kernel, family), level)
+    return Narrator(wording, level)
 
 
-def _said_by(kernel: str) -> str:
-    """Kernels that have lines of the same kinds."""
-    if kernel in ("v5.3", "v5.4"):
-        return "v5.3"
-    return kernel[:2]
+def _kinds_of(kernel: str) -> tuple[bool, ...]:
+    """What tells kernels apart that do not have lines of the same kinds."""
+    wording = wording_of(kernel)
+    return wording.has_requests, wording.has_leaves
 
 
-def _own(output: Output, kernel: str) -> tuple[str, str]:
-    return output.event, normalise(output.event, output.body, kernel)
+def _own(output: Output, words: SpteWords) -> tuple[str, str]:
+    return output.event, normalise(output.event, output.body, words)
 
 
-def _plain(output: Output, kernel: str) -> tuple[str, str]:
+def _plain(output: Output, words: SpteWords) -> tuple[str, str]:
     event = _NAMES.get(output.event, output.event)
     kept = _KEPT.get(event)
     if kept is None:
-        return event, _PAGE.sub("", normalise(output.event, output.body, kernel))
+        return event, _PAGE.sub("", normalise(output.event, output.body, words))
     found = kept.search(output.body)
     body = found[0] if found else output.body
     if event == "fast_page_fault":

@@ -19,6 +19,7 @@ from kvm_mmu.machine.roles import decode_role
 from kvm_mmu.machine.words import Codec
 from kvm_mmu.trace.line import Line, clean_body, parse_line
 from kvm_mmu.trace.raw_fields import with_kernel_text
+from kvm_mmu.trace.spte_words import spte_words
 from kvm_mmu.trace.window import Window
 
 INDENT = "        | "
@@ -34,14 +35,14 @@ _SPTES = {
     "make_mmio_spte_ret": rf"spte=0x{_HEX}",
     "mark_mmio_spte": rf"gfn {_HEX} access {_HEX} gen {_HEX}",
     "handle_mmio_page_fault": rf"gfn {_HEX} access {_HEX}",
-    "kvm_mmu_spte_requested": rf"gfn {_HEX} pfn {_HEX} level (\d{{1,3}})",
+    "kvm_mmu_spte_requested": rf"gfn {_HEX} pfn {_HEX} level (\d{{1,3}})(?: access [0-9a-f]{{1,2}})?$",
 }
 _COMPILED = {event: re.compile(pattern) for event, pattern in _SPTES.items()}
 #: Fields of an event that could not be turned into text: some kernels' raw wording is not known here.
 _RAW_WORD = re.compile(r"\b(spte|old_spte|new_spte)=0x([0-9a-f]{1,16})\b")
 _RAW_ROLE = re.compile(r"\brole=(0x[0-9a-f]{1,8}|\d{1,10})\b")
 _PAGE = re.compile(
-    r"sp (?:gen (\w+) )?gfn (\w+) l(\d)( pae| \d-byte)? q(\d)( direct)? ([w-][u-][x-])( invalid)? "
+    r"sp (?:gen (\w+) )?gfn (\w+) l(\d)( pae| \d-byte)? q(\d)( direct)? (r?-?[w-][u-][x-])( invalid)? "
     r"(!?)nxe (!?)ad root (-?\d{1,10}) (un)?sync(?: (new|existing))?$"
 )
 _PAGE_EVENTS = frozenset(
@@ -180,7 +181,7 @@ class Explainer:
         mmio = self.codec.decode_mmio(value)
         # v5.3 prints MMIO SPTEs here, too.
         fits = mmio["gfn"] == int(gfn, 16) if mmio["is_mmio"] else self._fits(value, int(level))
-        return [self._word("spte", value)], fits and self._access(value) == access
+        return [self._word("spte", value)], fits and self._access(value)[: len(access)] == access
 
     def _kvm_mmu_split_huge_page(self, gfn: str, spte: str, level: str) -> _Explained:
         return [self._word("spte", int(spte, 16))], self._fits(int(spte, 16), int(level))
@@ -222,20 +223,13 @@ class Explainer:
         return [], None
 
     def _access(self, value: int) -> str:
-        """`rwxu` as `kvm_mmu_set_spte` prints it; with EPT there is no u."""
-        masks = self.codec.masks
-        executable = value & (masks["x"] | masks["nx"]) == masks["x"]
-        user = "" if self._is_ept else "u" if value & masks["user"] else "-"
-        return f"{'r' if value & 1 else '-'}{'w' if value & 2 else '-'}{'x' if executable else '-'}{user}"
+        """`rwxu` as `kvm_mmu_set_spte` prints it."""
+        return spte_words(self.codec.profile.name, self.codec.family).access_text(value)
 
     def _fits(self, value: int, level: int) -> bool:
         """A leaf of this level: large above level 1, present for the kernel."""
         found = self.codec.decode_mmio(value)
         return bool(found["shadow_present"]) and (level > 1) == bool(value >> 7 & 1)
-
-    @property
-    def _is_ept(self) -> bool:
-        return self.codec.family.startswith("ept")
 
 
 _Explained = tuple[list[Words], bool | None]
@@ -292,7 +286,8 @@ def _page(found: re.Match[str]) -> str:
         parts.append("PAE guest" if size == " pae" else f"guest entries of{size.replace('-byte', ' bytes')}")
     if quadrant != "0":
         parts.append(f"quarter {quadrant} of a 32-bit guest table")
-    allowed = [word for letter, word in (("w", "write"), ("u", "user"), ("x", "execute")) if letter in access]
+    letters = (("r", "read"), ("w", "write"), ("u", "user"), ("x", "execute"))
+    allowed = [word for letter, word in letters if letter in access]
     parts.append(f"allows {', '.join(allowed) or 'nothing'}")
     parts.append("NX in use" if not not_nxe else "NX not in use")
     if not_ad:

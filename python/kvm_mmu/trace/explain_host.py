@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.explain import Explainer, explainer
-from kvm_mmu.trace.host import kernel_name
+from kvm_mmu.trace.host import family_of, kernel_name, kernel_of
 from kvm_mmu.trace.recognise import Origin, origin
 
-#: What host facts call the MMU -> the masks. Whether EPT has accessed/dirty bits the trace itself shows.
-_FAMILY_OF = {"npt": "npt", "shadow": "shadow", "ept": "ept_ad"}
 _PHYS_BITS = 46
 
 
@@ -33,13 +31,20 @@ def host_explainer(
     found, stream = origin(lines)
     notes: list[str] = []
     kernel = _kernel(found, facts, given, name, notes)
-    family = given.get("family") or _FAMILY_OF.get(str(facts.get("mmu")))
+    family = given.get("family") or _said_family(found, facts)
     if family is None:
         family = found.family or "npt"
         how, where = ("inferred", "shown by") if found.family else ("assumed", "not in")
         notes.append(f"{how}: family = {family} ({where} the trace)")
     phys_bits, l1tf = _width(found, facts, given, kernel, str(family), notes)
     return explainer(kernel, phys_bits, str(family), l1tf), stream, notes
+
+
+def _said_family(found: Origin, facts: Mapping[str, object]) -> str | None:
+    """The masks that the facts tell of; whether EPT has accessed/dirty bits the trace may show, where they do not."""
+    if facts.get("mmu") == "ept" and "family" not in facts and str(found.family).startswith("ept"):
+        return found.family
+    return family_of(facts) if facts.get("mmu") or facts.get("family") else None
 
 
 def _width(
@@ -89,9 +94,8 @@ def _fits(explain: Explainer, found: Origin) -> int:
 def _kernel(
     found: Origin, facts: Mapping[str, object], given: Mapping[str, object], name: str, notes: list[str]
 ) -> str:
-    release = str(given.get("kernel") or facts.get("kernel") or "")
-    if release:
-        kernel = kernel_name(release)
+    kernel = kernel_name(str(given["kernel"])) if given.get("kernel") else kernel_of(facts)
+    if kernel:
         if found.kernels and kernel.removesuffix("-seed") not in found.kernels:
             notes.append(f"the wording of {name} is that of {found.said}, not of {kernel}")
         return kernel

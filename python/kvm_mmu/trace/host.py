@@ -28,9 +28,15 @@ ASSUMED: dict[str, object] = {
     "mmio_caching": 1,
     "eager_page_split": 1,
     "initial_efer_nx": 1,
+    "pml": 1,
 }
-_TEXT_KEYS = frozenset({"kernel", "release", "mmu", "event_set", "guest_mode"})
+_TEXT_KEYS = frozenset({"kernel", "release", "mmu", "family", "event_set", "guest_mode"})
 _KERNEL = re.compile(r"v?(\d+)\.(\d+)")
+#: A release that says its patch level. Debian's `6.1.0-56-amd64` does not: its third number is always 0.
+_PATCH_LEVEL = re.compile(r"v?\d+\.\d+\.(?!0-\d)\d+")
+FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
+#: What host facts call the MMU -> the masks, where no fact says more.
+_FAMILY_OF = {"npt": "npt", "shadow": "shadow", "ept": "ept_ad"}
 
 
 @dataclass
@@ -86,6 +92,14 @@ class HostFacts:
         """
         return str(self.get(key))
 
+    @property
+    def family(self) -> str:
+        """The masks: `npt`, `shadow`, `ept_ad`, `ept_noad`; whether EPT has accessed and dirty bits may be assumed."""
+        mmu = self.text("mmu")
+        if mmu == "ept" and "family" not in self.values:
+            self.inferred["family"] = self.likely.get("family", _FAMILY_OF[mmu])
+        return family_of({**self.likely, "mmu": mmu, **self.values})
+
     def updated(self, other: Mapping[str, object]) -> HostFacts:
         """Take other facts over these.
 
@@ -113,6 +127,13 @@ def check_facts(values: object, where: str) -> dict[str, object]:
             raise TraceError(f"{where}: host fact {key!r} must be a number from 0 to 64, not {value!r}")
     if values.get("mmu", "npt") not in ("npt", "ept", "shadow"):
         raise TraceError(f"{where}: host fact 'mmu' must be npt, ept or shadow, not {values['mmu']!r}")
+    family, mmu = values.get("family"), values.get("mmu")
+    if family is not None and family not in FAMILIES:
+        raise TraceError(
+            f"{where}: host fact 'family' must be {', '.join(FAMILIES[:-1])} or shadow, not {family!r}"
+        )
+    if family is not None and mmu is not None and not str(family).startswith(str(mmu)):
+        raise TraceError(f"{where}: host facts 'mmu' and 'family' do not agree: {mmu!r} and {family!r}")
     return values
 
 
@@ -149,6 +170,24 @@ def file_beside(trace: str | Path) -> str | None:
     """The `host.json` beside a trace, None where there is none."""
     candidate = Path(trace).parent / "host.json"
     return str(candidate) if str(trace) != "-" and candidate.is_file() else None
+
+
+def family_of(facts: Mapping[str, object]) -> str:
+    """The masks that host facts tell of: `npt`, `shadow`, `ept_ad` or `ept_noad`; `npt` where they tell nothing."""
+    family = facts.get("family")
+    return family if isinstance(family, str) else _FAMILY_OF.get(str(facts.get("mmu", "npt")), "npt")
+
+
+def kernel_of(facts: Mapping[str, object]) -> str:
+    """The kernel that host facts name, at its patch level where the release says one; nothing where they name none."""
+    release, kernel = (
+        text if isinstance(text := facts.get(key), str) else "" for key in ("release", "kernel")
+    )
+    if not kernel or release.startswith(kernel):
+        return kernel_name(release or kernel)
+    # A kernel that a user names stays, whatever the release in a file beside the trace.
+    is_finer = _PATCH_LEVEL.match(release) and not _PATCH_LEVEL.match(kernel)
+    return kernel_name(release if is_finer and kernel_name(release) == kernel_name(kernel) else kernel)
 
 
 def kernel_name(release: str) -> str:

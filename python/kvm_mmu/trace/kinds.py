@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from kvm_mmu.trace.wording import Wording
+
 #: Every output of any kernel. What a recording does not have switched on is dropped from the prediction.
 OUTPUTS: frozenset[str] = frozenset(
     {
@@ -57,9 +59,6 @@ UPDATE_PROBES = frozenset({"memslots_updated", "swap_memslots", "set_memslot"})
 _MODEL_PROBES = frozenset(
     {"memslots_updated", "change_mmu_pages", "flush_shadow_memslot", "commit_zap", "zap_oldest_ret"}
 )
-_NOT_ON_6_12 = frozenset({"zap_all_fast_enter"})
-
-
 #: What has to be known of a recording to say what it had switched on.
 TELLING = frozenset({"kvm_entry", "memslots_updated", "invalidate_mmio"})
 
@@ -72,15 +71,14 @@ def outputs_of(names: Set[str]) -> frozenset[str]:
     return OUTPUTS if names & UPDATE_PROBES else OUTPUTS - {"invalidate_mmio"}
 
 
-def switched_on(kernel: str, names: Set[str]) -> frozenset[str]:
-    """The outputs a recording of this kernel (`5.0.1`, `v6.12`) had switched on, judged by its event set."""
-    release = kernel.removeprefix("v")
-    if release.startswith("5"):
+def switched_on(wording: Wording, names: Set[str]) -> frozenset[str]:
+    """The outputs that a recording of a kernel with this wording had switched on, judged by its event set."""
+    if not wording.has_requests:
         return TRACEPOINTS
     if "kvm_entry" in names:
-        return OUTPUTS - (_NOT_ON_6_12 if release.startswith("6.12") else frozenset())
+        return OUTPUTS - wording.unprobed
     if "memslots_updated" in names:
-        return (TRACEPOINTS - _GUEST_TABLE_BITS) | _MODEL_PROBES
+        return (TRACEPOINTS - _GUEST_TABLE_BITS) | _MODEL_PROBES - wording.unprobed
     if "invalidate_mmio" in names:
         return (TRACEPOINTS - _GUEST_TABLE_BITS) | {"invalidate_mmio"}
     return TRACEPOINTS

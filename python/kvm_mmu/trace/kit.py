@@ -228,7 +228,6 @@ tdp_mmu=$(bit "$(p kvm tdp_mmu N)")
 """
 _NO_REPLAY = """\
 [ "$tdp_mmu" = 0 ] || echo "the TDP MMU is on: there is no replay of it (load kvm with tdp_mmu=N)" >&2
-[ "$mmu" != ept ] || echo "an Intel host with EPT: there is no replay of its recordings yet" >&2
 """
 
 

@@ -35,7 +35,7 @@ class Narrator:
 
     def __init__(self, wording: Wording, root_level: int):
         self._wording = wording
-        self.population = Population(root_level)
+        self.population = Population(root_level, wording.invalid)
 
     def tell(self, op: Mapping[str, object], result: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         """The outputs among the events of one operation."""

@@ -1,38 +1,41 @@
-"""The events of one engine operation told as the lines v6.1 and v6.12 would have traced, kprobes included.
+"""The events of one engine operation told as the lines v5.10 and later would have traced, kprobes included.
 
-Owns: the wording of those kernels and of the recorder's kprobes. The model has no addresses: an entry is told at a
-stand-in address whose low 12 bits are those of the real one.
+Owns: the wording of the recorder's kprobes. The model has no addresses: an entry is told at a stand-in address whose
+low 12 bits are those of the real one.
 """
 
 from __future__ import annotations
 
-from kvm_mmu.trace import spte_6x
 from kvm_mmu.trace.narrator import Narrator, number_of, place_of
-from kvm_mmu.trace.wording import HIDDEN_POINTER, Wording, error_flags
+from kvm_mmu.trace.spte_words import SpteWords
+from kvm_mmu.trace.wording import HIDDEN_POINTER, Wording
 
-#: Bit 4 of a role says here that guest entries have 4 bytes; the wording of 5.x reads it as 8.
-_GPTE_BIT = 1 << 4
 _FIXED, _SPURIOUS = 1, 2
 
 
 class Narrator6x(Narrator):
-    """Events of one VM to text, in order, as v6.1 and v6.12 say them."""
+    """Events of one VM to text, in order, as v5.10 and later say them; without the probes that have no value there."""
 
-    def __init__(self, kernel: str, root_level: int):
-        super().__init__(Wording(gen="d", gpte_bytes=True), root_level)
-        self._kernel = kernel
+    def __init__(self, wording: Wording, words: SpteWords, root_level: int):
+        super().__init__(wording, root_level)
+        self._words = words
 
     def _told(self, event: object) -> tuple[str, str] | None:
+        told = self._said(event)
+        return None if told is None or told[0] in self._wording.unsaid else told
+
+    def _said(self, event: object) -> tuple[str, str] | None:
         match event:
             case ["set_spte", page, index, gfn, spte, level]:
                 value = number_of(spte)
                 return (
                     "kvm_mmu_set_spte",
-                    f"gfn {gfn:x} spte {value:x} ({spte_6x.access_text(value)}) level {level} "
+                    f"gfn {gfn:x} spte {value:x} ({self._words.access_text(value)}) level {level} "
                     f"at {place_of(page, index):x}",
                 )
             case ["try_unsync", gfn, can_unsync, prefetch]:
-                return "try_unsync", f"gfn={gfn:#x} can_unsync={can_unsync} prefetch={prefetch}"
+                said = int(bool(can_unsync) != self._wording.try_unsync_inverted)
+                return "try_unsync", f"gfn={gfn:#x} can_unsync={said} prefetch={prefetch}"
             case ["try_unsync_ret", ret]:
                 return "try_unsync_ret", f"ret={ret}"
             case ["page_zap_pte", page, index, spte]:
@@ -58,16 +61,13 @@ class Narrator6x(Narrator):
                 return super()._told(event)
         return None
 
-    def _page(self, gfn: int, role: int, root_count: int, valid_gen: int) -> str:
-        return self._wording.page(gfn, role ^ _GPTE_BIT, root_count, False, valid_gen)
-
     def _fast_page_fault(
         self, vcpu: object, addr: object, err: object, old: object, new: object, handled: object
     ) -> str:
         """`handled` has a bit for fixed and one for spurious."""
         said = number_of(handled)
         return (
-            f"vcpu {vcpu} gva {number_of(addr):x} error_code {error_flags(number_of(err), self._kernel)} "
+            f"vcpu {vcpu} gva {number_of(addr):x} error_code {self._wording.error_text(number_of(err))} "
             f"sptep {HIDDEN_POINTER} old {number_of(old):#x} new {number_of(new):x} "
             f"spurious {int(bool(said & _SPURIOUS))} fixed {int(bool(said & _FIXED))}"
         )

@@ -27,9 +27,12 @@ from kvm_mmu.trace.operations import (
 )
 from kvm_mmu.trace.source import Source, display_name, iter_lines, readable_again
 from kvm_mmu.trace.stripping import Kept, Recorded, is_stripped, scenario_of, strip_lines, wants_answers
+from kvm_mmu.trace.wording import has_requests
 
 _FAULT = re.compile(r"kvm_page_fault: .*error_code (?:0x)?([0-9a-f]{1,16})")
 _MODE = re.compile(r'"mode":"(\w{1,16})"')
+_EPT_EXIT = "reason EPT_"
+_AD = re.compile(r" (!?)ad root -?\d")
 _USER, _BEYOND_32_BITS = 1 << 2, 32
 
 
@@ -114,7 +117,7 @@ def _look(
         return Opened(name, source, HostFacts(values, likely=_likely(source, values)), is_stripped=True)
     found = host_facts.beside(path) or {}
     values = {**found, **(host or {})}
-    if operations is None and not host_facts.kernel_name(str(values.get("kernel", ""))).startswith("v5"):
+    if operations is None and has_requests(host_facts.kernel_of(values)):
         operations = operations_file_beside(path)
     probes, scenario = _survey(source)
     if scenario is not None and not scenario_of(scenario):
@@ -130,21 +133,33 @@ def _look(
 def _likely(source: Source, values: Mapping[str, object], begin: str | None = None) -> dict[str, object]:
     """What the trace suggests about facts that nobody gave.
 
-    Under two-dimensional paging every fault has bit 2 or a bit above 31; the TDP MMU has an event of its own.
+    Under NPT every fault has bit 2 or a bit above 31; on an Intel host exits have their own reasons, the pages say
+    whether there are accessed and dirty bits, and only PML clears the dirty bits of a slot; the TDP MMU has an event
+    of its own.
     """
-    if "mmu" in values:
+    if "mmu" in values and not (values["mmu"] == "ept" and {"family", "pml"} - set(values)):
         return {}
-    codes, has_tdp_mmu = 0, False
+    codes, has_tdp_mmu, is_ept, has_pml = 0, False, values.get("mmu") == "ept", False
+    signs: set[str] = set()
     is_npt = True
     for text in iter_lines(source):
         found = _FAULT.search(text, 0, 512)
         if found is not None:
             code, codes = int(found[1], 16), codes + 1
             is_npt &= bool(code & _USER or code >> _BEYOND_32_BITS)
+        is_ept = is_ept or (_EPT_EXIT in text and ": kvm_exit: " in text)
+        if " root " in text and (sign := _AD.search(text)):
+            signs.add(sign[1])
+        has_pml |= ": slot_clear_dirty: " in text[:256] or "reason PML_FULL " in text[:256]
         has_tdp_mmu |= ": kvm_tdp_mmu_spte_changed:" in text[:256]
         if begin is None and scenario_of(text) is not None:
             begin = text
     likely: dict[str, object] = {"mmu": "npt" if is_npt else "shadow"} if codes else {}
+    if is_ept:
+        likely = {} if values.get("mmu") else {"mmu": "ept"}
+        if len(signs) == 1:
+            likely["family"] = "ept_noad" if signs == {"!"} else "ept_ad"
+        likely |= {"pml": 1} if has_pml else {}
     if has_tdp_mmu and "tdp_mmu" not in values:
         likely["tdp_mmu"] = 1
     mode = _MODE.search(begin or "")

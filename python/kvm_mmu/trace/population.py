@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _LEVEL = 0xF
-_INVALID = 1 << 11
 
 
 @dataclass
@@ -28,6 +27,8 @@ class Population:
     """Live shadow pages, followed event by event."""
 
     root_level: int
+    #: Role bit of an invalid page.
+    invalid: int
     pages: dict[int, Page] = field(default_factory=dict)
     #: vCPU -> the root pages it holds: one, or four of a guest without paging on shadow tables
     roots: dict[int, list[int]] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Population:
             del self.pages[page]
             self.used -= 1
         else:
-            found.role |= _INVALID
+            found.role |= self.invalid
         return before, count
 
     def is_root_role(self, role: int) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kvm_mmu.trace.line import parse_line
-from kvm_mmu.trace.wording import Wording, error_flags, error_text, page_wording
+from kvm_mmu.trace.wording import Wording, wording_of
 
 Fields = Mapping[str, int]
 
@@ -25,12 +25,9 @@ _PAGE_EVENTS = frozenset(
     {"kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", "kvm_mmu_sync_page", "kvm_mmu_unsync_page"}
 )
 _MMIO = ("unsatisfied-read", "read", "write")
-#: What fast_page_fault's `ret` is when spurious, and when fixed.
-_FAST_RETURNS = {"v6.1": (5, 4), "v6.12": (6, 5)}
 _TEXTS: dict[str, str] = {
     "mark_mmio_spte": "sptep:{sptep:016x} gfn {gfn:x} access {access:x} gen {gen:x}",
     "handle_mmio_page_fault": "addr:{addr:x} gfn {gfn:x} access {access:x}",
-    "kvm_mmu_spte_requested": "gfn {gfn:x} pfn {pfn:x} level {level}",
     "kvm_mmu_split_huge_page": "gfn {gfn:x} spte {spte:x} level {level} errno {errno}",
     "kvm_tdp_mmu_spte_changed": (
         "as id {as_id} gfn {gfn:x} level {level} old_spte {old_spte:x} new_spte {new_spte:x}"
@@ -83,7 +80,7 @@ def event_text(event: str, fields: Fields, kernel: str) -> str | None:
     if event in _TEXTS:
         return _TEXTS[event].format_map(fields)
     if event in _PAGE_EVENTS:
-        return _page(event, fields, page_wording(kernel))
+        return _page(event, fields, wording_of(kernel))
     if event in _MADE:
         return _MADE[event](fields, kernel)
     return _probe(fields)
@@ -120,12 +117,13 @@ def _check_mmio(f: Fields, _: str) -> str:
 
 
 def _fast_page_fault(f: Fields, kernel: str) -> str | None:
-    returns = _FAST_RETURNS.get(kernel)
+    wording = wording_of(kernel)
+    returns = wording.fast_returns
     if returns is None:
         return None
     spurious, fixed = (int(f["ret"] == value) for value in returns)
     return (
-        f"vcpu {f['vcpu_id']} gva {f['cr2_or_gpa']:x} error_code {error_flags(f['error_code'], kernel)} "
+        f"vcpu {f['vcpu_id']} gva {f['cr2_or_gpa']:x} error_code {wording.error_text(f['error_code'])} "
         f"sptep {f['sptep']:016x} old {f['old_spte']:#x} new {f['new_spte']:x} spurious {spurious} fixed {fixed}"
     )
 
@@ -136,12 +134,19 @@ def _set_spte(f: Fields, _: str) -> str:
     return f"gfn {f['gfn']:x} spte {f['spte']:x} ({access}) level {f['level']} at {f['sptep']:x}"
 
 
-def _walk(f: Fields, _: str) -> str:
-    return f"addr {f['addr']:x} pferr {f['pferr']:x} {error_text(f['pferr'])}"
+def _walk(f: Fields, kernel: str) -> str:
+    return f"addr {f['addr']:x} pferr {f['pferr']:x} {wording_of(kernel).error_text(f['pferr'])}"
+
+
+def _requested(f: Fields, _: str) -> str:
+    access = f" access {f['access']:x}" if "access" in f else ""
+    return f"gfn {f['gfn']:x} pfn {f['pfn']:x} level {f['level']}{access}"
 
 
 def _entry(f: Fields, _: str) -> str:
     rip = f", rip {f['rip']:#x}" if "rip" in f else ""
+    if "intr_info" in f:
+        rip += f" intr_info {f['intr_info']:#010x} error_code {f['error_code']:#010x}"
     return f"vcpu {f['vcpu_id']}{rip}{'[immediate exit]' if f.get('immediate_exit') else ''}"
 
 
@@ -166,7 +171,10 @@ _MADE: dict[str, Callable[[Fields, str], str | None]] = {
     "fast_page_fault": _fast_page_fault,
     "kvm_mmu_set_spte": _set_spte,
     "kvm_mmu_pagetable_walk": _walk,
-    "kvm_mmu_walker_error": lambda f, _: f"pferr {f['pferr']:x} {error_text(f['pferr'])}",
+    "kvm_mmu_walker_error": lambda f, kernel: (
+        f"pferr {f['pferr']:x} {wording_of(kernel).error_text(f['pferr'])}"
+    ),
+    "kvm_mmu_spte_requested": _requested,
     "kvm_entry": _entry,
     "kvm_smm_transition": _smm,
     "kvm_mmio": _mmio,

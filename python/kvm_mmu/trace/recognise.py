@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from kvm_mmu.machine.word_bits import has_layout
 from kvm_mmu.trace.reader import native_reader
 
 #: How much text is looked at, in characters: enough for a VM's start, little enough for a stream.
@@ -21,16 +22,24 @@ KERNELS_OF_ERA = {
     "v5.1-v5.2": ("v5.1", "v5.2"),
     "v5.3": ("v5.3",),
     "v5.4": ("v5.4",),
+    "v5.10": ("v5.10",),
     "v6.1": ("v6.1",),
     "v6.12": ("v6.12",),
+    "v6.18-v7.1": ("v6.18", "v7.1"),
+    "v7.2": ("v7.2", "v7.3"),
 }
 #: Kernels whose words are the same, and what to say when only these are left.
 _SAME_WORDS = (
     (frozenset({"v5.1", "v5.2", "v5.3"}), ""),
-    (frozenset({"v6.1", "v6.12"}), "their words differ in the empty entry only"),
+    (frozenset({"v6.1", "v6.12", "v6.18", "v7.1"}), "their words differ in the empty entry only"),
+    (frozenset({"v7.2", "v7.3"}), ""),
 )
-_EPT = re.compile(r"reason EPT_|kvm_mmu_set_spte: gfn \w+ spte \w+ \([r-][w-][x-]\) ")
-_LEGACY = re.compile(r"reason (?:npf|NPF)\b|kvm_mmu_set_spte: gfn \w+ spte \w+ \([r-][w-][x-][u-]\) ")
+_EXIT = re.compile(r"kvm_exit: .{0,40}reason (EPT_|npf|NPF)")
+_LEAF = re.compile(r"kvm_mmu_set_spte: gfn \w+ spte ([0-9a-f]{1,16}) ")
+#: Memory type write-back and ignore-PAT: so every leaf of EPT. With the legacy masks: cached, and not large but dirty.
+_EPT_TYPE, _EPT_WRITE_BACK = 0x78, 0x70
+#: An entry that some kernels print among the leaves, MMIO: its bits there are a generation.
+_LEGACY_MMIO, _EPT_RWX = 1 << 51, 7
 _MMIO = re.compile(r"(?:check_mmio_spte: spte |make_mmio_spte_ret: .{0,200} spte=0x)([0-9a-f]{1,16})\b")
 _MARK = re.compile(r"mark_mmio_spte: sptep:\S+ gfn ([0-9a-f]{1,13}) access")
 #: How many MMIO SPTEs are kept to find the host's width by.
@@ -60,7 +69,7 @@ class Origin:
     def said(self) -> str:
         """The kernels in words, with what speaks against the choice."""
         left = frozenset(self.kernels)
-        but = next((why for same, why in _SAME_WORDS if why and left == same), "")
+        but = next((why for same, why in _SAME_WORDS if why and left <= same and "v6.1" in left), "")
         return " or ".join(self.kernels) + (f" ({but})" if but else "")
 
 
@@ -80,17 +89,25 @@ def origin(lines: Iterable[str]) -> tuple[Origin, Iterator[str]]:
     counts = reader.summary()
     # A trace without any event of the MMU excludes nothing.
     eras = counts["kernels"] if len(counts["kernels"]) < len(KERNELS_OF_ERA) else []
-    kernels = tuple(kernel for era in eras for kernel in KERNELS_OF_ERA.get(era, ()))
+    kernels = tuple(kernel for era in eras for kernel in KERNELS_OF_ERA.get(era, ()) if has_layout(kernel))
     mmio = {int(found[1], 16): None for text in head if (found := _MMIO.search(text))}
     gfns = frozenset(int(found[1], 16) for text in head if (found := _MARK.search(text)))
     return Origin(kernels, _family(head), tuple(mmio)[:_MMIO_KEPT], gfns), chain(head, stream)
 
 
 def _family(head: list[str]) -> str | None:
-    is_ept = any(_EPT.search(text) for text in head)
-    if is_ept == any(_LEGACY.search(text) for text in head):
+    """The masks, by the reasons of exits, else by the leaves; None where they say nothing or not the same."""
+    reasons = {found[1] == "EPT_" for text in head if (found := _EXIT.search(text))}
+    if not reasons:
+        leaves = (int(found[1], 16) for text in head if (found := _LEAF.search(text)))
+        reasons = {
+            leaf & _EPT_TYPE == _EPT_WRITE_BACK
+            for leaf in leaves
+            if not leaf & _LEGACY_MMIO and leaf & _EPT_RWX != 6
+        }
+    if len(reasons) != 1:
         return None
-    if not is_ept:
+    if reasons == {False}:
         return "npt"
     signs = {found[1] for text in head if (found := _AD.search(text))}
     return {frozenset({""}): "ept_ad", frozenset({"!"}): "ept_noad"}.get(frozenset(signs))

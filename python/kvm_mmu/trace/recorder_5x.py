@@ -56,6 +56,8 @@ class Recorder5x:
     ):
         self._factory, self._kernel, self._host, self._emit = factory, kernel, host, emit
         mmu = host.text("mmu")
+        if mmu == "ept":
+            raise TraceError("recordings of EPT before v5.10 cannot be replayed: none has been seen")
         if mmu == "shadow":
             raise TraceError("shadow paging of 5.x cannot be replayed: guest tables are not in the recording")
         if mmu != "npt":

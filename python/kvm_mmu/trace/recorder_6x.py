@@ -1,4 +1,4 @@
-"""A 6.x recording of direct pages -> operations of the scenario language: which line makes what happen.
+"""A recording of direct pages on v5.10 or later -> operations of the scenario language: which line makes what happen.
 
 Owns: the markers of that recorder, the tracepoints and kprobes that are inputs, what each of them does to the VM, and
 the attribution of every predicted output to the input line that caused it. Holds no rule of the MMU: those are the
@@ -18,15 +18,18 @@ from typing import NamedTuple
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.engine import Engine, EngineFactory
+from kvm_mmu.trace.exit_qualification import MISCONFIGURATION, error_code_of
 from kvm_mmu.trace.host import HostFacts
-from kvm_mmu.trace.line import clean_body, lost_events, parse_line
+from kvm_mmu.trace.line import Line, clean_body, lost_events, parse_line
 from kvm_mmu.trace.markers import Operation, number, parse_marker
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.narrator_6x import Narrator6x
 from kvm_mmu.trace.quiet_updates import DELETE, FLAGS, MOVE, QuietUpdates
 from kvm_mmu.trace.residency_6x import Residency
 from kvm_mmu.trace.smm_6x import SmmWatch
+from kvm_mmu.trace.spte_words import spte_words
 from kvm_mmu.trace.stripping import ANSWER
+from kvm_mmu.trace.wording import wording_of
 
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
 _P, _W, _RSVD = 1 << 0, 1 << 1, 1 << 3
@@ -50,17 +53,29 @@ _PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
 #: drops the roots.
 _ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
 
+#: v5.10 does not say vCPU and instruction pointer of a fault.
+_FAULT = re.compile(
+    r"(?:vcpu (\d{1,9}) rip 0x([0-9a-f]{1,16}) )?address (?:0x)?([0-9a-f]{1,16}) error_code (?:0x)?([0-9a-f]{1,16})"
+)
+_EXIT = re.compile(r"vcpu (\d{1,9}) reason (\w+) rip 0x([0-9a-f]{1,16}) ")
+#: Where the address of an EPT misconfiguration can be read, which its exit does not tell.
+_GPA = {
+    "kvm_mmu_spte_requested": re.compile(r"gfn ([0-9a-f]{1,13}) "),
+    "vcpu_match_mmio": re.compile(r"gva 0x[0-9a-f]{1,16} gpa 0x([0-9a-f]{1,16}) "),
+    "kvm_mmio": re.compile(r"mmio \S+ len \d{1,9} gpa 0x([0-9a-f]{1,16}) "),
+}
 _PATTERNS = {
-    "kvm_page_fault": r"vcpu (\d{1,9}) rip 0x([0-9a-f]{1,16}) address 0x([0-9a-f]{1,16}) error_code 0x([0-9a-f]{1,16})",
+    "mmu_fault": r"gpa=0x([0-9a-f]{1,16}) error_code=0x([0-9a-f]{1,16})",
     "kvm_mmu_spte_requested": r"gfn ([0-9a-f]{1,16}) pfn ([0-9a-f]{1,16}) level ([1-5])",
     ANSWER: r"set ([01]) writable ([01]) found (\S+)",
     "kvm_smm_transition": r"vcpu (\d{1,9}): (entering|leaving) SMM",
+    "kvm_age_hva": r"mmu notifier age hva: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})",
     "kvm_unmap_hva_range": r"mmu notifier unmap range: 0x([0-9a-f]{1,16}) -- 0x([0-9a-f]{1,16})",
     "dirty_masked": r"gfn_offset=0x([0-9a-f]{1,16}) mask=0x([0-9a-f]{1,16})",
     "free_roots": r"mask=0x([0-9a-f]{1,16})",
     "zap_oldest": r"nr=(\d{1,18})",
     "invalidate_mmio": r"gen=0x([0-9a-f]{1,16})",
-    "set_memslot": r"change=([0-3])",
+    "set_memslot": r"change=(-?\d{1,20})",
     "mmu_load": r"",
 }
 #: What only a VM that was made before can do.
@@ -91,6 +106,7 @@ def iter_events(lines: Iterable[str], name: str) -> Iterator[Event]:
     Raises:
         TraceError: an input line cannot be read, or events were lost; the message names the line.
     """
+    exits = _Exits()
     for at, text in enumerate(lines, 1):
         line = parse_line(text)
         if line is None:
@@ -105,15 +121,59 @@ def iter_events(lines: Iterable[str], name: str) -> Iterator[Event]:
                 yield Event(at, "op", (), operation)
             elif operation.get("ev") == "toggle":
                 yield Event(at, "toggle", (), {**operation, "op": "toggle"})
-        elif line.event in _COMPILED:
-            found = _COMPILED[line.event].match(clean_body(line.body))
-            if found is None:
-                raise TraceError(f"{name}:{at}: {line.event}: cannot be read: {line.body[:80]!r}")
-            if line.event == "kvm_page_fault":
-                vcpu, rip, address, error_code = found.groups()
-                yield Event(at, line.event, (vcpu, address, error_code), None, line.task, int(rip, 16))
-            else:
-                yield Event(at, line.event, found.groups(), None, line.task)
+            continue
+        if line.event == "kvm_exit":
+            exits.note(line)
+        misconfigured = exits.address(line) if line.event in _GPA else None
+        if misconfigured is not None:
+            yield Event(at, "misconfiguration", (misconfigured,), None, line.task)
+        pattern = _FAULT if line.event == "kvm_page_fault" else _COMPILED.get(line.event)
+        if pattern is None:
+            continue
+        found = pattern.match(clean_body(line.body))
+        if found is None:
+            raise TraceError(f"{name}:{at}: {line.event}: cannot be read: {line.body[:80]!r}")
+        if line.event == "kvm_page_fault":
+            vcpu, rip, address, error_code = found.groups()
+            if vcpu is None:
+                vcpu, rip = exits.last.get(line.task, ("", "0"))
+            yield Event(at, line.event, (vcpu, address, error_code), None, line.task, int(rip, 16))
+        else:
+            exits.has_probe |= line.event == "mmu_fault"
+            yield Event(at, line.event, found.groups(), None, line.task)
+
+
+@dataclass
+class _Exits:
+    """What exits say that other lines do not."""
+
+    #: task -> vCPU and instruction pointer of its last exit
+    last: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: tasks whose last exit is an EPT misconfiguration, as long as no line has told its address
+    misconfigured: set[str] = field(default_factory=set)
+    #: a probe tells the address
+    has_probe: bool = False
+
+    def note(self, line: Line) -> None:
+        """Take an exit."""
+        found = _EXIT.match(line.body)
+        if found is None:
+            return
+        vcpu, reason, rip = found.groups()
+        self.last[line.task] = (vcpu, rip)
+        self.misconfigured.discard(line.task)
+        if reason == "EPT_MISCONFIG" and not self.has_probe:
+            self.misconfigured.add(line.task)
+
+    def address(self, line: Line) -> str | None:
+        """The address of the task's misconfiguration, where this line is the first that tells it."""
+        if line.task not in self.misconfigured:
+            return None
+        found = _GPA[line.event].match(clean_body(line.body))
+        if found is None:
+            return None
+        self.misconfigured.discard(line.task)
+        return found[1] + "000" if line.event == "kvm_mmu_spte_requested" else found[1]
 
 
 @dataclass(frozen=True)
@@ -172,7 +232,7 @@ def count_vcpus(events: Iterable[Event], name: str) -> int:
     """
     most = 0
     for event in events:
-        if event.name in ("kvm_page_fault", "kvm_smm_transition"):
+        if event.name in ("kvm_page_fault", "kvm_smm_transition") and event.groups[0]:
             most = max(most, int(event.groups[0]))
         elif event.operation is not None and event.operation.get("op") in ("create_vcpu", "use_vcpu"):
             most = max(most, number(event.operation, "id", f"{name}:{event.line}"))
@@ -188,7 +248,7 @@ def vcpus_of_tasks(events: Iterable[Event], tasks: dict[str, int]) -> Iterator[E
     for event in events:
         if event.operation is not None:
             has_choice |= event.operation.get("op") == "use_vcpu"
-        elif event.name in ("kvm_page_fault", "kvm_smm_transition"):
+        elif event.name in ("kvm_page_fault", "kvm_smm_transition") and event.groups[0]:
             vcpu = int(event.groups[0])
             if tasks.setdefault(event.task, vcpu) != vcpu:
                 several.add(event.task)
@@ -209,23 +269,30 @@ class Recorder6x:
         names: frozenset[str],
         emit: Callable[[Prediction], None],
     ):
-        npt = host.text("mmu") == "npt"
+        family = host.family
         if host.number("tdp_mmu"):
             raise TraceError("this recording used the TDP MMU, which is not modelled")
-        if not npt and host.text("guest_mode") not in ("flat", "real"):
+        is_shadow = family == "shadow"
+        if is_shadow and host.text("guest_mode") not in ("flat", "real"):
             raise TraceError("shadow paging of a guest with page tables cannot be replayed yet")
         self._factory, self._kernel, self._emit = factory, kernel, emit
         tdp_level = 5 if host.number("la57") else 4
         self._config: dict[str, object] = {
-            "family": "npt" if npt else "shadow",
-            "guest_paging": int(npt),
+            "family": family,
+            "guest_paging": int(not is_shadow),
             "phys_bits": min(max(host.number("phys_bits"), 36), 52),
             "tdp_level": tdp_level,
             "l1tf": int(host.number("l1tf_mask") != 0),
             "mmio_caching": int(host.number("mmio_caching") != 0),
             "nx_huge_pages": int(host.number("nx_huge_pages") != 0),
         }
-        self._root_level = tdp_level if npt else _PAE_ROOT_LEVEL
+        self._is_ept = family.startswith("ept")
+        if family == "ept_ad":
+            self._config["pml"] = int(host.number("pml") != 0)
+        self._words, self._wording = spte_words(kernel, family), wording_of(kernel)
+        self._root_level = _PAE_ROOT_LEVEL if is_shadow else tdp_level
+        #: vCPUs with an EPT violation whose call of the MMU has not come by yet.
+        self._violations: set[int] = set()
         self._line = 0
         self._has_loads = "mmu_load" in names
         self._has_frees = "free_roots" in names
@@ -269,8 +336,10 @@ class Recorder6x:
             return
         self._current = self.tasks.get(event.task, self._current)
         self.starts_in_the_middle |= not self._begun and event.name in _NEEDS_VM
-        if event.name == "kvm_page_fault" and self._smm.leaves_at_fault(int(event.groups[0]), event.rip):
-            self._switch_smm(int(event.groups[0]), False)
+        if event.name == "kvm_page_fault":
+            self._current = int(event.groups[0] or self._current)
+            if self._smm.leaves_at_fault(self._current, event.rip):
+                self._switch_smm(self._current, False)
         handler = getattr(self, f"_on_{event.name}")
         handler(*event.groups)
 
@@ -284,9 +353,28 @@ class Recorder6x:
     # -- tracepoints and probes
     # -----------------------------------------------------------------------------------
 
-    def _on_kvm_page_fault(self, vcpu: str, address: str, error_code: str) -> None:
-        self._current = int(vcpu)
-        fault = _Fault(self._current, int(address, 16), int(error_code, 16))
+    def _on_kvm_page_fault(self, _vcpu: str, address: str, error_code: str) -> None:
+        code = int(error_code, 16)
+        if self._is_ept:
+            code = error_code_of(code)
+            self._violations.add(self._current)
+        self._take_fault(_Fault(self._current, int(address, 16), code))
+
+    def _on_mmu_fault(self, gpa: str, error_code: str) -> None:
+        """The MMU is called: for a violation, which is known, or for a misconfiguration, which no tracepoint tells."""
+        if not self._is_ept:
+            return
+        if self._current in self._violations:
+            self._violations.discard(self._current)
+        else:
+            self._take_fault(_Fault(self._current, int(gpa, 16), int(error_code, 16)))
+
+    def _on_misconfiguration(self, gpa: str) -> None:
+        """The same where no probe tells it."""
+        if self._is_ept:
+            self._take_fault(_Fault(self._current, int(gpa, 16), MISCONFIGURATION))
+
+    def _take_fault(self, fault: _Fault) -> None:
         result = self._apply(_fault_op(fault, fault.error_code, None))
         self._fault = None if _is_answered(result) else fault
         slot = self._vm.find(fault.vcpu, fault.gpa >> 12)
@@ -329,7 +417,7 @@ class Recorder6x:
             found = [g for g in group if self._is_resident(fault.vcpu, g)]
             answer = {"writable": int(writable), "found": found}
         op = _fault_op(fault, fault.error_code & ~(_P | _RSVD), {"level": level, **answer})
-        result = self._apply(op)
+        result = self._apply(op, is_second_half=True)
         # A reclaim of this fault whose probe came before the request.
         self._vm.expected_scans += _scans(result) - int(fault.is_reclaimed)
 
@@ -348,6 +436,11 @@ class Recorder6x:
 
     def _on_kvm_unmap_hva_range(self, start: str, end: str) -> None:
         self._apply({"op": "unmap_hva", "start": int(start, 16), "end": int(end, 16)})
+
+    def _on_kvm_age_hva(self, start: str, end: str) -> None:
+        """Without accessed bits an aged leaf faults again; with them only the CPU's bit goes, which is not compared."""
+        if not self._words.accessed:
+            self._apply({"op": "age_hva", "start": int(start, 16), "end": int(end, 16), "flush": 1})
 
     def _on_dirty_masked(self, offset: str, mask: str) -> None:
         if self._logged is not None and self._logged in self._vm.slots:
@@ -379,7 +472,7 @@ class Recorder6x:
 
     def _on_set_memslot(self, change: str) -> None:
         """The probe on an update says what it was; one without a marker is about the slot updated last."""
-        if not self._announced:
+        if not self._announced and change in ("0", "1", "2", "3"):
             self._update_quietly(int(change))
         self._announced = False
 
@@ -534,7 +627,7 @@ class Recorder6x:
         """The VM, made when the first input needs it."""
         if self._made is None:
             engine = self._factory(self._kernel, {**self._config, "vcpus": self.vcpus_needed})
-            narrator = Narrator6x(self._kernel, self._root_level)
+            narrator = Narrator6x(self._wording, self._words, self._root_level)
             self._made = _Vm(engine, narrator, Residency(self._note_huge))
         return self._made
 
@@ -547,9 +640,12 @@ class Recorder6x:
         self._vm.expected_scans += _scans(result)
         return result
 
-    def _apply(self, op: Operation) -> dict[str, object]:
+    def _apply(self, op: Operation, *, is_second_half: bool = False) -> dict[str, object]:
         vm = self._vm
         result = vm.engine.apply(op)
+        if is_second_half:
+            # Without accessed bits the lock-free path looks at absent entries, too: the first half has told of that.
+            result["events"] = [event for event in _events(result) if event[0] != "fast_pf"]
         for event, body in vm.narrator.tell(op, result):
             if event == "memslots_updated":
                 gen = int(body.removeprefix("gen="), 16)

@@ -17,7 +17,6 @@ _MARKS = (": tracing_mark_write: ", ": print: ")
 #: What else to do with a trace.
 INSTEAD = "`kvm-mmu trace summary`, `decode`, `stalls` and `export` read it all the same"
 TDP_MMU = "this VM used the TDP MMU, which is not modelled (load kvm with tdp_mmu=N to record without)"
-EPT = "this host used EPT, and no recording of one holds a replay yet"
 NO_OPERATIONS = (
     "no operation of the VM in it: a replay needs to know its memslots and vCPUs, which no event tells; "
     f"the VMM writes them to trace_marker (the documentation of replay says how); {INSTEAD}"
@@ -31,12 +30,10 @@ def refuse_host(facts: Mapping[str, object], name: str, said_by: Callable[[str],
         said_by: of a fact's key, where it comes from, as the end of a sentence.
 
     Raises:
-        TraceError: the TDP MMU was on, or the host is one with EPT.
+        TraceError: the TDP MMU was on.
     """
     if facts.get("tdp_mmu"):
         raise TraceError(f"{name}: {TDP_MMU}{said_by('tdp_mmu')}; {INSTEAD}")
-    if facts.get("mmu") == "ept":
-        raise TraceError(f"{name}: {EPT}{said_by('mmu')}; {INSTEAD}")
 
 
 def replayable(lines: Iterable[str], name: str) -> Iterator[str]:

@@ -28,7 +28,9 @@ from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
 from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.trace.replayable import INSTEAD, refuse_host, replayable
+from kvm_mmu.trace.spte_words import spte_words
 from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
+from kvm_mmu.trace.wording import wording_of
 
 __all__ = ["Divergence", "Report", "replay"]
 
@@ -72,6 +74,8 @@ class Report:
     predicted: int = 0
     notes: list[str] = field(default_factory=list)
     shown: Mapping[str, object] = field(default_factory=dict)
+    #: The masks of its SPTEs.
+    family: str = "npt"
 
     @property
     def is_equal(self) -> bool:
@@ -201,6 +205,7 @@ def replay(
                 f"{opened.name}: kernel {kernel or profile!r}{who}: replay knows {', '.join(_KERNELS)}; {INSTEAD}"
             )
         report = Report(opened.name, profile, [], inferred=opened.facts.inferred, shown=opened.facts.likely)
+        report.family = opened.facts.family
         report.notes.extend(missing_from(opened.source))
         _Replay(opened, report, factory, emit or report.predictions.append).run()
         return report
@@ -237,7 +242,7 @@ class _Replay:
         report, opened = self._report, self._opened
         names: set[str] = set()
         texts = replayable(_of_recorder(self._profile, self._name, self._first_pass(names)), self._name)
-        if self._profile.startswith("v5"):
+        if not wording_of(self._profile).has_requests:
             vcpus = _vcpus(read_inputs(texts, self._name), self._name)
             report.ignored_operations = self._drive_5x(vcpus, names)
         else:
@@ -270,9 +275,9 @@ class _Replay:
 
     def _second_pass(self, names: set[str]) -> Iterator[str]:
         """The stripped text; outputs of the recording go to the comparison."""
-        release = str(self._opened.facts.values.get("release") or self._profile)
         if not self._opened.is_stripped:
-            self._comparison = Comparison(release, switched_on(release, names))
+            words = spte_words(self._profile, self._opened.facts.family)
+            self._comparison = Comparison(words, switched_on(wording_of(self._profile), names))
         for item in self._items():
             if isinstance(item, Kept):
                 self._report.host_answers += f": {ANSWER}: " in item.text[:512]
@@ -368,9 +373,8 @@ def _kernel_of(opened: Opened) -> str:
 
 def _of_recorder(profile: str, name: str, lines: Iterable[str]) -> Iterator[str]:
     """A recording is replayed with the rules of the kernels it was made on; others take it as a workload."""
-    marks, made_on = (
-        ('_mark_write: {"i":', "6.x") if profile.startswith("v5") else ("_mark_write: OP ", "5.x")
-    )
+    later, earlier = ('_mark_write: {"i":', "v5.10 or later"), ("_mark_write: OP ", "a kernel before v5.10")
+    marks, made_on = earlier if wording_of(profile).has_requests else later
     for text in lines:
         if marks in text[:_MARK_BEFORE]:
             raise TraceError(

@@ -19,6 +19,8 @@ from kvm_mmu.trace.kinds import outputs_of
 from kvm_mmu.trace.line import Line, parse_line
 from kvm_mmu.trace.operations import KnownOperations, Operations, operations_beside, read_operations
 from kvm_mmu.trace.raw_fields import in_kernel_text
+from kvm_mmu.trace.spte_words import SpteWords, words_of
+from kvm_mmu.trace.wording import has_requests
 
 __all__ = [
     "ANSWER",
@@ -90,6 +92,7 @@ class _Answer:
 
     prefix: str
     until: int
+    words: SpteWords
     was_set: int = 0
     writable: int = 1
     found: list[str] = field(default_factory=list)
@@ -99,8 +102,8 @@ class _Answer:
         if spte is None:
             return
         value = int(spte[2], 16)
-        if value & 0x20:
-            self.writable, self.was_set = value >> 9 & 1, 1
+        if self.words.is_demanded(value):
+            self.writable, self.was_set = int(bool(value & self.words.host_writable)), 1
         else:
             self.found.append(spte[1])
 
@@ -158,9 +161,9 @@ def strip_lines(
         outputs: the events that go (`kinds.outputs_of` the events of the whole recording).
     """
     yield Kept(host_facts.PREFIX + json.dumps(dict(host)), 0)
-    release = str(host.get("kernel", ""))
-    if release:
-        lines = in_kernel_text(lines, host_facts.kernel_name(release))
+    kernel, words = host_facts.kernel_of(host), words_of(host)
+    if kernel:
+        lines = in_kernel_text(lines, kernel)
     asked: _Answer | None = None
     held: list[Kept] = []
     for number, text in enumerate(lines, 1):
@@ -194,7 +197,7 @@ def strip_lines(
         else:
             yield Kept(text, number)
         if line is not None and answers and event in _ASKS_HOST:
-            asked = _Answer(text[: line.event_at], number + _ANSWER_WITHIN)
+            asked = _Answer(text[: line.event_at], number + _ANSWER_WITHIN, words)
     if asked is not None:
         yield asked.line()
         yield from held
@@ -227,12 +230,12 @@ def scenario_of(text: str) -> str | None:
 def wants_answers(host: Mapping[str, object], lines: Iterable[str]) -> bool:
     """Whether residency of host memory does not follow from the operations of this trace.
 
-    True for shadow paging of guests with page tables on 6.x, for scenarios that fork, merge or page out
+    True for shadow paging of guests with page tables from v5.10 on, for scenarios that fork, merge or page out
     memory, and for traces of users (no operations at all).
     """
-    if host_facts.kernel_name(str(host.get("kernel", ""))).startswith("v5"):
+    if not has_requests(host_facts.kernel_of(host)):
         return False
     scenario = next((found for text in lines if (found := scenario_of(text)) is not None), None)
-    if scenario is None or "notifier" in scenario:
+    if scenario is None or "notifier" in scenario or scenario == "age":
         return True
     return host.get("mmu") == "shadow" and host.get("guest_mode") not in ("flat", "real")

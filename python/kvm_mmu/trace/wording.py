@@ -6,40 +6,76 @@ pointer that the model does not have is printed as the kernel prints one it hide
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from kvm_mmu.errors import TraceError
 
-_ACCESS = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
-_PFERR = ((1, "P"), (2, "W"), (4, "U"), (8, "RSVD"), (16, "F"))
 HIDDEN_POINTER = "(____ptrval____)"
-_DIRECT, _PAE, _INVALID, _NXE, _AD_DISABLED = 1 << 7, 1 << 4, 1 << 11, 1 << 12, 1 << 16
+_LEVEL, _SIZE_BIT, _DIRECT, _AD_DISABLED = 0xF, 1 << 4, 1 << 7, 1 << 16
+_ACCESS_SHIFT = 8
+_RELEASE = re.compile(r"v?(\d+)\.(\d+)")
+_USUAL_FLAGS = ((1, "P"), (2, "W"), (4, "U"), (8, "RSVD"), (16, "F"))
+_MORE_FLAGS = ((1, "P"), (2, "W"), (4, "U"), (32, "PK"), (64, "SS"), (1 << 15, "SGX"), (8, "RSVD"), (16, "F"))
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How one range of kernels prints its events.
+    """How the kernels from one release on print their events, until the next row.
 
-    `gen` is the base of the valid generation in page texts (None: not printed); `gpte_bytes` says that the
-    size of a guest entry is printed in place of ` pae`.
+    Args:
+        gen: base of the valid generation in page texts (None: not printed).
+        gpte_bytes: the size of a guest entry is printed in place of ` pae`. bit4_is_four: role bit 4 is set for entries
+            of 4 bytes, not for those of 8.
+        access: letters of the access bits of a role, from its bit 8 on, in the order of the text. The bits behind them
+            say invalid and nxe.
+        flags: bits of an error code that have a name, in the order of the text. error_mask: the bits that are printed.
+        fast_returns: what fast_page_fault's `ret` is when spurious, and when fixed.
+        has_leaves: kvm_mmu_set_spte exists.
+        has_requests: kvm_mmu_spte_requested is an input of a replay, as in the recordings with JSON markers.
+        try_unsync_inverted: what the probe on try_unsync calls can_unsync says the opposite.
+        unprobed: outputs that are probes and whose function or value this kernel does not have. unsaid: those
+            of them that have no value, so that nobody could print them.
     """
 
     gen: str | None
     gpte_bytes: bool
-    #: Role bit 4 is set for entries of 4 bytes (later kernels), not for those of 8.
     bit4_is_four: bool = False
+    access: tuple[tuple[int, str], ...] = ((2, "w"), (4, "u"), (1, "x"))
+    flags: tuple[tuple[int, str], ...] = _USUAL_FLAGS
+    error_mask: int = 0xFFFFFFFF
+    fast_returns: tuple[int, int] | None = None
+    has_leaves: bool = False
+    has_requests: bool = False
+    try_unsync_inverted: bool = False
+    unprobed: frozenset[str] = frozenset()
+    unsaid: frozenset[str] = frozenset()
+
+    @property
+    def invalid(self) -> int:
+        """The role bit of an invalid page."""
+        return 1 << _ACCESS_SHIFT + len(self.access)
 
     def page(self, gfn: int, role: int, root_count: int, unsync: bool, valid_gen: int) -> str:
         """The text that all page events share."""
         gen = "" if self.gen is None else f"gen {valid_gen:{self.gen}} "
-        bit4 = bool(role & _PAE)
+        bit4 = bool(role & _SIZE_BIT)
         size = f" {8 if bit4 != self.bit4_is_four else 4}-byte" if self.gpte_bytes else " pae" if bit4 else ""
+        allowed = role >> _ACCESS_SHIFT
+        access = "".join(letter if allowed & bit else "-" for bit, letter in self.access)
         return (
-            f"sp {gen}gfn {gfn:x} l{role & 0xF}{size} q{role >> 5 & 3}{' direct' if role & _DIRECT else ''} "
-            f"{_ACCESS[role >> 8 & 7]}{' invalid' if role & _INVALID else ''} "
-            f"{'' if role & _NXE else '!'}nxe {'!' if role & _AD_DISABLED else ''}ad root {root_count} "
+            f"sp {gen}gfn {gfn:x} l{role & _LEVEL}{size} q{role >> 5 & 3}{' direct' if role & _DIRECT else ''} "
+            f"{access}{' invalid' if role & self.invalid else ''} "
+            f"{'' if role & self.invalid << 1 else '!'}nxe {'!' if role & _AD_DISABLED else ''}ad root {root_count} "
             f"{'unsync' if unsync else 'sync'}"
         )
+
+    def error_text(self, error_code: int) -> str:
+        """An error code as the kernel prints it: the bits that have a name, and what is left as one number."""
+        code = error_code & self.error_mask
+        rest = code & ~sum(bit for bit, _ in self.flags)
+        names = [name for bit, name in self.flags if code & bit]
+        return "|".join([*names, *([f"{rest:#x}"] if rest else [])])
 
     @staticmethod
     def mark_mmio(gfn: int, access: int, gen: int) -> str:
@@ -56,12 +92,13 @@ class Wording:
         """handle_mmio_page_fault"""
         return f"addr:{addr:x} gfn {gfn:x} access {access:x}"
 
-    @staticmethod
-    def fast_page_fault(vcpu: int, addr: int, error_code: int, old: int, new: int, handled: bool) -> str:
+    def fast_page_fault(
+        self, vcpu: int, addr: int, error_code: int, old: int, new: int, handled: bool
+    ) -> str:
         """fast_page_fault up to v5.7: spurious and fixed both follow from the W bits."""
         spurious, fixed = int(handled and bool(old & 2)), int(handled and bool(new & 2))
         return (
-            f"vcpu {vcpu} gva {addr:x} error_code {error_text(error_code)} sptep {HIDDEN_POINTER} "
+            f"vcpu {vcpu} gva {addr:x} error_code {self.error_text(error_code)} sptep {HIDDEN_POINTER} "
             f"old {old:#x} new {new:x} spurious {spurious} fixed {fixed}"
         )
 
@@ -78,51 +115,71 @@ class Wording:
         return f"kvm-mmu-valid-gen {valid_gen:x} used_pages {used:x}"
 
 
-def error_text(error_code: int) -> str:
-    """The flags of a page-fault error code, as the kernel prints the known ones."""
-    return "|".join(name for bit, name in _PFERR if error_code & bit)
-
-
-def error_flags(error_code: int, kernel: str) -> str:
-    """The error code as v6.1 and v6.12 print it: flags, and what is left as one number; v6.1 knows its low 32
-    bits only."""
-    if kernel != "v6.12":
-        error_code &= 0xFFFFFFFF
-    rest = error_code & ~sum(bit for bit, _ in _PFERR)
-    names = [name for bit, name in _PFERR if error_code & bit]
-    return "|".join([*names, *([f"{rest:#x}"] if rest else [])])
-
-
-_WORDINGS = {
-    "v5.0": Wording(gen="x", gpte_bytes=False),
-    "v5.2": Wording(gen=None, gpte_bytes=True),
-    "v5.4": Wording(gen="d", gpte_bytes=True),
+_V5_0 = Wording(gen="x", gpte_bytes=False)
+_V5_1 = replace(_V5_0, gen=None, gpte_bytes=True)
+_V5_3 = replace(_V5_1, has_leaves=True)
+_V5_4 = replace(_V5_3, gen="d")
+_V5_10 = replace(
+    _V5_4,
+    fast_returns=(4, 3),
+    has_requests=True,
+    unprobed=frozenset(
+        {
+            "try_unsync",
+            "try_unsync_ret",
+            "make_mmio_spte",
+            "make_mmio_spte_ret",
+            "unprotect_page_ret",
+            "kvm_mmu_split_huge_page",
+        }
+    ),
+)
+_V6_1 = replace(_V5_10, bit4_is_four=True, fast_returns=(5, 4), unprobed=frozenset())
+_V6_12 = replace(
+    _V6_1, error_mask=(1 << 64) - 1, fast_returns=(6, 5), unprobed=frozenset({"zap_all_fast_enter"})
+)
+_V6_18 = replace(
+    _V6_12,
+    flags=_MORE_FLAGS,
+    try_unsync_inverted=True,
+    unprobed=frozenset({"zap_all_fast_enter", "zap_oldest_ret"}),
+    unsaid=frozenset({"zap_oldest_ret"}),
+)
+_V7_2 = replace(_V6_18, access=((1, "r"), (2, "w"), (4, "u"), (8, "x")))
+#: The first release of each wording, oldest first.
+_ROWS = {
+    (5, 0): _V5_0,
+    (5, 1): _V5_1,
+    (5, 3): _V5_3,
+    (5, 4): _V5_4,
+    (5, 10): _V5_10,
+    (6, 1): _V6_1,
+    (6, 12): _V6_12,
+    (6, 18): _V6_18,
+    (7, 2): _V7_2,
 }
-#: Later kernels print the one-bit generation as v5.4 does, and turned the role's bit 4 round.
-_LATER = {
-    "v6.1": Wording(gen="d", gpte_bytes=True, bit4_is_four=True),
-    "v6.12": Wording(gen="d", gpte_bytes=True, bit4_is_four=True),
-}
-_ALIKE = {"v5.0-seed": "v5.0", "v5.1": "v5.2", "v5.3": "v5.2"}
 
 
 def wording_of(kernel: str) -> Wording:
-    """The wording of a kernel.
+    """The wording of a kernel: that of the last release that changed it.
 
     Raises:
         TraceError: no wording is known for it.
     """
-    found = _WORDINGS.get(_ALIKE.get(kernel, kernel))
-    if found is None:
-        raise TraceError(f"kernel {kernel!r}: replay knows the wording of {', '.join(_WORDINGS)}")
-    return found
+    found = _RELEASE.match(kernel)
+    rows = (
+        []
+        if found is None
+        else [row for first, row in _ROWS.items() if first <= (int(found[1]), int(found[2]))]
+    )
+    if not rows:
+        raise TraceError(f"kernel {kernel!r}: its wording is not known: expected v5.0 or later")
+    return rows[-1]
 
 
-def page_wording(kernel: str) -> Wording:
-    """How a kernel prints page events.
-
-    Raises:
-        TraceError: no wording is known for it.
-    """
-    later = _LATER.get(kernel)
-    return wording_of(kernel) if later is None else later
+def has_requests(kernel: str) -> bool:
+    """Whether requests to map are inputs of a replay; so for a kernel that is not said or not known, too."""
+    try:
+        return wording_of(kernel).has_requests
+    except TraceError:
+        return True

@@ -28,7 +28,8 @@ pub struct Leaf {
 /// A leaf without write permission.
 #[must_use]
 pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
-    let mut spte = masks.present | masks.mmu_present | masks.memory_type | (leaf.pfn.hva() & PFN_FIELD);
+    let mut spte =
+        masks.present | masks.mmu_present | masks.memory_type | masks.suppress_ve | (leaf.pfn.hva() & PFN_FIELD);
     if leaf.ad_disabled {
         spte |= masks.kind_ad_disabled;
     } else if !leaf.speculative {
@@ -51,7 +52,15 @@ pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
 #[must_use]
 pub const fn make_link(masks: &Masks, child: u32, ad_disabled: bool) -> u64 {
     let ad = if ad_disabled { masks.kind_ad_disabled } else { masks.accessed };
-    ((child as u64) << 12) | masks.present | masks.mmu_present | WRITABLE | masks.user | masks.x | masks.me | ad
+    ((child as u64) << 12)
+        | masks.present
+        | masks.mmu_present
+        | masks.suppress_ve
+        | WRITABLE
+        | masks.user
+        | masks.x
+        | masks.me
+        | ad
 }
 
 /// The form in which the next access will be seen: A cleared, or R, W and X taken away with R and X saved.

@@ -26,6 +26,8 @@ pub struct Masks {
     pub me: u64,
     /// Memory type of leaves (EPT: write-back, ignore PAT).
     pub memory_type: u64,
+    /// Set in every entry but MMIO ones, so that a violation is an exit and no #VE (EPT, v6.12 and later).
+    pub suppress_ve: u64,
     /// Address bits the host does not have: set in an entry they are reserved.
     pub reserved_address: u64,
     /// The host maps the frame writable.
@@ -112,6 +114,7 @@ impl Masks {
             lower_gfn,
             me: 0,
             memory_type: 0,
+            suppress_ve: 0,
             reserved_address,
             host_writeable: 1 << layout.writeable[0],
             mmu_writeable: 1 << layout.writeable[1],
@@ -136,6 +139,7 @@ impl Masks {
             present: if execonly { 0 } else { 1 },
             acc_track: 7,
             memory_type: 6 << 3 | 1 << 6,
+            suppress_ve: layout.nonpresent,
             host_writeable: 1 << layout.writeable_ept[0],
             mmu_writeable: 1 << layout.writeable_ept[1],
             kind: layout.kind_ept,
