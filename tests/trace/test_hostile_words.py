@@ -18,11 +18,11 @@ from kvm_mmu.trace import host
 from kvm_mmu.trace.chrome import chrome_trace
 from kvm_mmu.trace.explain import explained
 from kvm_mmu.trace.inputs import read_inputs
+from kvm_mmu.trace.inputs_6x import count_vcpus, read_events
 from kvm_mmu.trace.line import lost_events, parse_line
 from kvm_mmu.trace.markers import parse_marker
 from kvm_mmu.trace.normalise import normalise
 from kvm_mmu.trace.reader import native_reader
-from kvm_mmu.trace.recorder_6x import count_vcpus, read_events
 from kvm_mmu.trace.source import read_lines
 from kvm_mmu.trace.spte_words import words_of
 from kvm_mmu.trace.stalls import stalls

@@ -142,4 +142,4 @@ def test_the_recordings_of_a_clone_agree():
     )
     found = [compare(path) for path in paths]
     assert sum(sum(own.values()) for own, _ in found) == 4609
-    assert sum(sum(across.values()) for _, across in found) == 3509
+    assert sum(sum(across.values()) for _, across in found) == 3738

@@ -20,13 +20,14 @@ from kvm_mmu.trace.buffer_header import missing_from
 from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
 from kvm_mmu.trace.engine import EngineFactory
 from kvm_mmu.trace.inputs import Input, Marker, read_inputs
+from kvm_mmu.trace.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.trace.kinds import TELLING, switched_on
 from kvm_mmu.trace.line import parse_line
 from kvm_mmu.trace.markers import number
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
-from kvm_mmu.trace.recorder_6x import Event, Recorder6x, count_vcpus, iter_events, vcpus_of_tasks
+from kvm_mmu.trace.recorder_6x import Recorder6x
 from kvm_mmu.trace.replayable import INSTEAD, refuse_host, replayable
 from kvm_mmu.trace.spte_words import spte_words
 from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
