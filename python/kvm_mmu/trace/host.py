@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.profiles import kernels
 
 PREFIX = "# replay-host: "
 #: key -> value assumed when nobody says (kernel and mmu are never assumed silently: see
@@ -32,8 +33,7 @@ ASSUMED: dict[str, object] = {
 }
 _TEXT_KEYS = frozenset({"kernel", "release", "mmu", "family", "event_set", "guest_mode"})
 _KERNEL = re.compile(r"v?(\d+)\.(\d+)")
-#: A release that says its patch level. Debian's `6.1.0-56-amd64` does not: its third number is always 0.
-_PATCH_LEVEL = re.compile(r"v?\d+\.\d+\.(?!0-\d)\d+")
+_BRANCH = re.compile(r"v?\d+\.\d+")
 FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 #: What host facts call the MMU -> the masks, where no fact says more.
 _FAMILY_OF = {"npt": "npt", "shadow": "shadow", "ept": "ept_ad"}
@@ -183,14 +183,19 @@ def kernel_of(facts: Mapping[str, object]) -> str:
     release, kernel = (
         text if isinstance(text := facts.get(key), str) else "" for key in ("release", "kernel")
     )
-    if not kernel or release.startswith(kernel):
-        return kernel_name(release or kernel)
-    # A kernel that a user names stays, whatever the release in a file beside the trace.
-    is_finer = _PATCH_LEVEL.match(release) and not _PATCH_LEVEL.match(kernel)
-    return kernel_name(release if is_finer and kernel_name(release) == kernel_name(kernel) else kernel)
+    # A kernel that a user names finer, or another one, stays, whatever the release in a file beside the trace.
+    branches = [found.groups() for text in (release, kernel) if (found := _KERNEL.match(text))]
+    is_same = len(branches) == 2 and branches[0] == branches[1]
+    is_finer = is_same and (_BRANCH.fullmatch(kernel) is not None or release.startswith(kernel))
+    return kernel_name(release if is_finer or not kernel else kernel)
 
 
 def kernel_name(release: str) -> str:
-    """`5.0.1`, `v5.0`, `6.1.0-56-amd64` -> `v5.0`, `v6.1`; text without a version comes back as it is."""
+    """The kernel that a release names: `5.0.1` -> `v5.0`, `6.1.0-56-amd64` -> `v6.1`, `7.2.6+deb13-amd64` -> `v7.2.6`.
+
+    A branch that has no row comes as `v4.19`, text without a version as it is.
+    """
+    if release in kernels:
+        return kernels[release].name
     found = _KERNEL.match(release)
     return f"v{found[1]}.{found[2]}" if found and not release.endswith("-seed") else release

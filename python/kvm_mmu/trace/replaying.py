@@ -35,7 +35,6 @@ from kvm_mmu.trace.wording import wording_of
 
 __all__ = ["Divergence", "Report", "replay"]
 
-_KERNELS = ("v5.0", "v5.0-seed", "v5.2", "v5.3", "v5.4", "v6.1", "v6.12")
 _MAX_VCPUS = 256
 #: A marker's beginning stands within this many characters of its line.
 _MARK_BEFORE = 160
@@ -194,8 +193,8 @@ def replay(
     """
     with open_recording(path, host, operations) as opened:
         refuse_host(opened.facts.values, opened.name, opened.said_by)
-        profile = _profile(kernel) or _kernel_of(opened)
-        if profile not in _KERNELS:
+        profile = host_facts.kernel_name(kernel) if kernel else _kernel_of(opened)
+        if profile not in kernels:
             key = "kernel" if opened.facts.values.get("kernel") else "release"
             who = (
                 ""
@@ -203,7 +202,7 @@ def replay(
                 else opened.said_by(key) or (" (the given host facts say so)" if key in (host or {}) else "")
             )
             raise TraceError(
-                f"{opened.name}: kernel {kernel or profile!r}{who}: replay knows {', '.join(_KERNELS)}; {INSTEAD}"
+                f"{opened.name}: kernel {kernel or profile!r}{who}: replay knows {', '.join(kernels)}; {INSTEAD}"
             )
         report = Report(opened.name, profile, [], inferred=opened.facts.inferred, shown=opened.facts.likely)
         report.family = opened.facts.family
@@ -353,23 +352,16 @@ def _origin(opened: Opened, line: int) -> int:
     return next((item.origin for at, item in enumerate(kept, 1) if at == line), 0)
 
 
-def _profile(kernel: str | None) -> str:
-    """The profile that a user means: `v6.12`, `6.12`, `6.12.117`, a distribution's release."""
-    if not kernel:
-        return ""
-    return kernels[kernel].name if kernel in kernels else host_facts.kernel_name(kernel)
-
-
 def _kernel_of(opened: Opened) -> str:
     facts, name = opened.facts, opened.name
-    release = facts.values.get("kernel") or facts.values.get("release")
-    if not isinstance(release, str) or not release:
+    kernel = host_facts.kernel_of(facts.values)
+    if not kernel:
         for _ in replayable(opened.lines(), name):
             pass  # What no kernel name would help is said first.
         raise TraceError(
             f"{name}: which kernel made this trace is not known: give --kernel (or a host file that says so)"
         )
-    return host_facts.kernel_name(release)
+    return kernel
 
 
 def _of_recorder(profile: str, name: str, lines: Iterable[str]) -> Iterator[str]:

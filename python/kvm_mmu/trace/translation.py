@@ -210,14 +210,14 @@ class _Other(_Same):
         self._notes: list[str] = []
 
     def configure(self) -> None:
-        config, is_6x = self._made.config, self._target.facts.has_nx_huge_pages
-        if config.get("family") == "shadow" and not is_6x:
+        config, is_later = self._made.config, self._target.facts.has_nx_huge_pages
+        if config.get("family") == "shadow" and not is_later:
             config["family"] = "npt"
             config.pop("guest_paging", None)
             self._notes.append(
                 "a guest without paging on shadow tables: run under two-dimensional paging (npt)"
             )
-        if not is_6x:
+        if not is_later:
             for key, usual in _ONLY_6X.items():
                 value = config.pop(key, usual)
                 if value != usual:

@@ -148,14 +148,14 @@ def _recorded_kernel(path: str | Path, host: Mapping[str, object] | None) -> str
     else:
         facts = host_facts.beside(path) or {}
     facts = {**facts, **(host or {})}
-    release = facts.get("kernel") or facts.get("release")
-    if not isinstance(release, str) or not release:
+    kernel = host_facts.kernel_of(facts)
+    if not kernel:
         raise TraceError(
             f"{display_name(path)}: which kernel made this recording is not known: "
             """give --host '{"kernel": "6.1"}' or a host.json beside it"""
         )
     try:
-        return kernel_profile(host_facts.kernel_name(release)).name
+        return kernel_profile(kernel).name
     except UsageError as error:
         raise TraceError(f"{display_name(path)}: recorded on {error}") from error
 
