@@ -34,6 +34,17 @@ impl Known {
     }
 }
 
+impl AccessBits {
+    /// The model's access (execute 1, write 2, user 4) as this kernel has it.
+    #[must_use]
+    pub const fn word(self, access: u8) -> u32 {
+        match self {
+            Self::Xwu => access as u32,
+            Self::Rwux => super::layouts::rwux(access),
+        }
+    }
+}
+
 /// What is known of one rule, whatever its value in a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fact {

@@ -1,7 +1,7 @@
 //! Which layout of SPTEs, generations and roles a kernel has: names for the layouts of `mmu`.
 
 use super::facts::{Value, Valued, words};
-use crate::mmu::{GenerationLayout, SpteLayout};
+use crate::mmu::{GenerationLayout, Role, SpteLayout};
 
 words! {
     /// Where the kernel's own bits lie in an SPTE.
@@ -60,6 +60,40 @@ impl SpteKind {
     }
 }
 
+impl RoleLayout {
+    /// The role word as this kernel packs it. The model's own access is execute 1, write 2, user 4.
+    #[must_use]
+    pub const fn pack(self, role: Role) -> u32 {
+        let word = role.into_bits();
+        if !matches!(self, Self::V7_2) {
+            return word;
+        }
+        // A bit for reading, execute above it: what lies higher moves up by one; SMEP is no difference of WP any more.
+        let low = word & 0xff;
+        let access = rwux(role.access());
+        let above = word >> 11 & 0b111;
+        let smap = word >> 15 & 0b111;
+        low | access << 8 | above << 12 | smap << 15 | (word & 0xff00_0000)
+    }
+
+    /// The role of a word.
+    #[must_use]
+    pub const fn unpack(self, word: u32) -> Role {
+        if !matches!(self, Self::V7_2) {
+            return Role::from_bits(word);
+        }
+        let access = (word >> 8 & 0b110) | (word >> 11 & 1);
+        let packed = (word & 0xff) | access << 8 | (word >> 12 & 0b111) << 11 | (word >> 15 & 0b111) << 15;
+        Role::from_bits(packed | (word & 0xff00_0000))
+    }
+}
+
+/// Execute 1, write 2, user 4 as read 1, write 2, user 4, execute 8; reading is always allowed.
+#[must_use]
+pub const fn rwux(access: u8) -> u32 {
+    1 | (access & 0b110) as u32 | ((access & 1) as u32) << 3
+}
+
 impl GenerationKind {
     /// The fields themselves.
     #[must_use]
@@ -70,6 +104,22 @@ impl GenerationKind {
             Self::V5_10 => GenerationLayout::v5_10(),
             Self::V6_1 => GenerationLayout::v6_1(),
             Self::V7_2 => GenerationLayout::v7_2(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_of_v7_2_has_a_bit_for_reading() {
+        let root = Role::new().with_level(4).with_direct(true).with_access(7).with_nxe(true).with_cr0_wp(true);
+        assert_eq!(RoleLayout::V6_1.pack(root), 0x3784);
+        assert_eq!(RoleLayout::V7_2.pack(root), 0x6f84);
+        let smm = root.with_smm(1).with_invalid(true).with_ad_disabled(true).with_access(5);
+        for layout in [RoleLayout::V5_0, RoleLayout::V6_1, RoleLayout::V7_2] {
+            assert_eq!(layout.unpack(layout.pack(smm)), smm);
         }
     }
 }

@@ -507,7 +507,7 @@ impl Mmu {
 
     /// Id of the valid page with this gfn and role, found as a fault would find it.
     pub fn find_page(&mut self, gfn: u64, role: u32) -> Option<u32> {
-        let page = self.state.find_page(Gfn(gfn), Role::from_bits(role))?;
+        let page = self.state.find_page(Gfn(gfn), self.state.config.kernel.role_layout.unpack(role))?;
         Some(self.state.arena.key(page).id)
     }
 

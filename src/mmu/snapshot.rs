@@ -100,7 +100,7 @@ impl MmuState {
         put!(
             out,
             r#","role":"{:#x}","root_count":{},"smm":{},"sptes":"#,
-            role.into_bits(),
+            self.config.kernel.role_layout.pack(role),
             header.root_count,
             role.smm()
         );
@@ -199,7 +199,7 @@ impl MmuState {
         Some(PageView {
             id,
             gfn: key.gfn.0,
-            role: key.role.into_bits(),
+            role: self.config.kernel.role_layout.pack(key.role),
             level,
             root_count: header.root_count,
             unsync: header.unsync,
@@ -240,7 +240,7 @@ impl MmuState {
             cr3: vcpu.cr3,
             cr4: vcpu.cr4,
             efer: vcpu.efer,
-            role: vcpu.role.into_bits(),
+            role: self.config.kernel.role_layout.pack(vcpu.role),
             mmio_gva: vcpu.mmio.gva,
             mmio_gfn: vcpu.mmio.gfn.0,
             mmio_access: vcpu.mmio.access,

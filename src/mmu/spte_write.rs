@@ -102,9 +102,10 @@ impl MmuState {
         let spte = make_mmio_spte(&self.masks, layout, gfn.0, access.into(), slots_gen);
         let mmio_gen = layout.compared(slots_gen);
         let id = self.arena.key(page).id;
+        let shown_access = self.config.kernel.access_bits.word(access);
         let mut shown = u64::from(access & STORED_ACCESS);
         if self.config.probes {
-            self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access: access.into() });
+            self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access: shown_access });
             self.events.push(|| Event::MakeMmioSpteRet { spte });
         }
         let mask = self.config.kernel.mark_mmio_access_mask;

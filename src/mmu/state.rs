@@ -210,7 +210,7 @@ impl MmuState {
         PageFacts {
             id: key.id,
             gfn: key.gfn.0,
-            role: key.role.into_bits(),
+            role: self.config.kernel.role_layout.pack(key.role),
             root_count: header.root_count,
             unsync: header.unsync,
             valid_gen: key.valid_gen,
