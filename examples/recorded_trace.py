@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import kvm_mmu as km
 from kvm_mmu.lab.inputs import recorded_scenario
@@ -51,6 +51,10 @@ def lives(path: str) -> list[Life]:
     return sorted(found, key=lambda life: (life.zapped, life.faults))
 
 
+def _cost(row: dict[str, Any]) -> tuple[int, int]:
+    return row["pages_zapped"] + row["tables_rebuilt"], row["nodes_visited"]
+
+
 def main(argv: list[str] | None = None) -> tuple[list[Life], object]:
     """Answer both; returns the lives and the `Comparison`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -64,8 +68,11 @@ def main(argv: list[str] | None = None) -> tuple[list[Life], object]:
 
     wrap = km.compare(args.trace, list(km.plans), at="wrap")
     sound = [row for row in wrap.rows if row["sound"] == "yes"]
-    best = min(sound, key=lambda row: (row["pages_zapped"] + row["tables_rebuilt"], row["nodes_visited"]))
-    print(f"a wrap now, {best['pages']} pages live: least is lost with {best['plan']}")
+    best = min(sound, key=_cost, default=None)
+    if best is not None:
+        print(f"a wrap now, {best['pages']} pages live: least is lost with {best['plan']}")
+    else:
+        print("a wrap now: there is no stale MMIO SPTE to take, so no plan shows what it can")
     for note in wrap.notes:
         print(f"  note: {note}")
     return found, wrap

@@ -9,7 +9,7 @@
 //! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slots host_memory lock_polls tlb vcpu_mmu
 //! invalid_list slice events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
 //! direct_page_fault direct_map
-//! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot audit`.
+//! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot audit left_over`.
 
 // words
 pub mod access;
@@ -68,6 +68,7 @@ mod zap_batch;
 mod zap_plan;
 // watchers
 mod audit;
+mod left_over;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -491,6 +492,17 @@ impl Mmu {
     }
 
     // ---- watchers ----
+
+    /// MMIO SPTEs of any generation on active pages up to a creation number.
+    #[must_use]
+    pub fn count_mmio_sptes(&self, last_page: u32) -> u64 {
+        self.state.count_mmio_sptes(last_page)
+    }
+
+    /// Leaves that map a gfn of a slot on active pages up to a creation number; 0 for a slot that is not there.
+    pub fn count_mappings(&self, as_id: u8, id: u32, last_page: u32) -> Result<u64> {
+        self.state.count_mappings(as_id, id, last_page)
+    }
 
     /// A copy of a page, while it lives.
     #[must_use]

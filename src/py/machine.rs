@@ -548,6 +548,14 @@ impl Mmu {
             .ok_or_else(|| errors::usage(py, format!("shadow page {id}: there is no such page")))
     }
 
+    fn count_mmio_sptes(&self, py: Python<'_>, last_page: u32) -> PyResult<u64> {
+        self.call(py, |mmu| mmu.count_mmio_sptes(last_page))
+    }
+
+    fn count_mappings(&self, py: Python<'_>, as_id: u8, id: u32, last_page: u32) -> PyResult<u64> {
+        self.try_call(py, |mmu| mmu.count_mappings(as_id, id, last_page))
+    }
+
     #[getter]
     fn paused_runs(&self, py: Python<'_>) -> PyResult<usize> {
         self.call(py, |mmu| mmu.nr_paused_runs())

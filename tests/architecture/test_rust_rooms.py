@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, str]] = [
         " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
         " install_slot zap_batch direct_map direct_page_fault",
     ),
-    ("watchers", "audit snapshot saved"),
+    ("watchers", "audit left_over snapshot saved"),
     ("facade", "mod"),
 ]
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}

@@ -90,26 +90,24 @@ def _row(
     last_page = max(vm.core.active_page_ids(), default=0)
     slot = forced_event.largest_slot(vm)
     forced_event.prepare(vm, at)
+    to_go = soundness.to_go(vm, at, slot, last_page)
     start = time.perf_counter()
     run = forced_event.force(vm, at, plan, setting.contend, setting.added)
     seconds = time.perf_counter() - start
     digest = run_digest(vm, run)
-    lacks = soundness.left_behind(plan, at)
-    left = None
-    has_words = isinstance(plan, ZapPlan) and lacks is None
-    if at != "end" and run.outcome == "done" and (population[0] <= DIGEST_WHOLE or not has_words):
-        left = soundness.left_over(vm, at, slot, last_page)
+    did_something = forced_event.is_exercised(run)
+    left = sound = None
+    if at != "end" and run.outcome in ("done", "no slot"):
+        left = soundness.to_go(vm, at, slot, last_page)
+        sound = soundness.verdict(to_go, left, did_something)
     again = None
     if at != "teardown":
         again = repeat(vm, workload.touches).beyond(untouched)
-    outcome = run.outcome if forced_event.is_exercised(run) or run.outcome != "done" else "not exercised"
+    outcome = run.outcome if did_something or run.outcome != "done" else "not exercised"
     if outcome == "no slot":
         outcome = "not exercised"
     if outcome == "stale_next":
         outcome = f"stale_next: page {run.page} at visit {run.step}"
-    sound = None
-    if at != "end" and run.outcome in ("done", "no slot"):
-        sound = "no" if lacks is not None or left else "yes"
     updates = forced_event.updates_per_event(vm, at)
     work = run.work
     row = {
@@ -121,6 +119,7 @@ def _row(
         "mmio_pages": population[1],
         "outcome": outcome,
         "sound": sound,
+        "to_go": None if at == "end" else to_go,
         "left_over": left,
         "nodes_visited": work["walk_visited"],
         "restarts": work["restarts"],
@@ -184,7 +183,10 @@ def _compare_one(
         except UsageError as error:
             raise UsageError(f"{workload.name}, kernel {workload.vm.kernel}: {error}") from error
         result.rows.append(row)
-        if row["left_over"] and soundness.left_behind(plan, at) is None:
+        if row["to_go"] == 0:
+            note = f"{workload.name} had no {soundness.NEEDS[at]}: no run of it shows that a plan is sound"
+            result.notes += [note] if note not in result.notes else []
+        if row["left_over"]:
             result.notes.append(
                 f"{row['plan']} left {row['left_over']:,} {soundness.NEEDS[at]} of {workload.name}: "
                 f"no way to do a {at} with it alone"
@@ -328,12 +330,6 @@ def compare(
     result.notes += _changes(changed)
     if model is not None:
         result.notes.append(f"modelled time, not measured: {model}")
-    for plan in chosen:
-        left = soundness.left_behind(plan, event)
-        if left:
-            result.notes.append(
-                f"{forced_event.plan_name(plan)} leaves {left}: no way to do a {event} with it alone"
-            )
     return result
 
 

@@ -33,6 +33,7 @@ COLUMNS = (
     "mmio_pages",
     "outcome",
     "sound",
+    "to_go",
     "left_over",
     "nodes_visited",
     "restarts",
@@ -98,9 +99,9 @@ class Comparison:
     """Plans compared: one row an input, a kernel, a size and a plan.
 
     Attributes:
-        rows: the columns of each run. `sound` says whether the plan is enough for the event (None: nothing was
-            forced, or
-            the run did not end), `left_over` how much it left there of what the event needs gone.
+        rows: the columns of each run. `to_go` counts what the event needs gone and was there, `left_over` what of
+            it is left; `sound` is `no` if anything is left, `yes` if there was something, the plan did something
+            and nothing is left, else None (nothing forced, nothing to take, nothing done, or a run without an end).
         measured_rows: wall time of our own code.
         fits: how a column grows with the pages.
         sides: input and scaled run side by side.
