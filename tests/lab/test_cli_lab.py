@@ -103,7 +103,15 @@ def test_nothing_to_do_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_event_that_the_input_has_already_is_said(
     at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slot = {"op": "set_memslot", "as": 0, "id": 0, "gpa": "0x0", "size": "0x400000", "hva": "0x200000000"}
+    slot = {
+        "op": "set_memslot",
+        "as": 0,
+        "id": 0,
+        "gpa": "0x0",
+        "size": "0x400000",
+        "hva": "0x200000000",
+        "flags": 0,
+    }
     own: dict[str, list[dict[str, object]]] = {
         "wrap": [{"op": "set_generation", "as": 0, "gen": 0}, {"op": "invalidate_mmio", "as": 0}],
         "slot-removal": [{**slot, "size": 0}],
@@ -114,7 +122,7 @@ def test_an_event_that_the_input_has_already_is_said(
         path = tmp_path / f"{count}.jsonl"
         start = [{"op": "set_max_raw", "n": 64}, {"op": "load"}]
         held = [*start, slot, access, *ops] if count else start
-        path.write_text("".join(json.dumps({"op": {"flags": 0, **op}}) + "\n" for op in held))
+        path.write_text("".join(json.dumps({"op": op}) + "\n" for op in held))
         plan = "v5.2-slot" if at == "slot-removal" else "merged"
         assert main(["compare", str(path), "--kernel", "v5.0-seed", "--plan", plan, "--at", at]) == 1
         said = capsys.readouterr().out

@@ -175,7 +175,7 @@ def test_a_plot_takes_and_returns_axes(wrap: object) -> None:
 
     ax = Figure().subplots()
     assert wrap.plot(ax) is ax  # type: ignore[attr-defined]
-    assert wrap.plot().get_xlabel() == "longest hold"  # type: ignore[attr-defined]
+    assert wrap.plot().get_xlabel() == "longest hold, work units, logarithmic"  # type: ignore[attr-defined]
 
 
 def test_scenarios_and_paths_are_inputs(data: Path) -> None:

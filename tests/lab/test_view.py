@@ -10,7 +10,6 @@ import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.view.html import MAX_CHARS, table_html, vm_html
 from kvm_mmu.view.out_folder import write_all
-from kvm_mmu.view.svg import Series, bars, curves
 from kvm_mmu.view.tables import csv_text, markdown_table, records, text_table
 from kvm_mmu.view.whole_file import write_whole
 
@@ -51,19 +50,12 @@ def test_a_vm_at_a_glance() -> None:
     assert "v5.0" in page and "memslots" in page and page == vm._repr_html_()
 
 
-@pytest.mark.parametrize(
-    "picture",
-    [
-        curves([Series("<seed>", [(1, 1), (1000, 1e6)]), Series("empty", [])], "a & b", "n", "visits"),
-        curves([], "nothing", "n", "visits"),
-        bars(["seed", "merged"], [1e6, 0], "bars <b>", "units"),
-        bars([], [], "none", "units"),
-    ],
-)
-def test_svg_is_well_formed(picture: str) -> None:
-    root = ElementTree.fromstring(picture)
-    assert root.tag.endswith("svg")
-    assert "NaN" not in picture and "inf" not in picture
+def test_a_picture_shows_no_control_character() -> None:
+    vm = km.Vm(kernel="v5.0", family="npt")
+    picture = vm.to_svg("\x1b[31m\0\ufffe & <b>\n")
+    assert "\\x1b[31m\\x00\\ufffe &amp; &lt;b&gt;\\x0a" in ElementTree.tostring(
+        ElementTree.fromstring(picture), encoding="unicode"
+    )
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 from kvm_mmu.trace.host import facts_from
+from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
 
 _UNITS = {"k": 1_000, "m": 1_000_000}
@@ -200,6 +201,9 @@ def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder
     )
     clear_progress()
     written = [str(path) for path in result.write(folder)] if folder is not None else []
+    lacks = charts.missing() if folder is not None else None
+    if lacks is not None:
+        print(f"no picture: {lacks}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps({**result.to_dict(), "written": written}, indent=1))
     else:

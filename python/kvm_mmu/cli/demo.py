@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from kvm_mmu.cli.compare import clear_progress, reporter
 from kvm_mmu.lab.demo import Demo, run_demo
+from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
 
 
@@ -42,6 +44,9 @@ def _run(args: argparse.Namespace, folder: OutFolder) -> int:
         elif not args.json:
             title, text = part
             print(f"== {title}\n{text}\n", flush=True)
+    lacks = charts.missing()
+    if lacks is not None:
+        print(f"no picture: {lacks}", file=sys.stderr if args.json else sys.stdout)
     found = demo.to_dict()
     demo.written += folder.write({"demo.json": json.dumps(found, indent=1) + "\n"})
     if args.json:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.fit import Fit
+from kvm_mmu.machine.zap_plan import plans
+from kvm_mmu.view import charts
 from kvm_mmu.view.html import table_html
 from kvm_mmu.view.out_folder import OutFolder, write_all
-from kvm_mmu.view.svg import Series, bars, curves
 from kvm_mmu.view.tables import csv_text, records, text_table
 
 SCHEMA = "kvm-mmu/compare/1"
@@ -306,39 +307,50 @@ class Comparison:
             parts.append(row["input"])
         return ", ".join(parts)
 
-    def _curves(self, of: str) -> list[Series]:
+    def _look(self, row: Mapping[str, Any]) -> charts.Look:
+        """What a row looks like in every picture: colour and marker by its plan, the line by its kernel."""
+        names = list(dict.fromkeys([*plans, *(r["plan"] for r in self.rows)]))
+        kernels = list(dict.fromkeys(r["kernel"] for r in self.rows))
+        return charts.look(names.index(row["plan"]), kernels.index(row["kernel"]))
+
+    def _curves(self, of: str) -> list[charts.Series]:
         points: dict[str, list[tuple[float, float]]] = {}
+        looks: dict[str, charts.Look] = {}
         for row in self.rows:
+            name = self._label(row)
+            looks.setdefault(name, self._look(row))
             if row[of] is not None:
-                points.setdefault(self._label(row), []).append((row["pages"], row[of]))
-        return [Series(name, sorted(found)) for name, found in points.items()]
+                points.setdefault(name, []).append((row["pages"], row[of]))
+        return [charts.Series(name, sorted(found), looks[name]) for name, found in points.items()]
+
+    def _title(self, of: str, label: str) -> str:
+        if self._is_scaled:
+            return f"{label} by live shadow pages"
+        shown = [row for row in self.rows if row[of] is not None]
+        where = f" at {shown[0]['at']}" if shown else ""
+        if len({row["pages"] for row in shown}) == 1:
+            where += f", {shown[0]['pages']:,} pages"
+        return label + where
 
     def to_svg(self, of: str = "longest_hold") -> str:
         """Draw one picture: curves over the number of live pages where there are several sizes, else bars.
+
+        A plan has the same colour and marker in every picture; curves that coincide are one line.
 
         Args:
             of: the column to draw.
 
         Returns:
-            The picture as SVG text.
+            The picture as SVG text, the same for the same rows.
 
         Raises:
-            UsageError: a column that does not hold numbers.
+            UsageError: a column that does not hold numbers, or matplotlib (the extra `plot`) is not installed.
         """
-        if of not in self.names or not all(isinstance(v, int | float | None) for v in self.column(of)):
-            raise UsageError(f"column {of!r}: expected a column of numbers")
-        label = of.replace("_", " ") + (", work units" if of == "longest_hold" else "")
-        if self._is_scaled:
-            title = f"{label} by live shadow pages"
-            return curves(self._curves(of), title, "live shadow pages", label)
-        shown = [row for row in self.rows if row[of] is not None]
-        where = f" at {shown[0]['at']}" if shown else ""
-        if len({row["pages"] for row in shown}) == 1:
-            where += f", {shown[0]['pages']:,} pages"
-        return bars([self._label(row) for row in shown], [row[of] for row in shown], f"{label}{where}", label)
+        rows = 0 if self._is_scaled else len(self.rows)
+        return charts.to_svg(lambda ax: self.plot(ax, of), of.replace("_", " "), rows)
 
     def plot(self, ax: Any = None, of: str = "longest_hold") -> Any:
-        """Draw with matplotlib.
+        """Draw the same into axes of matplotlib.
 
         Args:
             ax: the axes to draw into; made when absent.
@@ -346,26 +358,22 @@ class Comparison:
 
         Returns:
             The axes.
-        """
-        if ax is None:
-            from matplotlib.figure import Figure
 
-            ax = Figure(figsize=(8, 5)).subplots()
-        label = of.replace("_", " ")
+        Raises:
+            UsageError: a column that does not hold numbers, or matplotlib (the extra `plot`) is not installed.
+        """
+        if of not in self.names or not all(isinstance(v, int | float | None) for v in self.column(of)):
+            raise UsageError(f"column {of!r}: expected a column of numbers")
+        if ax is None:
+            ax = charts.axes()
+        label = of.replace("_", " ") + (", work units" if of == "longest_hold" else "")
+        title = self._title(of, label)
         if self._is_scaled:
-            for one in self._curves(of):
-                points = [(x, y) for x, y in one.points if x > 0 and y > 0]
-                if points:
-                    ax.loglog([x for x, _ in points], [y for _, y in points], marker="o", label=one.name)
-            ax.set_xlabel("live shadow pages")
-            ax.set_ylabel(label)
-            ax.legend()
+            charts.draw_curves(ax, self._curves(of), title, "live shadow pages", label)
         else:
-            rows = [row for row in self.rows if row[of]]
-            ax.barh([self._label(row) for row in rows], [row[of] for row in rows])
-            if rows:
-                ax.set_xscale("log")
-            ax.set_xlabel(label)
+            shown = [row for row in self.rows if row[of] is not None]
+            bars = [charts.Bar(self._label(row), row[of], self._look(row)) for row in shown]
+            charts.draw_bars(ax, bars, title, f"{label}, logarithmic")
         return ax
 
     def to_dict(self) -> dict[str, Any]:
@@ -396,7 +404,7 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def write(self, folder: str | Path | OutFolder, name: str = "compare") -> list[Path]:
-        """Write CSV, JSON and one SVG into a folder, all of them or none.
+        """Write CSV, JSON and one SVG into a folder, all of them or none; without matplotlib no SVG.
 
         Args:
             folder: where, made if it is absent; or a folder that the caller has claimed.
@@ -408,8 +416,9 @@ class Comparison:
         texts = {
             f"{name}.csv": csv_text({n: self.column(n) for n in self.names}),
             f"{name}.json": self.to_json(),
-            f"{name}.svg": self.to_svg(),
         }
+        if charts.missing() is None:
+            texts[f"{name}.svg"] = self.to_svg()
         return write_all(folder, texts)
 
 

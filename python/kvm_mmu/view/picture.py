@@ -7,10 +7,9 @@ its first entries, a level its first tables, and says how many more there are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from kvm_mmu.view.svg import frame
+from kvm_mmu.view.svg import frame, svg_text
 
 #: Tables of a level and entries of a table that are drawn.
 MAX_TABLES, MAX_ENTRIES = 6, 6
@@ -27,7 +26,7 @@ def _box(page: Mapping[str, Any], x: int, y: int, sptes: Sequence[Sequence[Any]]
         f"<rect x='{x}' y='{y}' width='{_WIDTH}' height='{height}' fill='{fill}' stroke='#333333'/>",
         f"<text x='{x + 6}' y='{y + 14}' font-size='12'>page {page['id']}{root}</text>",
         f"<text x='{x + 6}' y='{y + 28}' font-size='10' fill='#555555'>gfn {page['gfn']:#x}"
-        + (f" {escape(' '.join(marks))}" if marks else "")
+        + (f" {svg_text(' '.join(marks))}" if marks else "")
         + "</text>",
     ]
     for row, spte in enumerate(sptes[:MAX_ENTRIES]):
@@ -35,7 +34,7 @@ def _box(page: Mapping[str, Any], x: int, y: int, sptes: Sequence[Sequence[Any]]
         line = y + _HEAD + row * _ROW + 12
         body.append(
             f"<text x='{x + 6}' y='{line}' font-size='10' font-family='DejaVu Sans Mono, monospace'>"
-            f"{spte[0]:>3} {escape(kind)}</text>"
+            f"{spte[0]:>3} {svg_text(kind)}</text>"
         )
     if len(sptes) > MAX_ENTRIES:
         line = y + _HEAD + MAX_ENTRIES * _ROW + 12
@@ -47,7 +46,11 @@ def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
     """Draw a snapshot (`Vm.snapshot()`).
 
     Args:
-        snapshot: the whole state as plain data. title: above the picture.
+        snapshot: the whole state as plain data.
+        title: above the picture.
+
+    Returns:
+        The picture as SVG text.
     """
     pages = snapshot["active"]
     by_level: dict[int, list[Mapping[str, Any]]] = {}
@@ -84,7 +87,7 @@ def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
                     f"{x2 + _WIDTH // 2} {y2}' fill='none' stroke='#0072b2'/>"
                 )
     for line in _slots(snapshot):
-        body.append(f"<text x='16' y='{y}' font-size='11'>{escape(line)}</text>")
+        body.append(f"<text x='16' y='{y}' font-size='11'>{svg_text(line)}</text>")
         y += 16
     return frame(width, y + 10, title or f"{len(pages):,} shadow pages", [*links, *body])
 
