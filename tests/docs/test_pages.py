@@ -245,6 +245,16 @@ def test_the_map_has_every_file_of_the_core() -> None:
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(rooms)
 
 
+def test_the_table_of_facts_is_what_the_command_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvm_mmu", "kernels", "table"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    page = (ROOT / "docs" / "reference" / "kernels.md").read_text(encoding="utf-8")
+    again = "write it again: kvm-mmu kernels table, to the end of docs/reference/kernels.md"
+    assert page[page.index("| fact | rule |") :].splitlines() == done.stdout.splitlines(), again
+
+
 def test_the_table_of_recordings_is_what_the_command_prints() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kvm_mmu", "trace", "fidelity", "tests/data/traces"],

@@ -36,6 +36,8 @@ def add_parser(subparsers: Any) -> None:
     diff.add_argument("b", metavar="B", help="another")
     diff.add_argument("--json", action="store_true", help="as JSON")
     diff.set_defaults(run=run_diff)
+    table = below.add_parser("table", help="every fact of every kernel, as a Markdown table")
+    table.set_defaults(run=run_table)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,6 +106,35 @@ def run_diff(args: argparse.Namespace) -> int:
     if not found and not changed:
         print("\nno fact and no plan differs")
     return 0
+
+
+def run_table(args: argparse.Namespace) -> int:
+    """Print which kernel follows which rule, as the documentation has it."""
+    print("| fact | rule | kernels | change | known by |\n|---|---|---|---|---|")
+    for name, fact in facts.items():
+        change = ", ".join(f"`{text}`" for text in (fact.commit, fact.cve) if text) or "-"
+        print(f"| `{name}` | {fact.rule} | {_by_kernel(name)} | {change} | {fact.known} |")
+    return 0
+
+
+def _by_kernel(name: str) -> str:
+    """Each value with the kernels that have it, in their order; neighbours are told by the first and the last."""
+    spans: dict[str, list[list[str]]] = {}
+    before = None
+    for kernel, profile in kernels.items():
+        value = _shown(profile.facts[name])
+        if value != before:
+            spans.setdefault(value, []).append([])
+        spans[value][-1].append(kernel)
+        before = value
+    if len(spans) == 1:
+        return f"all: `{next(iter(spans))}`"
+    if set(spans) == {"yes", "no"}:
+        del spans["no"]
+    return "; ".join(
+        f"`{value}`: {', '.join(' to '.join(dict.fromkeys((part[0], part[-1]))) for part in parts)}"
+        for value, parts in spans.items()
+    )
 
 
 def _row(profile: KernelProfile) -> dict[str, Any]:

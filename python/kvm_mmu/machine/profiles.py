@@ -160,10 +160,16 @@ facts: dict[str, Fact] = {
 
 
 def assumed(name: str) -> str:
-    """What was assumed when this name was read as a row, a sentence; "" where the name is that of a row.
+    """Say what was assumed when this name was read as a row.
+
+    Args:
+        name: a row or a release.
+
+    Returns:
+        A sentence; "" where the name is that of a row.
 
     Raises:
-        UsageError: No row is of its branch.
+        UsageError: no row is of its branch.
     """
     return _core.resolve_kernel(name)[1]
 
@@ -189,8 +195,15 @@ def difference(
 ) -> dict[str, tuple[bool | int | str, bool | int | str]]:
     """List the facts that differ between two kernels, with both values.
 
+    Args:
+        a: a row, a release or a profile.
+        b: another.
+
+    Returns:
+        Fact to its values in both.
+
     Raises:
-        UsageError: A kernel is not known.
+        UsageError: a kernel is not known.
     """
     first, second = kernel_profile(a), kernel_profile(b)
     return {

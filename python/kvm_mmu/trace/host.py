@@ -94,7 +94,9 @@ class HostFacts:
 
     @property
     def family(self) -> str:
-        """The masks: `npt`, `shadow`, `ept_ad`, `ept_noad`; whether EPT has accessed and dirty bits may be assumed."""
+        """The masks in use (`npt`, `shadow`, `ept_ad` or `ept_noad`); that EPT has accessed and dirty bits may be
+        assumed.
+        """
         mmu = self.text("mmu")
         if mmu == "ept" and "family" not in self.values:
             self.inferred["family"] = self.likely.get("family", _FAMILY_OF[mmu])

@@ -59,6 +59,7 @@ class Report:
         predicted: how many predictions there were.
         notes: sentences about what of the VM is not in the text.
         shown: of the inferred facts those that the trace itself shows; the others are assumed.
+        family: the masks that the host used.
     """
 
     name: str
