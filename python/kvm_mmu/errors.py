@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno as _errno
 import os
 
+from kvm_mmu.terminal import escaped
+
 
 class KvmMmuError(Exception):
-    """Root of all exceptions raised by `kvm_mmu`."""
+    """Root of all exceptions raised by `kvm_mmu`. Control characters in what it says are shown, not passed on."""
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 class UsageError(KvmMmuError, ValueError):

@@ -11,7 +11,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import NoReturn
+
+from kvm_mmu.terminal import one_line, shown
 
 #: Subcommands in the order of `--help`, each with its line there; each is a module here with `add_parser(subparsers)`.
 SUBCOMMANDS = {
@@ -70,7 +73,7 @@ def command_line(args: argparse.Namespace) -> str:
 
 def _fail(command: str, text: object, status: int) -> int:
     if sys.stderr is not None:
-        print(f"kvm-mmu {command}: {text}", file=sys.stderr)
+        print(one_line(f"kvm-mmu {command}: {text}"), file=sys.stderr)
     return status
 
 
@@ -82,6 +85,11 @@ def _drop_stdout() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    with redirect_stdout(shown(sys.stdout)), redirect_stderr(shown(sys.stderr)):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), "")
     try:

@@ -20,6 +20,7 @@ from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
+from kvm_mmu.terminal import directly, one_line
 from kvm_mmu.trace.host import facts_from
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
@@ -159,13 +160,13 @@ def reporter() -> Callable[[str], None]:
     """Progress on stderr, on a terminal only: one line that is written over."""
     if not sys.stderr.isatty():
         return lambda _text: None
-    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    return lambda text: print(f"\r\x1b[K{one_line(text)}", end="", file=directly(sys.stderr), flush=True)
 
 
 def clear_progress() -> None:
     """Remove the progress line."""
     if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print("\r\x1b[K", end="", file=directly(sys.stderr), flush=True)
 
 
 def run(args: argparse.Namespace) -> int:

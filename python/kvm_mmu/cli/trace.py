@@ -17,6 +17,7 @@ from kvm_mmu.cli import trace_diff
 from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.word_bits import FAMILIES
+from kvm_mmu.terminal import passing
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.line import nanoseconds, parse_line
@@ -225,7 +226,7 @@ def run_strip(args: argparse.Namespace) -> int:
     with open_recording(args.file, host, args.ops, answers=answers) as opened:
         if opened.is_stripped:
             raise TraceError(f"{opened.name}: is stripped already")
-        sys.stdout.writelines(item.text + "\n" for item in opened.items() if isinstance(item, Kept))
+        passing(sys.stdout).writelines(item.text + "\n" for item in opened.items() if isinstance(item, Kept))
     return 0
 
 
@@ -257,13 +258,14 @@ def run_decode(args: argparse.Namespace) -> int:
     explained = explain.numbered(lines, only)
     if args.sort != "line":
         explained = iter(sorted(explained, key=lambda one: _place(one[1], args.sort)))
+    out = passing(sys.stdout)
     for number, text, words in explained:
         if args.json:
             if words:
                 sys.stdout.write(json.dumps(as_json(number, text, words)) + "\n")
             continue
-        sys.stdout.write(text + "\n")
-        sys.stdout.writelines(f"{INDENT}{word}\n" for word in words)
+        out.write(text + "\n")
+        out.writelines(f"{INDENT}{word}\n" for word in words)
     if explain.unread:
         kinds = ", ".join(f"{event} {count}" for event, count in sorted(explain.unread.items()))
         sys.stderr.write(

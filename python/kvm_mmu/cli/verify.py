@@ -10,6 +10,7 @@ from typing import Any
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.verify import verify_files
+from kvm_mmu.terminal import directly
 
 SCHEMA = "kvm-mmu/verify/1"
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         elif not args.json:
             print(verdict, flush=True)
         if show:
-            print(f"\r{len(verdicts)} of {len(args.files)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{len(verdicts)} of {len(args.files)}", end="", file=directly(sys.stderr), flush=True)
     if show:
         print(file=sys.stderr)
     equal = sum(v.equal for v in verdicts)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.fit import Fit
 from kvm_mmu.machine.zap_plan import plans
+from kvm_mmu.terminal import escaped
 from kvm_mmu.view import charts
 from kvm_mmu.view.html import table_html
 from kvm_mmu.view.out_folder import OutFolder, write_all
@@ -280,7 +281,7 @@ class Comparison:
             rows = self.measured_rows
             parts.append(text_table({n: [r[n] for r in rows] for n in rows[0]}, indent="  "))
         parts += [f"note: {note}" for note in self.notes]
-        return "\n".join(parts)
+        return escaped("\n".join(parts))
 
     def to_html(self) -> str:
         """Write the rows as an HTML table, escaped and capped, with the notes below.

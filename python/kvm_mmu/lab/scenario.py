@@ -23,6 +23,7 @@ from kvm_mmu.lab.operation_table import FORMATS
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
+from kvm_mmu.terminal import one_line
 
 SPARSE_EVERY = 100
 #: Configuration keys that are 0 or 1.
@@ -88,7 +89,7 @@ class Scenario:
     changes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        return f"<Scenario {self.name} {self.kernel or 'any kernel'}, {len(self.ops)} operations>"
+        return one_line(f"<Scenario {self.name} {self.kernel or 'any kernel'}, {len(self.ops)} operations>")
 
     def __len__(self) -> int:
         return len(self.ops)

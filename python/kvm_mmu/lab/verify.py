@@ -9,6 +9,7 @@ from typing import Any
 
 from kvm_mmu.errors import KvmMmuError, ScenarioError
 from kvm_mmu.lab.scenario import make_engine, read_scenario, run_scenario
+from kvm_mmu.terminal import one_line
 
 #: Keys of a result line that are compared; others of the file are ignored. One that the model has and the file lacks
 #: is a difference: a file must not be equal because it says less. Only the state may be left out: the digest covers it.
@@ -48,10 +49,12 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.error is not None:
-            return self.error if self.error.startswith(f"{self.path}:") else f"{self.path}: {self.error}"
+            return one_line(
+                self.error if self.error.startswith(f"{self.path}:") else f"{self.path}: {self.error}"
+            )
         if self.difference is not None:
-            return f"{self.path}: differs after {self.steps} steps: {self.difference}"
-        return f"{self.path}: equal, {self.steps} steps"
+            return one_line(f"{self.path}: differs after {self.steps} steps: {self.difference}")
+        return one_line(f"{self.path}: equal, {self.steps} steps")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

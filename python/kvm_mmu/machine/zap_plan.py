@@ -16,6 +16,7 @@ from typing import Any
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.numbers import shown
+from kvm_mmu.terminal import one_line
 
 WALKS = ("head", "tail", "index", "slot")
 ONLY = ("all", "mmio_cached", "obsolete", "slot", "gfn_range", "indirect")
@@ -119,7 +120,7 @@ class ZapPlan:
             )
 
     def __str__(self) -> str:
-        return self.name or self.spec
+        return one_line(self.name or self.spec)
 
     @property
     def spec(self) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kvm_mmu.machine.profiles import kernel_profile, with_plans
+from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.narrator import Narrator
 from kvm_mmu.trace.narrator_6x import Narrator6x
 from kvm_mmu.trace.normalise import normalise
@@ -140,12 +141,12 @@ class ReplayDifference:
             if first[kind] != second[kind]
         )
         if self.is_equal:
-            return "\n".join([*lines, f"equal: {self.agreed} outputs"])
+            return escaped("\n".join([*lines, f"equal: {self.agreed} outputs"]))
         lines.append(f"the first {self.agreed} outputs are alike; then they part:")
         lines.extend(f"    {text}" for text in self.before)
         for mark, texts in zip("ab", self.after, strict=True):
             lines.extend(f"  {mark} {text}" for text in texts or ["(nothing more)"])
-        return "\n".join(lines)
+        return escaped("\n".join(lines))
 
 
 def replayed(report: Report) -> Side:

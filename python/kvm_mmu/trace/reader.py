@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from kvm_mmu import _core
 from kvm_mmu.errors import TraceError
+from kvm_mmu.terminal import one_line
 from kvm_mmu.trace.source import display_name, iter_chunks, iter_lines
 from kvm_mmu.trace.table import Table
 from kvm_mmu.trace.window import Window
@@ -89,7 +90,7 @@ class Trace:
         self._left_out = 0
 
     def __repr__(self) -> str:
-        return f"<Trace {display_name(self.path)}>"
+        return one_line(f"<Trace {display_name(self.path)}>")
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()

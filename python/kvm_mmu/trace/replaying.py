@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.machine.profiles import kernels
+from kvm_mmu.terminal import escaped
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.buffer_header import missing_from
 from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
@@ -143,7 +144,9 @@ class Report:
         for name, count in self.ignored_operations.items():
             lines.append(f"  operation {name!r} has no effect on the model and was passed over {count} times")
         if not self.compared:
-            return "\n".join([*lines, f"  {self.predicted} outputs predicted; the trace has none to compare"])
+            return escaped(
+                "\n".join([*lines, f"  {self.predicted} outputs predicted; the trace has none to compare"])
+            )
         lines.extend(
             f"  {kind}: {self.equal[kind]} of {count}" for kind, count in sorted(self.recorded.items())
         )
@@ -153,7 +156,7 @@ class Report:
         if self.divergence is not None:
             lines.extend(_explain(self.divergence))
             lines.extend(f"  note: {note}" for note in self.notes)
-        return "\n".join(lines)
+        return escaped("\n".join(lines))
 
 
 def _explain(found: Divergence) -> list[str]:

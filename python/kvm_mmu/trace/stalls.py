@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.activity import Activity, Wait, activity
 from kvm_mmu.trace.buffer_header import BufferHeader
 from kvm_mmu.trace.line import process_of
@@ -142,7 +143,7 @@ class Stalls:
                 f"    {stall.start_ns / 1e9:.6f} s  {vcpu} waited {us(stall.duration_ns)} us for {work.cause}{what} "
                 f"by {work.task} (lines {work.first_line}-{work.last_line}{zapped})"
             )
-        return "\n".join(lines)
+        return escaped("\n".join(lines))
 
     def _whose(self, work: Work) -> str:
         """The memslot operation that a piece of work belongs to."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.buffer_header import BufferHeader, header_in
 from kvm_mmu.trace.reader import Batch, Trace
 from kvm_mmu.trace.recognise import KERNELS_OF_ERA
@@ -207,7 +208,7 @@ class TraceSummary:
                 "  what it says of the role is kept as text; report again with raw fields (trace-cmd report -R)"
             )
         lines.extend(f"    line {line}: {text}" for line, text in counts["examples"][:_SHOWN])
-        return "\n".join(lines)
+        return escaped("\n".join(lines))
 
 
 def summarize(path: str | Path, *, strict: bool = False, only: Window | None = None) -> TraceSummary:

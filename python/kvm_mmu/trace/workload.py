@@ -14,6 +14,7 @@ from typing import Any
 
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.profiles import kernel_profile
+from kvm_mmu.terminal import one_line
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine
 from kvm_mmu.trace.replaying import Report, replay
@@ -59,7 +60,7 @@ class Recording:
     report: Report
 
     def __repr__(self) -> str:
-        return f"<Recording {self.path} {self.kernel}, {len(self.vms)} VMs>"
+        return one_line(f"<Recording {self.path} {self.kernel}, {len(self.vms)} VMs>")
 
     def busiest(self) -> int:
         """The number (from 1) of the VM with the most operations, the first among equals."""

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvm_mmu.terminal import one_line
+
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -30,7 +32,7 @@ def cell(value: Any) -> str:
         if value == int(value) and abs(value) < 1e15:
             return f"{int(value):,}"
         return f"{value:.4g}"
-    return str(value)
+    return one_line(str(value))
 
 
 def is_number(value: Any) -> bool:
@@ -57,7 +59,7 @@ def _cells(columns: Columns, limit: int | None) -> tuple[list[str], list[list[st
 def text_table(columns: Columns, limit: int | None = None, indent: str = "") -> str:
     """A table for a terminal; with `limit` the rest is said to be left out."""
     names, rows, right = _cells(columns, limit)
-    titles = [name.replace("_", " ") for name in names]
+    titles = [one_line(name.replace("_", " ")) for name in names]
     widths = [max([len(titles[i]), *(len(row[i]) for row in rows)]) for i in range(len(names))]
 
     def line(row: Sequence[str]) -> str:
