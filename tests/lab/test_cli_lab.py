@@ -38,7 +38,7 @@ def test_compare_prints_and_writes(vector: str, tmp_path: Path, capsys: pytest.C
         == 0
     )
     out, err = capsys.readouterr()
-    assert "mmio_stale_generation" in out and "v5.0-seed" in out and "measured wall time" in out
+    assert "mmio_stale_generation" in out and "v5.0-seed" in out and "measured wall time" not in out
     assert "written: " in out and err == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.csv", "compare.json", "compare.svg"]
 
@@ -54,9 +54,41 @@ def test_compare_json(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_compare_scales(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", vector, "--plan", "merged", "--at", "wrap", "--scale", "200,600"]) == 0
+    words = ["compare", vector, "--plan", "merged", "--at", "wrap", "--scale", "200,600"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert (
+        "side by side" not in out and "differs from its input by more than 5 % in" in out and "n^1.0" in out
+    )
+    assert main([*words, "--wide"]) == 0
     out = capsys.readouterr().out
     assert "side by side" in out and "share of MMIO pages" in out and "n^1.0" in out
+
+
+def test_the_table_fits_eighty_columns(vector: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One table, whatever is compared: all plans and one with a long text, all kernels, several sizes."""
+    own = "walk=tail,only=mmio_cached,restart=never"
+    for more in (["--kernel", "all"], ["--scale", "200,20k"], ["--cost", "kernel-c-5.0"]):
+        main(["compare", vector, "--plan", "all", "--plan", own, "--at", "wrap", *more])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split() for line in lines].count(
+            "plan nodes zapped hold faults again sound".split()
+        ) == 1
+        sentences = ("note:", "not exercised", "unsound")
+        assert max(len(line) for line in lines if not line.startswith(sentences)) <= 80
+        assert f"plan 1: {own}" in lines
+    assert main(["compare", vector, "--plan", "merged", "--at", "wrap", "--measured", "--wide"]) == 0
+    out = capsys.readouterr().out
+    assert "measured wall time of this program (not a kernel's)" in out and "work, exact counts" in out
+
+
+def test_a_run_without_an_end_says_so_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = tmp_path / "quiet.jsonl"
+    quiet.write_text('{"op": {"op": "set_max_raw", "n": 64}}\n{"op": {"op": "load"}}\n')
+    assert main(["compare", str(quiet), "--kernel", "v5.2", "--plan", "merged", "--at", "wrap"]) == 1
+    assert "not exercised" in capsys.readouterr().out.splitlines()[3]
 
 
 def test_compare_a_plan_of_ones_own(vector: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,10 @@ def add_parser(subparsers: Any) -> None:
         "at whose end none lives: peak)",
     )
     parser.add_argument("-o", "--out", metavar="DIR", help="write CSV, JSON and SVG here")
+    parser.add_argument(
+        "--wide", action="store_true", help="every column, the workloads, and the scaled run beside its input"
+    )
+    parser.add_argument("--measured", action="store_true", help="the wall time of this program, too")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run)
 
@@ -208,7 +212,7 @@ def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder
     if args.json:
         print(json.dumps({**result.to_dict(), "written": written}, indent=1))
     else:
-        print(result.to_text())
+        print(result.to_text(wide=args.wide, measured=args.measured))
         for path in written:
             print(f"written: {path}")
         for text in result.finding_lines():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.lab import comparison_text
 from kvm_mmu.lab.fit import Fit
 from kvm_mmu.machine.zap_plan import plans
-from kvm_mmu.terminal import escaped
 from kvm_mmu.view import charts
-from kvm_mmu.view.html import table_html
 from kvm_mmu.view.out_folder import OutFolder, write_all
-from kvm_mmu.view.tables import csv_text, records, text_table
+from kvm_mmu.view.tables import csv_text, records
 
 SCHEMA = "kvm-mmu/compare/1"
 #: Every column of a comparison, in order; each is exact and the same on every run.
@@ -57,32 +55,6 @@ COLUMNS = (
 )
 #: Columns that only a comparison with a cost model has.
 MODELLED = ("cost_model", "modelled_ms", "modelled_ms_per_update")
-#: The two tables that a terminal shows.
-WORK = (
-    *(
-        "plan",
-        "pages",
-        "mmio_pages",
-        "nodes_visited",
-        "restarts",
-        "pages_zapped",
-        "sptes_cleared",
-        "rmap_steps",
-    ),
-    *("parent_steps", "flushes", "lock_breaks", "outcome", "sound"),
-)
-COST = (
-    *(
-        "plan",
-        "pages",
-        "longest_hold",
-        "tables_rebuilt",
-        "faults_again",
-        "updates_per_event",
-        "units_per_update",
-    ),
-    *("tables_per_update", "faults_per_update", "digest"),
-)
 
 
 @dataclass(frozen=True)
@@ -184,7 +156,7 @@ class Comparison:
             One for each workload and kind of finding.
         """
         said = []
-        for title, rows in self._groups():
+        for title, rows in comparison_text.groups(self.rows):
             idle = ", ".join(row["plan"] for row in rows if row["outcome"] == "not exercised")
             unsound = ", ".join(row["plan"] for row in rows if row["sound"] == "no")
             if idle:
@@ -242,56 +214,25 @@ class Comparison:
 
     # -- text, pictures, files ----------------------------------------------------------------------------------
 
-    def _groups(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            found.setdefault(f"{row['input']}, kernel {row['kernel']}, at {row['at']}", []).append(row)
-        return list(found.items())
+    def to_text(self, *, wide: bool = False, measured: bool = False) -> str:
+        """Write one table for a terminal of 80 columns, the growth where there are sizes, and the notes.
 
-    def to_text(self) -> str:
-        """Write everything for a terminal; measured time last and called so.
+        Args:
+            wide: every column, the workloads, and input and scaled run side by side.
+            measured: the wall time of this program, called so.
 
         Returns:
-            Text of several tables.
+            The text.
         """
-        parts = []
-        if self.workloads:
-            parts.append(
-                "workloads: live pages before the event, and what was made and zapped on the way there"
-            )
-            known = [name for name in self.workloads[0] if name != "size"]
-            parts.append(text_table({n: [w[n] for w in self.workloads] for n in known}, indent="  "))
-        for title, rows in self._groups():
-            for names, what in ((WORK, "work, exact counts"), (COST, "cost and collateral damage")):
-                parts.append(f"{title}: {what}")
-                parts.append(text_table({n: [r[n] for r in rows] for n in names}, indent="  "))
-            if len(self.names) > len(COLUMNS):
-                parts.append(f"{title}: time modelled by {rows[0]['cost_model']}, not measured")
-                modelled = {n: [r[n] for r in rows] for n in ("plan", "pages", *MODELLED[1:])}
-                parts.append(text_table(modelled, indent="  "))
-        for title, sides in self.sides.items():
-            parts.append(f"{title}: input and scaled run side by side")
-            parts.append(text_table(_side_columns(sides), indent="  "))
-        if self.fits:
-            parts.append("growth with the number of live pages (least squares on logarithms, 95 % interval)")
-            columns = {n: [f[n] for f in self.fits] for n in ("input", "kernel", "plan", "of", "fit")}
-            parts.append(text_table(columns, indent="  "))
-        if self.measured_rows:
-            parts.append("measured wall time of this program (not a kernel's), seconds")
-            rows = self.measured_rows
-            parts.append(text_table({n: [r[n] for r in rows] for n in rows[0]}, indent="  "))
-        parts += [f"note: {note}" for note in self.notes]
-        return escaped("\n".join(parts))
+        return comparison_text.text(self, wide, measured)
 
     def to_html(self) -> str:
-        """Write the rows as an HTML table, escaped and capped, with the notes below.
+        """Write the same table for a notebook, escaped and capped, with the notes below.
 
         Returns:
             The HTML.
         """
-        names = [n for n in self.names if n != "digest"]
-        table = table_html({n: self.column(n) for n in names}, caption="zap plans compared, exact counts")
-        return table + "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        return comparison_text.html(self)
 
     @property
     def _is_scaled(self) -> bool:
@@ -391,7 +332,7 @@ class Comparison:
             "fits": [
                 {k: v.to_dict() if isinstance(v, Fit) else v for k, v in fit.items()} for fit in self.fits
             ],
-            "side_by_side": {k: records(_side_columns(v)) for k, v in self.sides.items()},
+            "side_by_side": {k: records(comparison_text.side_columns(v)) for k, v in self.sides.items()},
             "notes": self.notes,
             "measured": self.measured_rows,
         }
@@ -429,13 +370,3 @@ def _array(values: Sequence[Any]) -> npt.NDArray[Any]:
     if values and all(v is None or isinstance(v, int | float) for v in values):
         return np.array([np.nan if v is None else float(v) for v in values])
     return np.array(values, dtype=object)
-
-
-def _side_columns(sides: Sequence[Side]) -> Mapping[str, list[Any]]:
-    return {
-        "what": [s.what for s in sides],
-        "input": [s.of_input for s in sides],
-        "scaled": [s.of_scaled for s in sides],
-        "within_5_%": [s.within for s in sides],
-        "why": [s.why for s in sides],
-    }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvm_mmu.errors import KvmMmuError, RunStateError
+from kvm_mmu.lab import comparison_text
 from kvm_mmu.lab.compare import compare
 from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.inputs import read_input
@@ -23,16 +24,10 @@ from kvm_mmu.lab.scenario import Scenario
 from kvm_mmu.lab.workload import mmio_mix
 from kvm_mmu.machine.zap_plan import plans
 from kvm_mmu.view.out_folder import OutFolder
-from kvm_mmu.view.tables import text_table
 
 #: The recording that ships with the package, and the kernel that its comparisons model.
 RECORDING = "5.0.1-npt-mmio_gen"
 SCALE, SHARE = 100_000, 0.01
-#: What of a comparison the demonstration prints; its files hold everything.
-SHOWN = (
-    *("plan", "nodes_visited", "restarts", "pages_zapped", "rmap_steps", "longest_hold", "tables_rebuilt"),
-    *("faults_again", "units_per_update", "outcome", "sound"),
-)
 #: Why the comparisons model another kernel than the replay.
 SEED = "v5.0 with the patch of the thread, whose mark of the pages that cache MMIO these plans need"
 #: Pages of the quadratic curve, besides `SCALE`.
@@ -89,15 +84,14 @@ def _table(found: Comparison) -> str:
     largest = max(found.column("pages"))
     rows = [row for row in found.rows if row["pages"] == largest]
     parts = [
-        f"{rows[0]['input']}, kernel {rows[0]['kernel']} ({SEED}):",
-        f"  {largest:,} live pages, {rows[0]['mmio_pages']:,} cache MMIO",
-        text_table({name: [row[name] for row in rows] for name in SHOWN}, indent="  "),
+        f"kernel {rows[0]['kernel']}: {SEED}",
+        comparison_text.table(rows),
     ]
     growth = [f"{fit['plan']} {fit['fit']}" for fit in found.fits if fit["of"] == "nodes_visited"]
     if growth:
-        parts.append("  nodes visited grow as: " + "; ".join(growth))
+        parts.append("nodes visited grow as: " + "; ".join(growth))
     left = [note for note in found.notes if ": no way to do a " in note]
-    return "\n".join([*parts, *(f"  note: {note}" for note in left)])
+    return "\n".join([*parts, *(f"note: {note}" for note in left)])
 
 
 def run_demo(

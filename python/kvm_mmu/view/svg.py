@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from kvm_mmu.terminal import one_line
+
 _STYLE = "font-family='DejaVu Sans, Verdana, sans-serif' font-size='12'"
-# Controls, what reorders a line, and what is no character: XML refuses most of them.
-_REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+# What XML refuses besides.
+_NO_CHARACTER = re.compile("[\ufffe\uffff]")
 
 
 def drawable(text: str) -> str:
@@ -23,12 +25,7 @@ def drawable(text: str) -> str:
     Returns:
         One line that every reader of XML takes.
     """
-    return _REFUSED.sub(_shown, text)
-
-
-def _shown(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return _NO_CHARACTER.sub(lambda found: f"\\u{ord(found.group()):04x}", one_line(text))
 
 
 def svg_text(text: str) -> str:
