@@ -62,9 +62,10 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a.txt"
     target.parent.mkdir()
     write_whole(target, "one\n")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(target, "\ud800")
+    with pytest.raises(ZeroDivisionError):
+        write_whole(target, lambda stream: stream.write(b"half") / 0)
     assert target.read_text() == "one\n"
+    assert write_whole(target, "half a character: \ud800").read_text() == "half a character: \\ud800"
     assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
     assert [path.name for path in write_all(tmp_path, {"b": "x", "c": "y"})] == ["b", "c"]
 

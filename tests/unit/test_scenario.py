@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from kvm_mmu.errors import ScenarioError, UsageError
+from kvm_mmu.errors import ScenarioError, TraceError, UsageError
 from kvm_mmu.lab.scenario import has_state, make_engine, read_scenario
 from kvm_mmu.lab.verify import first_difference, plain
+from kvm_mmu.trace.host import facts_from
+from kvm_mmu.trace.markers import _object
 
 HEADER = '{"scenario":"s","format":1,"variant":"seed","config":{"family":"npt"},"dump":"sparse"}'
 
@@ -80,3 +85,42 @@ def test_a_missing_file_is_named():
 )
 def test_first_difference(want, got, expected):
     assert first_difference(plain(want), plain(got)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        (['{"scenario":"a","scenario":"b","format":1}'], "<lines>:1: the key 'scenario'"),
+        ([HEADER, '{"op":{"op":"dump"},"op":{"op":"smm"}}'], "<lines>:2: the key 'op'"),
+        ([HEADER, '{"op":{"op":"access","gpa":1,"gpa":2}}'], "<lines>:2: the key 'gpa'"),
+        (
+            [HEADER, '{"op":{"op":"x","' + "k" * 200 + '":1,"' + "k" * 200 + '":2}}'],
+            "<lines>:2: the key 'kkk",
+        ),
+    ],
+)
+def test_a_key_stands_once(lines: list[str], key: str):
+    with pytest.raises(ScenarioError) as caught:
+        read_scenario(lines)
+    said = str(caught.value)
+    assert said.startswith(key) and said.endswith("stands twice in one object: expected it once")
+    assert len(said) < 200
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, lzma.compress])
+def test_bytes_that_are_not_utf8_are_refused(pack: Callable[[bytes], bytes], tmp_path: Path):
+    ending = {gzip.compress: ".gz", lzma.compress: ".xz"}.get(pack, "")
+    path = tmp_path / f"s.jsonl{ending}"
+    good = f'{HEADER}\n\n{{"op":{{"op":"dump"}},"note":"ä"}}\n'.encode()
+    path.write_bytes(pack(good))
+    assert len(read_scenario(path).ops) == 1
+    path.write_bytes(pack(good.replace("ä".encode(), b"\xe4")))
+    with pytest.raises(ScenarioError, match=r":3: not UTF-8: expected a JSON object"):
+        read_scenario(path)
+
+
+def test_keys_of_host_facts_and_markers_stand_once():
+    with pytest.raises(TraceError, match=r"--host: the key 'kernel' stands twice"):
+        facts_from('{"kernel":"v5.0","kernel":"v5.2"}')
+    with pytest.raises(TraceError, match=r"here: operation marker: the key 'op' stands twice"):
+        _object('{"i":1,"op":"enter","op":"load"}', "here")

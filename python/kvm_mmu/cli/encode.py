@@ -9,6 +9,7 @@ from typing import Any
 
 from kvm_mmu.cli.words import add_host, any_number, codec, host_values
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine import json_object
 from kvm_mmu.machine.words import Codec
 
 SCHEMA = "kvm-mmu/encode/1"
@@ -78,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = json_object.loads(line)
+        except json_object.RepeatedKeyError as error:
+            raise UsageError(f"<stdin>:{number}: {error}") from None
         except (ValueError, RecursionError) as error:
             raise UsageError(f"<stdin>:{number}: not JSON ({error})") from None
         print(json.dumps(_encode(machine, fields, f"<stdin>:{number}")))

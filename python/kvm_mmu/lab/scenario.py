@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +20,7 @@ from typing import Any, Protocol, TextIO
 
 from kvm_mmu.errors import KvmMmuError, ScenarioError, UsageError
 from kvm_mmu.lab.operation_table import FORMATS
+from kvm_mmu.machine import json_object
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
@@ -30,6 +31,8 @@ SPARSE_EVERY = 100
 FLAGS = ("execonly", "pml", "flush_range", "l1tf", "nx_huge_pages", "mmio_caching", "guest_paging")
 #: Variant names of the vector files and the kernels they mean.
 VARIANTS = {"seed": "v5.0-seed"}
+#: What a byte that is not UTF-8 is read as.
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Engine(Protocol):
@@ -124,10 +127,10 @@ def open_text(path: str | Path) -> TextIO:
         return _open_stdin()
     try:
         if name.endswith(".xz"):
-            return lzma.open(name, "rt", encoding="utf-8", errors="replace")
+            return lzma.open(name, "rt", encoding="utf-8", errors="surrogateescape")
         if name.endswith(".gz"):
-            return gzip.open(name, "rt", encoding="utf-8", errors="replace")
-        return Path(name).open(encoding="utf-8", errors="replace")
+            return gzip.open(name, "rt", encoding="utf-8", errors="surrogateescape")
+        return Path(name).open(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise ScenarioError(f"{name}: {error.strerror or error}") from error
 
@@ -136,10 +139,10 @@ def _open_stdin() -> TextIO:
     raw = sys.stdin.buffer
     start = raw.peek(6)[:6] if isinstance(raw, io.BufferedReader) else b""
     if start.startswith(b"\xfd7zXZ\0"):
-        return io.TextIOWrapper(lzma.open(raw), encoding="utf-8", errors="replace")
+        return io.TextIOWrapper(lzma.open(raw), encoding="utf-8", errors="surrogateescape")
     if start.startswith(b"\x1f\x8b"):
-        return io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8", errors="replace")
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
+        return io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8", errors="surrogateescape")
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape")
 
 
 def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
@@ -161,7 +164,9 @@ def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]
 
 def _json(line: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json_object.loads(line)
+    except json_object.RepeatedKeyError as error:
+        raise ScenarioError(f"{where}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ScenarioError(f"{where}: not a JSON object ({error})") from error
     if not isinstance(value, dict):
@@ -189,6 +194,8 @@ def _read(lines: Iterator[tuple[int, str]], label: str) -> Scenario:
         if not line.strip():
             continue
         where = f"{label}:{number}"
+        if not line.isascii() and _HALF.search(line):
+            raise ScenarioError(f"{where}: not UTF-8: expected a JSON object in that encoding")
         value = _json(line, where)
         if first and "op" not in value:
             _header(scenario, value, where)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine import json_object
 from kvm_mmu.machine.profiles import kernels
 
 PREFIX = "# replay-host: "
@@ -142,9 +143,11 @@ def check_facts(values: object, where: str) -> dict[str, object]:
 def parse_facts(text: str, where: str) -> dict[str, object]:
     """A host object from JSON text."""
     try:
-        value = json.loads(text)
+        value = json_object.loads(text)
     except json.JSONDecodeError as err:
         raise TraceError(f"{where}: not JSON: {err.msg} at column {err.colno}") from err
+    except json_object.RepeatedKeyError as err:
+        raise TraceError(f"{where}: {err}") from err
     except ValueError as err:
         raise TraceError(f"{where}: not JSON: a number has too many digits") from err
     except RecursionError as err:

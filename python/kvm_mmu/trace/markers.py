@@ -6,11 +6,11 @@ Owns: the two forms, `OP n "op":"name",...` and `QUIET k as a` of the 5.x record
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine import json_object
 
 Operation = dict[str, object]
 _OP = re.compile(r"OP (\d{1,15}) (\"op\":.*)$")
@@ -60,7 +60,9 @@ def number(op: Mapping[str, object], key: str, where: str, default: int | None =
 
 def _object(text: str, where: str) -> Operation:
     try:
-        value = json.loads(text)
+        value = json_object.loads(text)
+    except json_object.RepeatedKeyError as err:
+        raise TraceError(f"{where}: operation marker: {err}") from err
     except (ValueError, RecursionError) as err:  # also a number of more digits than Python reads
         raise TraceError(f"{where}: operation marker is not JSON (was the line cut?): {text[:80]!r}") from err
     if not isinstance(value, dict):

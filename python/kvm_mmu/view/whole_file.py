@@ -197,7 +197,7 @@ def _put(content: Content, stream: BinaryIO) -> None:
     if callable(content):
         content(stream)
     else:
-        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+        stream.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
     stream.flush()
 
 
