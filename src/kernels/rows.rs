@@ -163,6 +163,8 @@ impl Kernel {
         enospc_to_user: true,
         mmio_over_leaf: MmioOverLeaf::Overwrite,
         is_level_requested: true,
+        has_nx_huge_pages: true,
+        nx_keeps_any_table: true,
         has_initially_set: true,
         walk_on_log_change: true,
         ..Self::V5_4
@@ -189,8 +191,6 @@ impl Kernel {
         mmio_emulate_retry: true,
         prefetch_drops_open_run: false,
         emulate_wins_over_spurious: true,
-        has_nx_huge_pages: true,
-        nx_keeps_any_table: true,
         has_mmio_caching: true,
         log_on_flush: LogOnFlush::Always,
         dirty_log_flush: DirtyLogFlush::Slot,

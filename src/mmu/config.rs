@@ -152,13 +152,13 @@ impl Config {
         let needs = |key, is_refused: bool, allowed| {
             if is_refused { Err(Error::ConfigNeeds { key, kernel: self.kernel.name, allowed }) } else { Ok(()) }
         };
-        needs("nx_huge_pages=1", self.nx_huge_pages && !self.kernel.has_nx_huge_pages, "v6.1 or later")?;
+        needs("nx_huge_pages=1", self.nx_huge_pages && !self.kernel.has_nx_huge_pages, "v5.10 or later")?;
         needs("mmio_caching=0", !self.mmio_caching && !self.kernel.has_mmio_caching, "v6.1 or later")?;
         let is_shadow = self.family == Family::Shadow;
         needs(
             "family=shadow",
-            is_shadow && !self.kernel.is_role_fixed,
-            "v6.1 or later: before that no guest without two-dimensional paging is modelled",
+            is_shadow && !self.kernel.is_level_requested,
+            "v5.10 or later: before that no guest without two-dimensional paging is modelled",
         )?;
         needs("family=shadow", is_shadow && self.guest_paging, "guest_paging=0: guest page tables are not modelled")?;
         self.generation.check_up_to(self.kernel.spte_layout.layout().generation_top)?;

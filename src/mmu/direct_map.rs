@@ -18,6 +18,7 @@ use super::spte::mmio::is_mmio;
 use super::state::MmuState;
 use super::views::HostLookup;
 use super::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
+use crate::kernels::OldEntryExempts;
 
 const EPERM: i32 = 1;
 
@@ -111,6 +112,10 @@ impl MmuState {
         let Some((pfn, host_writable)) = frame else {
             let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
             self.mark_mmio_spte(sptep, mapping.gfn, mapping.access, slots_gen);
+            let spte = self.arena.spte(sptep);
+            if self.config.kernel.set_spte_for_mmio && spte != old {
+                self.push_set_spte(sptep, mapping, spte);
+            }
             if flush {
                 self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
             }
@@ -167,19 +172,22 @@ impl MmuState {
         if mapping.access & ACC_WRITE != 0 && host_writable {
             let writable = WRITABLE | self.masks.mmu_writeable;
             spte |= writable;
-            // Also bit 1 of a stale MMIO SPTE, its access, counts as writable: then D is not set, and no page looked for.
+            // Also bit 1 of a stale MMIO SPTE, its access, counts as writable: then no page is looked for, and up to v6.12
+            // D is not set.
             let is_stale = is_chosen(Mutant::StaleMmioNotWritable) && is_mmio(&self.masks, before);
-            if before & WRITABLE == 0 || is_stale {
+            let exempts = self.config.kernel.old_entry_exempts;
+            let is_exempt = before & WRITABLE != 0 && !is_stale && exempts != OldEntryExempts::None;
+            if !is_exempt {
                 let gfn = mapping.gfn;
                 self.events.push(|| Event::TryUnsync { gfn: gfn.0, can_unsync: true, prefetch: mapping.speculative });
                 is_protected = self.needs_write_protect(mapping.slot, gfn);
                 let ret = if is_protected { -EPERM } else { 0 };
                 self.events.push(|| Event::TryUnsyncRet { ret });
-                if is_protected {
-                    spte &= !writable;
-                } else if !ad_disabled {
-                    spte |= self.masks.dirty;
-                }
+            }
+            if is_protected {
+                spte &= !writable;
+            } else if !(ad_disabled || is_exempt && exempts == OldEntryExempts::DirtyAndUnsync) {
+                spte |= self.masks.dirty;
             }
         }
         if mapping.speculative {
@@ -191,7 +199,8 @@ impl MmuState {
         (spte, is_protected)
     }
 
-    /// Maps the absent entries of the aligned group of eight, run by run; the last run may reach the group's end.
+    /// Maps the absent entries of the aligned group of eight, run by run; the last run may reach the group's end, or is
+    /// forgotten there.
     fn prefetch_group(&mut self, mapping: &Mapping, sptep: Sptep, host: &HostLookup) {
         let page = sptep.page();
         let role = self.arena.key(page).role;
@@ -199,6 +208,7 @@ impl MmuState {
             return;
         }
         let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
+        let drops_last = self.config.kernel.prefetch_drops_open_run != is_chosen(Mutant::LastRunNotMapped);
         let mut run_start = None;
         for index in first..=first + PTE_PREFETCH_NUM {
             let is_open = index < first + PTE_PREFETCH_NUM
@@ -207,7 +217,7 @@ impl MmuState {
             if is_open {
                 run_start = run_start.or(Some(index));
             } else if let Some(start) = run_start.take()
-                && !(is_chosen(Mutant::LastRunNotMapped) && index == first + PTE_PREFETCH_NUM)
+                && !(drops_last && index == first + PTE_PREFETCH_NUM)
                 && !self.prefetch_found(mapping, page, start, index, host)
             {
                 return;

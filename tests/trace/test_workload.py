@@ -72,7 +72,7 @@ def run(recording: Recording, kernel: str | None = None, **more: Any) -> Workloa
 @pytest.mark.parametrize("name", DIRECT)
 def test_the_counts_are_the_recordings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = read_recording(path_of(name))
-    wanted = recorded_counts(path_of(name), is_5x=name.startswith("5"))
+    wanted = recorded_counts(path_of(name), is_5x=name.startswith(("5.0", "5.2")))
     assert len(wanted) == len(recording.vms)
     for number, (made, zapped, at_end) in enumerate(wanted, 1):
         workload = run_scenario_workload(recorded_scenario(recording, vm=number), moment="end")
@@ -109,7 +109,9 @@ PAIRS = [
 def test_another_kernel_makes_of_it_what_the_real_one_made(made_on: str, other: str) -> None:
     there = read_recording(path_of(other))
     workload = run(read_recording(path_of(made_on)), there.kernel)
-    made, zapped, _ = recorded_counts(path_of(other), is_5x=other.startswith("5"))[there.busiest() - 1]
+    made, zapped, _ = recorded_counts(path_of(other), is_5x=other.startswith(("5.0", "5.2")))[
+        there.busiest() - 1
+    ]
     assert counts(workload) == (made, zapped)
     assert workload.population() == run(there).population()
 

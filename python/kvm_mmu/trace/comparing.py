@@ -56,7 +56,9 @@ class Comparison:
         return sum(self.equal.values())
 
     def add_recorded(self, output: Recorded) -> None:
-        """An output of the recording."""
+        """An output of the recording; what cannot be compared there is passed over, as in the prediction."""
+        if output.event not in self._enabled:
+            return
         self.recorded[output.event] += 1
         if self.divergence is None:
             self._recorded.append(output)

@@ -13,6 +13,7 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.explain import Explainer, explainer
 from kvm_mmu.trace.host import family_of, kernel_name, kernel_of
 from kvm_mmu.trace.recognise import Origin, origin
+from kvm_mmu.trace.wording import wording_of
 
 _PHYS_BITS = 46
 
@@ -57,8 +58,8 @@ def _width(
 ) -> tuple[int, bool]:
     """Physical width and L1TF mask: as said, else as the MMIO SPTEs of the trace show, else as most hosts have it."""
     said = {key: _number(given.get(key), facts.get(key)) for key in ("phys_bits", "l1tf_mask")}
-    usual = int(kernel < "v6")
-    l1tf_masks = (1,) if usual else (0, 1)  # up to v5.4 every CPU has it
+    is_always = bool(explainer(kernel, family=family).codec.profile.facts.l1tf)
+    l1tf_masks = (1,) if is_always else (0, 1)  # up to v5.4 every CPU has it
     possible = [
         {"phys_bits": phys_bits, "l1tf_mask": l1tf}
         for phys_bits in (
@@ -96,7 +97,7 @@ def _kernel(
 ) -> str:
     kernel = kernel_name(str(given["kernel"])) if given.get("kernel") else kernel_of(facts)
     if kernel:
-        if found.kernels and kernel.removesuffix("-seed") not in found.kernels:
+        if found.kernels and not any(wording_of(kernel) == wording_of(other) for other in found.kernels):
             notes.append(f"the wording of {name} is that of {found.said}, not of {kernel}")
         return kernel
     if found.kernel is None:

@@ -21,7 +21,7 @@ _MAX_VCPUS = 256
 _FAULT = re.compile(
     r"(?:vcpu (\d{1,9}) rip 0x([0-9a-f]{1,16}) )?address (?:0x)?([0-9a-f]{1,16}) error_code (?:0x)?([0-9a-f]{1,16})"
 )
-_EXIT = re.compile(r"vcpu (\d{1,9}) reason (\w+) rip 0x([0-9a-f]{1,16}) ")
+_EXIT = re.compile(r"vcpu (\d{1,9}) reason (.{1,40}?) rip 0x([0-9a-f]{1,16}) ")
 #: Where the address of an EPT misconfiguration can be read, which its exit does not tell.
 _GPA = {
     "kvm_mmu_spte_requested": re.compile(r"gfn ([0-9a-f]{1,13}) "),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.exit_qualification import MISCONFIGURATION, error_code_of
 from kvm_mmu.trace.host import HostFacts
@@ -49,6 +50,8 @@ _PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
 #: Bits of CR0 (PG; WP is looked after without) and CR4 (PSE, PAE, LA57, SMEP, SMAP, PKE) whose change by the guest
 #: drops the roots.
 _ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
+#: The same where pages under two-dimensional paging depend on the guest's registers: also WP and PGE.
+_ROLE_BITS_OPEN = {0: 1 << 31 | 1 << 16, 4: _ROLE_BITS[4] | 1 << 7}
 
 #: What only a VM that was made before can do.
 _NEEDS_VM = frozenset({"kvm_page_fault", "mmu_load"})
@@ -159,6 +162,12 @@ class Recorder6x:
         self._announced = False
         #: (vCPU, register) -> its value, as far as operations tell
         self._registers: dict[tuple[int, str], int] = {}
+        #: Whether the role of a root follows from SMM alone; else the model is told the registers.
+        self._is_role_fixed = bool(kernel_profile(kernel).facts.is_role_fixed)
+        #: vCPU -> registers that operations announced and that its guest has not yet written
+        self._announced_registers: dict[int, list[tuple[str, int]]] = {}
+        #: vCPUs that gave up their roots and have not loaded new ones
+        self._has_unloaded: set[int] = set()
         self.vcpus_needed = 1
         #: Task -> the vCPU it runs, where no operation chooses one: the probes do not say whose they are.
         self.tasks: dict[str, int] = {}
@@ -275,6 +284,10 @@ class Recorder6x:
     def _switch_smm(self, vcpu: int, on: bool) -> None:
         (self._vm.smm.add if on else self._vm.smm.discard)(vcpu)
         self._apply({"op": "smm", "vcpu": vcpu, "on": int(on)})
+        if not self._is_role_fixed:
+            # The handler begins in real mode, without EFER; leaving gives the registers back.
+            efer = 0 if on else self._registers.get((vcpu, "efer"), 0)
+            self._apply({"op": "set_regs", "vcpu": vcpu, "efer": efer})
         if not self._has_loads:
             self._expect({"op": "enter", "vcpu": vcpu})
 
@@ -297,6 +310,7 @@ class Recorder6x:
             self._switch_smm(self._current, False)
         if int(mask, 16) & 1:
             self._apply({"op": "unload", "vcpu": self._current})
+            self._has_unloaded.add(self._current)
 
     def _on_zap_oldest(self, wanted: str) -> None:
         vm = self._vm
@@ -346,6 +360,10 @@ class Recorder6x:
         if self._fault is not None and self._fault.vcpu == self._current:
             self._fault = None  # over before its vCPU enters again: a reclaim from here on is not its own
         self._smm.load(self._current)
+        waiting = self._announced_registers.get(self._current)
+        if waiting and self._current in self._has_unloaded:
+            self._set_registers(dict([waiting.pop(0)]))
+        self._has_unloaded.discard(self._current)
         self._enter()
 
     # -- operations
@@ -357,8 +375,8 @@ class Recorder6x:
         self._announced = False
         for vcpu in self._smm.leaves_at_operation():
             self._switch_smm(vcpu, False)
-        if not self._has_frees and self._drops_roots(name, op, where):
-            self._apply({"op": "unload", "vcpu": self._current})
+        if not (self._has_frees and self._is_role_fixed):
+            self._follow_registers(name, op, where)
         match name:
             case "begin":
                 # The host facts tell long5 from long, which the marker does not.
@@ -421,6 +439,27 @@ class Recorder6x:
         cleared = {"first": number(op, "first", where), "num": pages, "mask": [word] * ((pages + 63) // 64)}
         self._apply({"op": "clear_dirty_log", **fields, **cleared})
 
+    def _follow_registers(self, name: str, op: Operation, where: str) -> None:
+        """What an operation does to registers: roots that no probe says are dropped, and what the model is told."""
+        drops = self._drops_roots(name, op, where)
+        if drops and not self._has_frees:
+            self._apply({"op": "unload", "vcpu": self._current})
+        if self._is_role_fixed:
+            return
+        if name in _SETS_REGISTERS and drops:
+            self._set_registers({key: number(op, key, where) for key in ("cr0", "cr4", "efer") if key in op})
+        elif drops:
+            # The guest writes it in the run that comes next; there its roots are given up and loaded again.
+            written = (f"cr{number(op, 'cr', where)}", number(op, "value", where))
+            self._announced_registers.setdefault(self._current, []).append(written)
+            if not self._has_frees:
+                self._set_registers(dict([self._announced_registers[self._current].pop()]))
+
+    def _set_registers(self, values: dict[str, int]) -> None:
+        """Tell the model; the probes or operations around it have dropped the roots."""
+        if values:
+            self._apply({"op": "set_regs", "vcpu": self._current, **values})
+
     def _drops_roots(self, name: str, op: Operation, where: str) -> bool:
         """Whether an operation changes registers so that the vCPU gives its roots up."""
         if name in _SETS_REGISTERS:
@@ -435,7 +474,8 @@ class Recorder6x:
             which, value = number(op, "cr", where), number(op, "value", where)
             old = self._registers.get((self._current, f"cr{which}"), value)
             self._registers[self._current, f"cr{which}"] = value
-            return bool((old ^ value) & _ROLE_BITS.get(which, 0))
+            bits = _ROLE_BITS if self._is_role_fixed else _ROLE_BITS_OPEN
+            return bool((old ^ value) & bits.get(which, 0))
         return False
 
     def _has_pae_tables(self) -> bool:

@@ -24,8 +24,8 @@ Op = dict[str, Any]
 _LOG_DIRTY, _READONLY = 1 << 0, 1 << 1
 _PAGE, _MASK_PAGE = 12, (1 << 12) - 1
 _PREFETCH = 8
-#: Configuration that only 6.x has, and its value where nothing has to be said.
-_ONLY_6X = {"nx_huge_pages": 0, "mmio_caching": 1}
+#: Configuration that only some kernels have: the fact that says so, and the value where nothing has to be said.
+_PARAMETERS = {"nx_huge_pages": ("has_nx_huge_pages", 0), "mmio_caching": ("has_mmio_caching", 1)}
 
 #: What is counted as changed, in words for one and for several.
 _CHANGES = {
@@ -210,20 +210,17 @@ class _Other(_Same):
         self._notes: list[str] = []
 
     def configure(self) -> None:
-        config, is_later = self._made.config, self._target.facts.has_nx_huge_pages
-        if config.get("family") == "shadow" and not is_later:
+        config, facts = self._made.config, self._target.facts
+        if config.get("family") == "shadow" and not facts.is_level_requested:
             config["family"] = "npt"
             config.pop("guest_paging", None)
             self._notes.append(
                 "a guest without paging on shadow tables: run under two-dimensional paging (npt)"
             )
-        if not is_later:
-            for key, usual in _ONLY_6X.items():
-                value = config.pop(key, usual)
-                if value != usual:
-                    self._notes.append(
-                        f"{key}={value} is left out, {self._target.name} has no such parameter"
-                    )
+        for key, (fact, usual) in _PARAMETERS.items():
+            if not facts[fact] and (value := config.pop(key, usual)) != usual:
+                self._notes.append(f"{key}={value} is left out, {self._target.name} has no such parameter")
+        if facts.l1tf:
             config.pop("l1tf", None)
 
     def feed(self, op: Op, ret: int) -> None:

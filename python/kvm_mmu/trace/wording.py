@@ -123,18 +123,10 @@ _V5_10 = replace(
     _V5_4,
     fast_returns=(4, 3),
     has_requests=True,
-    unprobed=frozenset(
-        {
-            "try_unsync",
-            "try_unsync_ret",
-            "make_mmio_spte",
-            "make_mmio_spte_ret",
-            "unprotect_page_ret",
-            "kvm_mmu_split_huge_page",
-        }
-    ),
+    unprobed=frozenset({"try_unsync", "try_unsync_ret", "kvm_mmu_split_huge_page"}),
+    unsaid=frozenset({"try_unsync", "try_unsync_ret"}),
 )
-_V6_1 = replace(_V5_10, bit4_is_four=True, fast_returns=(5, 4), unprobed=frozenset())
+_V6_1 = replace(_V5_10, bit4_is_four=True, fast_returns=(5, 4), unprobed=frozenset(), unsaid=frozenset())
 _V6_12 = replace(
     _V6_1, error_mask=(1 << 64) - 1, fast_returns=(6, 5), unprobed=frozenset({"zap_all_fast_enter"})
 )

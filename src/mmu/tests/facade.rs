@@ -243,12 +243,12 @@ proptest! {
         sequence in prop::collection::vec(calls(), 1..120),
     ) {
         let mut mmu = vm_with(Kernel::ALL[kernel].name, |config| {
-            let has_options = config.kernel.has_nx_huge_pages;
-            let last = if has_options { Family::Shadow } else { Family::Npt };
+            let (has_nx, has_caching) = (config.kernel.has_nx_huge_pages, config.kernel.has_mmio_caching);
+            let last = if has_nx { Family::Shadow } else { Family::Npt };
             config.family = [Family::Npt, Family::EptAd, Family::EptNoad, last][family];
             config.guest_paging = config.family != Family::Shadow;
-            config.nx_huge_pages = has_options && flags & 16 != 0;
-            config.mmio_caching = !has_options || flags & 32 == 0;
+            config.nx_huge_pages = has_nx && flags & 16 != 0;
+            config.mmio_caching = !has_caching || flags & 32 == 0;
             config.l1tf = flags & 64 != 0;
             config.vcpus = 2;
             config.pml = flags & 1 != 0;
