@@ -28,11 +28,22 @@ if TYPE_CHECKING:
     from kvm_mmu.lab.compare import compare
     from kvm_mmu.lab.scenario import Scenario, run_scenario
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
+    from kvm_mmu.machine.memslots import Memslots
     from kvm_mmu.machine.profiles import Fact, KernelProfile, facts, kernels
     from kvm_mmu.machine.roles import decode_role
+    from kvm_mmu.machine.vcpu import AccessResult, Vcpu
     from kvm_mmu.machine.vm import Vm
-    from kvm_mmu.machine.words import decode_mmio, decode_spte, encode_mmio
+    from kvm_mmu.machine.words import Codec, decode_mmio, decode_spte, encode_mmio
+    from kvm_mmu.machine.zap_batch import Page
     from kvm_mmu.machine.zap_plan import ZapPlan, plans
+    from kvm_mmu.machine.zap_run import ZapRun
+    from kvm_mmu.trace.chrome import chrome_trace
+    from kvm_mmu.trace.explain import explained
+    from kvm_mmu.trace.reader import Batch, Trace
+    from kvm_mmu.trace.replaying import replay
+    from kvm_mmu.trace.stalls import stalls
+    from kvm_mmu.trace.summary import summarize
+    from kvm_mmu.trace.table import Table
 
 logging.getLogger("kvm_mmu").addHandler(logging.NullHandler())
 
@@ -51,10 +62,21 @@ _HOMES = {
     "kvm_mmu.lab.scenario": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
     "kvm_mmu.machine.profiles": ("Fact", "KernelProfile", "facts", "kernels"),
+    "kvm_mmu.machine.memslots": ("Memslots",),
     "kvm_mmu.machine.roles": ("decode_role",),
+    "kvm_mmu.machine.vcpu": ("AccessResult", "Vcpu"),
     "kvm_mmu.machine.vm": ("Vm",),
-    "kvm_mmu.machine.words": ("decode_mmio", "decode_spte", "encode_mmio"),
+    "kvm_mmu.machine.words": ("Codec", "decode_mmio", "decode_spte", "encode_mmio"),
+    "kvm_mmu.machine.zap_batch": ("Page",),
     "kvm_mmu.machine.zap_plan": ("ZapPlan", "plans"),
+    "kvm_mmu.machine.zap_run": ("ZapRun",),
+    "kvm_mmu.trace.chrome": ("chrome_trace",),
+    "kvm_mmu.trace.explain": ("explained",),
+    "kvm_mmu.trace.reader": ("Batch", "Trace"),
+    "kvm_mmu.trace.replaying": ("replay",),
+    "kvm_mmu.trace.stalls": ("stalls",),
+    "kvm_mmu.trace.summary": ("summarize",),
+    "kvm_mmu.trace.table": ("Table",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -64,6 +86,9 @@ __all__ = [
     "MIB",
     "PAGE_SIZE",
     "TIB",
+    "AccessResult",
+    "Batch",
+    "Codec",
     "Fact",
     "GenerationField",
     "GenerationLayout",
@@ -71,25 +96,36 @@ __all__ = [
     "KernelProfile",
     "KvmMmuError",
     "MemslotError",
+    "Memslots",
+    "Page",
     "RunStateError",
     "Scenario",
     "ScenarioError",
     "SnapshotError",
     "StaleNextError",
+    "Table",
+    "Trace",
     "TraceError",
     "UsageError",
+    "Vcpu",
     "Vm",
     "ZapPlan",
+    "ZapRun",
     "__version__",
+    "chrome_trace",
     "compare",
     "decode_mmio",
     "decode_role",
     "decode_spte",
     "encode_mmio",
+    "explained",
     "facts",
     "kernels",
     "plans",
+    "replay",
     "run_scenario",
+    "stalls",
+    "summarize",
 ]
 
 

@@ -47,6 +47,8 @@ pub struct Table {
     pub time_ns: Vec<u64>,
     /// CPU.
     pub cpu: Vec<u32>,
+    /// Index into the names of tasks.
+    pub task: Vec<u32>,
     /// The event's own fields, by name.
     pub fields: Vec<(&'static str, Column)>,
 }
@@ -102,6 +104,7 @@ impl Columns {
         table.line.push(record.number);
         table.time_ns.push(record.line.timestamp_ns);
         table.cpu.push(record.line.cpu);
+        table.task.push(task);
         table.push(event);
     }
 
@@ -180,6 +183,7 @@ impl Table {
             line: Vec::new(),
             time_ns: Vec::new(),
             cpu: Vec::new(),
+            task: Vec::new(),
             fields,
         }
     }
@@ -291,6 +295,8 @@ mod tests {
             ("kvm_userspace_exit", vec![5, 6]),
         ];
         assert_eq!(names, expected);
+        let tasks: Vec<_> = columns.tables().map(|table| table.task.clone()).collect();
+        assert_eq!(tasks, [vec![1], vec![1], vec![0], vec![1, 1]]);
         assert_eq!(columns.timeline.line, [1, 2, 3, 4, 5, 6]);
         assert_eq!(columns.timeline.kind[3], OPAQUE);
         assert_eq!(columns.timeline.task, [0, 1, 1, 1, 1, 1]);

@@ -139,6 +139,7 @@ fn table_dict(py: Python<'_>, table: Table) -> PyResult<Bound<'_, PyDict>> {
     columns.set_item("line", PyArray1::from_vec(py, table.line))?;
     columns.set_item("time_ns", PyArray1::from_vec(py, table.time_ns))?;
     columns.set_item("cpu", PyArray1::from_vec(py, table.cpu))?;
+    columns.set_item("task", PyArray1::from_vec(py, table.task))?;
     for (name, column) in table.fields {
         match column {
             Column::U64(rows) => columns.set_item(name, PyArray1::from_vec(py, rows))?,

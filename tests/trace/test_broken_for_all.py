@@ -114,8 +114,8 @@ def test_predictions_are_those_of_the_whole(folder: Path, name: str, capsys: pyt
 
 def test_what_a_summary_counts(folder: Path, capsys: pytest.CaptureFixture[str]):
     said = {name: run(folder, name, "summary", capsys)[1] for name in BROKEN if not name.startswith("cut")}
-    assert "1 lines longer than 1 MiB were skipped" in said["10 MB line"]
-    assert "events were lost at 1 places (42 as far as the trace says)" in said["lost"]
+    assert "1 line longer than 1 MiB was skipped" in said["10 MB line"]
+    assert "events were lost at 1 place (42 as far as the trace says)" in said["lost"]
     for name in ("crlf", "cpus", "nul bytes", "lost"):
         assert "  0 lines not understood" in said[name]
-    assert "  1 lines not understood" in said["line cut"] and "  1 lines not understood" in said["end cut"]
+    assert "  1 line not understood" in said["line cut"] and "  1 lines not understood" in said["end cut"]

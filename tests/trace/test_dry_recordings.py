@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvm_mmu.cli.trace import engine_factory
 from kvm_mmu.testing.dry_recording import DryRecording
+from kvm_mmu.trace.engine import engine_factory
 from kvm_mmu.trace.kinds import OUTPUTS
 from kvm_mmu.trace.replaying import replay
 

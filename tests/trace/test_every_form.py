@@ -120,6 +120,7 @@ def test_columns_go_through_the_arrow_stream_as_they_are(batch: Batch) -> None:
     assert dict(zip(found.column_names, found.schema.types, strict=True)) == {
         **wide,
         "cpu": pa.uint32(),
+        "task": pa.dictionary(pa.int32(), pa.string()),
         "sptep": pa.large_string(),
     }
     _same(batch, lambda table: pa.table(table).to_pydict())
@@ -134,6 +135,7 @@ def test_polars_reads_the_arrow_stream(batch: Batch) -> None:
     assert dict(found.schema) == {
         **dict.fromkeys(found.columns, pl.UInt64),
         "cpu": pl.UInt32,
+        "task": pl.Categorical,
         "sptep": pl.String,
     }
     _same(batch, lambda table: pl.DataFrame(table).to_dict(as_series=False))

@@ -195,13 +195,13 @@ def test_the_order_of_the_rows():
 def test_windows():
     whole = Window.of()
     assert whole is None
-    found = stalls(KIT, "x", Window.of(from_="1.0001", to="1.00025"))
+    found = stalls(KIT, "x", Window.of("1.0001", "1.00025"))
     # The slot is still known by what was said of it before.
     assert rows(found) == {"delete": (1, 100_000, 1)} and found.operations[0].slots[0].change.size == 0x200000
     assert "only events from 1.000100 s to 1.000250 s" in found.notes[0]
     assert rows(stalls(KIT, "x", Window.of(vm="9"))).keys() == {"delete", "create", "update"}
     assert rows(stalls(KIT, "x", Window.of(cpu="1-3,7"))) == {}
-    for bad in ({"from_": "soon"}, {"to": "-1"}, {"cpu": "2-1"}, {"vm": "qemu"}, {"from_": 2, "to": 1}):
+    for bad in ({"start": "soon"}, {"end": "-1"}, {"cpu": "2-1"}, {"vm": "qemu"}, {"start": 2, "end": 1}):
         with pytest.raises(UsageError, match="--"):
             Window.of(**bad)
 

@@ -82,7 +82,7 @@ def test_counts_of_a_mixed_trace(mixed: Path):
 def test_columns(mixed: Path):
     found = Trace(mixed).read_all()
     exits = found["kvm_userspace_exit"]
-    assert list(exits) == ["line", "time_ns", "cpu", "reason", "number"] and len(exits) == 2
+    assert list(exits) == ["line", "time_ns", "cpu", "task", "reason", "number"] and len(exits) == 2
     assert exits["reason"].tolist() == ["KVM_EXIT_IO", "restart"] and exits["number"].tolist() == [2, -4]
     assert exits["time_ns"].tolist() == [5012123456000] * 2 and exits["line"].tolist() == [4, 5]
     names = found.timeline.names("kind")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.terminal import passing
 from kvm_mmu.trace import host as host_facts
-from kvm_mmu.trace.engine import Engine, EngineFactory
+from kvm_mmu.trace.engine import engine_factory
 from kvm_mmu.trace.line import nanoseconds, parse_line
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import open_recording
@@ -376,18 +375,3 @@ def _facts(path: str, option: str | None, lines: list[str]) -> dict[str, object]
             **given,
         }
     return {**(host_facts.beside(path) or {}), **given}
-
-
-def engine_factory(backend: str) -> EngineFactory:
-    """The factory of a backend's VMs."""
-
-    def make(kernel: str, config: Mapping[str, object]) -> Engine:
-        if backend == "reference":
-            from kvm_mmu import reference
-
-            return reference.Engine(kernel=kernel, config=dict(config))
-        from kvm_mmu.lab.machine_engine import MachineEngine
-
-        return MachineEngine(kernel=kernel, config=dict(config))
-
-    return make

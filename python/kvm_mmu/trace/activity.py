@@ -7,12 +7,12 @@ several VMs have a vCPU 0; a halted vCPU does not wait. What lost events cut is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kvm_mmu.trace.line import clean_body, lost_events, nanoseconds, parse_line, process_of
 from kvm_mmu.trace.mmu_work import Work, Works, ZapBatch, is_mmu_event
 from kvm_mmu.trace.slot_changes import SlotChange
+from kvm_mmu.trace.source import Traced, lines_of
 from kvm_mmu.trace.window import Window
 
 _VCPU = re.compile(r"\bvcpu(?: |_id=)(\d{1,9})\b")
@@ -170,13 +170,20 @@ class _Collector:
         return self.found
 
 
-def activity(lines: Iterable[str], only: Window | None = None) -> Activity:
-    """The intervals of a trace: MMU work by task, waits, runs and halts by vCPU.
+def activity(trace: Traced, only: Window | None = None) -> Activity:
+    """Returns the intervals of a trace: MMU work by task, waits, runs and halts by vCPU.
 
     A wait ends at the vCPU's next entry; in a trace without entries, at the next event of its task that is no MMU work.
+
+    Args:
+        trace: A path, an open `Trace`, or lines.
+        only: Which events count; None: all.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
     """
     collector = _Collector()
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(lines_of(trace), 1):
         line = parse_line(text)
         if line is not None and only is not None and not only.has(line):
             collector.outside(line.task, line.event, clean_body(line.body))

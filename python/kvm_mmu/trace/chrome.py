@@ -7,10 +7,11 @@ of the trace, as that format wants them; the events of a lane come in order of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kvm_mmu.trace.activity import Activity, activity
+from kvm_mmu.trace.source import Traced
 
 _VCPUS, _WORK = 1, 2
 
@@ -25,9 +26,16 @@ class _Slice(NamedTuple):
     about: dict[str, int | str]
 
 
-def chrome_trace(lines: Iterable[str]) -> dict[str, object]:
-    """The whole document, ready for `json.dump`."""
-    return {"traceEvents": list(_events(activity(lines))), "displayTimeUnit": "ns"}
+def chrome_trace(trace: Traced) -> dict[str, object]:
+    """Returns the whole document, ready for `json.dump`.
+
+    Args:
+        trace: A path, an open `Trace`, or lines.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
+    """
+    return {"traceEvents": list(_events(activity(trace))), "displayTimeUnit": "ns"}
 
 
 def _events(found: Activity) -> Iterator[dict[str, object]]:

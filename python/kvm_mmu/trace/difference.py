@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kvm_mmu.machine.profiles import kernel_profile, with_plans
@@ -20,6 +19,7 @@ from kvm_mmu.trace.narrator import Narrator
 from kvm_mmu.trace.narrator_6x import Narrator6x
 from kvm_mmu.trace.normalise import normalise
 from kvm_mmu.trace.replaying import Report
+from kvm_mmu.trace.source import Traced, is_same
 from kvm_mmu.trace.spte_words import SpteWords, spte_words
 from kvm_mmu.trace.wording import wording_of
 from kvm_mmu.trace.workload import Make, Recording, read_recording
@@ -173,8 +173,8 @@ def accessed(recording: Recording, make: Make, kernel: str, plans: Mapping[str, 
 
 
 def diff(
-    a: str | Path,
-    b: str | Path | None,
+    a: Traced,
+    b: Traced | None,
     make: Make,
     *,
     kernels: tuple[str | None, str | None] = (None, None),
@@ -185,15 +185,18 @@ def diff(
     """Replay two recordings, or one twice, and compare what they say.
 
     Args:
-        b: the second recording; None: the first again.
-        make: makes the VMs.
-        kernels, plans, hosts: for each side the kernel to model, plans by event, facts of the host.
-        vm: which VM, from 1; only where a side is under another kernel or other plans (default: the busiest).
+        a: The first recording: a path, an open `Trace`, or lines.
+        b: The second recording; None: the first again.
+        make: Makes the VMs.
+        kernels: For each side the kernel to model.
+        plans: For each side its plans by event.
+        hosts: For each side facts of the host.
+        vm: Which VM, from 1; only where a side is under another kernel or other plans (default: the busiest).
 
     Raises:
         TraceError: a recording cannot be read. UsageError: an unknown kernel, event, plan or VM.
     """
-    is_one = b is None or (str(b) == str(a) and hosts[0] == hosts[1])
+    is_one = b is None or (is_same(a, b) and hosts[0] == hosts[1])
     first = read_recording(a, hosts[0], make)
     second = first if is_one else read_recording(b or a, hosts[1], make)
     wanted = [

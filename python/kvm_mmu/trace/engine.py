@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from kvm_mmu.errors import UsageError
+
 
 class Engine(Protocol):
     """A VM that executes operations of the scenario language."""
@@ -16,5 +18,31 @@ class Engine(Protocol):
         """Execute one operation: `ret`, `events`, ..."""
 
 
+#: The models that a trace can drive.
+BACKENDS = ("core", "reference")
 #: (kernel, configuration as in a scenario header) -> a fresh VM
 EngineFactory = Callable[[str, Mapping[str, object]], Engine]
+
+
+def engine_factory(backend: str) -> EngineFactory:
+    """Returns the factory of a backend's VMs.
+
+    Args:
+        backend: `core` or `reference`.
+
+    Raises:
+        UsageError: there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+
+    def make(kernel: str, config: Mapping[str, object]) -> Engine:
+        if backend == "reference":
+            from kvm_mmu import reference
+
+            return reference.Engine(kernel=kernel, config=dict(config))
+        from kvm_mmu.lab.machine_engine import MachineEngine
+
+        return MachineEngine(kernel=kernel, config=dict(config))
+
+    return make

@@ -19,6 +19,7 @@ from kvm_mmu.machine.roles import decode_role
 from kvm_mmu.machine.words import Codec
 from kvm_mmu.trace.line import Line, clean_body, parse_line
 from kvm_mmu.trace.raw_fields import with_kernel_text
+from kvm_mmu.trace.source import Traced, lines_of
 from kvm_mmu.trace.spte_words import spte_words
 from kvm_mmu.trace.window import Window
 
@@ -253,10 +254,21 @@ def explainer(kernel: str, phys_bits: int = 40, family: str = "npt", l1tf: bool 
 
 
 def explained(
-    lines: Iterable[str], kernel: str, phys_bits: int = 40, family: str = "npt", l1tf: bool | None = None
+    trace: Traced, kernel: str, phys_bits: int = 40, family: str = "npt", l1tf: bool | None = None
 ) -> Iterator[str]:
-    """Every line, and below each line with words in it one line a word; arguments and errors as `explainer`."""
-    for text, words in explainer(kernel, phys_bits, family, l1tf).lines(lines):
+    """Yields every line, and below each line with words in it one line a word.
+
+    Args:
+        trace: A path, an open `Trace`, or lines.
+        kernel: Whose words they are.
+        phys_bits: Physical address width of the host, bits.
+        family: The masks: `npt` (legacy, also `shadow` paging), `ept_ad` or `ept_noad`.
+        l1tf: Whether MMIO SPTEs have the L1TF mask; None: up to v5.4 yes, later no.
+
+    Raises:
+        TraceError: the file cannot be read, or the layout of this kernel is not known.
+    """
+    for text, words in explainer(kernel, phys_bits, family, l1tf).lines(lines_of(trace)):
         yield text
         yield from (f"{INDENT}{word}" for word in words)
 

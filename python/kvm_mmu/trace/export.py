@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.chrome import chrome_trace
 from kvm_mmu.trace.reader import Batch, Trace
-from kvm_mmu.trace.source import iter_lines
+from kvm_mmu.trace.source import Traced
 from kvm_mmu.trace.table import Table
 from kvm_mmu.view.out_folder import OutFolder
 from kvm_mmu.view.whole_file import check_output, write_whole
@@ -30,11 +30,11 @@ TIMELINE = "events"
 _ROWS = 1 << 14
 
 
-def export_chrome(trace: str | Path, out: str | Path) -> list[Path]:
+def export_chrome(trace: Traced, out: str | Path) -> list[Path]:
     """Write the Chrome trace of a trace.
 
     Args:
-        trace: the trace file.
+        trace: A path, an open `Trace`, or lines.
         out: the file to write, a FIFO or device to write through, or `-` for stdout.
 
     Returns:
@@ -44,14 +44,14 @@ def export_chrome(trace: str | Path, out: str | Path) -> list[Path]:
         UsageError: it cannot be written.
     """
     check_output(out)
-    return [write_whole(out, json.dumps(chrome_trace(iter_lines(trace))) + "\n")]
+    return [write_whole(out, json.dumps(chrome_trace(trace)) + "\n")]
 
 
-def export_csv(trace: str | Path, folder: str | Path) -> list[Path]:
+def export_csv(trace: Traced, folder: str | Path) -> list[Path]:
     """Write one CSV file per event and `events.csv`.
 
     Args:
-        trace: the trace file.
+        trace: A path, an open `Trace`, or lines.
         folder: where; made if it is absent.
 
     Returns:
@@ -65,11 +65,11 @@ def export_csv(trace: str | Path, folder: str | Path) -> list[Path]:
         return out.write({name + ".csv": _csv_writer(table) for name, table in _named_tables(batch)})
 
 
-def export_parquet(trace: str | Path, folder: str | Path) -> list[Path]:
+def export_parquet(trace: Traced, folder: str | Path) -> list[Path]:
     """Write one Parquet file per event and `events.parquet`, by pyarrow or polars.
 
     Args:
-        trace: the trace file.
+        trace: A path, an open `Trace`, or lines.
         folder: where; made if it is absent.
 
     Returns:

@@ -25,7 +25,7 @@ from kvm_mmu.trace.operations import (
     first_operation,
     operations_file_beside,
 )
-from kvm_mmu.trace.source import Source, display_name, iter_lines, readable_again
+from kvm_mmu.trace.source import STDIN, Source, Traced, display_name, is_opened, iter_lines, readable_again
 from kvm_mmu.trace.stripping import Kept, Recorded, is_stripped, scenario_of, strip_lines, wants_answers
 from kvm_mmu.trace.wording import has_requests
 
@@ -75,7 +75,7 @@ class Opened:
 
 @contextmanager
 def open_recording(
-    path: str | Path,
+    traced: Traced,
     host: Mapping[str, object] | None,
     operations: Mapping[int, str] | str | Path | None = None,
     *,
@@ -96,8 +96,9 @@ def open_recording(
         if isinstance(operations, str | Path):
             known = files.enter_context(readable_again(operations))
             OperationsFile(known)  # says at once when there is nothing in it
-        source = files.enter_context(readable_again(path))
-        yield _look(path, source, host, known, answers)
+        path = traced.source if is_opened(traced) else traced
+        source = files.enter_context(readable_again(traced))
+        yield _look(path if isinstance(path, str | Path) else STDIN, source, host, known, answers)
 
 
 def _look(

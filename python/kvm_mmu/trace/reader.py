@@ -8,13 +8,21 @@ from 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from kvm_mmu import _core
 from kvm_mmu.errors import TraceError
 from kvm_mmu.terminal import one_line
-from kvm_mmu.trace.source import display_name, iter_chunks, iter_lines
+from kvm_mmu.trace.slot_changes import CHANGES
+from kvm_mmu.trace.source import (
+    Source,
+    Traced,
+    is_opened,
+    is_source,
+    iter_chunks,
+    lines_of,
+    name_of,
+)
 from kvm_mmu.trace.table import Table
 from kvm_mmu.trace.window import Window
 
@@ -23,6 +31,12 @@ BATCH_BYTES = 16 << 20
 OPAQUE_KIND = 255
 #: How much of the beginning a `Trace` keeps, at least: the comments before the first event fit in.
 HEAD_BYTES = 4096
+
+
+#: event -> field -> what its numbers mean
+_SAID: dict[str, dict[str, tuple[str, ...]]] = {
+    "set_memslot": {"change": tuple(CHANGES[number] for number in sorted(CHANGES))},
+}
 
 
 class _Native(Protocol):
@@ -48,7 +62,15 @@ def native_reader(*, columns: bool) -> _Native:
 
 
 class Batch:
-    """A part of a trace as columns: `tables` by event name, `timeline` of all events in order."""
+    """A part of a trace as columns.
+
+    A batch is a mapping of event names to tables: `batch["kvm_page_fault"]`, `"kvm_entry" in batch`. An event that
+    occurs in the words of two kernels has a table of each, the second under `NAME (WORDING)`.
+
+    Attributes:
+        tables: One `Table` an event, by name: `line`, `time_ns`, `cpu`, `task` and the event's own fields.
+        timeline: A `Table` of all events in order: `line`, `time_ns`, `cpu`, `task`, `kind`.
+    """
 
     def __init__(self, tables: dict[str, Table], timeline: Table):
         self.tables = tables
@@ -70,33 +92,62 @@ class Batch:
         return event in self.tables
 
     def wordings(self, event: str) -> list[Table]:
-        """All tables of an event: one a wording that occurred, none when it did not occur."""
+        """Returns all tables of an event: one a wording that occurred, none where it did not occur.
+
+        Args:
+            event: The name of the event.
+        """
         return [table for table in self.tables.values() if table.event == event]
 
 
 class Trace:
-    """A trace file, read as often as asked; `-` is stdin and can be read once.
+    """A trace, read as often as asked; `-` is stdin and can be read once.
+
+    Iterating over it gives its batches.
 
     Args:
-        path: ftrace text of tracefs or `trace-cmd report`, plain, `.gz` or `.xz`.
-        only: which events are read; None: all. Numbers of lines are those of the whole text.
+        source: A path of ftrace text of tracefs or `trace-cmd report`, plain, `.gz` or `.xz`; a `Trace`; or lines.
+        only: Which events are read; None: all. Numbers of lines are those of the whole text.
     """
 
-    def __init__(self, path: str | Path, only: Window | None = None):
-        self.path = path
+    def __init__(self, source: Traced, only: Window | None = None):
         self.only = only
+        if is_opened(source):
+            self.source: Source | list[str] = source.source
+            self.only = only or getattr(source, "only", None)
+        else:
+            self.source = source if is_source(source) else list(lines_of(source))
         #: The beginning of the text, as far as it was read.
         self.head = b""
         self._left_out = 0
 
     def __repr__(self) -> str:
-        return one_line(f"<Trace {display_name(self.path)}>")
+        return one_line(f"<Trace {self.name}>")
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
+    @property
+    def name(self) -> str:
+        """The name of the file as messages have it."""
+        return name_of(self.source)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every event of the text is read."""
+        return self.only is None
+
+    def lines(self) -> Iterator[str]:
+        """Returns the lines of the text; of a window those inside.
+
+        Raises:
+            TraceError: the file cannot be read to its end.
+        """
+        lines = lines_of(self.source)
+        return lines if self.only is None else (text for text in self.only.lines(lines) if text is not None)
+
     def counts(self) -> dict[str, Any]:
-        """Counts of everything in the trace, without columns; memory does not grow with the trace.
+        """Returns the counts of everything in the trace, without columns; memory does not grow with the trace.
 
         Raises:
             TraceError: the file cannot be read to its end.
@@ -108,7 +159,10 @@ class Trace:
         return self._counts(reader)
 
     def batches(self, size: int = BATCH_BYTES) -> Iterator[Batch]:
-        """The trace in batches of about `size` bytes of text; memory does not grow with the trace.
+        """Yields the trace in batches; memory does not grow with the trace.
+
+        Args:
+            size: How much text a batch covers, about, in bytes.
 
         Raises:
             TraceError: the file cannot be read to its end.
@@ -117,8 +171,11 @@ class Trace:
             yield batch
 
     def read_all(self) -> Batch:
-        """Everything at once. Needs memory for every event (about 40 bytes and its fields): not for huge
-        traces."""
+        """Returns everything as one batch. Needs memory for every event (about 40 bytes and its fields).
+
+        Raises:
+            TraceError: the file cannot be read to its end.
+        """
         reader = native_reader(columns=True)
         for chunk in self._chunks(1 << 20):
             reader.feed(chunk)
@@ -126,7 +183,14 @@ class Trace:
         return _batch(reader)
 
     def batches_and_counts(self, size: int = BATCH_BYTES) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
-        """As `batches`; with the last one come the counts of the whole trace."""
+        """Yields the batches; with the last one come the counts of the whole trace, None with the others.
+
+        Args:
+            size: How much text a batch covers, about, in bytes.
+
+        Raises:
+            TraceError: the file cannot be read to its end.
+        """
         return self._batches(size)
 
     def _batches(self, size: int) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
@@ -147,19 +211,21 @@ class Trace:
     def _chunks(self, size: int) -> Iterator[bytes]:
         """The text in pieces; a line that is left out is an empty one."""
         self._left_out = 0
-        if self.only is None:
-            yield from iter_chunks(self.path, size)
+        if self.only is None and not isinstance(self.source, list):
+            yield from iter_chunks(self.source, size)
             return
         kept: list[bytes] = []
         filled = 0
-        for text in self.only.lines(iter_lines(self.path)):
+        lines = lines_of(self.source)
+        for text in lines if self.only is None else self.only.lines(lines):
             self._left_out += text is None
             kept.append(b"" if text is None else text.encode("utf-8", "replace"))
             filled += len(kept[-1]) + 1
             if filled >= size:
                 yield b"\n".join([*kept, b""])
                 kept, filled = [], 0
-        yield b"\n".join([*kept, b""])
+        if kept:
+            yield b"\n".join([*kept, b""])
 
     def _counts(self, reader: _Native) -> dict[str, Any]:
         counts = reader.summary()
@@ -172,14 +238,19 @@ class Trace:
 def _batch(reader: _Native) -> Batch:
     found, timeline = reader.take()
     tables: dict[str, Table] = {}
+    tasks = reader.tasks()
     for table in found:
         name = event = str(table["event"])
         if name in tables:
             # The same event in another kernel's wording: other fields, so a table of its own.
             name = f"{name} ({table['wording']})"
-        tables[name] = Table(name, table["columns"], event=event, wording=str(table["wording"]))
-    names = {"task": reader.tasks(), "kind": _kind_names()}
-    return Batch(tables, Table("events", timeline, names))
+        columns = table["columns"]
+        names = {
+            "task": tasks,
+            **{field: said for field, said in _SAID.get(event, {}).items() if field in columns},
+        }
+        tables[name] = Table(name, columns, names, event=event, wording=str(table["wording"]))
+    return Batch(tables, Table("events", timeline, {"task": tasks, "kind": _kind_names()}))
 
 
 def _kind_names() -> list[str]:

@@ -19,7 +19,7 @@ from kvm_mmu.terminal import escaped
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.buffer_header import missing_from
 from kvm_mmu.trace.comparing import Comparison, Divergence, surroundings
-from kvm_mmu.trace.engine import EngineFactory
+from kvm_mmu.trace.engine import EngineFactory, engine_factory
 from kvm_mmu.trace.inputs import Input, Marker, read_inputs
 from kvm_mmu.trace.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.trace.kinds import TELLING, switched_on
@@ -30,6 +30,7 @@ from kvm_mmu.trace.opened import Opened, open_recording
 from kvm_mmu.trace.recorder_5x import Recorder5x
 from kvm_mmu.trace.recorder_6x import Recorder6x
 from kvm_mmu.trace.replayable import INSTEAD, refuse_host, replayable
+from kvm_mmu.trace.source import Traced
 from kvm_mmu.trace.spte_words import spte_words
 from kvm_mmu.trace.stripping import ANSWER, Kept, Recorded
 from kvm_mmu.trace.wording import wording_of
@@ -176,26 +177,38 @@ def _explain(found: Divergence) -> list[str]:
 
 
 def replay(
-    path: str | Path,
-    factory: EngineFactory,
+    trace: Traced,
+    factory: EngineFactory | None = None,
     *,
     kernel: str | None = None,
-    host: Mapping[str, object] | None = None,
+    host: Mapping[str, object] | str | Path | None = None,
+    backend: str = "core",
     operations: Mapping[int, str] | str | Path | None = None,
     emit: Callable[[Prediction], None] | None = None,
 ) -> Report:
-    """Replay one trace, stripped or not; stdin (`-`) and pipes are copied to a temporary file first.
+    """Replays one trace, stripped or not; stdin (`-`) and pipes are copied to a temporary file first.
 
     Args:
-        kernel: the profile; without it the kernel of the host facts.
-        host: facts given by the user; they win over the trace's own line and over `host.json` beside it.
-        operations: full operation texts or the file that has them; without them an `ops.jsonl` beside the trace.
-        emit: gets each prediction as it is made; without it they are kept, in `Report.predictions`.
+        trace: A path, an open `Trace`, or lines.
+        factory: Makes a VM of `(kernel, config)`; None: that of `backend`.
+        kernel: The profile; None: the kernel of the host facts.
+        host: Facts of the host, or the file or JSON text that has them; they win over the trace's own line and over
+            `host.json` beside it.
+        backend: The model that is driven, `core` or `reference`.
+        operations: Full operation texts or the file that has them; None: an `ops.jsonl` beside the trace.
+        emit: Gets each prediction as it is made; None: they are kept, in `Report.predictions`.
+
+    Returns:
+        The report; `is_equal` says whether every output was predicted, in order.
 
     Raises:
         TraceError: the trace cannot be read or replayed, or the kernel is unknown.
+        UsageError: there is no such backend.
     """
-    with open_recording(path, host, operations) as opened:
+    factory = engine_factory(backend) if factory is None else factory
+    if isinstance(host, str | Path):
+        host = host_facts.facts_from(str(host))
+    with open_recording(trace, host, operations) as opened:
         refuse_host(opened.facts.values, opened.name, opened.said_by)
         profile = host_facts.kernel_name(kernel) if kernel else _kernel_of(opened)
         if profile not in kernels:

@@ -1,8 +1,8 @@
 """Opening a trace: plain text, `.gz`, `.xz` or stdin, as bytes or as numbered lines, once or again and again.
 
-Owns: turning every way a file can be broken into one `TraceError` that names the file and how far it could be read, and
-the copy of an input that cannot be opened twice. Memory does not grow with the input, but for `read_lines`. Knows
-nothing of events.
+Owns: what may be given for a trace (a path, an open `Trace`, lines), turning every way a file can be broken into one
+`TraceError` that names the file and how far it could be read, and the copy of an input that cannot be opened twice.
+Memory does not grow with the input, but for `read_lines`. Knows nothing of events.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import lzma
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, Protocol, TypeGuard, cast
 
-from kvm_mmu.errors import TraceError
+from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.trace.unpack import BROKEN, XZ_MEMORY_MAX, unpacked
 
 STDIN = "-"
@@ -38,6 +38,85 @@ class Copy:
 Source = str | Path | Copy
 
 
+class OpenTrace(Protocol):
+    """What an open `Trace` offers here."""
+
+    @property
+    def source(self) -> Source | list[str]: ...
+    @property
+    def is_whole(self) -> bool: ...
+    def lines(self) -> Iterator[str]: ...
+
+
+#: What a function on traces takes: a path (a `str` is always one, `-` is stdin), an open `Trace`, or lines of text.
+Traced = Source | OpenTrace | Iterable[str]
+_LINES = "<lines>"
+
+
+def is_source(traced: Traced) -> TypeGuard[Source]:
+    """Returns true if it is a path, or the copy of an input."""
+    return isinstance(traced, str | Path | Copy)
+
+
+def is_opened(traced: Traced) -> TypeGuard[OpenTrace]:
+    """Returns true if it is an open `Trace`."""
+    return hasattr(traced, "lines") and hasattr(traced, "source")
+
+
+def lines_of(traced: Traced) -> Iterator[str]:
+    """Returns the lines of a trace, without their ends.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
+        UsageError: it is none of what a trace may be.
+    """
+    if is_source(traced):
+        return iter_lines(traced)
+    if is_opened(traced):
+        return traced.lines()
+    if isinstance(traced, bytes) or not isinstance(traced, Iterable):
+        raise UsageError(f"expected a path, a Trace or lines of text, not {type(traced).__name__}")
+    return (text.rstrip("\r\n") for text in traced)
+
+
+def is_same(one: Traced, other: Traced) -> bool:
+    """Returns true if both are the same trace by its path, or the same object."""
+    if is_source(one) and is_source(other):
+        return str(one) == str(other)
+    return one is other
+
+
+def name_of(traced: Traced) -> str:
+    """Returns what messages call this trace."""
+    if is_source(traced):
+        return display_name(traced)
+    source = traced.source if is_opened(traced) else None
+    return display_name(source) if source is not None and not isinstance(source, list) else _LINES
+
+
+@contextmanager
+def source_of(traced: Traced) -> Iterator[Source]:
+    """The trace as a file: lines, and a `Trace` of a window, are copied to a temporary one that goes with the block.
+
+    Raises:
+        TraceError: it cannot be read or copied.
+        UsageError: it is none of what a trace may be.
+    """
+    if is_source(traced):
+        yield traced
+        return
+    if is_opened(traced) and traced.is_whole and not isinstance(traced.source, list):
+        yield traced.source
+        return
+    with tempfile.NamedTemporaryFile(prefix="kvm-mmu-trace-") as copy:
+        try:
+            copy.writelines(text.encode("utf-8", "replace") + b"\n" for text in lines_of(traced))
+            copy.flush()
+        except OSError as err:
+            raise TraceError(f"{name_of(traced)}: cannot be copied to {copy.name}: {err.strerror}") from err
+        yield Copy(Path(copy.name), name_of(traced))
+
+
 def display_name(path: Source) -> str:
     """How messages call this input."""
     if isinstance(path, Copy):
@@ -46,7 +125,7 @@ def display_name(path: Source) -> str:
 
 
 @contextmanager
-def readable_again(path: Source) -> Iterator[Source]:
+def readable_again(traced: Traced) -> Iterator[Source]:
     """The input as one that can be read more than once: a file is, stdin or a pipe is copied to a temporary file.
 
     The copy holds the bytes as they come, compressed ones compressed; it goes when the block ends.
@@ -54,6 +133,11 @@ def readable_again(path: Source) -> Iterator[Source]:
     Raises:
         TraceError: it cannot be opened or copied.
     """
+    with source_of(traced) as path:
+        yield from _again(path)
+
+
+def _again(path: Source) -> Iterator[Source]:
     is_once = not isinstance(path, Copy) and (str(path) == STDIN or Path(path).is_fifo())
     if not is_once:
         yield path

@@ -19,6 +19,7 @@ from kvm_mmu.trace.line import process_of
 from kvm_mmu.trace.mmu_work import CAUSES, UPDATE, Work, disjoint
 from kvm_mmu.trace.operation_table import Row, Waited, as_lines, percentile, table, us
 from kvm_mmu.trace.slot_changes import SlotChange
+from kvm_mmu.trace.source import Traced, lines_of, name_of
 from kvm_mmu.trace.window import Window
 
 OTHER = "other"
@@ -157,10 +158,22 @@ class Stalls:
         return [cause for cause in CAUSES if self.works.get(cause)]
 
 
-def stalls(lines: Iterable[str], name: str, only: Window | None = None, sort: str = "total") -> Stalls:
-    """Attribute the waiting time of a trace."""
+def stalls(trace: Traced, name: str | None = None, only: Window | None = None, sort: str = "total") -> Stalls:
+    """Returns which MMU work kept the vCPUs of a trace waiting, by operation and by cause.
+
+    Args:
+        trace: A path, an open `Trace`, or lines.
+        name: What the report calls it; None: as the file is called.
+        only: Which events count; None: all.
+        sort: The largest first of `total`, `count`, `p50`, `p99`, `max`, `zapped`, `waited` or `nobody`; or `name`.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
+        UsageError: there is no such order.
+    """
     header = BufferHeader()
-    found = activity(header.watch(lines), only)
+    name = name_of(trace) if name is None else name
+    found = activity(header.watch(lines_of(trace)), only)
     missing = header.missing(found.events + found.outside + found.other_lines)
     result = Stalls(name, unfinished=found.unfinished, notes=[*missing, *_notes(found)])
     if only is not None:

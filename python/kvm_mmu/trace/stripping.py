@@ -19,6 +19,7 @@ from kvm_mmu.trace.kinds import outputs_of
 from kvm_mmu.trace.line import Line, parse_line
 from kvm_mmu.trace.operations import KnownOperations, Operations, operations_beside, read_operations
 from kvm_mmu.trace.raw_fields import in_kernel_text
+from kvm_mmu.trace.source import Traced, lines_of
 from kvm_mmu.trace.spte_words import SpteWords, words_of
 from kvm_mmu.trace.wording import has_requests
 
@@ -118,20 +119,27 @@ def is_stripped(lines: Sequence[str]) -> bool:
 
 
 def strip(
-    lines: Iterable[str],
+    trace: Traced,
     host: Mapping[str, object],
     operations: Mapping[int, str] | None = None,
     *,
     answers: bool,
 ) -> Stripped:
-    """Take the outputs out of a recording, in memory.
+    """Takes the outputs out of a recording, in memory.
 
     Args:
-        host: the facts for the first line.
-        operations: full text of the operations by number, where markers are shortened or left out.
-        answers: add what host memory answered (only where residency does not follow from the operations).
+        trace: A path, an open `Trace`, or lines.
+        host: The facts for the first line.
+        operations: Full text of the operations by number, where markers are shortened or left out.
+        answers: Add what host memory answered (only where residency does not follow from the operations).
+
+    Returns:
+        The lines that stay, and apart from them the outputs that were removed.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
     """
-    lines = list(lines)
+    lines = list(lines_of(trace))
     parsed = (parse_line(text) for text in lines)
     names = frozenset(line.event for line in parsed if line is not None)
     known = KnownOperations(operations) if operations else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.buffer_header import BufferHeader, header_in
 from kvm_mmu.trace.reader import Batch, Trace
 from kvm_mmu.trace.recognise import KERNELS_OF_ERA
-from kvm_mmu.trace.source import display_name
+from kvm_mmu.trace.source import Traced, name_of
 from kvm_mmu.trace.window import Window
 
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
@@ -211,24 +210,25 @@ class TraceSummary:
         return escaped("\n".join(lines))
 
 
-def summarize(path: str | Path, *, strict: bool = False, only: Window | None = None) -> TraceSummary:
-    """Count what is in a trace.
+def summarize(trace: Traced, *, strict: bool = False, only: Window | None = None) -> TraceSummary:
+    """Returns the counts of what is in a trace.
 
     Args:
-        strict: a line that is not understood is an error.
-        only: which events count; None: all.
+        trace: A path, an open `Trace`, or lines.
+        strict: A line that is not understood is an error.
+        only: Which events count; None: all.
 
     Raises:
         TraceError: the trace cannot be read, or `strict` and a line is not understood.
     """
-    found = TraceSummary(display_name(path))
-    trace = Trace(path, only)
-    found.only = only
-    for batch, counts in trace.batches_and_counts():
+    found = TraceSummary(name_of(trace))
+    opened = Trace(trace, only)
+    found.only = opened.only
+    for batch, counts in opened.batches_and_counts():
         found.add(batch)
         if counts is not None:
             found.counts = counts
-    found.header = BufferHeader() if only is not None else header_in(trace.head)
+    found.header = header_in(opened.head) if opened.is_whole else BufferHeader()
     if found.counts["lines"] == 0:
         raise TraceError(f"{found.name}: empty: expected ftrace text")
     if found.not_understood and not found.events and not found.counts["opaque"]:

@@ -24,7 +24,19 @@ _Text = tuple[npt.NDArray[np.int64], bytes]
 
 
 class Table:
-    """Columns by name. `table[name]` is a numpy array; texts come as an object array of `str`."""
+    """A table of events: columns of equal length by name.
+
+    `table["gfn"]` is a numpy array (texts: an object array of `str`), `"gfn" in table` and `for column in table` work,
+    `len` counts rows. Columns of codes, such as `task` and `kind`, hold numbers here and words in every other library;
+    `table.words(column)` gives the words.
+
+    Attributes:
+        name: What it is called, `events` for the timeline.
+        columns: The values by name; texts as the ends of the rows and their bytes.
+        names: Of the columns of codes, what each code means.
+        event: The event of the rows.
+        wording: Which kernels' text (or `raw` fields) they were.
+    """
 
     def __init__(
         self,
@@ -64,11 +76,28 @@ class Table:
         return _texts(values) if isinstance(values, tuple) else values
 
     def names(self, column: str) -> list[str]:
-        """What the codes of a column mean (`task` and `kind` of the timeline)."""
+        """Returns what the codes of a column mean (`task`, `kind`, `change`), nothing for another column.
+
+        Args:
+            column: Its name.
+        """
         return self._names.get(column, [])
 
+    def words(self, column: str) -> npt.NDArray[Any]:
+        """Returns a column with words in place of codes, as an object array; another column as it is.
+
+        Args:
+            column: Its name.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        values = self[column]
+        known = self._names.get(column)
+        return values if known is None else np.array(_named(values, known), dtype=object)
+
     def to_arrow(self) -> Any:
-        """A pyarrow table; texts without a copy, codes as dictionary columns."""
+        """Returns a pyarrow table; texts without a copy, codes as dictionary columns of words."""
         import pyarrow as pa
 
         arrays = {}
@@ -86,19 +115,17 @@ class Table:
         return pa.table(arrays)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """The Arrow stream of this table, for any library that reads one (needs pyarrow)."""
+        """Returns the Arrow stream of this table, for any library that reads one (needs pyarrow)."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def to_polars(self) -> pl.DataFrame:
-        """A polars data frame; through Arrow where pyarrow is there, else column by column."""
+        """Returns a polars data frame; through Arrow where pyarrow is there, else column by column."""
         import polars as pl
 
         try:
             return cast("pl.DataFrame", pl.from_arrow(self.to_arrow()))
         except ImportError:
-            columns = {name: self[name] for name in self}
-            for name, known in self._names.items():
-                columns[name] = np.array(_named(columns[name], known), dtype=object)
+            columns = {name: self.words(name) for name in self}
             return pl.DataFrame(
                 {
                     name: values.tolist() if values.dtype == object else values
@@ -107,7 +134,7 @@ class Table:
             )
 
     def to_pandas(self) -> pd.DataFrame:
-        """A pandas data frame."""
+        """Returns a pandas data frame, codes as categories."""
         import pandas as pd
 
         columns = {name: self[name] for name in self}
@@ -115,10 +142,15 @@ class Table:
             columns[name] = cast(Any, pd.Categorical(_named(columns[name], known)))
         return pd.DataFrame(columns)
 
+    def _first(self, column: str, rows: int) -> list[Any]:
+        values = self[column][:rows]
+        known = self._names.get(column)
+        return list(values) if known is None else _named(values, known)
+
     def _repr_html_(self) -> str:
         rows = min(len(self), _SHOWN_ROWS)
         head = "".join(f"<th>{escape(name)}</th>" for name in self)
-        columns = [self[name][:rows] for name in self]
+        columns = [self._first(name, rows) for name in self]
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(str(column[i]))}</td>" for column in columns) + "</tr>"
             for i in range(rows)
@@ -145,9 +177,10 @@ def _as_text(pa: Any, array: Any) -> Any:
 
 
 def _named(codes: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
-    return [names[code] if code < len(names) else "(other)" for code in codes.tolist()]
+    return [names[code] if 0 <= code < len(names) else "(other)" for code in codes.tolist()]
 
 
 def _coded(pa: Any, codes: npt.NDArray[Any], names: Sequence[str]) -> Any:
-    known = np.minimum(codes.astype(np.int64), len(names)).astype(np.int32)
+    numbers = codes.astype(np.int64)
+    known = np.where((numbers >= 0) & (numbers < len(names)), numbers, len(names)).astype(np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(known), pa.array([*names, "(other)"]))

@@ -38,32 +38,36 @@ class Window:
     @classmethod
     def of(
         cls,
-        from_: str | float | None = None,
-        to: str | float | None = None,
+        start: str | float | None = None,
+        end: str | float | None = None,
         cpu: str | None = None,
         vm: str | None = None,
     ) -> Window | None:
         """Returns the window of these options, None where none is given.
 
         Args:
-            from_: Seconds of trace time.
-            to: Seconds of trace time.
+            start: Seconds of trace time.
+            end: Seconds of trace time.
             cpu: Numbers and ranges, such as `0,2-3`.
             vm: Process ids, such as `4321`.
 
         Raises:
             UsageError: one of them is not of that form, or the time ends before it begins.
         """
-        if from_ is None and to is None and cpu is None and vm is None:
+        if start is None and end is None and cpu is None and vm is None:
             return None
-        start = 0 if from_ is None else _time("--from", from_)
-        end = None if to is None else _time("--to", to)
-        if end is not None and end < start:
-            raise UsageError(f"--to {to}: is before --from {from_}")
-        return cls(start, end, _numbers("--cpu", cpu), _numbers("--vm", vm))
+        from_ns = 0 if start is None else _time("--from", start)
+        to_ns = None if end is None else _time("--to", end)
+        if to_ns is not None and to_ns < from_ns:
+            raise UsageError(f"--to {end}: is before --from {start}")
+        return cls(from_ns, to_ns, _numbers("--cpu", cpu), _numbers("--vm", vm))
 
     def has(self, line: Line) -> bool:
-        """Returns true if the event of this line is inside."""
+        """Returns true if the event of this line is inside.
+
+        Args:
+            line: The parsed line.
+        """
         if self.cpus is not None and line.cpu not in self.cpus:
             return False
         if self.vms is not None and not self.vms & _processes(line.task):
@@ -74,7 +78,11 @@ class Window:
         return time >= self.from_ns and (self.to_ns is None or time <= self.to_ns)
 
     def lines(self, lines: Iterable[str]) -> Iterator[str | None]:
-        """Every line of a text that is inside, None in place of each other one, so that numbers of lines stay."""
+        """Yields every line of a text that is inside, None in place of each other one, so that numbers of lines stay.
+
+        Args:
+            lines: The whole text.
+        """
         is_inside = self.from_ns == 0
         for text in lines:
             line = parse_line(text)

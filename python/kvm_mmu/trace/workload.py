@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kvm_mmu.errors import TraceError, UsageError
@@ -18,7 +17,7 @@ from kvm_mmu.terminal import one_line
 from kvm_mmu.trace import host as host_facts
 from kvm_mmu.trace.engine import Engine
 from kvm_mmu.trace.replaying import Report, replay
-from kvm_mmu.trace.source import display_name, iter_lines
+from kvm_mmu.trace.source import Copy, Source, Traced, display_name, iter_lines, source_of
 from kvm_mmu.trace.translation import translate
 
 Op = dict[str, Any]
@@ -116,17 +115,22 @@ def _core(kernel: str, config: Mapping[str, object], plans: Mapping[str, str]) -
     return MachineEngine(kernel, config, plans)
 
 
-def read_recording(
-    path: str | Path, host: Mapping[str, object] | None = None, make: Make = _core
-) -> Recording:
+def read_recording(trace: Traced, host: Mapping[str, object] | None = None, make: Make = _core) -> Recording:
     """Replay a recording under the kernel it was made on and keep what the model was given to do.
 
     Args:
-        host: facts of the host that the recording does not hold. make: makes the VMs that the replay drives.
+        trace: A path, an open `Trace`, or lines.
+        host: Facts of the host that the recording does not hold.
+        make: Makes the VMs that the replay drives.
 
     Raises:
         TraceError: the recording cannot be read, its kernel is not known, or no VM is in it.
     """
+    with source_of(trace) as path:
+        return _read(path, host, make)
+
+
+def _read(path: Source, host: Mapping[str, object] | None, make: Make) -> Recording:
     keeper = _Keeper(make)
     kernel = _recorded_kernel(path, host)
     try:
@@ -137,17 +141,22 @@ def read_recording(
         raise TraceError(f"{display_name(path)}: {error}") from error
     if not keeper.vms:
         raise TraceError(f"{display_name(path)}: no VM in it: no workload")
-    return Recording(str(path), kernel_profile(report.kernel).name, keeper.vms, report)
+    return Recording(
+        path.name if isinstance(path, Copy) else str(path),
+        kernel_profile(report.kernel).name,
+        keeper.vms,
+        report,
+    )
 
 
-def _recorded_kernel(path: str | Path, host: Mapping[str, object] | None) -> str:
+def _recorded_kernel(path: Source, host: Mapping[str, object] | None) -> str:
     """The kernel that a recording's facts name: never the one that is to be modelled."""
     first = next(iter_lines(path), "")
     facts: dict[str, object] = {}
     if first.startswith(host_facts.PREFIX):
         facts = host_facts.parse_facts(first[len(host_facts.PREFIX) :], f"{display_name(path)}:1")
     else:
-        facts = host_facts.beside(path) or {}
+        facts = (None if isinstance(path, Copy) else host_facts.beside(path)) or {}
     facts = {**facts, **(host or {})}
     kernel = host_facts.kernel_of(facts)
     if not kernel:
