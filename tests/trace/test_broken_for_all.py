@@ -118,4 +118,4 @@ def test_what_a_summary_counts(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "events were lost at 1 place (42 as far as the trace says)" in said["lost"]
     for name in ("crlf", "cpus", "nul bytes", "lost"):
         assert "  0 lines not understood" in said[name]
-    assert "  1 line not understood" in said["line cut"] and "  1 lines not understood" in said["end cut"]
+    assert "  1 line not understood" in said["line cut"] and "  1 line not understood" in said["end cut"]

@@ -10,6 +10,7 @@ import pytest
 from kvm_mmu.trace.activity import activity
 from kvm_mmu.trace.chrome import chrome_trace
 from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.stalls import stalls
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 NAMES = [
@@ -27,8 +28,14 @@ def check(document: dict[str, Any]) -> dict[tuple[int, int], list[dict[str, Any]
     """What Perfetto asks of a file; returns the slices of each lane."""
     named, processes = set(), set()
     lanes: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    arrows: dict[int, list[dict[str, Any]]] = {}
     for event in document["traceEvents"]:
-        assert event["ph"] in ("X", "M")
+        assert event["ph"] in ("X", "M", "C", "s", "f")
+        assert event["ph"] == "M" or event["cat"]
+        if event["ph"] in "sf":
+            arrows.setdefault(event["id"], []).append(event)
+        if event["ph"] in "Csf":
+            continue
         lane = (event["pid"], event["tid"])
         if event["ph"] == "M":
             assert event["args"]["name"]
@@ -41,6 +48,13 @@ def check(document: dict[str, Any]) -> dict[tuple[int, int], list[dict[str, Any]
     assert set(lanes) == named and {pid for pid, _ in lanes} <= processes
     for slices in lanes.values():
         assert_nested(slices)
+    for begin, end in arrows.values():
+        assert (begin["ph"], end["ph"], end["bp"], begin["pid"], end["pid"]) == ("s", "f", "e", 2, 1)
+        for one in (begin, end):
+            assert any(
+                within["ts"] <= one["ts"] <= within["ts"] + within["dur"]
+                for within in lanes[one["pid"], one["tid"]]
+            )
     return lanes
 
 
@@ -129,3 +143,53 @@ def test_two_vms_have_lanes_of_their_own():
 
 def test_a_trace_without_anything_is_a_document():
     assert check(chrome_trace(["# nothing"])) == {}
+
+
+def of_phase(document: dict[str, Any], *phases: str) -> list[dict[str, Any]]:
+    return [event for event in document["traceEvents"] if event["ph"] in phases]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_times_are_those_of_the_trace(name: str):
+    lines = read_lines(TRACES / name / "trace.txt.xz")
+    document, found = chrome_trace(lines), activity(lines)
+    assert (document["otherData"]["first_ns"], document["otherData"]["last_ns"]) == (
+        found.first_ns,
+        found.last_ns,
+    )
+    times = [round(event["ts"] * 1000) for event in of_phase(document, "X", "C", "s", "f")]
+    assert times and found.first_ns <= min(times) and max(times) <= found.last_ns
+    starts = {run.start_ns for run in (*found.runs, *found.waits)}
+    shown = {round(event["ts"] * 1000) for event in of_phase(document, "X") if event["pid"] == 1}
+    assert shown >= starts
+
+
+def test_each_wait_that_is_explained_has_an_arrow():
+    lines = read_lines(TRACES / "6.1" / "npt1tdp0_multi_vcpu" / "trace.txt.xz")
+    document = chrome_trace(lines)
+    pairs = {(stall.work.operation, stall.wait.line) for stall in stalls(lines, "x").stalls}
+    assert len(of_phase(document, "s")) == len(of_phase(document, "f")) == len(pairs) > 0
+
+
+def test_the_categories():
+    document = chrome_trace(read_lines(TRACES / "6.12" / "npt1tdp0_zap_batch" / "trace.txt.xz"))
+    by_name = {event["name"]: event["cat"] for event in of_phase(document, "X")}
+    assert by_name["guest"] == "vcpu" and by_name["zap-all"] == "zap"
+    assert by_name["memslot update (delete)"] == "memslot"
+    removal = next(e for e in of_phase(document, "X") if e["name"] == "memslot update (delete)")
+    assert {"slot", "gpa", "size"} <= set(removal["args"])
+
+
+def test_the_counters_are_the_sums_of_the_events():
+    lines = read_lines(TRACES / "5.0.1-npt" / "mmio_gen" / "trace.txt.xz")
+    counters: dict[str, list[int]] = {}
+    for event in of_phase(chrome_trace(lines), "C"):
+        counters.setdefault(event["name"], []).extend(event["args"].values())
+    made = sum(" kvm_mmu_get_page: " in text and text.endswith(" new") for text in lines)
+    gone = sum(" kvm_mmu_prepare_zap_page: " in text and " root 0 " in text for text in lines)
+    assert counters["live shadow pages"][-1] == made - gone and min(counters["live shadow pages"]) >= 0
+    said = [int(text.split(" kvm_gen ")[1].split()[0], 16) for text in lines if " kvm_gen " in text]
+    assert counters["MMIO generation"][-1] in (said[-1], *counters["MMIO generation"]) and len(said) > 100
+    assert set(said) <= set(counters["MMIO generation"]) and "MMU valid generation" in counters
+    late = chrome_trace(lines[len(lines) // 2 :])
+    assert all(min(event["args"].values()) >= 0 for event in of_phase(late, "C"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from kvm_mmu.trace.counters import Counters
 from kvm_mmu.trace.line import clean_body, lost_events, nanoseconds, parse_line, process_of
 from kvm_mmu.trace.mmu_work import Work, Works, ZapBatch, is_mmu_event
 from kvm_mmu.trace.slot_changes import SlotChange
@@ -170,7 +171,7 @@ class _Collector:
         return self.found
 
 
-def activity(trace: Traced, only: Window | None = None) -> Activity:
+def activity(trace: Traced, only: Window | None = None, counters: Counters | None = None) -> Activity:
     """Returns the intervals of a trace: MMU work by task, waits, runs and halts by vCPU.
 
     A wait ends at the vCPU's next entry; in a trace without entries, at the next event of its task that is no MMU work.
@@ -178,6 +179,7 @@ def activity(trace: Traced, only: Window | None = None) -> Activity:
     Args:
         trace: A path, an open `Trace`, or lines.
         only: Which events count; None: all.
+        counters: Gets the events too.
 
     Raises:
         TraceError: the file is missing, damaged or cut.
@@ -190,7 +192,10 @@ def activity(trace: Traced, only: Window | None = None) -> Activity:
         elif line is not None:
             collector.found.events += 1
             body = clean_body(line.body)
-            collector.event(number, line.task, nanoseconds(line.timestamp), line.event, body)
+            time = nanoseconds(line.timestamp)
+            collector.event(number, line.task, time, line.event, body)
+            if counters is not None:
+                counters.event(line.task, time, line.event, body)
         elif lost_events(text) is not None:
             collector.lost()
         elif text.strip() and not text.startswith("#"):

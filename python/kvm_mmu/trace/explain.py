@@ -250,7 +250,9 @@ def explainer(kernel: str, phys_bits: int = 40, family: str = "npt", l1tf: bool 
     try:
         return Explainer(Codec(kernel, family, phys_bits, l1tf=l1tf))
     except UsageError as err:
-        raise TraceError(f"the SPTE layout of this host is not known: {err}") from err
+        raise TraceError(
+            f"the SPTE layout of this host is not known: {err}; `kvm-mmu trace summary`, `stalls`, `export` need none"
+        ) from err
 
 
 def explained(

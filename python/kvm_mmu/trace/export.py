@@ -114,7 +114,7 @@ def _csv_writer(table: Table) -> Callable[[BinaryIO], object]:
 def _values(column: npt.NDArray[Any], names: list[str]) -> list[Any]:
     values: list[Any] = column.tolist()
     if names:
-        return [names[code] if code < len(names) else "(other)" for code in values]
+        return [names[code] if 0 <= code < len(names) else "(other)" for code in values]
     if column.dtype.kind == "b":
         return ["true" if value else "false" for value in values]
     return values

@@ -175,10 +175,17 @@ def stalls(trace: Traced, name: str | None = None, only: Window | None = None, s
     name = name_of(trace) if name is None else name
     found = activity(header.watch(lines_of(trace)), only)
     missing = header.missing(found.events + found.outside + found.other_lines)
-    result = Stalls(name, unfinished=found.unfinished, notes=[*missing, *_notes(found)])
+    result = attributed(found, name, sort)
+    result.notes = [*missing, *_notes(found)]
     if only is not None:
         result.notes.insert(0, f"{only}: what began or ended outside is cut")
     result.is_other_text = found.other_lines > 0 and not found.events and not found.outside
+    return result
+
+
+def attributed(found: Activity, name: str, sort: str = "total") -> Stalls:
+    """Returns the stalls among what was found in a trace, without notes."""
+    result = Stalls(name, unfinished=found.unfinished)
     result.halted_ns = sum(halt.end_ns - halt.start_ns for halt in found.halts)
     for cause in CAUSES:
         result.works[cause] = len({work.operation for work in found.works if work.cause == cause})
