@@ -81,6 +81,8 @@ class Tracefs:
             (self.folder / "events" / name).mkdir(parents=True, exist_ok=True)
             (self.folder / "events" / name / "enable").write_text("0\n")
         (self.folder / "events/lab/page_zap_pte/filter").write_text("none\n")
+        (self.folder / "events/enable").write_text("0\n")
+        (self.folder / "instances").mkdir()
         (self.folder / "options").mkdir()
         for file, text in {
             "kprobe_events": "", "trace": "# tracer: nop\n", "tracing_on": "1\n",
@@ -103,8 +105,14 @@ class Tracefs:
         bin_.mkdir(exist_ok=True)
         (bin_ / "sleep").write_text(
             f'#!/bin/sh\ncp -r "{self.folder}" "{self.root}/while"\n'
-            f'echo "# recorded for $1" >> "{self.folder}/trace"\n'
+            f'echo "# recorded for $1" >> "{self.folder}/instances/kvm_mmu/trace"\n'
         )
+        # A new instance has files of its own, and goes with them.
+        (bin_ / "mkdir").write_text(
+            '#!/bin/sh\n/bin/mkdir "$1" && cd "$1/../.." || exit 1\n'
+            'cp -r events options tracing_on trace_clock buffer_size_kb trace "$1"\n: > "$1/trace"\n'
+        )
+        (bin_ / "rmdir").write_text('#!/bin/sh\nrm -r "$1"\n')
         (bin_ / "trace-cmd").write_text(
             f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{self.root}/trace-cmd"\n[ "$1" = report ] && echo reported\nexit 0\n'
         )
@@ -120,6 +128,11 @@ class Tracefs:
             ["sh", "-s", "3", output], input=text, capture_output=True, text=True, env=env, check=False
         )
 
+    def everything(self, when: str = "tracing") -> dict[str, str]:
+        """Every file of the tracefs, now or while it recorded."""
+        folder = self.root / when
+        return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
     def read(self, file: str, when: str = "tracing") -> str:
         """A file of the tracefs, now or while it recorded."""
         return (self.root / when / file).read_text()
@@ -128,31 +141,64 @@ class Tracefs:
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_what_the_script_writes_where(tmp_path: Path, purpose: str):
     fake = Tracefs(tmp_path)
+    before = fake.everything()
     done = fake.run(script("tracefs", purpose))
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     events, probes = PURPOSES[purpose]
     during = fake.read("kprobe_events", "while").splitlines()
     assert [line.rstrip() for line in during] == [probe.definition for probe in probes]
+    own = tmp_path / "while" / "instances" / "kvm_mmu"
     for file, text in (("tracing_on", "1"), ("trace_clock", "mono"), ("options/record-tgid", "1")):
-        assert fake.read(file, "while").strip() == text
-    assert int(fake.read("buffer_size_kb", "while")) <= 65536
+        assert (own / file).read_text().strip() == text
+    assert int((own / "buffer_size_kb").read_text()) <= 65536
     enabled = {
-        str(path.parent.relative_to(tmp_path / "while/events"))
-        for path in (tmp_path / "while/events").rglob("enable")
+        str(path.parent.relative_to(own / "events"))
+        for path in (own / "events").rglob("enable")
         if path.read_text().strip() == "1"
     }
     assert enabled == {event.name for event in events} | {f"lab/{probe.name}" for probe in probes}
-    filtered = fake.read("events/lab/page_zap_pte/filter", "while").strip()
+    filtered = (own / "events/lab/page_zap_pte/filter").read_text().strip()
     assert filtered == ("spte != 0 && spte != 0x8000000000000000" if purpose == "replay" else "none")
-    # The text is there, and everything is as it was.
+    # The text is there; the instance is gone, its probes are taken away, and nothing else was ever touched.
     assert "# recorded for 3" in (tmp_path / "out/trace.txt").read_text()
-    for file, text in (("tracing_on", "1"), ("trace_clock", "local"), ("options/record-tgid", "0")):
-        assert fake.read(file).strip() == text
-    assert fake.read("buffer_size_kb").strip() == "1408"
-    assert all(path.read_text().strip() == "0" for path in fake.folder.rglob("enable"))
-    assert fake.read("kprobe_events").splitlines()[len(probes) :] == [
-        f"-:lab/{probe.name}" for probe in probes
+    dropped = fake.read("kprobe_events").splitlines()[len(probes) :]
+    assert dropped == [f"-:lab/{probe.name}" for probe in probes]
+    for when in ("tracing", "while"):
+        left = {name: text for name, text in fake.everything(when).items() if "instances/kvm_mmu" not in name}
+        assert left | {"kprobe_events": before["kprobe_events"]} == before
+
+
+def test_another_recording_is_not_disturbed(tmp_path: Path):
+    fake = Tracefs(tmp_path)
+    (fake.folder / "instances" / "kvm_mmu").mkdir()
+    before = fake.everything()
+    done = fake.run(script())
+    assert done.returncode == 2 and "another recording runs" in done.stderr and done.stderr.count("\n") == 1
+    assert fake.everything() == before and not (tmp_path / "out/trace.txt").exists()
+    assert fake.run(script(), INSTANCE="other").returncode != 2
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path):
+    fake = Tracefs(tmp_path)
+    (fake.folder / "buffer_size_kb").unlink()
+    (fake.folder / "buffer_size_kb").mkdir()  # cannot be written
+    before = fake.everything()
+    done = fake.run(script())
+    assert done.returncode != 0 and not any((fake.folder / "instances").iterdir())
+    assert fake.everything() == before
+
+
+def test_a_function_that_was_renamed_is_tried_by_its_other_name(tmp_path: Path):
+    fake = Tracefs(tmp_path, without=("lab/set_memory_region",))
+    done = fake.run(script("tracefs", "stalls"))
+    assert done.returncode == 0 and "no probe set_memory_region here" in done.stderr
+    tried = [
+        line.split()[1]
+        for line in fake.read("kprobe_events").splitlines()
+        if ":lab/set_memory_region " in line
     ]
+    old, new = "__kvm_set_memory_region", "kvm_set_memory_region"
+    assert tried == [f"kvm:{old}", old, f"kvm:{new}", new]
 
 
 def test_the_host_facts(tmp_path: Path):
@@ -197,7 +243,7 @@ def test_by_trace_cmd(tmp_path: Path):
     done = fake.run(script("trace-cmd"))
     assert done.returncode == 0 and done.stderr == "no kvm/kvm_set_spte_hva here\n"
     words = (tmp_path / "trace-cmd").read_text().splitlines()
-    assert words[0] == "record" and words[1:3] == ["-C", "mono"]
+    assert words[:5] == ["record", "-B", "kvm_mmu", "-C", "mono"]
     events = [words[i + 1] for i, word in enumerate(words) if word == "-e"]
     assert events == [
         *(e.name.replace("/", ":") for e in REPLAY_EVENTS if e.name != "kvm/kvm_set_spte_hva"),

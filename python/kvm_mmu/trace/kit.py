@@ -2,8 +2,9 @@
 line is for.
 
 Owns: which events and kprobes a recording must have, and the facts of the host that no event shows. The script uses
-tracefs (or trace-cmd) and nothing else, and puts back what it changed. A kernel without a function or event is told
-about it and recorded without.
+tracefs (or trace-cmd) and nothing else. It records into an instance of its own (`instances/kvm_mmu`), so that buffer,
+clock and events of whoever else traces stay as they are, and takes the instance and its kprobes away at the end. A
+kernel without a function or event is told about it and recorded without.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ class Event(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A kprobe (`p`) or return probe (`r`) on a function of module kvm; `$argN` and `$retval` are the kernel's."""
+    """A kprobe (`p`) or return probe (`r`) on a function of module kvm; `$argN` and `$retval` are the kernel's.
+
+    `other` is what later kernels call the function.
+    """
 
     name: str
     kind: str
@@ -27,6 +31,7 @@ class Probe(NamedTuple):
     fields: str
     why: str
     filter: str = ""
+    other: str = ""
 
     @property
     def definition(self) -> str:
@@ -110,6 +115,22 @@ STALL_EVENTS = (
     Event("kvm/kvm_unmap_hva_range", "host memory goes away"),
 )
 STALL_PROBES = (
+    Probe(
+        "set_memory_region",
+        "p",
+        "__kvm_set_memory_region",
+        "slot=+0($arg2):u32 flags=+4($arg2):x32 gpa=+8($arg2):x64 size=+16($arg2):x64",
+        "a memslot operation begins, and of which slot",
+        other="kvm_set_memory_region",
+    ),
+    Probe(
+        "set_memory_region_ret",
+        "r",
+        "__kvm_set_memory_region",
+        "ret=$retval:s32",
+        "the memslot operation is over, or was refused",
+        other="kvm_set_memory_region",
+    ),
     *(probe for probe in REPLAY_PROBES if probe.name in (*_FOR_STALLS, "zap_oldest", "zap_oldest_ret", "commit_zap")),
     next(probe for probe in REPLAY_PROBES if probe.name == "dirty_masked"),
     Probe("set_memslot_ret", "r", "kvm_set_memslot", "", "the memslot update is over"),
@@ -127,8 +148,8 @@ _HEAD = {
 #!/bin/sh
 # Records what `kvm-mmu trace replay` needs. Run as root: sh record.sh [SECONDS [OUTPUT]]; Ctrl-C ends it early.
 # Start it before the VM starts. The VM's own operations (memslots with their addresses, vCPUs) are in no event: the VMM
-# must write them to trace_marker (docs: Replay a recording). Without these marks, and with the TDP MMU, there is no
-# replay; summary, decode, stalls and export need neither.
+# must write them to trace_marker of this script's instance (docs: Replay a recording). Without these marks, and with
+# the TDP MMU, there is no replay; summary, decode, stalls and export need neither.
 # Printed by `kvm-mmu trace kit`; read it before you run it.
 """,
     "stalls": """\
@@ -145,6 +166,8 @@ output=${2:-trace.txt}
 T=${TRACEFS:-/sys/kernel/tracing}                       # where the kernel shows its trace
 [ -e "$T/kprobe_events" ] || T=/sys/kernel/debug/tracing
 [ -e "$T/kprobe_events" ] || { echo "no tracefs: mount -t tracefs tracefs /sys/kernel/tracing" >&2; exit 2; }
+I=$T/instances/${INSTANCE:-kvm_mmu}                     # a buffer of its own: nobody else's trace is touched
+[ ! -e "$I" ] || { echo "$I is there: another recording runs, or was killed (then: rmdir $I)" >&2; exit 2; }
 cpus=$(getconf _NPROCESSORS_ONLN)
 kb=${BUFFER_KB:-$((1048576 / cpus < 65536 ? 1048576 / cpus : 65536))}   # a CPU; 1 GiB in all: lost events spoil a trace
 """
@@ -152,51 +175,40 @@ kb=${BUFFER_KB:-$((1048576 / cpus < 65536 ? 1048576 / cpus : 65536))}   # a CPU;
 _PROBE = """\
 probes=""
 probe() {    # NAME KIND FUNCTION FIELDS WHY: on the module's function, or on that of a kernel with kvm built in
-    for function in "kvm:$3" "$3"; do
+    for name in $3; do for function in "kvm:$name" "$name"; do
         if echo "$2:lab/$1 $function $4" >> "$T/kprobe_events" 2>/dev/null && [ -e "$T/events/lab/$1/enable" ]; then
             probes="$probes $1"
             return
         fi
-    done
+    done; done
     echo "no probe $1 here ($5)" >&2
 }
 drop_probes() { for p in $probes; do echo "-:lab/$p" >> "$T/kprobe_events" || true; done; }
 """
 
 _TRACEFS = """\
-clock=$(sed 's/.*\\[\\(.*\\)\\].*/\\1/' "$T/trace_clock")   # what this script changes, to put it back
-size=$(cat "$T/buffer_size_kb"); size=${size%% *}
-on=$(cat "$T/tracing_on")
-tgid=$(cat "$T/options/record-tgid" 2>/dev/null || echo 0)
-events=""
 event() {    # NAME: switch on an event or a group of them
-    [ -e "$T/events/$1/enable" ] || { echo "no $1 here" >&2; return 0; }
-    events="$events $1"
-    echo 1 > "$T/events/$1/enable"
+    [ -e "$I/events/$1/enable" ] || { echo "no $1 here" >&2; return 0; }
+    echo 1 > "$I/events/$1/enable"
 }
-undo() {
-    echo 0 > "$T/tracing_on"
-    for e in $events; do echo 0 > "$T/events/$e/enable"; done
+undo() {    # the instance first: a kprobe that somebody has on cannot be taken away
+    [ ! -e "$I" ] || { echo 0 > "$I/tracing_on"; echo 0 > "$I/events/enable"; rmdir "$I"; }
     drop_probes
-    echo "$clock" > "$T/trace_clock"
-    echo "$size" > "$T/buffer_size_kb"
-    echo "$tgid" > "$T/options/record-tgid" 2>/dev/null || true
-    echo "$on" > "$T/tracing_on"
 }
 trap undo EXIT
 trap 'exit 130' INT TERM
-echo 0 > "$T/tracing_on"                                # quiet while it is set up
-echo > "$T/trace"                                       # forget what was traced before
-echo "$kb" > "$T/buffer_size_kb"                        # KiB a CPU
-echo mono > "$T/trace_clock"                            # one clock for all CPUs
-echo 1 > "$T/options/record-tgid" 2>/dev/null || true   # the process of a task: tells VMs apart
+mkdir "$I"
+echo 0 > "$I/tracing_on"                                # quiet while it is set up
+echo "$kb" > "$I/buffer_size_kb"                        # KiB a CPU
+echo mono > "$I/trace_clock"                            # one clock for all CPUs
+echo 1 > "$I/options/record-tgid" 2>/dev/null || true   # the process of a task: tells VMs apart
 """
 
 _RECORD = """\
 trap : INT                                              # Ctrl-C ends it, not the script
-echo 1 > "$T/tracing_on"; sleep "$seconds" || true; echo 0 > "$T/tracing_on"    # record
+echo 1 > "$I/tracing_on"; sleep "$seconds" || true; echo 0 > "$I/tracing_on"    # record
 trap 'exit 130' INT
-cat "$T/trace" > "$output"                              # the text
+cat "$I/trace" > "$output"                              # the text
 lost=$(grep -c 'LOST' "$output" || true)
 [ "$lost" = 0 ] || echo "$lost places with lost events: record less or with a larger BUFFER_KB" >&2
 """
@@ -239,7 +251,8 @@ def script(variant: str = "tracefs", purpose: str = "replay") -> str:
     lines.append("trap drop_probes EXIT\ntrap 'exit 130' INT TERM\n" if is_trace_cmd else _TRACEFS)
     lines.append("# kprobes; one that this kernel does not have is left out and said so")
     for one in probes:
-        lines.append(f"probe {one.name} {one.kind} {one.function} '{one.fields}' '{one.why}'")
+        functions = f"'{one.function} {one.other}'" if one.other else one.function
+        lines.append(f"probe {one.name} {one.kind} {functions} '{one.fields}' '{one.why}'")
     lines.append("")
     lines.extend(_by_trace_cmd(events, probes) if is_trace_cmd else _by_tracefs(events, probes))
     if purpose == "replay":
@@ -252,14 +265,15 @@ def script(variant: str = "tracefs", purpose: str = "replay") -> str:
     )
     lines.append('trace-cmd record "$@" -o "$output.dat" sleep "$seconds" || true     # record')
     lines.append(
-        'trace-cmd report -R -i "$output.dat" > "$output"     # -R: fields, not the role text of an old plugin'
+        "# -R: fields, not the role text of an old plugin; each line begins with the name of the instance\n"
+        'trace-cmd report -R -i "$output.dat" | sed "s/^ *${I##*/}: //" > "$output"'
     )
     return "\n".join(lines) + "\n"
 
 
 def _by_tracefs(events: tuple[Event, ...], probes: tuple[Probe, ...]) -> list[str]:
     lines = [
-        f'[ ! -e "$T/events/lab/{one.name}/filter" ] || echo \'{one.filter}\' > "$T/events/lab/{one.name}/filter"'
+        f'[ ! -e "$I/events/lab/{one.name}/filter" ] || echo \'{one.filter}\' > "$I/events/lab/{one.name}/filter"'
         for one in probes
         if one.filter
     ]
@@ -271,7 +285,9 @@ def _by_tracefs(events: tuple[Event, ...], probes: tuple[Probe, ...]) -> list[st
 
 
 def _by_trace_cmd(events: tuple[Event, ...], probes: tuple[Probe, ...]) -> list[str]:
-    lines = ['set -- -C mono -b "$kb"                                     # one clock, KiB a CPU']
+    lines = [
+        'set -- -B "${I##*/}" -C mono -b "$kb"                       # its own instance, one clock, KiB a CPU'
+    ]
     lines.append(
         'event() { if [ -e "$T/events/$1" ]; then echo "-e $2"; else echo "no $1 here" >&2; fi; }   # one that is there'
     )
