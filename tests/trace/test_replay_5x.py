@@ -128,7 +128,7 @@ def test_quiet_updates_are_made():
 
 
 def test_the_package_carries_a_recording():
-    assert recordings.names() == [recordings.DEMO]
+    assert recordings.names() == [recordings.DEMO, recordings.SAMPLE]
     report = replay(recordings.trace_path(), reference_engine)
     assert report.is_equal and sum(report.recorded.values()) == 1490
     with pytest.raises(TraceError, match="the package has"):

@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "plans": "the zap plans and what they are made of",
     "decode": "explain SPTEs, MMIO SPTEs and page roles",
     "encode": "make MMIO SPTEs",
+    "scenario": "a scenario to begin with",
     "run": "run a scenario, write its results",
     "verify": "compare result files with the model",
     "compare": "compare zap plans on a workload",

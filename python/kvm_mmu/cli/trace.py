@@ -18,21 +18,25 @@ from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.terminal import passing
 from kvm_mmu.trace import host as host_facts
+from kvm_mmu.trace import recordings
 from kvm_mmu.trace.engine import engine_factory
 from kvm_mmu.trace.line import nanoseconds, parse_line
 from kvm_mmu.trace.narrator import Prediction
 from kvm_mmu.trace.opened import open_recording
 from kvm_mmu.trace.operation_table import SORTS
+from kvm_mmu.trace.recordings import SAMPLE
 from kvm_mmu.trace.replaying import replay
 from kvm_mmu.trace.source import display_name, iter_lines
 from kvm_mmu.trace.stripping import Kept, is_stripped
 from kvm_mmu.trace.window import Window
+from kvm_mmu.view.out_folder import OutFolder
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `trace` and its commands."""
     parser = subparsers.add_parser(
-        "trace", help="real ftrace recordings: summary, decode, stalls, export, kit, strip, replay, diff"
+        "trace",
+        help="real ftrace recordings: sample, summary, decode, stalls, export, kit, strip, replay, diff",
     )
     commands = parser.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
     _add_replay(commands)
@@ -40,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_summary(commands)
     _add_decode(commands)
     trace_diff.add_parser(commands)
+    _add_sample(commands)
     _add_kit(commands)
     _add_stalls(commands)
     _add_export(commands)
@@ -142,6 +147,28 @@ def _add_kit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="everything a replay needs, or only what stalls need (default: replay)",
     )
     parser.set_defaults(run=run_kit)
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "sample", help="a recording that ships with the package: its text, or its files into a folder"
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        default=SAMPLE,
+        help=f"which (default: {SAMPLE}; --list names them)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="write trace.txt, host.json and ops.jsonl there: what replay and decode read beside the trace",
+    )
+    parser.add_argument("--list", action="store_true", help="list the recordings instead")
+    parser.set_defaults(run=run_sample)
 
 
 def _add_stalls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -296,6 +323,21 @@ def run_kit(args: argparse.Namespace) -> int:
     from kvm_mmu.trace.kit import script
 
     sys.stdout.write(script(args.variant, args.purpose))
+    return 0
+
+
+def run_sample(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace sample`"""
+    if args.list:
+        sys.stdout.writelines(f"{name}  {recordings.ABOUT.get(name, '')}\n" for name in recordings.names())
+        return 0
+    files = recordings.sample(args.name)
+    if args.output is None:
+        sys.stdout.write(files["trace.txt"].decode("utf-8"))
+        return 0
+    with OutFolder(args.output) as out:
+        written = out.write(files)
+    sys.stdout.writelines(f"{path}\n" for path in written)
     return 0
 
 

@@ -27,6 +27,8 @@ from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
 from kvm_mmu.terminal import one_line
 
 SPARSE_EVERY = 100
+#: The scenario that ships with the package.
+SAMPLE = Path(__file__).resolve().parent.parent / "data" / "scenarios" / "sample.jsonl"
 #: Configuration keys that are 0 or 1.
 FLAGS = ("execonly", "pml", "flush_range", "l1tf", "nx_huge_pages", "mmio_caching", "guest_paging")
 #: Variant names of the vector files and the kernels they mean.
