@@ -247,6 +247,9 @@ class Works:
                 self._learn(top.piece, name, event, body, what)
             self._note(task, number, time, event)
             return
+        if top is not None and len(task.stack) > 1 and cause in _MAY_HOLD.get(task.stack[-2].cause, ()):
+            self._leave(task, number, time)  # one after the other, inside the same operation
+            top = task.stack[-1]
         if top is not None and cause in _MAY_HOLD.get(top.cause, ()):
             self._suspend(task, number, time)
         else:
@@ -356,9 +359,11 @@ class Works:
     def _suspend(self, task: _Task, number: int, time: int) -> None:
         """The piece of the innermost operation lasted until now, to the line before this one."""
         piece = task.stack[-1].piece
+        is_nothing = not piece.last_line and time <= piece.start_ns  # between two operations inside it
         piece.end_ns, piece.last_line = max(time, piece.start_ns), max(number - 1, piece.first_line)
         self._flush(task)
-        self.works.append(piece)
+        if not is_nothing:
+            self.works.append(piece)
 
     def _after_silence(self, task: _Task, time: int, event: str) -> None:
         limit = _SILENCE_AFTER.get(task.last_event, _SILENCE)
