@@ -8,7 +8,7 @@ from pathlib import Path
 import kvm_mmu as km
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.view.html import MAX_CHARS, table_html, vm_html
+from kvm_mmu.view.html import MAX_CHARS, table_html
 from kvm_mmu.view.out_folder import write_all
 from kvm_mmu.view.tables import csv_text, markdown_table, records, text_table
 from kvm_mmu.view.whole_file import write_whole
@@ -40,14 +40,6 @@ def test_html_is_escaped_and_capped() -> None:
     assert "and 150 rows more" in page
     body = page.split("<tbody>")[1]
     assert max(len(cell) for cell in body.split("</td>")) < 2 * MAX_CHARS + 100
-
-
-def test_a_vm_at_a_glance() -> None:
-    vm = km.Vm(kernel="v5.0", family="npt")
-    vm.memslots.create(slot=0, gpa=0, size=km.GIB)
-    vm.vcpus[0].access(0x1000, "w")
-    page = vm_html(vm)
-    assert "v5.0" in page and "memslots" in page and page == vm._repr_html_()
 
 
 def test_a_picture_shows_no_control_character() -> None:

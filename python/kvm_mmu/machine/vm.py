@@ -70,6 +70,10 @@ def _event_limit(events: str | int) -> int:
     return integer("events", events, 0, (1 << 31) - 1)
 
 
+#: Shadow pages and pages of memslots (64 GiB) up to which a notebook draws a VM unasked.
+GLANCE_PAGES, GLANCE_SLOT_PAGES = 1000, 1 << 24
+
+
 class Vm:
     """One virtual machine's MMU, memslots and vCPUs.
 
@@ -175,7 +179,12 @@ class Vm:
     def _repr_html_(self) -> str:
         from kvm_mmu.view.html import vm_html
 
-        return vm_html(self)
+        pages, mapped = self.core.nr_active_pages, self.core.total_slot_pages()
+        if pages > GLANCE_PAGES or mapped > GLANCE_SLOT_PAGES:
+            return vm_html(
+                self, f"{pages:,} shadow pages, {mapped:,} pages in memslots: vm.to_svg() draws them"
+            )
+        return vm_html(self, self.to_svg())
 
     def to_svg(self, title: str = "") -> str:
         """Draw the roots, tables, links, leaves and memslots; large states are capped.

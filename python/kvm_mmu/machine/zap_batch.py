@@ -39,6 +39,11 @@ class Page:
         flags = "".join(f" {n}" for n in ("mmio_cached", "invalid", "unsync") if f[n])
         return f"<Page {self.id} gfn={f['gfn']:#x} level={f['level']} root_count={f['root_count']}{flags}>"
 
+    def _repr_html_(self) -> str:
+        from kvm_mmu.view.html import page_html
+
+        return page_html(self.id, self._vm.core.page(self.id))
+
     @property
     def fields(self) -> dict[str, Any]:
         """All fields as a dict (gfn, role, level, root_count, valid_gen, mmio_cached, invalid, parents, sptes, ...).

@@ -32,6 +32,13 @@ class ZapRun:
             )
         return f"<ZapRun {self.plan} {self.outcome}, {self.nr_zapped} zapped, {self.work['walk_visited']} visited>"
 
+    def _repr_html_(self) -> str:
+        from kvm_mmu.view.html import run_html
+
+        state = "interrupted" if self._is_interrupted else "paused at a lock break"
+        plan = "another walk" if self.plan is None else str(self.plan)
+        return run_html(plan, state, self._report)
+
     @property
     def paused(self) -> bool:
         """True if the run waits at a lock break."""

@@ -1,4 +1,7 @@
-"""Notebook HTML: tables and a VM at a glance. Everything from outside is escaped, everything long is capped."""
+"""Notebook HTML: tables; a VM, a shadow page, a run and a trace at a glance, each on a page.
+
+Everything from outside is escaped, everything long is capped, and nothing that is shown costs more than a glance.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,19 @@ def pairs_html(pairs: Mapping[str, Any], caption: str = "") -> str:
     return table_html({"what": list(pairs), "value": list(pairs.values())}, caption=caption)
 
 
+def _folded(title: str, inside: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+
+
+def _whole(*parts: str) -> str:
+    return "<div style='max-width:100%;overflow-x:auto'>" + "".join(parts) + "</div>"
+
+
+def _work_html(work: Mapping[str, int]) -> str:
+    done = {name: value for name, value in work.items() if value}
+    return _folded("work (exact counts)", pairs_html(done)) if done else ""
+
+
 class VmLike(Protocol):
     """What of a VM is shown."""
 
@@ -77,9 +93,17 @@ class VmLike(Protocol):
         """Its vCPUs."""
 
 
-def vm_html(vm: VmLike) -> str:
-    """A VM at a glance: kernel, shadow pages, slots, and the work done so far."""
-    stats, work = vm.stats, vm.work
+def vm_html(vm: VmLike, picture: str) -> str:
+    """Show a VM: kernel, shadow pages, slots, its picture, and the work done so far.
+
+    Args:
+        vm: the VM.
+        picture: its picture as SVG text, or a sentence why there is none.
+
+    Returns:
+        The HTML.
+    """
+    stats = vm.stats
     facts = {
         "kernel": vm.kernel,
         "family": vm.family,
@@ -95,7 +119,82 @@ def vm_html(vm: VmLike) -> str:
         "hva": [hex(slot.hva) for _, slot in slots],
         "flags": [hex(slot.flags) for _, slot in slots],
     }
-    done = {name: value for name, value in work.items() if value}
-    parts = [pairs_html(facts, f"Vm {vm.kernel}"), table_html(columns, limit=12, caption="memslots")]
-    parts.append(pairs_html(done, "work so far (exact counts)"))
-    return "<div>" + "".join(parts) + "</div>"
+    drawn = picture if picture.startswith("<svg") else f"<p>{escape(picture)}</p>"
+    return _whole(
+        pairs_html(facts, f"Vm {vm.kernel}"),
+        table_html(columns, limit=8, caption="memslots") if slots else "",
+        drawn,
+        _work_html(vm.work),
+    )
+
+
+def page_html(page_id: int, fields: Mapping[str, Any] | None) -> str:
+    """Show a shadow page: its fields, and its entries that are not zero.
+
+    Args:
+        page_id: its creation number.
+        fields: everything of it; None when it is gone.
+
+    Returns:
+        The HTML.
+    """
+    if fields is None:
+        return f"<p>shadow page {page_id}: there is no such page</p>"
+    facts = {
+        "gfn": f"{fields['gfn']:#x}",
+        "level": fields["level"],
+        "role": f"{int(fields['role']):#x}",
+        "root_count": fields["root_count"],
+        "marks": " ".join(n for n in ("mmio_cached", "invalid", "unsync") if fields.get(n)) or "-",
+    }
+    sptes = fields["sptes"]
+    columns = {
+        "index": [index for index, _, _ in sptes],
+        "word": [f"{word:#x}" for _, word, _ in sptes],
+        "links to": ["-" if child is None else f"page {child}" for _, _, child in sptes],
+    }
+    title = f"shadow page {page_id}"
+    return _whole(
+        pairs_html(facts, title), table_html(columns, limit=12, caption="entries that are not zero")
+    )
+
+
+def run_html(plan: str, state: str, report: Mapping[str, Any] | None) -> str:
+    """Show a run of a plan: how it ended and what it did.
+
+    Args:
+        plan: the plan's name or words.
+        state: what to say where there is no result.
+        report: the result; None while there is none.
+
+    Returns:
+        The HTML.
+    """
+    if report is None:
+        return _whole(pairs_html({"plan": plan, "outcome": state}, "ZapRun"))
+    facts = {
+        "plan": plan,
+        "outcome": report["outcome"],
+        "pages zapped": report["nr_zapped"],
+        "list nodes visited": report["work"]["walk_visited"],
+        "flushes": report["work"]["flushes"],
+        "lock breaks": report["lock_breaks"],
+        "longest hold, work units": report["longest_hold"],
+    }
+    return _whole(pairs_html(facts, "ZapRun"), _work_html(report["work"]))
+
+
+def trace_html(name: str, about: str, events: Mapping[str, int]) -> str:
+    """Show a trace: its name and the events of its beginning.
+
+    Args:
+        name: of the file.
+        about: what the counts are of, or why there are none.
+        events: how often each occurs there.
+
+    Returns:
+        The HTML.
+    """
+    columns: dict[str, list[Any]] = {"event": list(events), "rows": list(events.values())}
+    table = table_html(columns, limit=12) if events else ""
+    return _whole(f"<p>Trace <b>{_text(name)}</b>: {_text(about)}</p>", table)

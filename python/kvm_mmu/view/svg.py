@@ -55,7 +55,7 @@ def frame(width: int, height: int, title: str, body: Sequence[str]) -> str:
     return "\n".join(
         [
             f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
-            f"viewBox='0 0 {width} {height}' role='img' {_STYLE}>",
+            f"viewBox='0 0 {width} {height}' role='img' style='max-width:100%;height:auto' {_STYLE}>",
             f"<title>{svg_text(title)}</title>",
             f"<rect width='{width}' height='{height}' fill='#ffffff'/>",
             f"<text x='16' y='24' font-size='15'>{svg_text(title)}</text>",
