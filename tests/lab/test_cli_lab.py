@@ -196,6 +196,14 @@ def test_a_recording_is_an_input(data: Path, capsys: pytest.CaptureFixture[str])
     assert "basic, kernel v5.0" in capsys.readouterr().out
 
 
+def test_kernels_without_a_plan_bring_their_own(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("7.3/npt1tdp0_smm", "6.12/ept1tdp0_huge_thp"):
+        trace = data / "traces" / name / "trace.txt.xz"
+        assert main(["compare", str(trace), "--kernel", "v5.0 v7.3"]) == 0
+        out = capsys.readouterr().out
+        assert "kernel v5.0" in out and "kernel v7.3" in out and "v5.0-fast" in out and "v5.4-fast" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -258,3 +258,24 @@ def test_errors_name_the_line_of_the_recording(tmp_path: Path):
     assert (
         done.returncode == 2 and b"trace.txt:401: events were lost here (42): not replayable" in done.stderr
     )
+
+
+def test_leaves_are_alike_but_for_their_frames():
+    found = Comparison(words_of({"kernel": "v6.12"}), frozenset({"kvm_mmu_set_spte"}))
+    leaf = "gfn 100 spte {} ({}) level {} at {}"
+    theirs = leaf.format("8000000102597a21", "r-x-", 1, "160109008")
+    for number, (value, access, level, place) in enumerate(
+        [
+            ("8000000000001a21", "r-x-", 1, "1008"),
+            ("102597a21", "r-x-", 1, "1008"),
+            ("8000000000001a23", "r-x-", 1, "8"),
+        ]
+    ):
+        mine = leaf.format(value, access, level, place)
+        assert found._is_alike("kvm_mmu_set_spte", theirs, "kvm_mmu_set_spte", mine) == (number == 0), mine
+    for other in (
+        theirs.replace("level 1", "level 2"),
+        theirs.replace("r-x-", "rwx-"),
+        theirs.replace("gfn 100", "gfn 101"),
+    ):
+        assert not found._is_alike("kvm_mmu_set_spte", theirs, "kvm_mmu_set_spte", other)

@@ -41,8 +41,8 @@ _COMMON = frozenset(
 )
 #: One event under two names.
 _NAMES = {"kvm_mmu_invalidate_zap_all_pages": "zap all", "kvm_mmu_zap_all_fast": "zap all"}
-#: The valid generation and the size of a guest entry, which only some kernels print.
-_PAGE = re.compile(r"(?<=sp )gen \w+ | \d-byte(?= q)")
+#: The valid generation, the size of a guest entry and the letter for reading, which only some kernels print.
+_PAGE = re.compile(r"(?<=sp )gen \w+ | \d-byte(?= q)|(?<= )[r-](?=[w-][u-][x-] )")
 #: What two kernels say alike of an event where they say other things about it otherwise.
 _KEPT = {
     "mark_mmio_spte": re.compile(r"gfn \w+"),

@@ -58,7 +58,7 @@ def with_kernel_text(lines: Iterable[str], kernel: str) -> Iterator[tuple[str, s
 
 def _line(text: str, kernel: str) -> str:
     line = parse_line(text)
-    if line is None:
+    if line is None or line.body[:1] in "({":  # a probe's text, an operation
         return text
     body = line.body.strip().removeprefix(_FAILED)
     if _PAIRS.match(body) is None:
