@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kvm_mmu
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -261,3 +262,17 @@ def test_the_page_renders_every_parameter(tmp_path: Path) -> None:
     types = {kind.replace("*", "") for kind in re.findall(r"Return type:\n +(.*)", text)}
     odd = [kind for kind in types if re.fullmatch(r"[a-z_]+", kind) and not hasattr(builtins, kind)]
     assert odd == [], "the first words of Returns became a type"
+
+
+def test_the_names_of_the_package_are_listed_and_rendered() -> None:
+    """The table at the top against `kvm_mmu.__all__`; each class and function of it has an entry below."""
+    rows = re.findall(r"^\| [\w ]+ \| (`.*`) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert listed == set(kvm_mmu.__all__) - {"__version__"}
+    below = {path.rpartition(".")[2] for path in OBJECTS}
+    bare = [
+        name
+        for name in listed
+        if inspect.isclass(getattr(kvm_mmu, name)) or inspect.isfunction(getattr(kvm_mmu, name))
+    ]
+    assert [name for name in bare if name not in below] == []
