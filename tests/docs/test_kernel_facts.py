@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import kvm_mmu
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "kernel-facts.md"
 NAMES = re.findall(r"^- `([a-z][\w.]*)` ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -61,3 +63,15 @@ def test_no_text_is_cited_that_is_not_here() -> None:
 def test_a_citation_is_seen() -> None:
     assert FOREIGN.search("as KERNEL.md 2.3 has it") and FOREIGN.search("(REPLAY B.25)")
     assert CITED.findall("[direct.fault.99] and `zap.slot.1`") == ["direct.fault.99", "zap.slot.1"]
+
+
+def test_every_kernel_stands_in_fidelity() -> None:
+    """What is modelled of it, and held against what."""
+    page = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    table = page[page.index("## What is modelled") : page.index("## How it is checked")]
+    named = {
+        name
+        for row in re.findall(r"^\| (`v[^|]*) \|", table, re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", row)
+    }
+    assert set(kvm_mmu.kernels) <= named
