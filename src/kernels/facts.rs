@@ -176,6 +176,13 @@ words! {
         /// That of the vCPU's own address space.
         Own = "own",
     }
+    /// Which access the vCPU's MMIO cache holds after a fault.
+    MmioCacheAccess {
+        /// All of it.
+        All = "all",
+        /// The part that an MMIO SPTE holds.
+        Masked = "masked",
+    }
     /// What `kvm_mmu_page_fault` returns for a fault that was handled.
     FaultReturns {
         /// 1, whatever became of it.
@@ -326,6 +333,9 @@ facts! {
         commit "b3e6212dea2e", cve "CVE-2026-99082";
     is_level_requested: bool, "A fault settles the level before the tables, and the tables before the leaf.", Vector;
     retry_before_pin: bool, "A fault tests for an invalidation before it pins the host page, else after.", Vector;
+    mmio_cache_access: MmioCacheAccess, "Which access the vCPU's MMIO cache holds after a fault.", Vector;
+    invalid_slot_retries: bool, "A fault on a slot that is being removed retries, else it is one without a slot.", Vector;
+    pml_while_logging: bool, "The processor logs dirty pages only while some slot's log is on.", Vector;
     mmio_emulate_retry: bool, "An MMIO fault that did not fill the vCPU's cache lets the emulator retry.", Vector;
     fault_returns: FaultReturns, "What kvm_mmu_page_fault returns for a fault that was handled.", Recording;
     prefetch_drops_open_run: bool, "Prefetch forgets a run of gfns that is open at the end of its window.", Vector;
@@ -337,6 +347,10 @@ facts! {
     has_mmio_caching: bool, "MMIO SPTEs can be switched off.", Recording;
     wrap_zaps_without_caching: bool, "A wrap of the generation zaps although MMIO SPTEs are switched off.", Source;
     clear_log_whole_words: bool, "KVM_CLEAR_DIRTY_LOG demands a multiple of 64 pages even at the slot's end.", Vector;
+    walk_skips_empty_heads: bool, "A slot walk offers the lock after the first reverse map of a level and those that are not empty.", Vector;
+    notifier_by_hva: bool, "Notifiers come to memslots in the order of their host addresses, else as the array has them.", Source;
+    move_renews_arrays: bool, "A moved memslot gets new arrays of reverse maps and vetoes, else keeps its old ones.", Source;
+    zap_list_in_order: bool, "All entries of a reverse map are zapped in list order, else always the first.", Source;
     walk_flush_ranged: bool, "A slot walk that flushes inside uses the ranged hook, else it flushes everything.", Vector;
     zap_range_defers: bool, "zap_gfn_range defers to one ranged flush at the end where the hook exists.", Vector;
     log_on_flush: LogOnFlush, "When starting the dirty log flushes.", Vector;

@@ -9,8 +9,8 @@ mod rows;
 
 pub use facts::{
     AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FACTS, Fact, FaultReturns, Kernel, Known,
-    LargeInWay, LogOnFlush, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, Value,
-    Valued, ZapRangeBlocks, ZapRangeFlush,
+    LargeInWay, LogOnFlush, MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush,
+    StaleTest, Value, Valued, ZapRangeBlocks, ZapRangeFlush,
 };
 pub use layouts::{GenerationKind, RoleLayout, SpteKind};
 pub use resolve::{Resolved, difference, resolve};

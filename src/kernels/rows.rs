@@ -2,7 +2,8 @@
 
 use super::facts::{
     AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FaultReturns, Kernel, LargeInWay, LogOnFlush,
-    MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, ZapRangeBlocks, ZapRangeFlush,
+    MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, ZapRangeBlocks,
+    ZapRangeFlush,
 };
 use super::layouts::{GenerationKind, RoleLayout, SpteKind};
 use crate::mmu::{Plans, ZapPlan};
@@ -56,6 +57,9 @@ impl Kernel {
         mmio_cache_space: MmioCacheSpace::Zero,
         is_level_requested: false,
         retry_before_pin: false,
+        mmio_cache_access: MmioCacheAccess::All,
+        invalid_slot_retries: false,
+        pml_while_logging: false,
         mmio_emulate_retry: false,
         fault_returns: FaultReturns::One,
         prefetch_drops_open_run: true,
@@ -67,6 +71,10 @@ impl Kernel {
         has_mmio_caching: false,
         wrap_zaps_without_caching: true,
         clear_log_whole_words: true,
+        walk_skips_empty_heads: false,
+        notifier_by_hva: false,
+        move_renews_arrays: false,
+        zap_list_in_order: false,
         walk_flush_ranged: false,
         zap_range_defers: true,
         log_on_flush: LogOnFlush::IfChanged,
@@ -160,7 +168,10 @@ impl Kernel {
         has_requested_event: true,
         zapped_root_leaves: true,
         reclaim_skips_roots: true,
+        has_zapped_obsolete: true,
         enospc_to_user: true,
+        mmio_cache_access: MmioCacheAccess::Masked,
+        move_renews_arrays: true,
         mmio_over_leaf: MmioOverLeaf::Overwrite,
         is_level_requested: true,
         has_nx_huge_pages: true,
@@ -188,6 +199,11 @@ impl Kernel {
         stale_test: StaleTest::BeforeReclaim,
         child_reuse: ChildReuse::Any,
         old_entry_exempts: OldEntryExempts::DirtyAndUnsync,
+        walk_skips_empty_heads: true,
+        notifier_by_hva: true,
+        invalid_slot_retries: true,
+        pml_while_logging: true,
+        zap_list_in_order: true,
         mmio_emulate_retry: true,
         prefetch_drops_open_run: false,
         emulate_wins_over_spurious: true,

@@ -109,6 +109,8 @@ pub struct Config {
     pub guest_paging: bool,
     /// Functions without a tracepoint are logged too, as recordings with kprobes show them.
     pub probes: bool,
+    /// Form of events, counters and state: 1, or 6 as the stepped code of v6.1 and v6.12 is written down.
+    pub format: u8,
     /// Slot ids lie below this; above the kernel's 512 only on purpose.
     pub max_memslots: u32,
 }
@@ -136,6 +138,7 @@ impl Config {
             mmio_caching: true,
             guest_paging: true,
             probes: kernel.logs_silent_calls,
+            format: 1,
             max_memslots: MEM_SLOTS_NUM,
         }
     }
@@ -154,6 +157,7 @@ impl Config {
         };
         needs("nx_huge_pages=1", self.nx_huge_pages && !self.kernel.has_nx_huge_pages, "v5.10 or later")?;
         needs("mmio_caching=0", !self.mmio_caching && !self.kernel.has_mmio_caching, "v6.1 or later")?;
+        needs("format=6", self.format == 6 && !self.kernel.is_role_fixed, "v6.1 or later")?;
         let is_shadow = self.family == Family::Shadow;
         needs(
             "family=shadow",
@@ -164,6 +168,12 @@ impl Config {
         self.generation.check_up_to(self.kernel.spte_layout.layout().generation_top)?;
         let is_overlapping = self.generation.spte_mask() & self.kernel.spte_layout.layout().mmu_present != 0;
         if is_overlapping { Err(Error::Layout("a field overlaps the bit MMU-present")) } else { Ok(()) }
+    }
+
+    /// Whether events, counters and state have the form of the stepped code of v6.
+    #[must_use]
+    pub const fn is_stepped(&self) -> bool {
+        self.format == 6
     }
 
     /// What the masks follow from.

@@ -7,18 +7,19 @@ use super::access::{ACC_EXEC, ACC_WRITE};
 use super::addr::{Gfn, Pfn};
 use super::error::Result;
 use super::events::Event;
-use super::fault::PTE_PREFETCH_NUM;
+use super::fault::{Handled, PTE_PREFETCH_NUM};
 use super::level::{PAGE_TABLE, pages_per, table_index};
 use super::link::{Backing, Mapping, RMAP_RECYCLE_THRESHOLD};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
+use super::role::Role;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::{Leaf, make_access_track, make_leaf};
 use super::spte::mmio::is_mmio;
 use super::state::MmuState;
 use super::views::HostLookup;
 use super::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
-use crate::kernels::OldEntryExempts;
+use crate::kernels::{ChildReuse, LargeInWay, OldEntryExempts};
 
 const EPERM: i32 = 1;
 
@@ -34,14 +35,15 @@ enum Set {
 }
 
 impl MmuState {
-    /// From a root to the mapping; true if the access must be emulated.
+    /// From a root to the mapping; what became of it, and its level. `fetched` is the level that an instruction fetch
+    /// could have had.
     pub(super) fn map_requested(
         &mut self,
         root: PageIdx,
         mapping: Mapping,
-        is_fetch: bool,
+        fetched: Option<u8>,
         host: &HostLookup,
-    ) -> Result<bool> {
+    ) -> Result<(Handled, u8)> {
         let asked = mapping.gfn;
         let (addr, nx_huge_pages) = (asked.gpa(), self.config.nx_huge_pages);
         let mut goal = mapping.level;
@@ -52,27 +54,29 @@ impl MmuState {
             let spte = self.arena.spte(sptep);
             let is_present = is_shadow_present(&self.masks, spte);
             let child = (is_present && !is_last(spte, level)).then(|| child_of(spte));
-            if level == goal && child.is_some_and(|child| self.arena.page(child).nx_huge_page_disallowed) {
+            if level == goal && level > PAGE_TABLE && child.is_some_and(|child| self.keeps_its_place(child)) {
                 goal -= 1;
             }
             if level <= goal {
                 break sptep;
             }
-            page = if let Some(child) = child {
+            let covered = Gfn((addr & PFN_FIELD) >> 12).align_down(level);
+            let role = self.child_role(mapping.vcpu, level - 1);
+            page = if let Some(child) = child.filter(|&child| self.is_reused(child, covered, role)) {
                 child
             } else {
-                let covered = Gfn((addr & PFN_FIELD) >> 12).align_down(level);
-                let child = self.get_page(covered, self.child_role(mapping.vcpu, level - 1))?;
+                let new = self.get_page(covered, role)?;
                 if is_present {
-                    self.push_page_zap_pte(sptep, spte, level);
-                    self.drop_large_spte(sptep);
+                    if self.config.probes {
+                        self.push_page_zap_pte(sptep, spte, level);
+                    }
+                    self.drop_what_is_in_the_way(sptep, child);
                 }
-                self.link_shadow_page(sptep, child);
-                let is_marked = nx_huge_pages && is_fetch && level - 1 == PAGE_TABLE;
-                if is_marked && !is_chosen(Mutant::DisallowedMarkForgotten) {
-                    self.arena.page_mut(child).nx_huge_page_disallowed = true;
+                self.link_shadow_page(sptep, new);
+                if nx_huge_pages && let Some(asked) = fetched {
+                    self.note_nx(new, level, asked);
                 }
-                child
+                new
             };
         };
         let backing = match mapping.backing {
@@ -82,10 +86,50 @@ impl MmuState {
         let mapping = Mapping { gfn: asked.align_down(goal), level: goal, backing, ..mapping };
         let is_written = if let HostLookup::Found { is_written, .. } = host { *is_written } else { None };
         let (set, emulate) = self.set_leaf(sptep, &mapping, is_written);
-        if set == Set::Written || set == Set::Unchanged && is_chosen(Mutant::PrefetchAfterUnchanged) {
+        let is_emulated = emulate && set != Set::Mmio && self.config.kernel.emulate_wins_over_spurious;
+        if set == Set::Written || is_emulated || set == Set::Unchanged && is_chosen(Mutant::PrefetchAfterUnchanged) {
             self.prefetch_group(&mapping, sptep, host);
         }
-        Ok(emulate)
+        let handled = match set {
+            Set::Mmio => Handled::Emulate,
+            _ if emulate => Handled::WriteProtected,
+            Set::Written => Handled::Fixed,
+            Set::Unchanged => Handled::Spurious,
+        };
+        Ok((handled, goal))
+    }
+
+    /// While large leaves are not executable, a table that may hold executable ones is not replaced.
+    fn keeps_its_place(&self, child: PageIdx) -> bool {
+        let is_marked = self.arena.page(child).nx_huge_page_disallowed;
+        // A recording does not say that the workaround is on: there the marks of its faults do.
+        if self.config.kernel.nx_keeps_any_table { self.config.nx_huge_pages || is_marked } else { is_marked }
+    }
+
+    /// Whether a fault keeps the table that is linked.
+    fn is_reused(&self, child: PageIdx, gfn: Gfn, role: Role) -> bool {
+        let key = self.arena.key(child);
+        self.config.kernel.child_reuse != ChildReuse::GfnRole || key.gfn == gfn && key.role == role
+    }
+
+    /// Drops a large leaf, or a link to a table that is not the one wanted.
+    fn drop_what_is_in_the_way(&mut self, sptep: Sptep, child: Option<PageIdx>) {
+        let gfn = self.arena.key(sptep.page()).gfn_of(sptep.index());
+        let level = self.arena.key(sptep.page()).role.level();
+        if let Some(child) = child {
+            self.drop_parent_pte(child, sptep);
+        } else if self.config.kernel.large_in_way == LargeInWay::DroppedRange {
+            self.drop_large_spte(sptep);
+            return;
+        } else {
+            self.drop_spte(sptep);
+            self.stats.lpages -= 1;
+        }
+        if self.config.kernel.large_in_way == LargeInWay::ZappedRange {
+            self.flush_remote_tlbs_with_address(gfn.align_down(level), pages_per(level));
+        } else {
+            self.flush_remote_tlbs();
+        }
     }
 
     /// Installs a leaf or an MMIO SPTE; the flag is that the access must be emulated. `is_written` decides where old and
@@ -111,6 +155,7 @@ impl MmuState {
         }
         let Some((pfn, host_writable)) = frame else {
             let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
+            self.vcpus[mapping.vcpu].faults.mmio_spte_created += 1;
             self.mark_mmio_spte(sptep, mapping.gfn, mapping.access, slots_gen);
             let spte = self.arena.spte(sptep);
             if self.config.kernel.set_spte_for_mmio && spte != old {
@@ -179,10 +224,15 @@ impl MmuState {
             let is_exempt = before & WRITABLE != 0 && !is_stale && exempts != OldEntryExempts::None;
             if !is_exempt {
                 let gfn = mapping.gfn;
-                self.events.push(|| Event::TryUnsync { gfn: gfn.0, can_unsync: true, prefetch: mapping.speculative });
+                let probes = self.config.probes;
+                self.push_if(probes, || Event::TryUnsync {
+                    gfn: gfn.0,
+                    can_unsync: true,
+                    prefetch: mapping.speculative,
+                });
                 is_protected = self.needs_write_protect(mapping.slot, gfn);
                 let ret = if is_protected { -EPERM } else { 0 };
-                self.events.push(|| Event::TryUnsyncRet { ret });
+                self.push_if(probes, || Event::TryUnsyncRet { ret });
             }
             if is_protected {
                 spte &= !writable;
@@ -199,12 +249,20 @@ impl MmuState {
         (spte, is_protected)
     }
 
+    fn push_if(&mut self, is_on: bool, make: impl FnOnce() -> Event) {
+        if is_on {
+            self.events.push(make);
+        }
+    }
+
     /// Maps the absent entries of the aligned group of eight, run by run; the last run may reach the group's end, or is
     /// forgotten there.
     fn prefetch_group(&mut self, mapping: &Mapping, sptep: Sptep, host: &HostLookup) {
         let page = sptep.page();
         let role = self.arena.key(page).role;
-        if role.ad_disabled() || role.level() > PAGE_TABLE {
+        // What is being invalidated could be among the neighbours.
+        let is_unsafe = self.invalidation.in_progress > 0;
+        if is_unsafe || role.ad_disabled() || role.level() > PAGE_TABLE {
             return;
         }
         let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
@@ -235,15 +293,16 @@ impl MmuState {
         if is_refused || spec.npages - spec.index(first, PAGE_TABLE) < len {
             return false;
         }
-        let pfn = |gfn: Gfn| Pfn::of_hva(spec.hva_of(gfn));
+        let page_of = |gfn: Gfn| Pfn::of_hva(spec.hva_of(gfn));
         let is_found = |gfn: Gfn| match host {
             HostLookup::Found { neighbours: Some(neighbours), .. } => neighbours.contains(&gfn.0),
-            _ => self.host.pin_atomic(pfn(gfn)),
+            _ => self.host.pin_atomic(page_of(gfn)),
         };
         let is_over_hole = is_chosen(Mutant::PrefetchOverHole);
         let found = (0..len).take_while(|&at| is_found(first.plus(at)) || is_over_hole).count();
         for (gfn, index) in (0..len).map(|at| first.plus(at)).zip(start..end).take(found) {
-            self.set_leaf(page.sptep(index), &mapping.neighbour(slot, gfn, pfn(gfn)), None);
+            let frame = self.host.frame(page_of(gfn));
+            self.set_leaf(page.sptep(index), &mapping.neighbour(slot, gfn, frame), None);
         }
         found != 0
     }

@@ -13,11 +13,28 @@ use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::link::{Backing, Mapping};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
+use super::roots::ENOSPC;
 use super::slots::SlotAt;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::state::MmuState;
-use super::views::{HostHuge, HostLookup};
+use super::views::HostLookup;
 use super::walk::{Walked, is_access_allowed, is_last, is_shadow_present};
+use crate::kernels::{MmioCacheAccess, StaleTest};
+
+/// The frame of a gfn without a slot.
+const NO_SLOT_PFN: u64 = 1 << 63;
+/// Bits of an address within a page.
+const PAGE_SHIFT_U8: u8 = 12;
+
+/// A fault that got as far as the lock.
+struct Fault {
+    vcpu: usize,
+    gpa: u64,
+    error_code: u64,
+    slot: Option<SlotAt>,
+    backing: Backing,
+    is_prefetch: bool,
+}
 
 /// `handled` of the event: the entry was made to allow the access.
 const FIXED: u8 = 1;
@@ -25,66 +42,130 @@ const FIXED: u8 = 1;
 const SPURIOUS: u8 = 2;
 
 impl MmuState {
-    /// A fault that is not one on an MMIO SPTE.
+    /// A fault that is not one on an MMIO SPTE; what became of it, and the level mapped.
     pub(super) fn direct_page_fault(
         &mut self,
         vcpu: usize,
         gpa: u64,
         error_code: u64,
         host: &HostLookup,
-    ) -> Result<Handled> {
+        is_prefetch: bool,
+    ) -> Result<(Handled, u8)> {
         let gfn = Gfn::of_gpa(gpa);
         let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
         let write_present = PFERR_WRITE | PFERR_PRESENT;
         if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, gfn) {
-            return Ok(Handled::Emulate);
+            return Ok((Handled::WriteProtected, PAGE_TABLE));
         }
-        if self.try_fast_page_fault(vcpu, slot, gpa, error_code) {
-            return Ok(Handled::Retry);
+        if let Some(handled) = self.try_fast_page_fault(vcpu, slot, gpa, error_code) {
+            self.vcpus[vcpu].faults.fast += 1;
+            return Ok((handled, PAGE_TABLE));
         }
-        let is_write = error_code & PFERR_WRITE != 0;
-        let frame = self.look_up(slot, gfn, is_write, host);
+        let seq = self.invalidation.seq;
+        // A slot that is about to go is not looked at.
+        let is_going = slot.is_some_and(|slot| self.slot_spec(slot).is_invalid());
+        if is_going && *host == HostLookup::Ask && self.config.kernel.invalid_slot_retries {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        let at = slot.map(|slot| self.invalidated_as(slot, gfn));
+        let must_retry = |state: &Self| at.is_some_and(|at| state.invalidation.must_retry(seq, at));
+        let checks_first = self.config.kernel.retry_before_pin;
+        if checks_first && must_retry(self) {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        let frame = self.look_up(slot, gfn, error_code & PFERR_WRITE != 0, host);
         let backing = match self.backing_of(&frame) {
             Ok(backing) => backing,
-            Err(handled) => return Ok(handled),
+            Err(handled) => return Ok((handled, PAGE_TABLE)),
         };
         if backing == Backing::NoSlot {
-            self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);
-            if self.masks.mmio_mask == 0 && !is_chosen(Mutant::MmioWithoutCachingMapped) {
-                return Ok(Handled::Emulate);
+            self.cache_mmio_info(vcpu, gfn, self.cached_access());
+            let is_beyond = self.config.kernel.has_max_gfn && gfn.0 >> (self.config.phys_bits - PAGE_SHIFT_U8) != 0;
+            if (self.masks.mmio_mask == 0 || is_beyond) && !is_chosen(Mutant::MmioWithoutCachingMapped) {
+                return Ok((Handled::Emulate, PAGE_TABLE));
             }
         }
-        let root = self.root_for(vcpu, gpa);
-        if *host == HostLookup::Retry
-            || root == PageIdx::NONE
-            || self.is_obsolete(root) && !is_chosen(Mutant::DeadRootMapped)
+        let found = if checks_first && must_retry(self) {
+            (Handled::Retry, PAGE_TABLE)
+        } else {
+            let fault = Fault { vcpu, gpa, error_code, slot, backing, is_prefetch };
+            self.map_under_lock(&fault, host, must_retry)?
+        };
+        if let Backing::Frame { pfn, .. } = backing
+            && self.config.is_stepped()
         {
-            return Ok(Handled::Retry);
+            self.push_accessed(pfn);
+        }
+        Ok(found)
+    }
+
+    /// What of a slot's gfn an invalidation is about: its host address up to v6.1, later itself.
+    fn invalidated_as(&self, slot: SlotAt, gfn: Gfn) -> u64 {
+        if self.config.kernel.retry_before_pin { gfn.0 } else { self.slot_spec(slot).hva_of(gfn) }
+    }
+
+    /// The access that the vCPU's MMIO cache holds after a fault.
+    fn cached_access(&self) -> u32 {
+        if self.config.kernel.mmio_cache_access == MmioCacheAccess::Masked {
+            MMIO_CACHE_ACCESS & u32::from(self.masks.mmio_access)
+        } else {
+            MMIO_CACHE_ACCESS
+        }
+    }
+
+    /// Whether the fault's root is none that can be mapped into.
+    fn is_stale(&self, vcpu: usize, gpa: u64) -> bool {
+        let root = self.root_for(vcpu, gpa);
+        root == PageIdx::NONE || self.is_obsolete(root) && !is_chosen(Mutant::DeadRootMapped)
+    }
+
+    fn map_under_lock(
+        &mut self,
+        fault: &Fault,
+        host: &HostLookup,
+        must_retry: impl Fn(&Self) -> bool,
+    ) -> Result<(Handled, u8)> {
+        let &Fault { vcpu, gpa, error_code, slot, backing, is_prefetch } = fault;
+        let gfn = Gfn::of_gpa(gpa);
+        let is_late = self.config.kernel.stale_test == StaleTest::AfterReclaim;
+        if *host == HostLookup::Retry || !is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
+            return Ok((Handled::Retry, PAGE_TABLE));
         }
         if self.make_mmu_pages_available().is_err() {
-            return Ok(Handled::Retry);
+            let errno = Handled::Errno(ENOSPC);
+            return Ok((if self.config.kernel.enospc_to_user { errno } else { Handled::Retry }, PAGE_TABLE));
         }
+        if is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        let root = self.root_for(vcpu, gpa);
         let is_fetch = error_code & PFERR_FETCH != 0;
-        let level = if backing == Backing::NoSlot {
+        let asked = if backing == Backing::NoSlot {
             PAGE_TABLE
         } else if let HostLookup::Found { level, .. } = host {
             self.level_within(slot, gfn, (*level).min(MAX_LEAF))
         } else {
-            self.max_mapping_level(slot, gfn, is_fetch)
+            self.max_mapping_level(slot, gfn)
         };
-        let mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: false };
-        let emulate = self.map_requested(root, mapping, is_fetch, host)?;
-        Ok(if emulate { Handled::Emulate } else { Handled::Retry })
+        let is_small = is_fetch && self.config.nx_huge_pages && *host == HostLookup::Ask;
+        let level = if is_small { PAGE_TABLE } else { asked };
+        if self.config.is_stepped() {
+            let pfn = if let Backing::Frame { pfn, .. } = backing { pfn.0 } else { NO_SLOT_PFN };
+            self.events.push(|| Event::Requested { gfn: gfn.0, pfn, level });
+        }
+        let is_write = error_code & PFERR_WRITE != 0;
+        let mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: is_prefetch };
+        self.map_requested(root, mapping, is_fetch.then_some(asked), host)
     }
 
-    /// The lock-free path; whether it answered the fault.
-    fn try_fast_page_fault(&mut self, vcpu: usize, slot: Option<SlotAt>, gpa: u64, error_code: u64) -> bool {
+    /// The lock-free path; how it answered the fault, if it did.
+    fn try_fast_page_fault(&mut self, vcpu: usize, slot: Option<SlotAt>, gpa: u64, error_code: u64) -> Option<Handled> {
         // Without accessed bits an absent entry may only be one whose access is tracked.
         let can_be_fast = error_code & PFERR_RSVD == 0
             && if error_code & PFERR_PRESENT == 0 { self.masks.accessed == 0 } else { error_code & PFERR_WRITE != 0 };
         let root = self.root_for(vcpu, gpa);
         if !can_be_fast || root == PageIdx::NONE {
-            return false;
+            return None;
         }
         let walked = self.walk_down(root, gpa, PAGE_TABLE);
         let old = walked.spte;
@@ -112,7 +193,11 @@ impl MmuState {
             }
         }
         self.push_fast_page_fault(vcpu, gpa, error_code, &walked, new, handled);
-        handled != 0
+        match handled {
+            FIXED => Some(Handled::Fixed),
+            SPURIOUS => Some(Handled::Spurious),
+            _ => None,
+        }
     }
 
     fn push_fast_page_fault(
@@ -156,28 +241,24 @@ impl MmuState {
             HostLookup::Retry => false,
             HostLookup::Found { writable, .. } => *writable && !spec.is_readonly(),
         };
-        let pfn = Pfn((spec.hva_of(gfn) & PFN_FIELD) >> 12);
+        let pfn = Pfn((self.host.frame(Pfn::of_hva(spec.hva_of(gfn))).hva() & PFN_FIELD) >> 12);
         Frame::Backing(Backing::Frame { pfn, host_writable })
     }
 
-    /// The largest level the host and the slot allow.
-    fn max_mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn, is_fetch: bool) -> u8 {
-        let Some(slot) = slot else { return PAGE_TABLE };
-        let spec = self.slot_spec(slot);
-        let is_small = self.config.nx_huge_pages && is_fetch || self.slot_body(slot).dirty.is_some();
-        if is_small || !self.host.has_huge() {
-            return PAGE_TABLE;
+    /// The largest level that the host and the slot allow; the smallest while dirty pages are logged.
+    fn max_mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn) -> u8 {
+        match slot {
+            Some(slot) if self.slot_body(slot).dirty.is_none() && self.host.has_huge() => self.slot_level(slot, gfn),
+            _ => PAGE_TABLE,
         }
-        let host_level = match self.host.huge(Pfn::of_hva(spec.hva_of(gfn))) {
-            HostHuge::None => PAGE_TABLE,
-            HostHuge::Thp | HostHuge::Hugetlb2m => 2,
-            HostHuge::Hugetlb1g => 3,
-        };
-        let mut level = PAGE_TABLE;
-        while level < host_level.min(self.config.lpage_level) && !self.is_large_disallowed(Some(slot), gfn, level + 1) {
-            level += 1;
-        }
-        level
+    }
+
+    /// The largest level that the host and the slot's vetoes allow for a gfn.
+    pub(super) fn slot_level(&self, slot: SlotAt, gfn: Gfn) -> u8 {
+        let most = self.config.lpage_level.min(MAX_LEAF);
+        let is_allowed = |level: &u8| !self.is_large_disallowed(Some(slot), gfn, *level);
+        let level = (2..=most).rev().find(is_allowed).unwrap_or(PAGE_TABLE);
+        level.min(self.host.level(Pfn::of_hva(self.slot_spec(slot).hva_of(gfn))))
     }
 
     /// The caller's level, or the next below it whose mapping lies in the slot: a kernel asks for no other.

@@ -5,12 +5,13 @@
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
-use super::level::{MAX_LEAF, PAGE_TABLE};
+use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::runs::Handler;
 use super::slots::SlotAt;
 use super::state::MmuState;
 use super::views::PtMasked;
+use crate::kernels::DirtyLogFlush;
 
 const ENOENT: i32 = 2;
 const EINVAL: i32 = 22;
@@ -19,8 +20,13 @@ const WORD: u64 = 64;
 impl MmuState {
     /// Return value and words of the bitmap. Manual mode only copies.
     pub(super) fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<(i32, Vec<u64>)> {
-        let Some(slot) = self.find_slot_id(as_id, id)? else { return Ok((-ENOENT, vec![0])) };
+        let Some(slot) = self.find_slot_id(as_id, id)? else {
+            return Ok((-ENOENT, if self.config.is_stepped() { Vec::new() } else { vec![0] }));
+        };
         let Some(dirty) = &mut self.slot_body_mut(slot).dirty else {
+            if self.config.is_stepped() {
+                return Ok((-ENOENT, Vec::new()));
+            }
             let words = self.slot_spec(slot).npages.div_ceil(WORD);
             return Ok((-ENOENT, vec![0; usize::try_from(words).unwrap_or(0)]));
         };
@@ -37,7 +43,7 @@ impl MmuState {
             }
         }
         if flush && !is_chosen(Mutant::DirtyLogWithoutFlush) {
-            self.flush_remote_tlbs();
+            self.flush_logged(slot);
         }
         Ok((0, words))
     }
@@ -72,9 +78,23 @@ impl MmuState {
             }
         }
         if flush {
-            self.flush_remote_tlbs();
+            self.flush_logged(slot);
         }
         Ok(0)
+    }
+
+    /// The flush after a log was read or cleared.
+    fn flush_logged(&mut self, slot: SlotAt) {
+        match self.config.kernel.dirty_log_flush {
+            DirtyLogFlush::All => self.flush_remote_tlbs(),
+            DirtyLogFlush::Slot => self.flush_slot(slot),
+        }
+    }
+
+    /// Flushes the gfns of a slot.
+    pub(super) fn flush_slot(&mut self, slot: SlotAt) {
+        let (base, npages) = (self.slot_spec(slot).base, self.slot_spec(slot).npages);
+        self.flush_remote_tlbs_with_address(Gfn(base), npages);
     }
 
     fn enable_log_dirty_pt_masked(&mut self, slot: SlotAt, offset: u64, mask: u64) {
@@ -88,8 +108,12 @@ impl MmuState {
         let mut flush = false;
         if self.is_log_initially_set && mask != 0 && !is_chosen(Mutant::LargeLeafKeptByClear) {
             let spec = *self.slot_spec(slot);
-            let ends = [mask.trailing_zeros(), mask.ilog2()].map(|at| offset.saturating_add(at.into()));
-            for gfn in ends.into_iter().filter(|&at| at < spec.npages).map(|at| Gfn(spec.base).plus(at)) {
+            let ends =
+                [mask.trailing_zeros(), mask.ilog2()].map(|at| Gfn(spec.base).plus(offset.saturating_add(at.into())));
+            // The kernel rounds up: an end that begins a large page counts with the one before it.
+            let rounded = ends.map(|gfn| gfn.plus(pages_per(2) - 1).align_down(2));
+            let nr_ends = if rounded[0] == rounded[1] { 1 } else { 2 };
+            for gfn in ends.into_iter().take(nr_ends).filter(|&gfn| spec.holds(gfn)) {
                 for level in 2..=MAX_LEAF {
                     let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(spec.index(gfn, level));
                     flush |= self.write_protect_head(head, true);
@@ -129,6 +153,7 @@ impl MmuState {
         let handler = match what {
             PtMasked::WriteProtect => Handler::WriteProtect,
             PtMasked::ClearDirty => Handler::ClearDirty,
+            PtMasked::EnableLogDirty => return self.dirty_masked(as_id, id, offset, mask),
         };
         let flush = self.handle_masked(slot, offset, mask, handler);
         self.is_flush_owed |= flush;

@@ -24,42 +24,154 @@ pub struct PageFacts {
 #[allow(missing_docs, reason = "the vectors' own names")]
 #[non_exhaustive]
 pub enum Event {
-    GetPage { page: PageFacts, created: bool },
-    PrepareZap { page: PageFacts },
-    MarkMmio { page: u32, index: u16, gfn: u64, access: u32, mmio_gen: u64 },
-    CheckMmio { spte: u64, kvm_gen: u64, spte_gen: u64 },
-    HandleMmio { addr: u64, gfn: u64, access: u32 },
-    FastPf { vcpu: u16, addr: u64, error_code: u64, page: u32, index: u16, old: u64, new: u64, handled: u8 },
+    GetPage {
+        page: PageFacts,
+        created: bool,
+    },
+    PrepareZap {
+        page: PageFacts,
+    },
+    MarkMmio {
+        page: u32,
+        index: u16,
+        gfn: u64,
+        access: u32,
+        mmio_gen: u64,
+    },
+    CheckMmio {
+        spte: u64,
+        kvm_gen: u64,
+        spte_gen: u64,
+    },
+    HandleMmio {
+        addr: u64,
+        gfn: u64,
+        access: u32,
+    },
+    FastPf {
+        vcpu: u16,
+        addr: u64,
+        error_code: u64,
+        page: u32,
+        index: u16,
+        old: u64,
+        new: u64,
+        handled: u8,
+    },
     Flush,
-    FlushRange { gfn: u64, pages: u64 },
+    FlushRange {
+        gfn: u64,
+        pages: u64,
+    },
     ReloadMmus,
-    InvalidateZapAll { valid_gen: u64, used: u64 },
-    Age { gfn: u64, level: u8 },
-    PfnAccessed { pfn: u64 },
-    PfnDirty { pfn: u64 },
-    Pml { gfn: u64 },
-    Emulate { vcpu: u16, addr: u64, kind: u8 },
-    Fault { vcpu: u16, addr: u64, error_code: u64 },
-    Ret { ret: i32 },
+    InvalidateZapAll {
+        valid_gen: u64,
+        used: u64,
+    },
+    Age {
+        gfn: u64,
+        level: u8,
+    },
+    PfnAccessed {
+        pfn: u64,
+    },
+    PfnDirty {
+        pfn: u64,
+    },
+    Pml {
+        gfn: u64,
+    },
+    Emulate {
+        vcpu: u16,
+        addr: u64,
+        kind: u8,
+    },
+    Fault {
+        vcpu: u16,
+        addr: u64,
+        error_code: u64,
+    },
+    Ret {
+        ret: i32,
+    },
     LockBreak,
     SrcuSync,
-    HwpoisonSignal { hva: u64 },
-    NestedBegin { kind: u8 },
-    NestedEnd { kind: u8 },
-    SetSpte { page: u32, index: u16, gfn: u64, spte: u64, level: u8 },
-    PageZapPte { page: u32, index: u16, spte: u64 },
+    HwpoisonSignal {
+        hva: u64,
+    },
+    NestedBegin {
+        kind: u8,
+    },
+    NestedEnd {
+        kind: u8,
+    },
+    /// `rxu`: bit 0 readable, 1 executable, 2 for the user, as the tracepoint shows them.
+    SetSpte {
+        page: u32,
+        index: u16,
+        gfn: u64,
+        spte: u64,
+        level: u8,
+        rxu: u8,
+    },
+    PageZapPte {
+        page: u32,
+        index: u16,
+        spte: u64,
+    },
     CommitZap,
-    MakeMmioSpte { gfn: u64, access: u32 },
-    MakeMmioSpteRet { spte: u64 },
-    TryUnsync { gfn: u64, can_unsync: bool, prefetch: bool },
-    TryUnsyncRet { ret: i32 },
-    ZapOldestRet { nr_zapped: u64 },
-    ChangeMmuPages { goal: u64 },
-    MemslotsUpdated { slots_gen: u64 },
-    InvalidateMmio { slots_gen: u64 },
+    MakeMmioSpte {
+        gfn: u64,
+        access: u32,
+    },
+    MakeMmioSpteRet {
+        spte: u64,
+    },
+    TryUnsync {
+        gfn: u64,
+        can_unsync: bool,
+        prefetch: bool,
+    },
+    TryUnsyncRet {
+        ret: i32,
+    },
+    ZapOldestRet {
+        nr_zapped: u64,
+    },
+    ChangeMmuPages {
+        goal: u64,
+    },
+    MemslotsUpdated {
+        slots_gen: u64,
+    },
+    InvalidateMmio {
+        slots_gen: u64,
+    },
     FlushShadowMemslot,
     ZapAllFastEnter,
-    ZapAllFast { valid_gen: u64, used: u64 },
+    ZapAllFast {
+        valid_gen: u64,
+        used: u64,
+    },
+    Requested {
+        gfn: u64,
+        pfn: u64,
+        level: u8,
+    },
+    UnmapHva {
+        start: u64,
+        end: u64,
+    },
+    AgeHva {
+        start: u64,
+        end: u64,
+    },
+    TestAgeHva {
+        hva: u64,
+    },
+    SetSpteHva {
+        hva: u64,
+    },
 }
 
 impl Event {
@@ -97,7 +209,7 @@ impl Event {
             Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal",{hva}]"#),
             Self::NestedBegin { kind } => write!(out, r#"["nested_begin",{kind}]"#),
             Self::NestedEnd { kind } => write!(out, r#"["nested_end",{kind}]"#),
-            Self::SetSpte { page, index, gfn, spte, level } => {
+            Self::SetSpte { page, index, gfn, spte, level, .. } => {
                 write!(out, r#"["set_spte",{page},{index},{gfn},"{spte:#x}",{level}]"#)
             }
             Self::PageZapPte { page, index, spte } => write!(out, r#"["page_zap_pte",{page},{index},"{spte:#x}"]"#),
@@ -115,6 +227,48 @@ impl Event {
             Self::FlushShadowMemslot => write!(out, r#"["flush_shadow_memslot"]"#),
             Self::ZapAllFastEnter => write!(out, r#"["zap_all_fast_enter"]"#),
             Self::ZapAllFast { valid_gen, used } => write!(out, r#"["zap_all_fast",{valid_gen},{used}]"#),
+            Self::Requested { gfn, pfn, level } => write!(out, r#"["requested",{gfn},"{pfn:#x}",{level}]"#),
+            Self::UnmapHva { start, end } => write!(out, r#"["unmap_hva","{start:#x}","{end:#x}"]"#),
+            Self::AgeHva { start, end } => write!(out, r#"["age_hva","{start:#x}","{end:#x}"]"#),
+            Self::TestAgeHva { hva } => write!(out, r#"["test_age_hva","{hva:#x}"]"#),
+            Self::SetSpteHva { hva } => write!(out, r#"["set_spte_hva","{hva:#x}"]"#),
+        };
+    }
+
+    /// The form of the vectors of v6.1 and v6.12; nothing for what they do not list.
+    pub fn write_json_stepped(&self, out: &mut String) {
+        let _ = match *self {
+            Self::GetPage { page, created } => {
+                let unsync = u8::from(page.unsync);
+                let (id, gfn, role, valid_gen) = (page.id, page.gfn, page.role, page.valid_gen);
+                let (created, count) = (u8::from(created), page.root_count);
+                write!(out, r#"["get_page",{id},{gfn},"{role:#x}",{created},{valid_gen},{count},{unsync}]"#)
+            }
+            Self::PrepareZap { page } => {
+                let unsync = u8::from(page.unsync);
+                let (id, gfn, role, valid_gen, count) = (page.id, page.gfn, page.role, page.valid_gen, page.root_count);
+                write!(out, r#"["prepare_zap",{id},{gfn},"{role:#x}",{valid_gen},{count},{unsync}]"#)
+            }
+            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => {
+                let (spurious, fixed) = (handled >> 1 & 1, handled & 1);
+                write!(
+                    out,
+                    r#"["fast_pf",{vcpu},{addr},"{error_code:#x}",{page},{index},"{old:#x}","{new:#x}",{spurious},{fixed}]"#
+                )
+            }
+            Self::SetSpte { page, index, gfn, spte, level, rxu } => {
+                let (r, x, u) = (rxu & 1, rxu >> 1 & 1, rxu >> 2 & 1);
+                write!(out, r#"["set_spte",{gfn},"{spte:#x}",{level},{r},{x},{u},{page},{index}]"#)
+            }
+            // The type of a page fault is always part of what the emulator is told.
+            Self::Emulate { vcpu, addr, kind } => write!(out, r#"["emulate",{vcpu},{addr},{}]"#, kind | 0x40),
+            Self::LockBreak => write!(out, r#"["lock_break",0]"#),
+            Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal","{hva:#x}"]"#),
+            Self::ReloadMmus | Self::Age { .. } => Ok(()),
+            _ => {
+                self.write_json(out);
+                Ok(())
+            }
         };
     }
 
@@ -235,11 +389,15 @@ impl Events {
     #[must_use]
     pub fn json(&self, write: fn(&Event, &mut String)) -> String {
         let mut out = String::from("[");
-        for (at, event) in self.log.iter().enumerate() {
-            if at > 0 {
+        for event in &self.log {
+            let before = out.len();
+            write(event, &mut out);
+            if out.len() > before {
                 out.push(',');
             }
-            write(event, &mut out);
+        }
+        if out.ends_with(',') {
+            out.pop();
         }
         out.push(']');
         out

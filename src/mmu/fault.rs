@@ -17,7 +17,7 @@ use super::role::Role;
 use super::slots::SlotAt;
 use super::spte::layout::PFN_FIELD;
 use super::state::MmuState;
-use super::views::{HostHuge, HostLookup};
+use super::views::{HostHuge, HostLookup, HostState};
 use super::walk::{child_of, is_shadow_present};
 
 const EFAULT: i32 = 14;
@@ -41,9 +41,16 @@ impl Answer {
 }
 
 /// What the direct handler decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handled {
     Retry,
+    /// The entry was made.
+    Fixed,
+    /// It was there already.
+    Spurious,
     Emulate,
+    /// A write to a page that stays write-protected.
+    WriteProtected,
     Errno(i32),
 }
 
@@ -84,19 +91,40 @@ impl MmuState {
             }
         }
         let handled = if self.config.kernel.is_level_requested {
-            self.direct_page_fault(vcpu, gpa, error_code, host)?
+            self.vcpus[vcpu].faults.taken += 1;
+            let handled = self.direct_page_fault(vcpu, gpa, error_code, host, false)?.0;
+            self.count_fault(vcpu, handled);
+            handled
         } else {
             self.tdp_page_fault(vcpu, gpa, error_code & 0xffff_ffff)?
         };
         match handled {
-            Handled::Retry => Ok(Answer::RETRY),
+            Handled::Retry | Handled::Fixed | Handled::Spurious => Ok(Answer::RETRY),
             Handled::Errno(errno) => Ok(Answer { ret: -errno, is_emulated: false }),
             // A write to a guest page table drops the indirect pages of the gfn instead; a direct MMU has none.
-            Handled::Emulate if error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE => Ok(Answer::RETRY),
-            Handled::Emulate => {
-                let is_mmio = self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa));
-                Ok(self.emulate(vcpu, gpa, if is_mmio { 0 } else { EMULTYPE_ALLOW_RETRY }))
+            Handled::Emulate | Handled::WriteProtected
+                if error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE =>
+            {
+                Ok(Answer::RETRY)
             }
+            Handled::Emulate | Handled::WriteProtected => {
+                let may_retry = if self.config.kernel.retry_before_pin {
+                    handled == Handled::WriteProtected
+                } else {
+                    !self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa))
+                };
+                Ok(self.emulate(vcpu, gpa, if may_retry { EMULTYPE_ALLOW_RETRY } else { 0 }))
+            }
+        }
+    }
+
+    const fn count_fault(&mut self, vcpu: usize, handled: Handled) {
+        let faults = &mut self.vcpus.as_mut_slice()[vcpu].faults;
+        match handled {
+            Handled::Fixed => faults.fixed += 1,
+            Handled::Spurious => faults.spurious += 1,
+            Handled::Emulate | Handled::WriteProtected => faults.emulate += 1,
+            Handled::Retry | Handled::Errno(_) => {}
         }
     }
 
@@ -188,7 +216,10 @@ impl MmuState {
             return Frame::ReadonlyWrite;
         }
         let hva = spec.hva_of(gfn);
-        let pfn = Pfn((Pfn::of_hva(hva).hva() & PFN_FIELD) >> 12);
+        if is_write && self.host.state(Pfn::of_hva(hva)) == HostState::CowCopy {
+            self.copy_page(Pfn::of_hva(hva));
+        }
+        let pfn = Pfn((self.host.frame(Pfn::of_hva(hva)).hva() & PFN_FIELD) >> 12);
         match self.host.pin(Pfn::of_hva(hva), is_write, spec.is_readonly()) {
             Pinned::Frame { host_writable } => Frame::Backing(Backing::Frame { pfn, host_writable }),
             Pinned::Fault => Frame::Fault,

@@ -11,6 +11,7 @@ use super::events::Event;
 use super::level::table_index;
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::{PageIdx, Sptep};
+use super::slots::{AddressSpace, MEM_LOG_DIRTY_PAGES};
 use super::spte::layout::WRITABLE;
 use super::state::MmuState;
 use super::tlb::Translation;
@@ -151,6 +152,12 @@ impl MmuState {
         }
     }
 
+    /// Whether the processor logs dirty pages now.
+    fn is_page_logged_by_cpu(&self) -> bool {
+        !self.config.kernel.pml_while_logging
+            || self.spaces.iter().flat_map(AddressSpace::specs).any(|spec| spec.flags & MEM_LOG_DIRTY_PAGES != 0)
+    }
+
     fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, path: &HardwarePath) {
         if self.masks.accessed == 0 {
             return;
@@ -165,7 +172,7 @@ impl MmuState {
         {
             let dirty = self.masks.dirty;
             self.spte_set_by_hardware(leaf, dirty);
-            if self.config.pml {
+            if self.config.pml && self.is_page_logged_by_cpu() {
                 let gfn = Gfn::of_gpa(gpa);
                 self.events.push(|| Event::Pml { gfn: gfn.0 });
                 let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);

@@ -1,10 +1,11 @@
-//! Walks over the reverse-map heads of a slot, level by level, with one poll of the lock after every head.
+//! Walks over the reverse-map heads of a slot, level by level, with one poll of the lock after every head; from v6.1 on
+//! after the first of a level and those that are not empty.
 //!
 //! Models v5.0/v5.2 `slot_handle_level_range` and its users' handlers. A walk keeps its place by slot id, so that it
 //! survives whatever happens while the lock is dropped.
 
 use super::addr::Gfn;
-use super::level::{PAGE_TABLE, pages_per};
+use super::level::pages_per;
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::Sptep;
 use super::pte_list::{PteCursor, PteHead};
@@ -13,6 +14,7 @@ use super::slots::SlotAt;
 use super::spte::layout::WRITABLE;
 use super::state::MmuState;
 use super::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
+use crate::kernels::{Collapse, CollapseFlush};
 
 impl MmuState {
     /// Goes on until the walk ends or the lock is dropped.
@@ -28,9 +30,13 @@ impl MmuState {
                 }
                 self.slice.spend(1);
                 let index = first.wrapping_add(walk.done);
-                let absent =
-                    self.slot_body(slot).rmap[usize::from(walk.level) - 1].absent_from(index).min(len - walk.done);
-                let wanted = if absent > 0 {
+                let heads = &self.slot_body(slot).rmap[usize::from(walk.level) - 1];
+                let absent = heads.absent_from(index).min(len - walk.done);
+                let is_skipped = self.config.kernel.walk_skips_empty_heads && (walk.done > 0 || !walk.is_polled);
+                let wanted = if is_skipped && heads.get(index).is_empty() {
+                    walk.done += absent.max(1);
+                    false
+                } else if absent > 0 && !self.config.kernel.walk_skips_empty_heads {
                     let (made, wanted) = if walk.is_polled { self.need_resched_many(absent) } else { (absent, false) };
                     self.work.heads_visited += made;
                     walk.done += made;
@@ -39,7 +45,7 @@ impl MmuState {
                     self.work.heads_visited += 1;
                     walk.flush |= self.handle_head(slot, walk.handler, index, walk.level);
                     walk.done += 1;
-                    walk.is_polled && self.need_resched()
+                    walk.is_polled && self.lock_is_wanted()
                 };
                 if wanted {
                     if walk.is_flush_inside && walk.flush {
@@ -56,7 +62,7 @@ impl MmuState {
             walk.level += 1;
             walk.done = 0;
         }
-        if walk.is_flush_inside && walk.flush {
+        if walk.is_flush_at_end && walk.flush {
             self.flush_inside(walk.start, walk.end);
             walk.flush = false;
         }
@@ -82,7 +88,7 @@ impl MmuState {
             Handler::ClearDirty => self.for_each_spte(head, Self::spte_clear_dirty),
             Handler::SetDirty => self.for_each_spte(head, Self::spte_set_dirty),
             Handler::Zap => self.zap_rmap(slot, index, level),
-            Handler::ZapCollapsible => self.zap_collapsible(slot, index),
+            Handler::ZapCollapsible => self.zap_collapsible(slot, index, level),
         }
     }
 
@@ -137,20 +143,25 @@ impl MmuState {
             && self.spte_update_from(sptep, spte, spte | self.masks.dirty)
     }
 
-    /// Drops the small leaves whose frame the host could map 2 MiB wide; the list is scanned anew after each.
-    fn zap_collapsible(&mut self, slot: SlotAt, index: u64) -> bool {
+    /// Drops the leaves that a larger one could replace; the list is scanned anew after each.
+    fn zap_collapsible(&mut self, slot: SlotAt, index: u64, level: u8) -> bool {
         let mut flush = false;
         'scan: loop {
-            let head = self.slot_body(slot).rmap[0].get(index);
+            let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(index);
             let mut cursor = PteCursor::default();
             while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
                 self.work.rmap_steps += 1;
                 if self.is_collapsible(slot, sptep) {
                     self.spte_clear_track_bits(sptep);
-                    self.remove_from_head(slot, index, sptep);
+                    self.remove_from_head(slot, index, level, sptep);
                     if self.config.flush_range {
-                        let gfn = self.arena.key(sptep.page()).gfn;
-                        self.flush_remote_tlbs_with_address(gfn, pages_per(PAGE_TABLE));
+                        let gfn = match self.config.kernel.collapse_flush {
+                            CollapseFlush::Table => self.arena.key(sptep.page()).gfn,
+                            CollapseFlush::Entry => {
+                                self.arena.key(sptep.page()).gfn_of(sptep.index()).align_down(level)
+                            }
+                        };
+                        self.flush_remote_tlbs_with_address(gfn, pages_per(level));
                     } else {
                         flush = true;
                     }
@@ -161,19 +172,27 @@ impl MmuState {
         }
     }
 
-    /// Whether a small leaf could be part of a larger one now; from v6.1 on only in a table that begins in the slot.
+    /// Whether a leaf could be part of a larger one now.
     fn is_collapsible(&self, slot: SlotAt, sptep: Sptep) -> bool {
-        let base = self.arena.key(sptep.page()).gfn;
-        self.host.is_compound(pfn_of(self.arena.spte(sptep)))
-            && (!self.config.kernel.is_level_requested || self.slot_spec(slot).holds(base))
+        let key = self.arena.key(sptep.page());
+        match self.config.kernel.collapse {
+            Collapse::ByLeaf => {
+                self.host.is_compound(pfn_of(self.arena.spte(sptep)))
+                    // From v5.10 on the slot's own lists are asked with the gfn of the table.
+                    && (!self.config.kernel.is_level_requested || self.slot_spec(slot).holds(key.gfn))
+            }
+            Collapse::ByTable | Collapse::ByTableInSlot => {
+                self.slot_spec(slot).holds(key.gfn) && key.role.level() < self.slot_level(slot, key.gfn)
+            }
+        }
     }
 
-    /// Takes a place out of a level-1 list of the slot.
-    fn remove_from_head(&mut self, slot: SlotAt, index: u64, sptep: Sptep) {
+    /// Takes a place out of a list of the slot.
+    fn remove_from_head(&mut self, slot: SlotAt, index: u64, level: u8, sptep: Sptep) {
         self.work.rmap_steps += 1;
         self.aliased.remove(&sptep);
         let body = self.spaces[usize::from(slot.as_id & 1)].body_mut(slot.at);
-        if let Some(head) = body.rmap[0].get_mut(index) {
+        if let Some(head) = body.rmap[usize::from(level) - 1].get_mut(index) {
             self.pte_lists.remove(head, sptep);
         }
     }

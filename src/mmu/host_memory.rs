@@ -1,11 +1,12 @@
 //! Host memory as the MMU sees it: ranges of host pages with a state and a kind of mapping; the latest word on a page
-//! wins. A host frame is the page's address.
+//! wins. A host frame is the page's address, unless the host moved the page.
 
 use serde::{Deserialize, Serialize};
 
 use std::collections::BTreeMap;
 
 use super::addr::Pfn;
+use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::views::{HostHuge, HostState};
 
 /// Disjoint ranges with a value each; pages in none have the default.
@@ -57,11 +58,21 @@ impl<T: Copy + PartialEq> RangeMap<T> {
     }
 }
 
+/// How a range of host pages was said to be mapped; a huge page lies wholly inside it or is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct HugeRange {
+    kind: HostHuge,
+    first: u64,
+    end: u64,
+}
+
 /// What host memory says.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct HostMemory {
     state: RangeMap<HostState>,
-    huge: RangeMap<HostHuge>,
+    huge: RangeMap<HugeRange>,
+    /// Pages whose frame is not their address.
+    moved: BTreeMap<u64, u64>,
 }
 
 /// A page frame lookup's answer.
@@ -86,7 +97,8 @@ impl HostMemory {
 
     /// Sets how host pages are mapped.
     pub fn set_huge(&mut self, start: Pfn, npages: u64, kind: HostHuge) {
-        self.huge.set(start.0, npages, (kind != HostHuge::None).then_some(kind));
+        let range = HugeRange { kind, first: start.0, end: start.0.saturating_add(npages) };
+        self.huge.set(start.0, npages, (kind != HostHuge::None).then_some(range));
     }
 
     /// Whether anything is mapped wider than 4 KiB.
@@ -107,7 +119,31 @@ impl HostMemory {
     #[inline]
     #[must_use]
     pub fn huge(&self, pfn: Pfn) -> HostHuge {
-        self.huge.get(pfn.0).unwrap_or(HostHuge::None)
+        self.huge.get(pfn.0).map_or(HostHuge::None, |range| range.kind)
+    }
+
+    /// The largest level at which the host maps a page, where a huge page counts only if it lies wholly in its range.
+    #[must_use]
+    pub fn level(&self, page: Pfn) -> u8 {
+        let Some(range) = self.huge.get(page.0) else { return PAGE_TABLE };
+        let most = if range.kind == HostHuge::Hugetlb1g { MAX_LEAF } else { 2 };
+        let is_whole = |level: u8| {
+            let first = page.align_down(level).0;
+            range.first <= first && first.saturating_add(pages_per(level)) <= range.end
+        };
+        (2..=most).rev().find(|&level| is_whole(level)).unwrap_or(PAGE_TABLE)
+    }
+
+    /// The frame of a page.
+    #[inline]
+    #[must_use]
+    pub fn frame(&self, page: Pfn) -> Pfn {
+        if self.moved.is_empty() { page } else { self.moved.get(&page.0).map_or(page, |&frame| Pfn(frame)) }
+    }
+
+    /// The host gives a page another frame.
+    pub fn move_page(&mut self, page: Pfn, frame: Pfn) {
+        self.moved.insert(page.0, frame.0);
     }
 
     /// Whether the frame is part of a compound page: a transparent huge page or one of hugetlbfs.
@@ -139,7 +175,11 @@ impl HostMemory {
             HostState::Fault => Pinned::Fault,
             HostState::Hwpoison => Pinned::Poison,
             HostState::ReadOnly if is_write => Pinned::Fault,
-            HostState::Absent | HostState::Zero | HostState::Cow if is_write => {
+            HostState::Absent | HostState::Zero | HostState::Cow | HostState::CowCopy if is_write => {
+                self.set_state(pfn, 1, HostState::Rw);
+                Pinned::Frame { host_writable: !is_readonly }
+            }
+            HostState::OnDemand => {
                 self.set_state(pfn, 1, HostState::Rw);
                 Pinned::Frame { host_writable: !is_readonly }
             }
@@ -148,7 +188,9 @@ impl HostMemory {
                 Pinned::Frame { host_writable: false }
             }
             HostState::Rw => Pinned::Frame { host_writable: !is_readonly },
-            HostState::Zero | HostState::Cow | HostState::ReadOnly => Pinned::Frame { host_writable: false },
+            HostState::Zero | HostState::Cow | HostState::CowCopy | HostState::ReadOnly => {
+                Pinned::Frame { host_writable: false }
+            }
         }
     }
 }

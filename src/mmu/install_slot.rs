@@ -20,7 +20,10 @@ impl MmuState {
                         .is_ok_and(|at| at.is_some_and(|at| state.slot_body(at).dirty.is_some()))
                 };
                 let is_kept = !self.is_log_initially_set || was_logged(self);
-                self.space_mut(as_id)?.put(spec);
+                let is_renewed = self.config.kernel.move_renews_arrays;
+                if let Some(old) = self.space_mut(as_id)?.put_anew(spec, is_renewed) {
+                    self.free_rmaps(&old);
+                }
                 if !is_kept && let Some(slot) = self.find_slot_id(as_id, spec.id)? {
                     self.slot_body_mut(slot).fill_dirty(spec.npages);
                 }
@@ -31,6 +34,7 @@ impl MmuState {
             }
         }
         self.space_mut(as_id)?.slots_gen = slots_gen;
+        self.stats.srcu_sync += 1;
         self.events.push(|| Event::SrcuSync);
         Ok(())
     }
@@ -38,7 +42,7 @@ impl MmuState {
     fn check_spec(&self, as_id: u8, spec: &SlotSpec) -> Result<()> {
         let refuse = |why| Err(Error::Slot { id: spec.id, why });
         if spec.id >= self.config.max_memslots {
-            return refuse("the id is not below the number of memslots (the kernel: 512)");
+            return refuse("the id is not below the number of memslots of the kernel");
         }
         if spec.npages == 0 || spec.npages > MAX_SLOT_PAGES {
             return refuse("the number of pages is not 1 to 2^31-1");

@@ -162,7 +162,11 @@ impl MmuState {
     pub(super) fn push_set_spte(&mut self, sptep: Sptep, mapping: &Mapping, spte: u64) {
         let page = self.arena.key(sptep.page()).id;
         let (gfn, level) = (mapping.gfn.0, mapping.level);
-        self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level });
+        let masks = &self.masks;
+        let is_readable = masks.present != 0 || masks.suppress_ve != 0 || spte & 1 != 0;
+        let is_executable = spte & (masks.x | masks.nx) == masks.x;
+        let rxu = u8::from(is_readable) | u8::from(is_executable) << 1 | u8::from(spte & masks.user != 0) << 2;
+        self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level, rxu });
     }
 
     /// Stores a leaf over `before`, which is empty unless it maps the same frame.
@@ -226,9 +230,13 @@ impl MmuState {
     /// A write-tracked gfn stays read-only. (Indirect pages, which also ask for it, do not exist here.)
     #[inline]
     pub(super) fn needs_write_protect(&self, slot: Option<SlotAt>, gfn: Gfn) -> bool {
-        slot.is_some_and(|slot| {
+        let is_tracked = |slot: SlotAt| {
             let track = &self.slot_body(slot).track;
             !track.is_empty() && track.contains_key(&self.slot_spec(slot).index(gfn, PAGE_TABLE))
+        };
+        slot.is_some_and(|slot| {
+            is_tracked(slot)
+                || self.config.kernel.track_all_spaces && self.find_slot(slot.as_id ^ 1, gfn).is_some_and(is_tracked)
         })
     }
 

@@ -1,5 +1,5 @@
 //! `LockPolls`: when the MMU lock would be dropped, made deterministic: the n-th `cond_resched` call, or the one after
-//! the n-th `need_resched` poll. A test aid of the scenario language; the kernel asks the scheduler.
+//! the n-th `need_resched` poll, or, where that is false, of the poll for a contended lock. A test aid of the scenario language; the kernel asks the scheduler.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 pub struct LockPolls {
     cond_every: u64,
     need_every: u64,
+    contend_every: u64,
     cond: u64,
     need: u64,
+    contend: u64,
     is_armed: bool,
     breaks: u64,
 }
@@ -18,6 +20,11 @@ impl LockPolls {
     /// Sets the periods and starts counting anew.
     pub fn set(&mut self, cond_every: u64, need_every: u64) {
         *self = Self { cond_every, need_every, ..Self::default() };
+    }
+
+    /// Sets the period of the poll for a contended lock.
+    pub const fn set_contend(&mut self, every: u64) {
+        self.contend_every = every;
     }
 
     /// Breaks since the periods were set.
@@ -31,6 +38,21 @@ impl LockPolls {
     pub fn need_resched(&mut self) -> bool {
         self.need = self.need.wrapping_add(1);
         let wanted = self.need_every != 0 && self.need.is_multiple_of(self.need_every);
+        self.is_armed |= wanted;
+        wanted
+    }
+
+    /// Whether no poll is ever true.
+    #[must_use]
+    pub const fn is_quiet(&self) -> bool {
+        self.need_every == 0 && self.contend_every == 0
+    }
+
+    /// Whether another thread waits for the lock; asked only where the processor is not wanted.
+    #[inline]
+    pub fn needbreak(&mut self) -> bool {
+        self.contend = self.contend.wrapping_add(1);
+        let wanted = self.contend_every != 0 && self.contend.is_multiple_of(self.contend_every);
         self.is_armed |= wanted;
         wanted
     }

@@ -7,9 +7,11 @@
 //! Words (encodings) know no structures, nouns (structures) know no operations, verbs (operations) know no caller:
 //! words `addr level access role generation spte plan profile config views work stats error`,
 //! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slots host_memory lock_polls tlb vcpu_mmu
-//! invalid_list slice events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
-//! direct_page_fault direct_map
-//! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot audit left_over`.
+//! invalid_list invalidation slice events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
+//! direct_page_fault direct_map nx_huge_pages prefault
+//! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot stepped_dump audit left_over`.
+//!
+//! Long: one method for each thing that can happen to the MMU, and nothing else.
 
 // words
 pub mod access;
@@ -30,6 +32,7 @@ mod active_pages;
 pub mod events;
 mod host_memory;
 mod invalid_list;
+mod invalidation;
 mod lock_polls;
 mod mmio_pages;
 pub mod page_arena;
@@ -56,6 +59,8 @@ mod install_slot;
 mod link;
 mod mmio_fault;
 mod notifier;
+mod nx_huge_pages;
+mod prefault;
 mod reclaim;
 mod rmap;
 mod roots;
@@ -70,6 +75,7 @@ mod zap_plan;
 mod audit;
 mod left_over;
 mod snapshot;
+mod stepped_dump;
 #[cfg(test)]
 mod tests;
 
@@ -87,7 +93,7 @@ pub use stats::Stats;
 pub use views::{
     AccessKind, AccessResult, BatchId, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome, PageView,
     Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task, VcpuView,
-    named_masks,
+    named_masks, stepped_masks,
 };
 pub use work::Work;
 
@@ -299,6 +305,11 @@ impl Mmu {
         self.state.unmap_hva(start, end);
     }
 
+    /// The memory that was taken back is gone: faults of the range go on. After a [`Task::UnmapHva`], whose faults retry.
+    pub fn finish_unmap(&mut self, start: u64, end: u64) {
+        self.state.finish_unmap(start, end);
+    }
+
     /// 1 if any mapping of the range was accessed; forgets that it was.
     pub fn age_hva(&mut self, start: u64, end: u64, flush: bool) -> i32 {
         i32::from(self.state.age_hva(start, end, flush))
@@ -311,6 +322,9 @@ impl Mmu {
 
     /// The host maps another frame at the address.
     pub fn change_pte(&mut self, hva: u64, pfn: u64, write: bool) -> Result<()> {
+        if !self.state.config.kernel.has_change_pte {
+            return Err(Error::NeedsKernel { what: "change_pte", kernels: "v6.1 or older" });
+        }
         if spte::mmio::is_mmio(&self.state.masks, Pfn(pfn).hva() & spte::layout::PFN_FIELD | 1) {
             return Err(Error::Frame(pfn));
         }
@@ -335,14 +349,43 @@ impl Mmu {
         self.state.pt_masked(as_id, id, offset, mask, what)
     }
 
-    /// Write-protects one gfn for page tracking; never flushes. 1 if TLBs may hold it writable.
-    pub fn gfn_write_protect(&mut self, as_id: u8, gfn: u64) -> Result<i32> {
-        self.state.gfn_write_protect(as_id, Gfn(gfn))
+    /// Write-protects one gfn from this level up, as page tracking does; never flushes. 1 if TLBs may hold it writable.
+    pub fn gfn_write_protect(&mut self, as_id: u8, gfn: u64, least_level: u8) -> Result<i32> {
+        self.state.gfn_write_protect(as_id, Gfn(gfn), least_level)
     }
 
     /// Adds or removes a write-tracked gfn.
     pub fn track(&mut self, as_id: u8, gfn: u64, on: bool) -> Result<i32> {
         self.state.track(as_id, Gfn(gfn), on)
+    }
+
+    /// Flushes the gfns of a slot; nothing if it is not there.
+    pub fn flush_slot(&mut self, as_id: u8, id: u32) -> Result<()> {
+        if let Some(slot) = self.state.find_slot_id(as_id, id)? {
+            self.state.flush_slot(slot);
+        }
+        Ok(())
+    }
+
+    /// Every vCPU is to switch its processor's own dirty log.
+    pub fn request_cpu_dirty_logging(&mut self) {
+        for vcpu in &mut self.state.vcpus {
+            vcpu.requests |= vcpu_mmu::REQ_UPDATE_CPU_DIRTY_LOGGING;
+        }
+    }
+
+    /// Large leaves are never executable from now on, or may be.
+    pub const fn set_nx_huge_pages(&mut self, on: bool) {
+        self.state.config.nx_huge_pages = on;
+    }
+
+    /// Maps what covers an address ahead of the guest: bytes mapped, or a negative errno (v6.12 and later).
+    pub fn prefault(&mut self, vcpu: u16, gpa: u64, size: u64) -> Result<i64> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        if !self.state.config.kernel.has_prefault {
+            return Err(Error::NeedsKernel { what: "prefault", kernels: "v6.12 or later" });
+        }
+        self.state.prefault(vcpu, gpa, size)
     }
 
     /// Whether new dirty bitmaps start full, and large leaves are protected only when their pages are cleared.
@@ -389,8 +432,15 @@ impl Mmu {
     /// Every `cond`-th offer of the lock is taken, and the one after every `need`-th poll; 0 is never. Resets the counts.
     pub fn set_lock_break(&mut self, cond: u64, need: u64) {
         self.state.polls.set(cond, need);
-        self.state.stats.cond_resched = 0;
-        self.state.stats.need_resched = 0;
+        if !self.state.config.is_stepped() {
+            self.state.stats.cond_resched = 0;
+            self.state.stats.need_resched = 0;
+        }
+    }
+
+    /// The lock counts as contended at every so-manieth poll that asks for it (v6.1 and later); 0 is never.
+    pub const fn set_contended(&mut self, every: u64) {
+        self.state.polls.set_contend(every);
     }
 
     /// Breaks since `set_lock_break`.
@@ -554,7 +604,8 @@ impl Mmu {
     /// The events in the vectors' form.
     #[must_use]
     pub fn events_json(&self) -> String {
-        self.state.events.json(Event::write_json)
+        let write = if self.state.config.is_stepped() { Event::write_json_stepped } else { Event::write_json };
+        self.state.events.json(write)
     }
 
     /// The events with every field.

@@ -1,6 +1,7 @@
 //! What host memory management asks of the MMU: drop, age, or change the mappings of a host range.
 //!
-//! Models v5.0/v5.2 `kvm_handle_hva_range` and its handlers. Aging never owes a flush to anybody but its own caller.
+//! Models `kvm_handle_hva_range` and its handlers, v5.0 to v6.12. Aging never owes a flush to anybody but its own caller.
+//! From v6.12 on an unmap may drop the lock between two heads, so that it is a run.
 
 use super::addr::{Gfn, Pfn};
 use super::events::Event;
@@ -8,14 +9,29 @@ use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::Sptep;
 use super::pte_list::PteCursor;
-use super::runs::Handler;
+use super::runs::{Handler, HeadWalk, Step, UnmapRun};
 use super::slots::SlotAt;
 use super::spte::layout::{PFN_FIELD, WRITABLE};
 use super::spte::make::make_access_track;
 use super::state::MmuState;
+use super::views::{HostState, SlotSpec};
 use super::walk::{is_accessed, is_ad_disabled, pfn_of};
 
 const HOST_PAGE: u64 = 4096;
+/// How the frame of a copied page differs from that of the page before.
+const COPIED: u64 = 0x40_0000;
+
+/// First and last gfn of a slot's part of a host range.
+fn gfns_of(spec: &SlotSpec, start: u64, end: u64) -> Option<(Gfn, Gfn)> {
+    let from = start.max(spec.hva);
+    let to = end.min(spec.hva.saturating_add(spec.npages << 12));
+    if from >= to {
+        return None;
+    }
+    let first = Gfn(spec.base).plus((from - spec.hva) / HOST_PAGE);
+    let count = (to - spec.hva).div_ceil(HOST_PAGE) - (from - spec.hva) / HOST_PAGE;
+    Some((first, first.plus(count - 1)))
+}
 
 /// A slot's part of a host range, at one head.
 #[derive(Clone, Copy)]
@@ -31,18 +47,10 @@ impl MmuState {
     /// Calls `handle` for every head that is not empty and whose gfns the host range touches.
     fn for_each_hva_head(&mut self, start: u64, end: u64, mut handle: impl FnMut(&mut Self, HeadAt)) {
         for as_id in 0..2_u8 {
-            for at in 0..self.spaces[usize::from(as_id)].specs().len() {
+            for at in self.slots_in_order(as_id) {
                 let slot = SlotAt { as_id, at };
                 let spec = *self.slot_spec(slot);
-                let hva_end = spec.hva.saturating_add(spec.npages << 12);
-                let from = start.max(spec.hva);
-                let to = end.min(hva_end);
-                if from >= to {
-                    continue;
-                }
-                let first = Gfn(spec.base).plus((from - spec.hva) / HOST_PAGE);
-                let count = (to - spec.hva).div_ceil(HOST_PAGE) - (from - spec.hva) / HOST_PAGE;
-                let last = first.plus(count - 1);
+                let Some((first, last)) = gfns_of(&spec, start, end) else { continue };
                 for level in PAGE_TABLE..=MAX_LEAF {
                     let low = spec.index(first, level);
                     let high = spec.index(last, level);
@@ -65,19 +73,115 @@ impl MmuState {
         }
     }
 
-    /// The host takes memory back: every mapping of the range goes.
+    /// Positions of the slots in the order in which notifiers come to them.
+    fn slots_in_order(&self, as_id: u8) -> Vec<usize> {
+        let space = &self.spaces[usize::from(as_id & 1)];
+        if self.config.kernel.notifier_by_hva { space.by_hva() } else { (0..space.specs().len()).collect() }
+    }
+
+    /// The slots that a host range touches, the one that notifiers come to first last.
+    fn slots_of_hva(&self, start: u64, end: u64) -> Vec<(u8, u32)> {
+        let mut found = Vec::new();
+        for as_id in 0..2_u8 {
+            for at in self.slots_in_order(as_id) {
+                let spec = self.slot_spec(SlotAt { as_id, at });
+                if gfns_of(spec, start, end).is_some() {
+                    found.push((as_id, spec.id));
+                }
+            }
+        }
+        found.reverse();
+        found
+    }
+
+    /// The host takes memory back: every mapping of the range goes. The lock is not dropped.
     pub(super) fn unmap_hva(&mut self, start: u64, end: u64) {
-        let mut flush = false;
-        self.for_each_hva_head(start, end, |state, at| {
-            flush |= state.handle_head(at.slot, Handler::Zap, at.index, at.level);
-        });
-        if flush && !is_chosen(Mutant::UnmapWithoutFlush) {
+        let mut unmap = self.unmap_run(start, end, true);
+        // What the poll finds cannot be served here.
+        loop {
+            self.slice.begin();
+            if self.drive_unmap(&mut unmap) == Step::Done {
+                break;
+            }
+        }
+        self.finish_unmap(start, end);
+    }
+
+    pub(super) fn unmap_run(&self, start: u64, end: u64, may_block: bool) -> UnmapRun {
+        let left = self.slots_of_hva(start, end);
+        UnmapRun { start, end, may_block, is_begun: false, left, walk: None, flush: false }
+    }
+
+    pub(super) fn drive_unmap(&mut self, unmap: &mut UnmapRun) -> Step {
+        let has_range = self.config.kernel.is_role_fixed;
+        if !std::mem::replace(&mut unmap.is_begun, true) {
+            if self.config.is_stepped() {
+                let (start, end) = (unmap.start, unmap.end);
+                self.events.push(|| Event::UnmapHva { start, end });
+            }
+            if has_range && !unmap.left.is_empty() {
+                self.invalidation.begin();
+                if !self.config.kernel.retry_before_pin {
+                    self.invalidation.add(unmap.start, unmap.end);
+                }
+            }
+        }
+        loop {
+            if let Some(walk) = &mut unmap.walk {
+                let step = self.walk_heads(walk);
+                if step != Step::Done {
+                    return step;
+                }
+                unmap.flush = walk.flush;
+                unmap.walk = None;
+            }
+            let Some((as_id, id)) = unmap.left.pop() else { break };
+            let Ok(Some(at)) = self.find_slot_id(as_id, id) else { continue };
+            let Some((first, last)) = gfns_of(self.slot_spec(at), unmap.start, unmap.end) else { continue };
+            if has_range && self.config.kernel.retry_before_pin {
+                self.invalidation.add(first.0, last.0.saturating_add(1));
+            }
+            let offers_lock = self.config.kernel.unmap_offers_lock;
+            unmap.walk = Some(HeadWalk {
+                as_id,
+                id,
+                handler: Handler::Zap,
+                is_flush_inside: offers_lock,
+                is_flush_at_end: false,
+                is_polled: offers_lock && unmap.may_block,
+                start: first,
+                end: last,
+                level: PAGE_TABLE,
+                last_level: MAX_LEAF,
+                done: 0,
+                flush: unmap.flush,
+            });
+        }
+        if std::mem::take(&mut unmap.flush) && !is_chosen(Mutant::UnmapWithoutFlush) {
             self.flush_remote_tlbs();
         }
+        Step::Done
+    }
+
+    /// The host has taken the memory: faults of the range go on.
+    pub(super) fn finish_unmap(&mut self, start: u64, end: u64) {
+        if self.config.kernel.is_role_fixed && !self.slots_of_hva(start, end).is_empty() {
+            self.invalidation.finish();
+        }
+    }
+
+    /// Copy-on-write gives a page another frame: its mappings go first, and whoever looked it up must do so again.
+    pub(super) fn copy_page(&mut self, page: Pfn) {
+        self.unmap_hva(page.hva(), page.hva().saturating_add(HOST_PAGE));
+        let frame = Pfn(self.host.frame(page).0 ^ COPIED);
+        self.host.move_page(page, frame);
     }
 
     /// Whether any mapping of the range was accessed; forgets that it was.
     pub(super) fn age_hva(&mut self, start: u64, end: u64, flush: bool) -> bool {
+        if self.config.is_stepped() {
+            self.events.push(|| Event::AgeHva { start, end });
+        }
         let mut any = false;
         self.for_each_hva_head(start, end, |state, at| {
             let head = state.slot_body(at.slot).rmap[usize::from(at.level) - 1].get(at.index);
@@ -116,6 +220,9 @@ impl MmuState {
 
     /// Whether any mapping of the page was accessed.
     pub(super) fn test_age_hva(&mut self, hva: u64) -> bool {
+        if self.config.is_stepped() {
+            self.events.push(|| Event::TestAgeHva { hva });
+        }
         let mut any = false;
         self.for_each_hva_head(hva, hva.saturating_add(1), |state, at| {
             let head = state.slot_body(at.slot).rmap[usize::from(at.level) - 1].get(at.index);
@@ -126,6 +233,17 @@ impl MmuState {
 
     /// The host maps another frame at the address: read-only mappings follow it, writable ones are dropped.
     pub(super) fn change_pte(&mut self, hva: u64, pfn: Pfn, is_write: bool) {
+        if self.config.kernel.is_role_fixed {
+            // The host invalidates the page first, so that nothing is left to be changed.
+            let page = Pfn::of_hva(hva);
+            self.unmap_hva(page.hva(), page.hva().saturating_add(HOST_PAGE));
+            if self.config.is_stepped() {
+                self.events.push(|| Event::SetSpteHva { hva });
+            }
+            self.host.move_page(page, pfn);
+            self.host.set_state(page, 1, if is_write { HostState::Rw } else { HostState::Cow });
+            return;
+        }
         let mut flush = false;
         self.for_each_hva_head(hva, hva.saturating_add(1), |state, at| {
             let changed = if is_write {

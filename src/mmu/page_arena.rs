@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use rustc_hash::FxHashMap;
 
 use super::addr::Gfn;
+use super::level::level_shift;
 use super::pte_list::PteHead;
 use super::role::Role;
 use super::spte_table::SpteTable;
@@ -81,6 +82,15 @@ pub struct PageKey {
     pub hash_next: PageIdx,
     /// Previous in the hash bucket.
     pub hash_prev: PageIdx,
+}
+
+impl PageKey {
+    /// The gfn that an entry of a direct page maps.
+    #[inline]
+    #[must_use]
+    pub fn gfn_of(&self, index: u16) -> Gfn {
+        self.gfn.plus(u64::from(index) << level_shift(self.role.level()))
+    }
 }
 
 /// Which list a page stands on.

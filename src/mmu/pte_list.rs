@@ -1,14 +1,15 @@
-//! Reverse-map and parent lists: one word for the common single entry, descriptors of three beyond it.
+//! Reverse-map and parent lists: one word for the common single entry, descriptors of three (or fourteen) beyond it.
 //!
-//! Models v5.0/v5.2 `pte_list_add`, `__pte_list_remove` and their walk, in the kernel's exact order: holes stay in the
-//! middle of a chain, new entries fill the first descriptor whose last slot is free, a descriptor of one entry is never
-//! folded back, and `add` returns three too few when it must append a descriptor.
+//! Models `pte_list_add`, `pte_list_remove` and their walk, in the kernel's exact order. Up to v6.1 holes stay in the
+//! middle of a chain and new entries fill the first descriptor whose last slot is free; from v6.12 on new descriptors go
+//! to the front, and only the first may be part full. A descriptor of one entry is never folded back. Up to v5.4 `add`
+//! returns three too few when it must append a descriptor.
 
 use serde::{Deserialize, Serialize};
 
 use super::page_arena::{PageIdx, Sptep};
 
-/// Entries of a descriptor, v5.0 to v5.3.
+/// Entries of a descriptor, v5.0 to v5.14.
 pub const PTE_LIST_EXT: usize = 3;
 
 /// Head of a list: 0 is empty, an even word a single place, an odd word the first descriptor.
@@ -56,24 +57,28 @@ impl PteHead {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct PteListDesc {
-    sptes: [u32; PTE_LIST_EXT],
-    more: u32,
-}
-
 /// The descriptors of all lists of a VM. Descriptor 0 is none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PteLists {
-    descs: Vec<PteListDesc>,
+    /// Entries of a descriptor.
+    ext: usize,
+    /// New descriptors go to the front of a chain.
+    is_front: bool,
+    /// `ext` entries a descriptor, 0 where there is none.
+    sptes: Vec<u32>,
+    /// The descriptor after each.
+    more: Vec<u32>,
     free: Vec<u32>,
 }
 
 impl PteLists {
     /// Whether every place and descriptor that these heads lead to exists, and none is reached twice.
     pub fn is_well_formed(&self, heads: impl Iterator<Item = PteHead>, within: &impl Fn(PageIdx) -> bool) -> bool {
-        let mut seen = vec![false; self.descs.len()];
+        let mut seen = vec![false; self.more.len()];
         let fits = |place: u32| place == 0 || within(Sptep(place).page());
+        if self.ext == 0 || self.sptes.len() != self.more.len().saturating_mul(self.ext) {
+            return false;
+        }
         for head in heads {
             let mut desc = match head.form() {
                 Form::Empty => continue,
@@ -86,10 +91,10 @@ impl PteLists {
                 if desc == 0 || at >= seen.len() || std::mem::replace(&mut seen[at], true) {
                     return false;
                 }
-                if !self.descs[at].sptes.iter().all(|&place| fits(place)) {
+                if !self.places(desc).iter().all(|&place| fits(place)) {
                     return false;
                 }
-                desc = self.descs[at].more;
+                desc = self.more[at];
                 if desc == 0 {
                     break;
                 }
@@ -101,23 +106,50 @@ impl PteLists {
 
 impl Default for PteLists {
     fn default() -> Self {
-        Self { descs: vec![PteListDesc::default()], free: Vec::new() }
+        Self::new(PTE_LIST_EXT, false)
     }
 }
 
 impl PteLists {
-    fn desc(&mut self, at: u32) -> &mut PteListDesc {
-        &mut self.descs[at as usize]
+    /// No lists; descriptors hold `ext` entries, and new ones go to the front of a chain or to its end.
+    #[must_use]
+    pub fn new(ext: usize, is_front: bool) -> Self {
+        let ext = ext.max(2);
+        Self { ext, is_front, sptes: vec![0; ext], more: vec![0], free: Vec::new() }
     }
 
-    fn alloc(&mut self, first: PteListDesc) -> u32 {
-        if let Some(at) = self.free.pop() {
-            *self.desc(at) = first;
-            return at;
-        }
-        self.descs.push(first);
-        // Each descriptor holds a place of 2^31; there are never more descriptors than places.
-        u32::try_from(self.descs.len() - 1).unwrap_or(0)
+    #[inline]
+    fn places(&self, at: u32) -> &[u32] {
+        let from = at as usize * self.ext;
+        &self.sptes[from..from + self.ext]
+    }
+
+    #[inline]
+    fn places_mut(&mut self, at: u32) -> &mut [u32] {
+        let from = at as usize * self.ext;
+        &mut self.sptes[from..from + self.ext]
+    }
+
+    /// How many places of a descriptor are used; they are its first.
+    fn used(&self, at: u32) -> usize {
+        let places = self.places(at);
+        places.iter().position(|&place| place == 0).unwrap_or(places.len())
+    }
+
+    fn alloc(&mut self, first: &[u32], more: u32) -> u32 {
+        let at = if let Some(at) = self.free.pop() {
+            at
+        } else {
+            self.sptes.resize(self.sptes.len() + self.ext, 0);
+            self.more.push(0);
+            // Each descriptor holds a place of 2^31; there are never more descriptors than places.
+            u32::try_from(self.more.len() - 1).unwrap_or(0)
+        };
+        let places = self.places_mut(at);
+        places.fill(0);
+        places[..first.len()].copy_from_slice(first);
+        self.more[at as usize] = more;
+        at
     }
 
     /// Adds a place; returns the kernel's count of entries before it.
@@ -129,39 +161,57 @@ impl PteLists {
                 0
             }
             Form::One(first) => {
-                *head = PteHead::many(self.alloc(PteListDesc { sptes: [first.0, sptep.0, 0], more: 0 }));
+                *head = PteHead::many(self.alloc(&[first.0, sptep.0], 0));
                 1
             }
+            Form::Many(first) if self.is_front => self.add_to_front(head, first, sptep),
             Form::Many(first) => self.add_to_chain(first, sptep),
         }
+    }
+
+    /// Only the first descriptor may be part full; a full one gets another before it.
+    fn add_to_front(&mut self, head: &mut PteHead, first: u32, sptep: Sptep) -> u32 {
+        let used = self.used(first);
+        let mut count = used;
+        let mut at = self.more[first as usize];
+        while at != 0 {
+            count += self.ext;
+            at = self.more[at as usize];
+        }
+        if used == self.ext {
+            *head = PteHead::many(self.alloc(&[sptep.0], first));
+        } else {
+            self.places_mut(first)[used] = sptep.0;
+        }
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     fn add_to_chain(&mut self, first: u32, sptep: Sptep) -> u32 {
         let mut at = first;
         let mut count = 0;
         loop {
-            let desc = self.desc(at);
-            if desc.sptes[PTE_LIST_EXT - 1] == 0 {
+            if self.places(at)[self.ext - 1] == 0 {
                 break;
             }
-            if desc.more == 0 {
-                let fresh = self.alloc(PteListDesc::default());
-                self.desc(at).more = fresh;
+            let next = self.more[at as usize];
+            if next == 0 {
+                // Descriptors of three are not counted when another is appended; that is the kernel's.
+                if self.ext > PTE_LIST_EXT {
+                    count += self.ext;
+                }
+                let fresh = self.alloc(&[], 0);
+                self.more[at as usize] = fresh;
                 at = fresh;
                 break;
             }
-            at = desc.more;
-            count += 3;
+            at = next;
+            count += self.ext;
         }
-        let desc = self.desc(at);
-        for slot in &mut desc.sptes {
-            if *slot == 0 {
-                *slot = sptep.0;
-                return count;
-            }
-            count += 1;
+        let used = self.used(at);
+        if let Some(place) = self.places_mut(at).get_mut(used) {
+            *place = sptep.0;
         }
-        count
+        u32::try_from(count + used).unwrap_or(u32::MAX)
     }
 
     /// Removes a place; false if it is not there.
@@ -183,26 +233,29 @@ impl PteLists {
         let mut at = first;
         let mut before = 0;
         while at != 0 {
-            let desc = self.desc(at);
-            let used = desc.sptes.iter().position(|&slot| slot == 0).unwrap_or(PTE_LIST_EXT);
-            if let Some(hole) = desc.sptes[..used].iter().position(|&slot| slot == sptep.0) {
-                desc.sptes[hole] = desc.sptes[used - 1];
-                desc.sptes[used - 1] = 0;
-                if used == 1 {
-                    let more = desc.more;
-                    if before != 0 {
-                        self.desc(before).more = more;
+            let used = self.used(at);
+            if let Some(hole) = self.places(at)[..used].iter().position(|&place| place == sptep.0) {
+                // The last place of this descriptor, or of the first one, fills the hole.
+                let from = if self.is_front { first } else { at };
+                let last = self.used(from) - 1;
+                let filler = self.places(from)[last];
+                self.places_mut(at)[hole] = filler;
+                self.places_mut(from)[last] = 0;
+                if last == 0 {
+                    let more = self.more[from as usize];
+                    if before != 0 && !self.is_front {
+                        self.more[before as usize] = more;
                     } else if more != 0 {
                         *head = PteHead::many(more);
                     } else {
                         *head = PteHead::EMPTY;
                     }
-                    self.free.push(at);
+                    self.free.push(from);
                 }
                 return true;
             }
             before = at;
-            at = desc.more;
+            at = self.more[at as usize];
         }
         false
     }
@@ -214,7 +267,7 @@ impl PteLists {
         match head.form() {
             Form::Empty => None,
             Form::One(sptep) => Some(sptep),
-            Form::Many(at) => Some(Sptep(self.descs[at as usize].sptes[0])),
+            Form::Many(at) => Some(Sptep(self.places(at)[0])),
         }
     }
 
@@ -248,14 +301,13 @@ impl PteLists {
                     if cursor.desc == 0 {
                         return None;
                     }
-                    let desc = &self.descs[cursor.desc as usize];
-                    if let Some(&sptep) = desc.sptes.get(cursor.slot)
+                    if let Some(&sptep) = self.places(cursor.desc).get(cursor.slot)
                         && sptep != 0
                     {
                         cursor.slot += 1;
                         return Some(Sptep(sptep));
                     }
-                    cursor.desc = desc.more;
+                    cursor.desc = self.more[cursor.desc as usize];
                     cursor.slot = 0;
                 }
             }
@@ -268,7 +320,7 @@ impl PteLists {
             let mut at = first;
             while at != 0 {
                 self.free.push(at);
-                at = self.descs[at as usize].more;
+                at = self.more[at as usize];
             }
         }
         *head = PteHead::EMPTY;
@@ -277,7 +329,7 @@ impl PteLists {
     /// Descriptors in use.
     #[must_use]
     pub fn used_descs(&self) -> usize {
-        self.descs.len() - 1 - self.free.len()
+        self.more.len() - 1 - self.free.len()
     }
 
     /// Descriptors a list uses.
@@ -286,9 +338,9 @@ impl PteLists {
         let mut count = 0;
         if let Form::Many(first) = head.form() {
             let mut at = first;
-            while at != 0 && count <= self.descs.len() {
+            while at != 0 && count <= self.more.len() {
                 count += 1;
-                at = self.descs[at as usize].more;
+                at = self.more[at as usize];
             }
         }
         count
@@ -297,7 +349,7 @@ impl PteLists {
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.descs.capacity() * size_of::<PteListDesc>() + self.free.capacity() * 4
+        (self.sptes.capacity() + self.more.capacity() + self.free.capacity()) * 4
     }
 }
 
@@ -327,14 +379,13 @@ impl Iterator for PteIter<'_> {
             return Some(sptep);
         }
         while self.desc != 0 {
-            let desc = &self.lists.descs[self.desc as usize];
-            if let Some(&sptep) = desc.sptes.get(self.slot)
+            if let Some(&sptep) = self.lists.places(self.desc).get(self.slot)
                 && sptep != 0
             {
                 self.slot += 1;
                 return Some(Sptep(sptep));
             }
-            self.desc = desc.more;
+            self.desc = self.lists.more[self.desc as usize];
             self.slot = 0;
         }
         None

@@ -36,7 +36,9 @@ impl MmuState {
     fn reclaim(&mut self) -> Result<(), NoSpace> {
         if self.config.kernel.reclaim_skips_roots {
             let zapped = self.zap_oldest_mmu_pages(KVM_REFILL_PAGES - self.available_mmu_pages());
-            self.stats.recycled = self.stats.recycled.wrapping_add_unsigned(zapped);
+            if !self.config.is_stepped() {
+                self.stats.recycled = self.stats.recycled.wrapping_add_unsigned(zapped);
+            }
             return if self.available_mmu_pages() == 0 { Err(NoSpace) } else { Ok(()) };
         }
         let mut invalid = InvalidList::default();
@@ -60,6 +62,10 @@ impl MmuState {
             page = before;
         }
         self.commit_zap_page(&mut invalid);
+        if self.config.is_stepped() {
+            // The kernel counts every page that goes this way, not only those of a fault.
+            self.stats.recycled = self.stats.recycled.wrapping_add_unsigned(nr_zapped);
+        }
         if self.config.probes {
             self.events.push(|| Event::ZapOldestRet { nr_zapped });
         }

@@ -84,6 +84,9 @@ impl MmuState {
     pub(super) fn zap_rmap(&mut self, slot: SlotAt, index: u64, level: u8) -> bool {
         let at = usize::from(level).wrapping_sub(1);
         let mut head = self.slot_body(slot).rmap[at].get(index);
+        if self.config.kernel.zap_list_in_order && self.pte_lists.descs_of(head) > 0 {
+            return self.zap_rmap_in_order(slot, index, level);
+        }
         let any = !head.is_empty();
         while let Some(sptep) = self.pte_lists.first(head) {
             self.spte_clear_track_bits(sptep);
@@ -97,6 +100,22 @@ impl MmuState {
             }
         }
         any
+    }
+
+    fn zap_rmap_in_order(&mut self, slot: SlotAt, index: u64, level: u8) -> bool {
+        let at = usize::from(level).wrapping_sub(1);
+        let mut head = self.slot_body(slot).rmap[at].get(index);
+        let sptes: Vec<Sptep> = self.pte_lists.iter(head).collect();
+        for sptep in sptes {
+            self.spte_clear_track_bits(sptep);
+            self.work.rmap_steps += 1;
+            self.aliased.remove(&sptep);
+        }
+        self.pte_lists.clear(&mut head);
+        if let Some(stored) = self.slot_body_mut(slot).rmap[at].get_mut(index) {
+            *stored = head;
+        }
+        true
     }
 }
 

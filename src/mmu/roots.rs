@@ -10,7 +10,7 @@ use super::invalid_list::InvalidList;
 use super::mutants::{Mutant, is_chosen};
 use super::page_arena::PageIdx;
 use super::state::MmuState;
-use super::vcpu_mmu::{REQ_LOAD_CR3, REQ_MMU_RELOAD, REQ_MMU_SYNC, REQ_TLB_FLUSH};
+use super::vcpu_mmu::{REQ_LOAD_CR3, REQ_MMU_RELOAD, REQ_MMU_SYNC, REQ_TLB_FLUSH, REQ_UPDATE_CPU_DIRTY_LOGGING};
 
 /// gfns of one of four roots, as a shift.
 const PAE_ROOT_GFNS: u32 = 18;
@@ -36,7 +36,7 @@ impl MmuState {
             if *requests & REQ_TLB_FLUSH != 0 {
                 self.vcpus[vcpu].tlb.flush();
             }
-            self.vcpus[vcpu].requests &= !(REQ_TLB_FLUSH | REQ_MMU_SYNC | REQ_LOAD_CR3);
+            self.vcpus[vcpu].requests &= !(REQ_TLB_FLUSH | REQ_MMU_SYNC | REQ_LOAD_CR3 | REQ_UPDATE_CPU_DIRTY_LOGGING);
         }
         if self.vcpus[vcpu].root == PageIdx::NONE { self.load(vcpu) } else { Ok(0) }
     }

@@ -89,6 +89,8 @@ pub(super) enum Kind {
     SlotFlush(SlotFlush),
     Slot { walk: HeadWalk, flush_after: Option<(Gfn, u64)> },
     Range(RangeRun),
+    Unmap(UnmapRun),
+    Nx(NxRun),
 }
 
 /// A page a walk has noted, by place and number: the place may be given to another page.
@@ -136,6 +138,7 @@ pub(super) struct SlotFlush {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about the run")]
 pub(super) struct RangeRun {
     pub start: Gfn,
     pub end: Gfn,
@@ -143,6 +146,28 @@ pub(super) struct RangeRun {
     pub walk: Option<HeadWalk>,
     pub flush: bool,
     pub is_deferred: bool,
+    /// The flush is carried from slot to slot, and done once at the end.
+    pub is_flush_once: bool,
+    pub is_begun: bool,
+}
+
+/// A recovery of NX huge pages: how many tables are left to zap.
+#[derive(Clone, Debug)]
+pub(super) struct NxRun {
+    pub left: u64,
+}
+
+/// An unmap of a host range that may drop the lock.
+#[derive(Clone, Debug)]
+pub(super) struct UnmapRun {
+    pub start: u64,
+    pub end: u64,
+    pub may_block: bool,
+    pub is_begun: bool,
+    /// Slots left, the next one last.
+    pub left: Vec<(u8, u32)>,
+    pub walk: Option<HeadWalk>,
+    pub flush: bool,
 }
 
 impl ListRun {
@@ -169,7 +194,16 @@ impl ListRun {
 
 impl RangeRun {
     pub(super) const fn nothing() -> Self {
-        Self { start: Gfn(0), end: Gfn(0), left: Vec::new(), walk: None, flush: false, is_deferred: false }
+        Self {
+            start: Gfn(0),
+            end: Gfn(0),
+            left: Vec::new(),
+            walk: None,
+            flush: false,
+            is_deferred: false,
+            is_flush_once: false,
+            is_begun: false,
+        }
     }
 }
 
@@ -185,12 +219,15 @@ pub(super) enum Handler {
 
 /// Where a walk stands.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about the walk")]
 pub(super) struct HeadWalk {
     pub as_id: u8,
     pub id: u32,
     pub handler: Handler,
-    /// Pending flushes are done at polls and at the end.
+    /// Pending flushes are done at polls.
     pub is_flush_inside: bool,
+    /// And at the end.
+    pub is_flush_at_end: bool,
     /// The lock is polled.
     pub is_polled: bool,
     pub start: Gfn,

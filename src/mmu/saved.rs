@@ -3,6 +3,8 @@
 //! What comes back is not trusted: lengths and indices are checked before anything follows them, chains must be free of
 //! cycles, and the audit must be clean. Events, and what can be computed again, are not saved. Ours; no kernel has it.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use super::active_pages::ActivePages;
@@ -11,6 +13,7 @@ use super::config::Config;
 use super::error::{Error, Result};
 use super::host_memory::HostMemory;
 use super::invalid_list::InvalidList;
+use super::invalidation::Invalidation;
 use super::lock_polls::LockPolls;
 use super::mmio_pages::MmioPages;
 use super::page_arena::{PageArena, PageIdx, Sptep};
@@ -24,7 +27,7 @@ use super::walk::{child_of, is_last, is_shadow_present};
 use super::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 2;
+const SCHEMA: u16 = 3;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.
@@ -54,6 +57,8 @@ struct Body {
     numbers: [u64; 4],
     zapped_obsolete: InvalidList,
     aliased: Vec<(Sptep, Gfn)>,
+    invalidation: Invalidation,
+    nx_list: VecDeque<PageIdx>,
     facts: [bool; 3],
 }
 
@@ -106,6 +111,8 @@ impl MmuState {
             numbers: [twin.valid_gen, twin.used, twin.max, twin.requested],
             zapped_obsolete: twin.zapped_obsolete,
             aliased: twin.aliased.into_iter().collect(),
+            invalidation: twin.invalidation,
+            nx_list: twin.nx_list,
             facts: [twin.is_flush_owed, twin.is_root_leaked, twin.is_log_initially_set],
         };
         let failed = |error: postcard::Error| Error::Saved(format!("cannot be written: {error}"));
@@ -157,6 +164,8 @@ impl MmuState {
         [state.valid_gen, state.used, state.max, state.requested] = body.numbers;
         state.zapped_obsolete = body.zapped_obsolete;
         state.aliased = body.aliased.into_iter().collect();
+        state.invalidation = body.invalidation;
+        state.nx_list = body.nx_list;
         [state.is_flush_owed, state.is_root_leaked, state.is_log_initially_set] = body.facts;
         state.check_saved()?;
         let is_high = |page| state.arena.key(page).gfn.0 >> state.root_gfn_bits != 0;
@@ -177,6 +186,7 @@ impl MmuState {
             && self.active.is_well_formed(len)
             && self.mmio_pages.is_well_formed(&self.arena)
             && self.zapped_obsolete.iter().all(within)
+            && self.nx_list.iter().all(|&page| within(page) && page.some().is_some())
             && self.vcpus.len() == usize::from(self.config.vcpus)
             && self.vcpus.iter().all(|vcpu| vcpu.roots().all(within) && vcpu.tlb.is_well_formed())
             && self.aliased.keys().all(|sptep| within(sptep.page()))

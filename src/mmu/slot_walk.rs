@@ -12,12 +12,13 @@ use super::plan::{BeforeDrop, ReloadRoots, ZapPlan};
 use super::runs::{Handler, HeadWalk, Kind, ListRun, RangeRun, Run, SlotFlush, Step};
 use super::state::MmuState;
 use super::views::SlotWalk;
+use crate::kernels::{Collapse, LogOnFlush, ZapRangeBlocks, ZapRangeFlush};
 
 impl MmuState {
     pub(super) fn drive_slot_flush(&mut self, flush: &mut SlotFlush, run: &mut Run) -> Step {
         if !flush.is_begun {
             flush.is_begun = true;
-            if self.active.is_empty() {
+            if self.active.is_empty() && !self.config.kernel.unmap_offers_lock {
                 if flush.plan.reload_roots == ReloadRoots::After {
                     self.reload_remote_mmus();
                 }
@@ -31,6 +32,9 @@ impl MmuState {
             }
             flush.is_walked = true;
         }
+        if self.active.is_empty() {
+            flush.done = flush.npages;
+        }
         let candidates = self.pages_between(flush);
         let mut next = 0;
         while flush.done < flush.npages {
@@ -43,7 +47,7 @@ impl MmuState {
                 None => 0,
             };
             let wanted = if gap > 0 {
-                let (made, wanted) = if flush.walk.is_polled { self.need_resched_many(gap) } else { (gap, false) };
+                let (made, wanted) = if flush.walk.is_polled { self.lock_is_wanted_many(gap) } else { (gap, false) };
                 flush.done += made;
                 self.work.heads_visited += made;
                 wanted
@@ -52,7 +56,7 @@ impl MmuState {
                 self.work.heads_visited += 1;
                 self.zap_pages_of(flush.base.plus(flush.done), flush.plan, run);
                 flush.done += 1;
-                flush.walk.is_polled && self.need_resched()
+                flush.walk.is_polled && self.lock_is_wanted()
             };
             if wanted {
                 if flush.plan.before_drop == BeforeDrop::Commit {
@@ -108,7 +112,10 @@ impl MmuState {
             SlotWalk::LeafClearDirty => (Handler::ClearDirty, PAGE_TABLE, PAGE_TABLE),
             SlotWalk::LargepageRemoveWriteAccess => (Handler::WriteProtect, 2, MAX_LEAF),
             SlotWalk::SetDirty => (Handler::SetDirty, PAGE_TABLE, MAX_LEAF),
-            SlotWalk::ZapCollapsible => (Handler::ZapCollapsible, PAGE_TABLE, PAGE_TABLE),
+            SlotWalk::ZapCollapsible => {
+                let is_by_leaf = self.config.kernel.collapse == Collapse::ByLeaf;
+                (Handler::ZapCollapsible, PAGE_TABLE, if is_by_leaf { PAGE_TABLE } else { MAX_LEAF - 1 })
+            }
         };
         let is_flush_inside = handler == Handler::ZapCollapsible;
         let start = Gfn(spec.base);
@@ -117,6 +124,7 @@ impl MmuState {
             id,
             handler,
             is_flush_inside,
+            is_flush_at_end: is_flush_inside,
             is_polled: true,
             start,
             end: start.plus(spec.npages - 1),
@@ -125,7 +133,8 @@ impl MmuState {
             done: 0,
             flush: false,
         };
-        Ok(Kind::Slot { walk, flush_after: (!is_flush_inside).then_some((start, spec.npages)) })
+        let is_flushed_after = !is_flush_inside && self.config.kernel.log_on_flush == LogOnFlush::IfChanged;
+        Ok(Kind::Slot { walk, flush_after: is_flushed_after.then_some((start, spec.npages)) })
     }
 
     pub(super) fn drive_slot_walk(
@@ -145,20 +154,31 @@ impl MmuState {
             walk.flush = false;
             run.account.ret = 1;
         }
+        self.is_flush_owed |= walk.flush;
         Step::Done
     }
 
     pub(super) fn range_run(&self, start: Gfn, end: Gfn) -> RangeRun {
-        let mut left: Vec<(u8, u32)> = (0_u8..)
-            .zip(&self.spaces)
-            .flat_map(|(as_id, space)| space.specs().iter().map(move |spec| (as_id, spec.id)))
-            .collect();
-        left.reverse();
+        let is_flush_once = self.config.kernel.zap_range_flush == ZapRangeFlush::Once;
+        let mut left: Vec<(u8, u32)> = Vec::new();
+        // The slot that comes next is the last: descending by base, or ascending where the flush is done once.
+        for (as_id, space) in [(1, &self.spaces[1]), (0, &self.spaces[0])] {
+            let ids = space.specs().iter().map(|spec| (as_id, spec.id));
+            if is_flush_once {
+                left.extend(ids);
+            } else {
+                left.extend(ids.rev());
+            }
+        }
         let is_deferred = self.config.kernel.zap_range_defers && self.config.flush_range;
-        RangeRun { start, end, left, walk: None, flush: false, is_deferred }
+        RangeRun { start, end, left, walk: None, flush: false, is_deferred, is_flush_once, is_begun: false }
     }
 
     pub(super) fn drive_range(&mut self, range: &mut RangeRun) -> Step {
+        let blocks = self.config.kernel.zap_range_blocks;
+        if !std::mem::replace(&mut range.is_begun, true) {
+            self.begin_blocking(blocks, range);
+        }
         loop {
             if let Some(walk) = &mut range.walk {
                 let step = self.walk_heads(walk);
@@ -166,6 +186,9 @@ impl MmuState {
                     return step;
                 }
                 range.flush |= walk.flush;
+                if range.is_flush_once {
+                    range.flush = walk.flush;
+                }
                 range.walk = None;
             }
             let Some((as_id, id)) = range.left.pop() else { break };
@@ -179,20 +202,37 @@ impl MmuState {
                     id,
                     handler: Handler::Zap,
                     is_flush_inside: !range.is_deferred,
+                    is_flush_at_end: !range.is_deferred && !range.is_flush_once,
                     is_polled: true,
                     start,
                     end: Gfn(end.0 - 1),
                     level: PAGE_TABLE,
                     last_level: MAX_LEAF,
                     done: 0,
-                    flush: false,
+                    flush: range.is_flush_once && range.flush,
                 });
             }
         }
-        if range.flush && range.is_deferred {
+        if range.flush && range.is_flush_once {
+            self.flush_remote_tlbs_with_address(range.start, range.end.0.wrapping_sub(range.start.0));
+        } else if range.flush && range.is_deferred {
             let pages = range.end.0.wrapping_sub(range.start.0).wrapping_add(1);
             self.flush_remote_tlbs_with_address(range.start, pages);
         }
+        if blocks != ZapRangeBlocks::Nothing {
+            self.invalidation.finish();
+        }
         Step::Done
+    }
+
+    /// Faults of the range, or all, are taken again until its zap ends.
+    fn begin_blocking(&mut self, blocks: ZapRangeBlocks, range: &RangeRun) {
+        let (start, end) = match blocks {
+            ZapRangeBlocks::Nothing => return,
+            ZapRangeBlocks::Everything => (0, u64::MAX),
+            ZapRangeBlocks::Range => (range.start.0, range.end.0),
+        };
+        self.invalidation.begin();
+        self.invalidation.add(start, end);
     }
 }

@@ -151,6 +151,8 @@ pub struct SlotBody {
     pub track: BTreeMap<u64, u32>,
     /// One bit a page, while dirty pages are logged.
     pub dirty: Option<Vec<u64>>,
+    /// When it was put into the array: later is greater.
+    pub stamp: u64,
 }
 
 /// Position in a slot array; good until the next install.
@@ -303,6 +305,7 @@ pub struct AddressSpace {
     pub slots_gen: u64,
     specs: Vec<SlotSpec>,
     bodies: Vec<SlotBody>,
+    stamp: u64,
     #[serde(skip)]
     last: Cell<usize>,
 }
@@ -372,26 +375,53 @@ impl AddressSpace {
         self.specs.iter().position(|spec| spec.id == id)
     }
 
-    /// Creates a slot, or changes its flags or its place.
+    /// Positions of the slots in the order of their host addresses; of equal ones the one put last comes last.
+    #[must_use]
+    pub fn by_hva(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.specs.len()).collect();
+        order.sort_by_key(|&at| (self.specs[at].hva, self.bodies[at].stamp));
+        order
+    }
+
+    /// Creates a slot, or changes its flags or its place; its arrays stay with it.
+    #[cfg(test)]
     pub fn put(&mut self, spec: SlotSpec) {
+        self.put_anew(spec, false);
+    }
+
+    /// The same, where a moved slot may get new arrays; the old ones then.
+    pub fn put_anew(&mut self, spec: SlotSpec, is_renewed_by_move: bool) -> Option<SlotBody> {
+        let mut old = None;
         self.last.set(0);
+        self.stamp = self.stamp.wrapping_add(1);
+        let stamp = self.stamp;
         let body = match self.find_id(spec.id) {
             Some(at) if self.specs[at].base == spec.base => {
                 self.specs[at] = spec;
                 self.bodies[at].change(&spec);
-                return;
+                self.bodies[at].stamp = stamp;
+                return None;
             }
             Some(at) => {
                 self.specs.remove(at);
                 let mut body = self.bodies.remove(at);
-                body.change(&spec);
+                if is_renewed_by_move {
+                    let mut fresh = SlotBody::new(&spec);
+                    fresh.dirty = body.dirty.take();
+                    fresh.set_logging(&spec);
+                    old = Some(std::mem::replace(&mut body, fresh));
+                } else {
+                    body.change(&spec);
+                }
                 body
             }
             None => SlotBody::new(&spec),
         };
+        let body = SlotBody { stamp, ..body };
         let at = self.specs.partition_point(|other| other.base > spec.base);
         self.specs.insert(at, spec);
         self.bodies.insert(at, body);
+        old
     }
 
     /// Takes a slot away and hands its arrays over.

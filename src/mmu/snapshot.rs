@@ -23,7 +23,7 @@ macro_rules! put {
     };
 }
 
-fn put_list<T>(out: &mut String, items: impl Iterator<Item = T>, mut put_item: impl FnMut(&mut String, T)) {
+pub(super) fn put_list<T>(out: &mut String, items: impl Iterator<Item = T>, mut put_item: impl FnMut(&mut String, T)) {
     out.push('[');
     for (at, item) in items.enumerate() {
         if at > 0 {
@@ -34,7 +34,7 @@ fn put_list<T>(out: &mut String, items: impl Iterator<Item = T>, mut put_item: i
     out.push(']');
 }
 
-fn put_optional(out: &mut String, value: Option<u64>) {
+pub(super) fn put_optional(out: &mut String, value: Option<u64>) {
     match value {
         Some(value) => {
             put!(out, "{value}");
@@ -46,6 +46,9 @@ fn put_optional(out: &mut String, value: Option<u64>) {
 impl MmuState {
     /// The dump of the vectors.
     pub(super) fn state_json(&self) -> String {
+        if self.config.is_stepped() {
+            return self.stepped_json();
+        }
         let mut out = String::with_capacity(4096);
         out.push_str(r#"{"active":"#);
         put_list(&mut out, self.active.iter(), |out, page| self.put_page(out, page));
@@ -149,6 +152,16 @@ impl MmuState {
             spec.id,
             spec.npages
         );
+        self.put_rmap(out, body);
+        out.push_str(r#","track":"#);
+        put_list(out, body.track.iter(), |out, (at, count)| {
+            put!(out, "[{at},{count}]");
+        });
+        out.push('}');
+    }
+
+    /// The reverse maps of a slot that are not empty.
+    pub(super) fn put_rmap(&self, out: &mut String, body: &SlotBody) {
         let heads =
             (1_u8..).zip(&body.rmap).flat_map(|(level, heads)| heads.iter().map(move |(at, head)| (level, at, head)));
         put_list(out, heads, |out, (level, at, head)| {
@@ -158,11 +171,6 @@ impl MmuState {
             });
             out.push(']');
         });
-        out.push_str(r#","track":"#);
-        put_list(out, body.track.iter(), |out, (at, count)| {
-            put!(out, "[{at},{count}]");
-        });
-        out.push('}');
     }
 
     fn put_vcpu(&self, out: &mut String, vcpu: &VcpuMmu) {
@@ -270,7 +278,7 @@ impl MmuState {
 }
 
 /// Runs of set bits: first and count.
-fn dirty_runs(words: &[u64], npages: u64) -> Vec<(u64, u64)> {
+pub(super) fn dirty_runs(words: &[u64], npages: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for (at, &word) in (0_u64..).zip(words) {
         let mut left = word;

@@ -21,7 +21,7 @@ impl MmuState {
         self.arena.table_mut(sptep.page()).set(sptep.index(), spte);
     }
 
-    fn push_accessed(&mut self, pfn: Pfn) {
+    pub(super) fn push_accessed(&mut self, pfn: Pfn) {
         self.stats.pfn_accessed += 1;
         self.events.push(|| Event::PfnAccessed { pfn: pfn.0 });
     }

@@ -1,6 +1,6 @@
 //! `MmuState`: owns the nouns of one VM. No logic beyond what every operation needs: flush requests and slot lookups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::active_pages::ActivePages;
 use super::addr::Gfn;
@@ -10,6 +10,7 @@ use super::events::{Event, Events, PageFacts};
 use super::generation::GenerationCodec;
 use super::host_memory::HostMemory;
 use super::invalid_list::InvalidList;
+use super::invalidation::Invalidation;
 use super::lock_polls::LockPolls;
 use super::mmio_pages::MmioPages;
 use super::mutants::{Mutant, is_chosen};
@@ -23,6 +24,7 @@ use super::spte::masks::Masks;
 use super::stats::Stats;
 use super::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
 use super::work::Work;
+use crate::kernels::PteListOrder;
 
 /// What a root of level 4 reaches.
 const ROOT_4_GFN_BITS: u32 = 36;
@@ -65,6 +67,10 @@ pub struct MmuState {
     pub(super) is_root_leaked: bool,
     /// New dirty bitmaps start full (`KVM_DIRTY_LOG_INITIALLY_SET`).
     pub(super) is_log_initially_set: bool,
+    /// Invalidations of host memory under way, and how many ended.
+    pub(super) invalidation: Invalidation,
+    /// Tables that NX recovery would zap, the oldest first.
+    pub(super) nx_list: VecDeque<PageIdx>,
     pub(super) runs: Runs,
     pub(super) slice: Slice,
 }
@@ -88,7 +94,10 @@ impl MmuState {
             hash: PageHash::new(config.gfn_hash),
             active: ActivePages::default(),
             mmio_pages: MmioPages::default(),
-            pte_lists: PteLists::default(),
+            pte_lists: PteLists::new(
+                config.kernel.pte_list_ext as usize,
+                config.kernel.pte_list_order == PteListOrder::Front,
+            ),
             spaces: [AddressSpace::default(), AddressSpace::default()],
             vcpus: vec![vcpu; usize::from(config.vcpus)],
             host: HostMemory::default(),
@@ -105,6 +114,8 @@ impl MmuState {
             is_flush_owed: false,
             is_root_leaked: false,
             is_log_initially_set: false,
+            invalidation: Invalidation::default(),
+            nx_list: VecDeque::new(),
             runs: Runs::default(),
             slice: Slice::default(),
             config,
@@ -180,6 +191,7 @@ impl MmuState {
             return;
         }
         self.events.push(|| Event::FlushRange { gfn: gfn.0, pages });
+        self.stats.flush_range += 1;
         self.work.flushes_ranged += 1;
         for vcpu in &mut self.vcpus {
             vcpu.tlb.flush_range(gfn, pages);
@@ -223,12 +235,44 @@ impl MmuState {
         self.polls.need_resched()
     }
 
+    /// Polls as a walk of reverse maps does: from v6.1 on for the processor, then for the lock.
+    pub(super) fn lock_is_wanted(&mut self) -> bool {
+        if self.need_resched() {
+            return true;
+        }
+        if !self.config.kernel.is_role_fixed {
+            return false;
+        }
+        self.stats.needbreak += 1;
+        self.polls.needbreak()
+    }
+
     /// Polls for `most` heads that need no work; how many polls were made, and whether the last was true.
     pub(super) fn need_resched_many(&mut self, most: u64) -> (u64, bool) {
         let (made, wanted) = self.polls.need_resched_many(most);
         self.stats.need_resched = self.stats.need_resched.wrapping_add_unsigned(made);
         self.work.lock_polls += made;
         (made, wanted)
+    }
+
+    /// The same for so many gfns that need no work; how many were polled for, and whether the last was wanted.
+    pub(super) fn lock_is_wanted_many(&mut self, most: u64) -> (u64, bool) {
+        if !self.config.kernel.is_role_fixed {
+            return self.need_resched_many(most);
+        }
+        if self.polls.is_quiet() {
+            let polls = i64::try_from(most).unwrap_or(i64::MAX);
+            self.stats.need_resched += polls;
+            self.stats.needbreak += polls;
+            self.work.lock_polls += most;
+            return (most, false);
+        }
+        for made in 1..=most {
+            if self.lock_is_wanted() {
+                return (made, true);
+            }
+        }
+        (most, false)
     }
 
     /// Offers the lock. On a real drop the event is logged and the caller must pause.

@@ -23,12 +23,16 @@ pub struct Stats {
     pub pfn_dirty: i64,
     pub walk_starts: i64,
     pub walk_visited: i64,
+    pub flush_range: i64,
+    pub needbreak: i64,
+    pub freed: i64,
+    pub srcu_sync: i64,
 }
 
 impl Stats {
     /// Every number with its name, in the order of the vectors' description.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, i64); 16] {
+    pub const fn named(&self) -> [(&'static str, i64); 20] {
         [
             ("flush", self.flush),
             ("reload", self.reload),
@@ -46,6 +50,10 @@ impl Stats {
             ("pfn_dirty", self.pfn_dirty),
             ("walk_starts", self.walk_starts),
             ("walk_visited", self.walk_visited),
+            ("flush_range", self.flush_range),
+            ("needbreak", self.needbreak),
+            ("freed", self.freed),
+            ("srcu_sync", self.srcu_sync),
         ]
     }
 }

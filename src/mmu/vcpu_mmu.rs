@@ -11,6 +11,8 @@ use super::tlb::Tlb;
 pub const REQ_TLB_FLUSH: u64 = 1;
 /// Drop the roots and load new ones.
 pub const REQ_MMU_RELOAD: u64 = 1 << 1;
+/// The processor's own dirty log goes on or off.
+pub const REQ_UPDATE_CPU_DIRTY_LOGGING: u64 = 1 << 38;
 /// Sync the roots.
 pub const REQ_MMU_SYNC: u64 = 1 << 11;
 /// Load CR3.
@@ -62,6 +64,20 @@ pub struct VcpuMmu {
     pub mmio: MmioInfo,
     /// Translations the processor may hold.
     pub tlb: Tlb,
+    /// What became of its faults.
+    pub faults: FaultStats,
+}
+
+/// What became of a vCPU's faults, under the kernel's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the kernel's own names")]
+pub struct FaultStats {
+    pub taken: u64,
+    pub fixed: u64,
+    pub emulate: u64,
+    pub spurious: u64,
+    pub fast: u64,
+    pub mmio_spte_created: u64,
 }
 
 impl VcpuMmu {
@@ -87,6 +103,7 @@ impl VcpuMmu {
             role,
             mmio: MmioInfo::default(),
             tlb: Tlb::default(),
+            faults: FaultStats::default(),
         };
         vcpu.update_role();
         vcpu

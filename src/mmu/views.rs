@@ -93,6 +93,10 @@ pub enum HostState {
     Zero,
     /// The mapping forbids writing: a read pins it, a write fails.
     ReadOnly,
+    /// Not there yet: any touch makes it `Rw`.
+    OnDemand,
+    /// Copy-on-write where a write takes another frame: the old mapping is invalidated first.
+    CowCopy,
 }
 
 /// How host memory is mapped.
@@ -144,6 +148,7 @@ pub enum SlotWalk {
 pub enum PtMasked {
     WriteProtect,
     ClearDirty,
+    EnableLogDirty,
 }
 
 /// Work that may drop the lock on its way.
@@ -166,6 +171,20 @@ pub enum Task {
         id: u32,
         /// What is done.
         what: SlotWalk,
+    },
+    /// One recovery of NX huge pages, of one in `ratio` of the tables listed.
+    NxRecover {
+        /// 0: none.
+        ratio: u64,
+    },
+    /// The host takes memory back: drop every mapping of the host addresses.
+    UnmapHva {
+        /// First address.
+        start: u64,
+        /// The one after the last.
+        end: u64,
+        /// The lock may be dropped on the way.
+        may_block: bool,
     },
     /// Drop every mapping of the gfns, in both address spaces.
     ZapGfnRange {
@@ -321,6 +340,35 @@ impl MemoryReport {
             None => 0,
         }
     }
+}
+
+/// Named masks, as the header of the vectors of v6.1 and v6.12 shows them.
+#[must_use]
+pub const fn stepped_masks(masks: &Masks, has_memtype: bool) -> [Option<(&'static str, u64)>; 19] {
+    let is_made = masks.mmio_mask != 0;
+    let is_ept = masks.acc_track != 0;
+    let memtype = if is_ept { 0x78 } else { 0 };
+    [
+        Some(("mmio_value", if is_made { masks.mmio_value } else { 0 })),
+        Some(("mmio", masks.mmio_mask)),
+        Some(("mmio_access", masks.mmio_access as u64)),
+        Some(("user", masks.user)),
+        Some(("accessed", masks.accessed)),
+        Some(("dirty", masks.dirty)),
+        Some(("nx", masks.nx)),
+        Some(("x", masks.x)),
+        Some(("present", masks.present | masks.suppress_ve)),
+        Some(("acc_track", masks.acc_track)),
+        Some(("host_writable", masks.host_writeable)),
+        Some(("mmu_writable", masks.mmu_writeable)),
+        Some(("nonpresent_or_rsvd", masks.nonpresent_or_rsvd)),
+        Some(("me", masks.me)),
+        Some(("me_value", masks.me)),
+        if has_memtype { Some(("memtype", memtype)) } else { None },
+        Some(("nonpresent", masks.nonpresent)),
+        Some(("frozen", masks.nonpresent | 0x5a0)),
+        Some(("lower_gfn", masks.lower_gfn)),
+    ]
 }
 
 /// Named masks, as the vectors' header shows them.

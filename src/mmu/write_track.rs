@@ -16,11 +16,11 @@ impl MmuState {
     }
 
     /// Takes write permission from a gfn at every level, also against the lock-free path; whether TLBs hold it.
-    pub(super) fn slot_gfn_write_protect(&mut self, as_id: u8, gfn: Gfn) -> Result<bool> {
+    pub(super) fn slot_gfn_write_protect(&mut self, as_id: u8, gfn: Gfn, least: u8) -> Result<bool> {
         let Some(slot) = self.slot_of(as_id, gfn)? else { return Ok(false) };
         let spec = *self.slot_spec(slot);
         let mut any = false;
-        for level in PAGE_TABLE..=MAX_LEAF {
+        for level in least..=MAX_LEAF {
             let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(spec.index(gfn, level));
             any |= self.write_protect_head(head, true);
         }
@@ -28,8 +28,8 @@ impl MmuState {
     }
 
     /// The same, with the flush left to the caller.
-    pub(super) fn gfn_write_protect(&mut self, as_id: u8, gfn: Gfn) -> Result<i32> {
-        let any = self.slot_gfn_write_protect(as_id, gfn)?;
+    pub(super) fn gfn_write_protect(&mut self, as_id: u8, gfn: Gfn, least: u8) -> Result<i32> {
+        let any = self.slot_gfn_write_protect(as_id, gfn, least.max(PAGE_TABLE))?;
         self.is_flush_owed |= any;
         Ok(i32::from(any))
     }
@@ -57,7 +57,7 @@ impl MmuState {
                 *veto = veto.wrapping_add(if on { 1 } else { -1 });
             }
         }
-        if on && !is_chosen(Mutant::TrackedStaysWritable) && self.slot_gfn_write_protect(as_id, gfn)? {
+        if on && !is_chosen(Mutant::TrackedStaysWritable) && self.slot_gfn_write_protect(as_id, gfn, PAGE_TABLE)? {
             self.flush_remote_tlbs();
         }
         Ok(0)

@@ -27,6 +27,7 @@ impl MmuState {
         self.unlink_children(page);
         self.unlink_parents(page);
         let was_invalid = self.arena.key(page).role.invalid();
+        self.forget_nx(page);
         if !was_invalid && self.active.is_mmio_cached(page) {
             self.mmio_pages.remove(&mut self.arena, page);
         }
@@ -183,6 +184,7 @@ impl MmuState {
     fn free_shadow_pages(&mut self, flushed: Flushed) {
         for page in flushed.into_pages() {
             self.work.pages_freed += 1;
+            self.stats.freed += 1;
             self.hash.remove(&mut self.arena, page);
             self.arena.release(page);
         }

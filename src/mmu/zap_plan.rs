@@ -17,6 +17,7 @@ use super::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPla
 use super::runs::{Account, Handler, HeadWalk, Kind, ListRun, Noted, Phase, RangeRun, Run, SlotFlush, Step};
 use super::state::MmuState;
 use super::views::{Prepared, Progress, RunId, RunOutcome, RunReport, Task};
+use crate::kernels::ZapRangeBlocks;
 
 /// Steps of a slice that a prepare counts, beside the entries it clears.
 const PREPARE_STEPS: u64 = 8;
@@ -35,6 +36,8 @@ impl MmuState {
             }
             Task::SlotWalk { as_id, id, what } => self.slot_walk_run(as_id, id, what)?,
             Task::ZapGfnRange { start, end } => Kind::Range(self.range_run(Gfn(start), Gfn(end))),
+            Task::NxRecover { ratio } => Kind::Nx(self.nx_run(ratio)),
+            Task::UnmapHva { start, end, may_block } => Kind::Unmap(self.unmap_run(start, end, may_block)),
         };
         let run = Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, account };
         let id = self.runs.next;
@@ -77,6 +80,13 @@ impl MmuState {
         {
             self.flush_remote_tlbs();
         }
+        match &run.kind {
+            Kind::Range(range) if range.is_begun && self.config.kernel.zap_range_blocks != ZapRangeBlocks::Nothing => {
+                self.invalidation.finish();
+            }
+            Kind::Unmap(unmap) if unmap.flush || unmap.walk.is_some_and(|walk| walk.flush) => self.flush_remote_tlbs(),
+            _ => {}
+        }
         run.account.outcome = RunOutcome::Abandoned;
         run.account.close(&self.work);
         Ok(run.account.report())
@@ -102,6 +112,8 @@ impl MmuState {
             Kind::SlotFlush(flush) => self.drive_slot_flush(flush, &mut run),
             Kind::Slot { walk, flush_after } => self.drive_slot_walk(walk, *flush_after, &mut run),
             Kind::Range(range) => self.drive_range(range),
+            Kind::Unmap(unmap) => self.drive_unmap(unmap),
+            Kind::Nx(nx) => self.drive_nx(nx, &mut run),
         };
         run.kind = kind;
         if step == Step::Slice {
@@ -172,7 +184,8 @@ impl MmuState {
                 as_id,
                 id: spec.id,
                 handler: Handler::Zap,
-                is_flush_inside: false,
+                is_flush_inside: self.config.kernel.unmap_offers_lock,
+                is_flush_at_end: false,
                 is_polled,
                 start: base,
                 end: base.plus(spec.npages - 1),

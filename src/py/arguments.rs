@@ -35,6 +35,8 @@ pub fn host_state(py: Python<'_>, text: &str) -> PyResult<HostState> {
             ("absent", HostState::Absent),
             ("zero", HostState::Zero),
             ("ro", HostState::ReadOnly),
+            ("on_demand", HostState::OnDemand),
+            ("cow_copy", HostState::CowCopy),
         ],
     )
 }
@@ -76,7 +78,11 @@ pub fn pt_masked(py: Python<'_>, text: &str) -> PyResult<PtMasked> {
         py,
         "masked operation",
         text,
-        &[("write_protect", PtMasked::WriteProtect), ("clear_dirty", PtMasked::ClearDirty)],
+        &[
+            ("write_protect", PtMasked::WriteProtect),
+            ("clear_dirty", PtMasked::ClearDirty),
+            ("enable_log_dirty", PtMasked::EnableLogDirty),
+        ],
     )
 }
 

@@ -16,7 +16,7 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use super::{arguments, errors, reports};
 use crate::mmu::{
     self, BatchId, Config, Error, Family, HostLookup, Kernel, Progress, RunId, SlotChange, SlotSpec, Task, ZapPlan,
-    named_masks,
+    named_masks, stepped_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -125,7 +125,7 @@ impl Mmu {
 #[pymethods]
 impl Mmu {
     #[new]
-    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging, probes=None))]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging, probes=None, format=1))]
     #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
@@ -148,6 +148,7 @@ impl Mmu {
         mmio_caching: bool,
         guest_paging: bool,
         probes: Option<bool>,
+        format: i64,
     ) -> PyResult<Self> {
         let core = |error: Error| errors::from_core(py, &error);
         let small = |name: &str, value: i64| {
@@ -173,7 +174,8 @@ impl Mmu {
             nx_huge_pages,
             mmio_caching,
             guest_paging,
-            probes: probes.unwrap_or(profile.logs_silent_calls),
+            probes: probes.unwrap_or(profile.logs_silent_calls && format == 1),
+            format: small("format", format)?,
         };
         Ok(Self::over(mmu::Mmu::new(config).map_err(core)?))
     }
@@ -404,6 +406,40 @@ impl Mmu {
         self.call(py, |mmu| mmu.unmap_hva(start, end))
     }
 
+    fn start_unmap_hva<'py>(
+        &self,
+        py: Python<'py>,
+        start: u64,
+        end: u64,
+        may_block: bool,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        self.advance(py, |mmu| mmu.start(Task::UnmapHva { start, end, may_block }))
+    }
+
+    fn finish_unmap(&self, py: Python<'_>, start: u64, end: u64) -> PyResult<()> {
+        self.call(py, |mmu| mmu.finish_unmap(start, end))
+    }
+
+    fn start_nx_recovery<'py>(&self, py: Python<'py>, ratio: u64) -> PyResult<Bound<'py, PyTuple>> {
+        self.advance(py, |mmu| mmu.start(Task::NxRecover { ratio }))
+    }
+
+    fn set_nx_huge_pages(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_nx_huge_pages(on))
+    }
+
+    fn prefault(&self, py: Python<'_>, vcpu: u16, gpa: u64, size: u64) -> PyResult<i64> {
+        self.try_call(py, |mmu| mmu.prefault(vcpu, gpa, size))
+    }
+
+    fn flush_slot(&self, py: Python<'_>, as_id: u8, id: u32) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.flush_slot(as_id, id))
+    }
+
+    fn request_cpu_dirty_logging(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, mmu::Mmu::request_cpu_dirty_logging)
+    }
+
     fn age_hva(&self, py: Python<'_>, start: u64, end: u64, flush: bool) -> PyResult<i32> {
         self.call(py, |mmu| mmu.age_hva(start, end, flush))
     }
@@ -451,8 +487,9 @@ impl Mmu {
         self.call(py, |mmu| mmu.set_dirty_log_initially_set(on))
     }
 
-    fn gfn_write_protect(&self, py: Python<'_>, as_id: u8, gfn: u64) -> PyResult<i32> {
-        self.try_call(py, |mmu| mmu.gfn_write_protect(as_id, gfn))
+    #[pyo3(signature = (as_id, gfn, least_level=1))]
+    fn gfn_write_protect(&self, py: Python<'_>, as_id: u8, gfn: u64, least_level: u8) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.gfn_write_protect(as_id, gfn, least_level))
     }
 
     fn track(&self, py: Python<'_>, as_id: u8, gfn: u64, on: bool) -> PyResult<i32> {
@@ -461,8 +498,12 @@ impl Mmu {
 
     // -- what may drop the lock ---------------------------------------------------------------------------------
 
-    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64) -> PyResult<()> {
-        self.call(py, |mmu| mmu.set_lock_break(cond, need))
+    #[pyo3(signature = (cond, need, contend=0))]
+    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64, contend: u64) -> PyResult<()> {
+        self.call(py, |mmu| {
+            mmu.set_lock_break(cond, need);
+            mmu.set_contended(contend);
+        })
     }
 
     fn push_nested_begin(&self, py: Python<'_>, kind: u8) -> PyResult<()> {
@@ -587,6 +628,19 @@ impl Mmu {
         for (name, value) in masks {
             dict.set_item(name, value)?;
         }
+        Ok(dict)
+    }
+
+    fn stepped_masks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (masks, is_made) = self.call(py, |mmu| {
+            let has_memtype = mmu.config().kernel.retry_before_pin;
+            (stepped_masks(mmu.masks(), has_memtype), mmu.masks().mmio_mask != 0)
+        })?;
+        let dict = PyDict::new(py);
+        for (name, value) in masks.into_iter().flatten() {
+            dict.set_item(name, format!("{value:#x}"))?;
+        }
+        dict.set_item("mmio_caching", u8::from(is_made))?;
         Ok(dict)
     }
 

@@ -18,15 +18,15 @@ FLOORS: list[tuple[str, str]] = [
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slots vcpu_mmu tlb"
-        " host_memory guest_memory invalid_list runs slice lock_polls spte_table stats events state",
+        " host_memory guest_memory invalid_list invalidation runs slice lock_polls spte_table stats events state",
     ),
     (
         "verbs",
         "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots fault prefetch"
         " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
-        " install_slot zap_batch direct_map direct_page_fault",
+        " install_slot zap_batch direct_map direct_page_fault nx_huge_pages prefault",
     ),
-    ("watchers", "audit left_over snapshot saved"),
+    ("watchers", "audit left_over snapshot stepped_dump saved"),
     ("facade", "mod"),
 ]
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}

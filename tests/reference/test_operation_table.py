@@ -6,6 +6,7 @@ Both are asked the same: every field of every operation left out, and given each
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ from kvm_mmu.reference.operations import RUN
 from kvm_mmu.reference.scenario import OPS, parse_op
 
 VCPUS = 3
+#: What a scenario of format 1 has.
+ROWS = tuple(
+    replace(row, fields=tuple(field for field in row.fields if 1 in field.formats))
+    for row in TABLE
+    if 1 in row.formats
+)
 
 #: What a field is given: numbers and their texts, words, and things of the wrong kind.
 VALUES: tuple[Any, ...] = (
@@ -106,12 +113,13 @@ def verdicts(op: Any) -> tuple[bool, bool]:
 
 
 def test_both_have_the_same_operations() -> None:
-    names = [row.name for row in TABLE]
+    names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
-    assert set(names) == set(OPERATIONS) == set(OPS) == set(RUN)
+    stepped = {row.name for row in TABLE if 1 not in row.formats}
+    assert set(names) == set(OPERATIONS) - stepped == set(OPS) == set(RUN)
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_both_have_the_same_fields(row: Operation) -> None:
     assert [field.name for field in row.fields] == list(OPS[row.name])
     assert verdicts(whole(row)) == (True, True)
@@ -122,7 +130,7 @@ def test_both_have_the_same_fields(row: Operation) -> None:
         assert verdicts(without) == (is_free, is_free), field.name
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_both_take_the_same_values(row: Operation) -> None:
     for field in row.fields:
         for value in VALUES:
@@ -131,7 +139,7 @@ def test_both_take_the_same_values(row: Operation) -> None:
             assert core == reference, f"{field.name}={value!r}: core {core}, reference {reference}"
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_both_read_the_same_numbers(row: Operation) -> None:
     numbers = [field.name for field in row.fields if field.kind in ("number", "flag", "vcpu", "word")]
     for value in ("0x1", 1, 0, None):

@@ -15,13 +15,13 @@ from kvm_mmu.lab.verify import verify_file
 HERE = Path(__file__).resolve().parent
 LIST = HERE / "equal.txt"
 VECTORS = HERE.parent / "data" / "vectors"
-VARIANTS = {"v5.0": "v5.0", "seed": "v5.0-seed", "v5.2": "v5.2"}
+VARIANTS = {"v5.0": "v5.0", "seed": "v5.0-seed", "v5.2": "v5.2", "v6.1": "v6.1", "v6.12": "v6.12"}
 BACKENDS = ("core", "reference")
 HEAD = "# Vector files that are equal, step by step, and on which backends. Kept by equal_files.py; it only grows.\n"
 
 
 def vector_files() -> list[str]:
-    """Every vector file of the three variants, as `variant/name`."""
+    """Every vector file of the five variants, as `variant/name`."""
     return sorted(f"{v}/{p.name}" for v in VARIANTS for p in (VECTORS / v).iterdir() if ".jsonl" in p.name)
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvm_mmu.errors import MemslotError, ScenarioError, UsageError
-from kvm_mmu.lab.operation_table import FORMATS, Checked, HostAnswer, checked_operation
+from kvm_mmu.lab.operation_table import FORMATS, STEPPED, Checked, HostAnswer, checked_operation
 from kvm_mmu.machine.vcpu import Vcpu
-from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, Vm
+from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, STEPPED_DEFAULTS, Vm
 from kvm_mmu.machine.zap_plan import ZapPlan
 
-ENOENT, EINVAL = 2, 22
+ENOENT, EINVAL, EOPNOTSUPP = 2, 22, 95
 #: Counters of a result line, by the core's statistic of the same name (docs/reference/state.md).
 COUNTERS = (
     "flush",
@@ -38,9 +38,45 @@ COUNTERS = (
     "walk_visited",
 )
 
+#: The same in format 6.
+STEPPED_COUNTERS = (
+    "flush",
+    "flush_range",
+    "lock_breaks",
+    "cond_resched",
+    "need_resched",
+    "needbreak",
+    "warn",
+    "zapped",
+    "created",
+    "freed",
+    "pfn_accessed",
+    "pfn_dirty",
+    "srcu_sync",
+)
+#: Words of format 6 that the core has under other names.
+STEPPED_STATES = {"absent": "on_demand"}
+
 Values = Mapping[str, Any]
 Handler = Callable[["MachineEngine", Values], "int | tuple[int, dict[str, Any]]"]
 Lists = Sequence[Sequence[Checked]]
+
+
+def _stepped_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The VM's configuration of a header of format 6.
+
+    Raises:
+        UsageError: it asks for what is not modelled.
+    """
+    values = {**STEPPED_DEFAULTS, **config}
+    if values.pop("tdp_mmu"):
+        raise UsageError("config tdp_mmu=1: the TDP MMU is not modelled, expected 0")
+    values.pop("eager_split")
+    values["nx_huge_pages"] = values.pop("nx_huge")
+    # Of an extended page table this is the most the processor has; five levels are used where they are needed.
+    if values["family"] in ("ept_ad", "ept_noad") and values["phys_bits"] <= 48:
+        values["tdp_level"] = min(values["tdp_level"], 4)
+    return values
 
 
 class MachineEngine:
@@ -54,15 +90,19 @@ class MachineEngine:
         format: int = FORMATS[0],
         **more: Any,
     ) -> None:
-        values = {**DEFAULTS, **(config or {})}
+        values = _stepped_config(config or {}) if format == STEPPED[0] else {**DEFAULTS, **(config or {})}
+        slot_zap_all = values.pop("slot_zap_all", 1)
         for key in ("execonly", "pml", "flush_range", *OPTIONAL):
             if values.get(key) is not None:
                 values[key] = bool(values[key])
-        self.vm = Vm(kernel=kernel, plans=plans or None, events="all", **values, **more)
+        self.vm = Vm(kernel=kernel, plans=plans or None, events="all", format=format, **values, **more)
+        self.vm.set_slot_zap_all(bool(slot_zap_all))
         self.format = format
+        self._is_stepped = format == STEPPED[0]
         self._manual = False
         self._breaks: Lists = ()
         self._break_index = 0
+        self._in_break = False
         self._nested: list[dict[str, Any]] = []
         self._watch_lock_breaks()
 
@@ -77,6 +117,8 @@ class MachineEngine:
 
     def masks(self) -> dict[str, Any]:
         """The SPTE masks of the header, as hex strings."""
+        if self._is_stepped:
+            return self.vm.core.stepped_masks()
         return {name: hex(value) for name, value in self.vm.masks.items()}
 
     def state(self) -> dict[str, Any]:
@@ -114,7 +156,8 @@ class MachineEngine:
         if self._nested:
             line["nested"] = self._nested
         line["events"] = json.loads(core.events_json())
-        line["ctr"] = {name: after[name] - before[name] for name in COUNTERS if after[name] != before[name]}
+        counters = STEPPED_COUNTERS if self._is_stepped else COUNTERS
+        line["ctr"] = {name: after[name] - before[name] for name in counters if after[name] != before[name]}
         return line
 
     def rich_events(self) -> list[dict[str, Any]]:
@@ -145,7 +188,7 @@ class MachineEngine:
         core.push_nested_begin(kind)
         for op in ops:
             ret, out = self._run(op)
-            record: dict[str, Any] = {"op": op.given, "ret": ret}
+            record: dict[str, Any] = {"op": op.name if self._is_stepped else op.given, "ret": ret}
             if out is not None:
                 record["out"] = out
             self._nested.append(record)
@@ -163,10 +206,16 @@ class MachineEngine:
         self.vm.on_lock_break = lock_break
 
     def _lock_break(self) -> None:
+        if self._is_stepped and self._in_break:
+            return
         index = self._break_index
         self._break_index += 1
         if index < len(self._breaks):
-            self._run_nested(1, self._breaks[index])
+            self._in_break = True
+            try:
+                self._run_nested(1, self._breaks[index])
+            finally:
+                self._in_break = False
 
     # -- operations ---------------------------------------------------------------------------------------------
 
@@ -225,6 +274,8 @@ class MachineEngine:
 
     def _manual_protect(self, op: Values) -> int:
         on = op["on"]
+        if self._is_stepped and on not in (0, 1, 3):
+            return -EINVAL
         self._manual = bool(on)
         self.vm.dirty_log_initially_set = self.vm.profile.facts.has_initially_set and bool(on & 2)
         return 0
@@ -236,6 +287,8 @@ class MachineEngine:
     def _slot(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
+        if op["what"] in ("split_4k", "split_2m"):
+            return 0  # Only the TDP MMU splits ahead of a fault.
         if op["what"] == "flush_shadow_memslot":
             self.vm.flush_slot(op["id"], op["as"])
         else:
@@ -248,9 +301,13 @@ class MachineEngine:
         return self.vm.core.pt_masked(op["as"], op["id"], op["offset"], op["mask"], op["what"])
 
     def _gfn_write_protect(self, op: Values) -> int:
-        return self.vm.core.gfn_write_protect(op["as"], op["gfn"])
+        if op.get("id") is not None and not self._has_slot(op):
+            return -ENOENT
+        return self.vm.core.gfn_write_protect(op["as"], op["gfn"], op.get("level", 1))
 
     def _track(self, op: Values) -> int:
+        if self._is_stepped:
+            return -EOPNOTSUPP  # Slots have no counters of write tracking under two-dimensional paging.
         return self.vm.core.track(op["as"], op["gfn"], bool(op["on"]))
 
     def _set_nr_mmu_pages(self, op: Values) -> int:
@@ -280,7 +337,10 @@ class MachineEngine:
         return self.vm.core.dirty_masked(op["as"], op["id"], op["offset"], op["mask"])
 
     def _zap_all(self, _op: Values) -> int:
-        self.vm.flush_all()
+        if self._is_stepped:
+            self.vm.zap(self.vm.profile.wrap)
+        else:
+            self.vm.flush_all()
         return 0
 
     def _invalidate_mmio(self, op: Values) -> int:
@@ -292,7 +352,10 @@ class MachineEngine:
         return 0
 
     def _unmap_hva(self, op: Values) -> int:
-        self.vm.core.unmap_hva(op["start"], op["end"])
+        lists: Lists = op.get("during", ())
+        during = lists[0] if lists else ()
+        block = bool(op.get("block", 1))
+        self.vm.unmap_hva(op["start"], op["end"], block, lambda: self._run_nested(3, during))
         return 0
 
     def _age_hva(self, op: Values) -> int:
@@ -302,6 +365,8 @@ class MachineEngine:
         return self.vm.core.test_age_hva(op["hva"])
 
     def _change_pte(self, op: Values) -> int:
+        if self._is_stepped and not self.vm.profile.facts["has_change_pte"]:
+            return -EOPNOTSUPP
         self.vm.core.change_pte(op["hva"], op["pfn"], bool(op["write"]))
         return 0
 
@@ -310,12 +375,15 @@ class MachineEngine:
         return 0
 
     def _set_lock_break(self, op: Values) -> int:
-        self.vm.core.set_lock_break(op["cond"], op["need"])
+        self.vm.core.set_lock_break(op["cond"], op["need"], op.get("contend", 0))
         self._breaks, self._break_index = op["do"], 0
         return 0
 
     def _host_state(self, op: Values) -> int:
-        self.vm.core.set_host_state(op["hva"], op["npages"], op["state"])
+        state: str = op["state"]
+        if self._is_stepped:
+            state = STEPPED_STATES.get(state, state)
+        self.vm.core.set_host_state(op["hva"], op["npages"], state)
         return 0
 
     def _host_huge(self, op: Values) -> int:
@@ -325,6 +393,30 @@ class MachineEngine:
     def _clear_mmio_info(self, op: Values) -> int:
         self._vcpu(op).clear_mmio_info()
         return 0
+
+    def _flush_shadow_all(self, _op: Values) -> int:
+        self.vm.zap(self.vm.profile.teardown)
+        return 0
+
+    def _set_nx(self, op: Values) -> int:
+        self.vm.set_nx_huge_pages(bool(op["on"]))
+        return 0
+
+    def _nx_recover(self, op: Values) -> int:
+        self.vm.nx_recover(op["ratio"])
+        return 0
+
+    def _eager_split(self, _op: Values) -> int:
+        return 0
+
+    def _quirk(self, op: Values) -> int:
+        self.vm.set_slot_zap_all(bool(op["slot_zap_all"]))
+        return 0
+
+    def _prefault(self, op: Values) -> int:
+        if not self.vm.profile.facts["has_prefault"]:
+            return -EOPNOTSUPP
+        return self.vm.core.prefault(op["vcpu"], op["gpa"], op["size"])
 
     def _dump(self, _op: Values) -> int:
         return 0
@@ -358,8 +450,10 @@ OPERATIONS: dict[str, Handler] = {
     "clear_mmio_info": MachineEngine._clear_mmio_info,
     "dirty_masked": MachineEngine._dirty_masked,
     "dump": MachineEngine._dump,
+    "eager_split": MachineEngine._eager_split,
     "enter": MachineEngine._enter,
     "fault": MachineEngine._fault,
+    "flush_shadow_all": MachineEngine._flush_shadow_all,
     "get_dirty_log": MachineEngine._get_dirty_log,
     "gfn_write_protect": MachineEngine._gfn_write_protect,
     "host_huge": MachineEngine._host_huge,
@@ -368,11 +462,15 @@ OPERATIONS: dict[str, Handler] = {
     "load": MachineEngine._load,
     "lock_break": MachineEngine._set_lock_break,
     "manual_protect": MachineEngine._manual_protect,
+    "nx_recover": MachineEngine._nx_recover,
+    "prefault": MachineEngine._prefault,
     "pt_masked": MachineEngine._pt_masked,
+    "quirk": MachineEngine._quirk,
     "set_generation": MachineEngine._set_generation,
     "set_max_raw": MachineEngine._set_max_raw,
     "set_memslot": MachineEngine._set_memslot,
     "set_nr_mmu_pages": MachineEngine._set_nr_mmu_pages,
+    "set_nx": MachineEngine._set_nx,
     "set_regs": MachineEngine._set_regs,
     "shrink": MachineEngine._shrink,
     "slot": MachineEngine._slot,

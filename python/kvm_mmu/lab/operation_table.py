@@ -19,7 +19,10 @@ from kvm_mmu.machine.profiles import as_plan
 from kvm_mmu.machine.zap_plan import ZapPlan
 
 #: The scenario formats that are read.
-FORMATS: Final = (1,)
+FORMATS: Final = (1, 6)
+#: The format of the stepped code of v6.1 and v6.12, and what only the other one has.
+STEPPED: Final = (6,)
+PLAIN: Final = (1,)
 #: How deep operations may stand inside operations.
 MAX_NESTING = 16
 U64_LIMIT = 1 << 64
@@ -39,6 +42,10 @@ SLOT_WORK = (
     "flush_shadow_memslot",
 )
 MASKED_WORK = ("write_protect", "clear_dirty")
+#: The same in format 6.
+STEPPED_HOST_STATES = ("rw", "cow", "cow_copy", "absent", "ro", "fault", "hwpoison")
+STEPPED_SLOT_WORK = (*SLOT_WORK, "split_4k", "split_2m")
+STEPPED_MASKED_WORK = (*MASKED_WORK, "enable_log_dirty")
 
 _HEX = re.compile(r"0[xX][0-9a-fA-F]{1,32}")
 
@@ -166,10 +173,23 @@ TABLE: tuple[Operation, ...] = (
         (Field("on"),),
         "manual dirty log protection: 0 off, 1 on; v6.x: 3 also starts with every page dirty",
     ),
-    Operation("slot", (*SLOT, Field("what", "word", words=SLOT_WORK)), "a walk over the whole slot"),
+    Operation(
+        "slot",
+        (
+            *SLOT,
+            Field("what", "word", words=SLOT_WORK, formats=PLAIN),
+            Field("what", "word", words=STEPPED_SLOT_WORK, formats=STEPPED),
+        ),
+        "a walk over the whole slot",
+    ),
     Operation(
         "pt_masked",
-        (*SLOT, *MASK, Field("what", "word", words=MASKED_WORK)),
+        (
+            *SLOT,
+            *MASK,
+            Field("what", "word", words=MASKED_WORK, formats=PLAIN),
+            Field("what", "word", words=STEPPED_MASKED_WORK, formats=STEPPED),
+        ),
         "the same for up to 64 pages from `offset` on",
     ),
     Operation(
@@ -177,7 +197,16 @@ TABLE: tuple[Operation, ...] = (
         (*SLOT, *MASK),
         "what GET and CLEAR_DIRTY_LOG do to up to 64 pages from `offset` on",
     ),
-    Operation("gfn_write_protect", (AS, Field("gfn")), "write-protects a gfn; `ret` 1: something changed"),
+    Operation(
+        "gfn_write_protect",
+        (
+            AS,
+            Field("gfn"),
+            Field("id", default=None, limit=SLOT_ID_LIMIT, formats=STEPPED),
+            Field("level", default=1, limit=4, formats=STEPPED),
+        ),
+        "write-protects a gfn (from `level` up); `ret` 1: something changed",
+    ),
     Operation("track", (AS, Field("gfn"), ON), "write tracking of a gfn on or off"),
     Operation("set_nr_mmu_pages", N, "KVM_SET_NR_MMU_PAGES (below 64: -22)"),
     Operation("change_mmu_pages", N, "sets the limit of shadow pages and makes room"),
@@ -187,7 +216,16 @@ TABLE: tuple[Operation, ...] = (
     Operation("zap_all", (), "flushes all shadow pages by the plan `flush_all`"),
     Operation("invalidate_mmio", (AS,), "the wrap check with the present generation"),
     Operation("zap_gfn_range", RANGE, "zaps what maps these gfns; `end` is exclusive"),
-    Operation("unmap_hva", RANGE, "MMU notifier: host pages go away"),
+    Operation(
+        "unmap_hva",
+        (
+            *RANGE,
+            Field("block", "flag", 1, formats=STEPPED),
+            Field("during", "ops", (), formats=STEPPED),
+        ),
+        "MMU notifier: host pages go away; `block` 0: the lock is not offered; the first list of `during` runs before "
+        "they are gone",
+    ),
     Operation("age_hva", (*RANGE, Field("flush", "flag", 0)), "MMU notifier: clears young; `ret`: was young"),
     Operation("test_age_hva", (Field("hva"),), "MMU notifier: `ret`: is young"),
     Operation(
@@ -197,7 +235,11 @@ TABLE: tuple[Operation, ...] = (
     ),
     Operation(
         "host_state",
-        (*HOST_RANGE, Field("state", "word", words=HOST_STATES)),
+        (
+            *HOST_RANGE,
+            Field("state", "word", words=HOST_STATES, formats=PLAIN),
+            Field("state", "word", words=STEPPED_HOST_STATES, formats=STEPPED),
+        ),
         "what host pages are; the latest word on a page wins",
     ),
     Operation(
@@ -208,11 +250,36 @@ TABLE: tuple[Operation, ...] = (
     Operation("set_generation", (AS, Field("gen")), "stores a memslot generation"),
     Operation(
         "lock_break",
-        (Field("cond", default=0), Field("need", default=0), Field("do", "ops", ())),
+        (
+            Field("cond", default=0),
+            Field("need", default=0),
+            Field("contend", default=0, formats=STEPPED),
+            Field("alloc", default=0, formats=STEPPED),
+            Field("do", "ops", ()),
+        ),
         "every `cond`-th cond_resched drops the lock, every `need`-th need_resched makes the next one do so (0: "
-        "never); the n-th list of `do` runs in the n-th break",
+        "never); the n-th list of `do` runs in the n-th break; `contend`: as `need`, of the polls "
+        "for a contended lock; `alloc`: nothing without the TDP MMU",
     ),
     Operation("dump", (), "nothing; its line has the state"),
+    Operation("flush_shadow_all", (), "zaps everything by the plan `teardown`", STEPPED),
+    Operation("set_nx", (ON,), "the parameter nx_huge_pages; a change zaps everything", STEPPED),
+    Operation(
+        "nx_recover",
+        (Field("ratio", default=60),),
+        "one recovery of NX huge pages: zaps one in `ratio` of the tables made for them",
+        STEPPED,
+    ),
+    Operation("eager_split", (ON,), "the parameter eager_page_split; nothing without the TDP MMU", STEPPED),
+    Operation(
+        "quirk", (Field("slot_zap_all", "flag"),), "KVM_X86_QUIRK_SLOT_ZAP_ALL; v6.1: nothing", STEPPED
+    ),
+    Operation(
+        "prefault",
+        (VCPU, Field("gpa"), Field("size")),
+        "KVM_PRE_FAULT_MEMORY, one step; `ret`: bytes done or an errno (v6.1: -95)",
+        STEPPED,
+    ),
     Operation(
         "zap",
         (
@@ -374,7 +441,8 @@ def markdown() -> str:
     lines = ["| op | fields | what it is |", "|---|---|---|"]
     for row in TABLE:
         cells = [_in_words(field) for field in row.fields]
-        lines.append(f"| `{row.name}` | {' '.join(cells)} | {row.what} |")
+        only = "" if len(row.formats) == len(FORMATS) else f"format {row.formats[0]} only: "
+        lines.append(f"| `{row.name}` | {' '.join(cells)} | {only}{row.what} |")
     return "\n".join(lines) + "\n"
 
 
@@ -385,4 +453,6 @@ def _in_words(field: Field) -> str:
         text = f"`[{field.name}]`"
     else:
         text = f"`{field.name}={field.default}`"
+    if len(field.formats) < len(FORMATS):
+        text += f" (format {field.formats[0]})"
     return f"{text} ({', '.join(field.words)})" if field.words else text

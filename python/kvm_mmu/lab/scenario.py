@@ -19,18 +19,30 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from kvm_mmu.errors import KvmMmuError, ScenarioError, UsageError
-from kvm_mmu.lab.operation_table import FORMATS
+from kvm_mmu.lab.operation_table import FORMATS, STEPPED
 from kvm_mmu.machine import json_object
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
-from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL
+from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, STEPPED_DEFAULTS
 from kvm_mmu.terminal import one_line
 
 SPARSE_EVERY = 100
 #: The scenario that ships with the package.
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "scenarios" / "sample.jsonl"
 #: Configuration keys that are 0 or 1.
-FLAGS = ("execonly", "pml", "flush_range", "l1tf", "nx_huge_pages", "mmio_caching", "guest_paging")
+FLAGS = (
+    "execonly",
+    "pml",
+    "flush_range",
+    "l1tf",
+    "nx_huge_pages",
+    "mmio_caching",
+    "guest_paging",
+    "tdp_mmu",
+    "nx_huge",
+    "eager_split",
+    "slot_zap_all",
+)
 #: Variant names of the vector files and the kernels they mean.
 VARIANTS = {"seed": "v5.0-seed"}
 #: What a byte that is not UTF-8 is read as.
@@ -225,11 +237,10 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
     config = value.get("config", {})
     if not isinstance(config, dict):
         raise ScenarioError(f"{where}: config is not an object")
+    known_keys = STEPPED_DEFAULTS if scenario.format in STEPPED else {**DEFAULTS, **OPTIONAL}
     for key, number in config.items():
-        if key not in DEFAULTS and key not in OPTIONAL:
-            raise ScenarioError(
-                f"{where}: config key {key!r}, expected one of {', '.join([*DEFAULTS, *OPTIONAL])}"
-            )
+        if key not in known_keys:
+            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join(known_keys)}")
         if key == "family":
             continue
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -249,6 +260,18 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
     if dump not in ("all", "sparse"):
         raise ScenarioError(f"{where}: dump {dump!r}, expected all or sparse")
     scenario.dump = dump
+
+
+def config_defaults(format_: int) -> dict[str, Any]:
+    """The configuration of a header that says nothing.
+
+    Args:
+        format_: The scenario format.
+
+    Returns:
+        Every key with its default.
+    """
+    return dict(STEPPED_DEFAULTS if format_ in STEPPED else DEFAULTS)
 
 
 def make_engine(scenario: Scenario, kernel: str | None = None, backend: str = "core") -> Engine:
@@ -321,7 +344,7 @@ def run_scenario(
         "scenario": scenario.name,
         "format": scenario.format,
         "variant": {v: k for k, v in VARIANTS.items()}.get(chosen, chosen),
-        "config": {**DEFAULTS, **scenario.config},
+        "config": {**config_defaults(scenario.format), **scenario.config},
         "masks": engine.masks(),
         "dump": rule,
     }

@@ -38,6 +38,12 @@ class VmBackend(Protocol):
     def zap(self, plan: ZapPlan, slot: tuple[int, int] | None = None) -> object:
         """Run a plan to its end; `slot` is (address space, id) for plans that need one."""
 
+    def flush_slot_tlbs(self, as_id: int, slot_id: int) -> None:
+        """Flush the gfns of a slot."""
+
+    def update_cpu_dirty_logging(self, is_on: bool) -> None:
+        """A slot's dirty log went on or off: vCPUs may have to switch the processor's own log."""
+
     def slot_walk(self, as_id: int, slot_id: int, what: str) -> object:
         """Walk the slot's rmaps: remove_write_access, leaf_clear_dirty, largepage_remove_write_access, set_dirty,
         zap_collapsible."""

@@ -67,7 +67,9 @@ class Request:
 class Step:
     """One step of an update: what, and the slot array entry it is about (None: the slot leaves the array)."""
 
-    what: Literal["swap", "flush_slot", "placed", "limit", "slot_walk"]
+    what: Literal[
+        "swap", "flush_slot", "placed", "limit", "slot_walk", "flush_tlbs", "cpu_dirty_logging", "refuse"
+    ]
     slot: Slot | None = None
     walk: str = ""
 
@@ -77,7 +79,10 @@ def _refuse(code: int, sentence: str) -> MemslotError:
 
 
 def check(
-    request: Request, live: Sequence[Slot], max_slots: int = KVM_MEM_SLOTS_NUM
+    request: Request,
+    live: Sequence[Slot],
+    max_slots: int = KVM_MEM_SLOTS_NUM,
+    max_gfn: int | None = None,
 ) -> tuple[Change, Slot | None]:
     """Classify a request against the live slots of its address space, or refuse it.
 
@@ -133,7 +138,17 @@ def check(
     for slot in live:
         if slot.id != r.slot and base < slot.base + slot.npages and slot.base < base + npages:
             raise _refuse(errno.EEXIST, f"slot {r.slot}: overlaps slot {slot.id} of address space {r.as_id}")
+    if change == "create":
+        check_width(base, npages, max_gfn, r.slot)
     return change, old
+
+
+def check_width(base: int, npages: int, max_gfn: int | None, slot: int) -> None:
+    """Refuse a slot above the host's physical address width; `max_gfn` None: the kernel does not look (v5.x)."""
+    if max_gfn is not None and base + npages - 1 > max_gfn:
+        raise _refuse(
+            errno.EINVAL, f"slot {slot}: it ends at gfn {base + npages - 1:#x}, above the host's {max_gfn:#x}"
+        )
 
 
 def steps(
@@ -143,6 +158,7 @@ def steps(
     pml: bool,
     profile: KernelProfile | None = None,
     initially_set: bool = False,
+    max_gfn: int | None = None,
 ) -> list[Step]:
     """What an accepted request makes happen, in order.
 
@@ -159,11 +175,18 @@ def steps(
     if old is not None and change in ("delete", "move"):
         gone = old._replace(flags=old.flags | KVM_MEMSLOT_INVALID)
         plan += [Step("swap", gone), Step("flush_slot", old)]
+        if new is not None and max_gfn is not None and new.base + new.npages - 1 > max_gfn:
+            # Found out only now: the old slot is published again.
+            return [*plan, Step("swap", old), Step("refuse", new)]
     plan.append(Step("swap", new))
     if change in ("create", "move"):
         plan.append(Step("placed", new))
     if profile is None or not profile.facts.limit_on_resize or change in ("create", "delete"):
         plan.append(Step("limit"))
+    is_told = profile is not None and bool(profile.facts["pml_while_logging"])
+    flags = (0 if old is None else old.flags, 0 if new is None else new.flags)
+    if is_told and (flags[0] ^ flags[1]) & KVM_MEM_LOG_DIRTY_PAGES:
+        plan.append(Step("cpu_dirty_logging", new))
     if new is None:
         return plan
     was_logging = old is not None and bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES)
@@ -172,7 +195,10 @@ def steps(
     if profile is not None and profile.facts.walk_on_log_change:
         if change == "flags":
             walks = _log_change_walks(new, is_logging, pml, initially_set)
-        return plan + [Step("slot_walk", new, walk) for walk in walks]
+        plan += [Step("slot_walk", new, walk) for walk in walks]
+        if walks and is_logging and profile.facts["log_on_flush"] == "always":
+            plan.append(Step("flush_tlbs", new))
+        return plan
     if was_logging and not is_logging:
         walks += ("zap_collapsible",)
     if new.flags & KVM_MEM_READONLY:
@@ -298,6 +324,13 @@ def _carry_out_step(
     elif step.what == "limit":
         if backend.requested_mmu_pages() == 0:
             backend.change_mmu_pages(default_mmu_pages(backend.total_slot_pages()))
+    elif step.what == "flush_tlbs":
+        backend.flush_slot_tlbs(request.as_id, request.slot)
+    elif step.what == "cpu_dirty_logging":
+        is_on = step.slot is not None and bool(step.slot.flags & KVM_MEM_LOG_DIRTY_PAGES)
+        backend.update_cpu_dirty_logging(is_on)
+    elif step.what == "refuse":
+        raise _refuse(errno.EINVAL, f"slot {request.slot}: it would end above the host's address width")
     else:
         backend.slot_walk(request.as_id, request.slot, step.walk)
 

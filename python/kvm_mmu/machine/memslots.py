@@ -108,8 +108,10 @@ class Memslots:
         request = Request(*(integer(f"memslot {name}", value) for name, value in given.items()))
         with vm.updating():
             live = self.of(request.as_id) if request.as_id in range(KVM_ADDRESS_SPACE_NUM) else []
-            change, old = memory_region.check(request, live, vm.max_memslots)
-            todo = memory_region.steps(request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set)
+            change, old = memory_region.check(request, live, vm.max_memslots, vm.max_gfn)
+            todo = memory_region.steps(
+                request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set, vm.max_gfn
+            )
             memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published, old)
         return change
 

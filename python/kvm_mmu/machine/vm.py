@@ -26,7 +26,7 @@ from kvm_mmu.machine.vcpu import Vcpu
 from kvm_mmu.machine.zap_batch import ActivePages, Page, ZapBatch
 from kvm_mmu.machine.zap_plan import ZapPlan
 from kvm_mmu.machine.zap_run import Pause, ZapRun
-from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM, KVM_MEM_SLOTS_NUM, Family
+from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_SLOTS_NUM, Family
 
 #: Defaults of the scenario header (units: bits, levels, counts).
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +43,16 @@ DEFAULTS: dict[str, Any] = {
 #: Keys that a header has only where they matter; `l1tf` None: as the kernel does.
 OPTIONAL: dict[str, Any] = {"l1tf": None, "nx_huge_pages": 0, "mmio_caching": 1, "guest_paging": 1}
 
+
+#: Defaults of a scenario header of format 6.
+STEPPED_DEFAULTS: dict[str, Any] = {
+    **DEFAULTS,
+    "tdp_mmu": 0,
+    "nx_huge": 0,
+    "eager_split": 1,
+    "slot_zap_all": 1,
+    "l1tf": 0,
+}
 
 #: What a walk over a slot's reverse maps does.
 SLOT_WALKS = (
@@ -100,6 +110,7 @@ class Vm:
         guest_paging: the guest uses page tables of its own.
         probes: functions without a tracepoint are logged, as recordings with kprobes show them; None: as the recordings
             of that kernel were made.
+        format: the scenario format of events, counters and state: 1, or 6 for v6.1 and later.
 
     Raises:
         UsageError: an unknown word or a value out of range.
@@ -120,13 +131,14 @@ class Vm:
         generation: GenerationPolicy | None = None,
         plans: Mapping[str, ZapPlan | str | Mapping[str, object]] | None = None,
         events: str | int = 1024,
-        max_memslots: int = KVM_MEM_SLOTS_NUM,
+        max_memslots: int | None = None,
         gfn_hash: str = "kernel",
         l1tf: bool | None = None,
         nx_huge_pages: bool = False,
         mmio_caching: bool = True,
         guest_paging: bool = True,
         probes: bool | None = None,
+        format: int = 1,
     ) -> None:
         profile = kernel_profile(kernel)
         if plans:
@@ -135,7 +147,10 @@ class Vm:
             raise UsageError(f"generation={generation!r}: expected a GenerationPolicy")
         self.profile = profile
         self.generation_policy = generation if generation is not None else profile.generation()
-        self.max_memslots = integer("max_memslots", max_memslots, 1, 1 << 20)
+        limit = (
+            int(profile.facts.get("mem_slots", KVM_MEM_SLOTS_NUM)) if max_memslots is None else max_memslots
+        )
+        self.max_memslots = integer("max_memslots", limit, 1, 1 << 20)
         self.pml = flag("pml", pml)
         self.core = _core.Mmu(
             kernel=profile.name,
@@ -157,6 +172,7 @@ class Vm:
             mmio_caching=flag("mmio_caching", mmio_caching),
             guest_paging=flag("guest_paging", guest_paging),
             probes=None if probes is None else flag("probes", probes),
+            format=integer("format", format, 1, 6),
         )
         for as_id in range(KVM_ADDRESS_SPACE_NUM):
             self.core.set_generation(as_id, self.generation_policy.initial(as_id))
@@ -223,6 +239,14 @@ class Vm:
     def family(self) -> str:
         """The paging family (`npt`, `ept_ad`, `ept_noad`, `shadow`)."""
         return self.core.family
+
+    @property
+    def max_gfn(self) -> int | None:
+        """The last gfn that a memslot may have: that of the host's address width; None: the kernel does not look."""
+        if not self.profile.facts["has_max_gfn"]:
+            return None
+        phys_bits = int(self.core.config()["phys_bits"])
+        return (1 << (phys_bits - 12)) - 1
 
     @property
     def masks(self) -> dict[str, int]:
@@ -586,6 +610,18 @@ class Vm:
         """Note in the event log that a slot is about to be zapped; `flush_slot` zaps."""
         self.core.push_flush_shadow_memslot()
 
+    def flush_slot_tlbs(self, as_id: int, slot_id: int) -> None:
+        """See `VmBackend`."""
+        self.core.flush_slot(as_id, slot_id)
+
+    def update_cpu_dirty_logging(self, is_on: bool) -> None:
+        """See `VmBackend`."""
+        if not self.pml:
+            return
+        logging = sum(1 for _, slot in self.memslots if slot.flags & KVM_MEM_LOG_DIRTY_PAGES)
+        if (is_on and logging == 1) or not logging:
+            self.core.request_cpu_dirty_logging()
+
     def slot_walk(self, as_id: int, slot_id: int, what: str) -> ZapRun:
         """Walk the reverse maps of a slot.
 
@@ -639,6 +675,61 @@ class Vm:
         as_id, slot = _slot_id(as_id, slot)
         self.core.push_flush_shadow_memslot()
         return self.zap(self.profile.slot_removal, slot=(as_id, slot))
+
+    def unmap_hva(
+        self, start: int, end: int, block: bool = True, during: Callable[[], None] | None = None
+    ) -> None:
+        """The host takes memory back: every mapping of the range goes, and faults of it retry until it is gone.
+
+        Args:
+            start: First host address.
+            end: The address after the last.
+            block: Whether the lock may be dropped on the way (v6.12).
+            during: Called when the mappings are gone and the memory is not.
+        """
+        start, end = integer("start", start), integer("end", end)
+        try:
+            self._drive(ZapRun(self, None, self.core.start_unmap_hva(start, end, flag("block", block))))
+            if during is not None:
+                during()
+        finally:
+            self.core.finish_unmap(start, end)
+
+    def nx_recover(self, ratio: int = 60) -> ZapRun:
+        """One run of the recovery of NX huge pages: zaps one in `ratio` of the tables made for them, none if it is 0.
+
+        Args:
+            ratio: The module parameter nx_huge_pages_recovery_ratio.
+
+        Returns:
+            What the run did.
+        """
+        return self._drive(ZapRun(self, None, self.core.start_nx_recovery(integer("ratio", ratio))))
+
+    def set_nx_huge_pages(self, on: bool) -> None:
+        """The module parameter nx_huge_pages is written: where it changes, everything is zapped.
+
+        Args:
+            on: Whether large leaves are kept from being executable.
+
+        Raises:
+            UsageError: The kernel has no such parameter.
+        """
+        if not self.profile.facts["has_nx_huge_pages"]:
+            raise UsageError(f"{self.profile.name} has no NX huge pages: expected v6.1 or later")
+        if flag("on", on) != bool(self.core.config()["nx_huge_pages"]):
+            self.core.set_nx_huge_pages(on)
+            self.zap(self.profile.wrap)
+
+    def set_slot_zap_all(self, on: bool) -> None:
+        """The quirk KVM_X86_QUIRK_SLOT_ZAP_ALL: a removed slot zaps everything, or only what maps it (v6.12 and later).
+
+        Args:
+            on: Whether the quirk is on, as it is at first.
+        """
+        if self.profile.facts["has_slot_zap_all_quirk"]:
+            plan = self.profile.wrap if flag("on", on) else as_plan("v6.12-slot")
+            self.profile = with_plans(self.profile, {"slot_removal": plan})
 
     def zap_gfn_range(self, start: int, end: int) -> ZapRun:
         """Zap the reverse maps of a range of gfns in every slot.

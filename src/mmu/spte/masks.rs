@@ -48,6 +48,8 @@ pub struct Masks {
     pub saved_shift: u8,
     /// What an empty entry reads as.
     pub nonpresent: u64,
+    /// The part of an access that an MMIO SPTE, and the vCPU's cache from v5.10 on, remembers.
+    pub mmio_access: u8,
 }
 
 /// What of the host and the kernel the masks follow from.
@@ -91,7 +93,7 @@ impl Masks {
         let reserved_address = PFN_FIELD & !((1 << phys_bits) - 1);
         let is_ept = matches!(family, Family::EptAd | Family::EptNoad);
         let (mmio_mask, mmio_value) = if is_ept {
-            let mmio = (layout.kind_mmio | 7, layout.kind_mmio | 6);
+            let mmio = (layout.kind_mmio | 7 | layout.nonpresent, layout.kind_mmio | 6);
             if mmio_caching { mmio } else { NO_MMIO }
         } else {
             // Where nothing is made, no word may match: value is not a subset of mask then. A 52-bit host has no
@@ -125,6 +127,7 @@ impl Masks {
             kind_ad_disabled: layout.kind_ad_disabled,
             saved_shift: layout.saved_shift,
             nonpresent: layout.nonpresent,
+            mmio_access: 6,
         };
         if !is_ept {
             return legacy;
@@ -138,6 +141,7 @@ impl Masks {
             x: 1 << 2,
             present: if execonly { 0 } else { 1 },
             acc_track: 7,
+            mmio_access: 0,
             memory_type: 6 << 3 | 1 << 6,
             suppress_ve: layout.nonpresent,
             host_writeable: 1 << layout.writeable_ept[0],

@@ -209,7 +209,7 @@ fn call(mmu: &mut Mmu, call: &Call) {
             let what = if is_write { PtMasked::WriteProtect } else { PtMasked::ClearDirty };
             let _ = mmu.pt_masked(as_id, id, offset, mask, what);
         }
-        Call::Protect(as_id, gfn) => drop(mmu.gfn_write_protect(as_id, gfn)),
+        Call::Protect(as_id, gfn) => drop(mmu.gfn_write_protect(as_id, gfn, 1)),
         Call::Track(as_id, gfn, on) => drop(mmu.track(as_id, gfn, on)),
         Call::Polls(cond, need) => mmu.set_lock_break(cond, need),
         Call::FaultWith(vcpu, gfn, code, host) => {
