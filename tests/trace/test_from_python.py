@@ -112,6 +112,20 @@ def test_tables_have_the_task_and_words():
     assert frame["task"].cast(pl.String).to_list() == updates.words("task").tolist()
 
 
+def test_a_trace_in_a_notebook(tmp_path: Path):
+    shown = km.Trace(PATH)._repr_html_()
+    assert "all of it, " in shown and "kvm_mmio" in shown
+    assert len(shown) < 8000
+    (tmp_path / "<b>.txt").write_text(("\n".join(read_lines(PATH)) + "\n") * 12)
+    shown = km.Trace(tmp_path / "<b>.txt")._repr_html_()
+    assert "the beginning, " in shown and "&lt;b&gt;.txt" in shown and "<b>.txt" not in shown
+    assert "not looked at" in km.Trace("-")._repr_html_()
+    assert "not looked at" in km.Trace(tmp_path / "none")._repr_html_()
+    (tmp_path / "cut.xz").write_bytes(PATH.read_bytes()[:500])
+    assert "end too early" in km.Trace(tmp_path / "cut.xz")._repr_html_()
+    assert "kvm_mmio" in km.Trace(read_lines(PATH))._repr_html_()
+
+
 def test_a_number_without_a_word_is_other():
     lines = [
         f"             vmm-1     [000] ..... 1.{i:06d}: set_memslot: (x+0x0/0x1 [kvm]) change={change}"

@@ -17,6 +17,7 @@ from kvm_mmu.trace.slot_changes import CHANGES
 from kvm_mmu.trace.source import (
     Source,
     Traced,
+    is_file,
     is_opened,
     is_source,
     iter_chunks,
@@ -31,6 +32,8 @@ BATCH_BYTES = 16 << 20
 OPAQUE_KIND = 255
 #: How much of the beginning a `Trace` keeps, at least: the comments before the first event fit in.
 HEAD_BYTES = 4096
+#: How much of a trace a notebook looks at.
+SHOWN_BYTES = 1 << 20
 
 
 #: event -> field -> what its numbers mean
@@ -123,6 +126,26 @@ class Trace:
 
     def __repr__(self) -> str:
         return one_line(f"<Trace {self.name}>")
+
+    def _repr_html_(self) -> str:
+        from kvm_mmu.view.html import trace_html
+
+        if not isinstance(self.source, list) and not is_file(self.source):
+            return trace_html(self.name, "no file that can be read again, so not looked at", {})
+        reader, read = native_reader(columns=False), 0
+        try:
+            for chunk in self._chunks(SHOWN_BYTES):
+                reader.feed(chunk)
+                read += len(chunk)
+                if read >= SHOWN_BYTES:
+                    break
+        except TraceError as err:
+            return trace_html(self.name, str(err).removeprefix(f"{self.name}: "), {})
+        reader.finish()
+        counts = reader.summary()
+        events = sorted({**counts["opaque"], **counts["events"]}.items(), key=lambda one: (-one[1], one[0]))
+        part = "the beginning" if read >= SHOWN_BYTES else "all of it"
+        return trace_html(self.name, f"{part}, {counts['lines']:,} lines", dict(events))
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()

@@ -58,6 +58,15 @@ def is_source(traced: Traced) -> TypeGuard[Source]:
     return isinstance(traced, str | Path | Copy)
 
 
+def is_file(source: Source) -> bool:
+    """Returns true if it is a file that can be read again and again."""
+    path = source.path if isinstance(source, Copy) else Path(source)
+    try:
+        return str(source) != STDIN and path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def is_opened(traced: Traced) -> TypeGuard[OpenTrace]:
     """Returns true if it is an open `Trace`."""
     return hasattr(traced, "lines") and hasattr(traced, "source")
