@@ -67,7 +67,9 @@ impl MmuState {
             } else {
                 let new = self.get_page(covered, role)?;
                 if is_present {
-                    if self.config.probes {
+                    // A large leaf that is only dropped does not pass the function that zaps a page's entries.
+                    let is_silent = child.is_none() && self.config.kernel.large_in_way == LargeInWay::DroppedRange;
+                    if self.config.probes && !is_silent {
                         self.push_page_zap_pte(sptep, spte, level);
                     }
                     self.drop_what_is_in_the_way(sptep, child);
