@@ -9,7 +9,7 @@ import numpy.typing as npt
 from kvm_mmu.machine.generation import GenerationLayout
 from kvm_mmu.machine.zap_plan import ZapPlan
 
-__all__ = ["VERSION", "ActiveWalk", "Codec", "Mmu", "TraceReader"]
+__all__ = ["VERSION", "ActiveWalk", "Codec", "Mmu", "TraceReader", "facts", "kernels", "resolve_kernel"]
 
 VERSION: str
 
