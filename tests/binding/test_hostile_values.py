@@ -134,6 +134,12 @@ CALLS: list[tuple[str, str, Call, list[Any]]] = [
     ("Vm.slot_walk", "as_id", lambda vm, x: vm.slot_walk(x, 0, "set_dirty"), [2, *HOSTILE]),
     ("Vm.slot_walk", "slot", lambda vm, x: vm.slot_walk(0, x, "set_dirty"), HOSTILE),
     ("Vm.slot_walk", "what", lambda vm, x: vm.slot_walk(0, 0, x), WORDS),
+    ("Vm.unmap_hva", "start", lambda vm, x: vm.unmap_hva(x, 0), HOSTILE),
+    ("Vm.unmap_hva", "end", lambda vm, x: vm.unmap_hva(0, x), HOSTILE),
+    ("Vm.unmap_hva", "block", lambda vm, x: vm.unmap_hva(0, 4096, x), FLAGS),
+    ("Vm.nx_recover", "ratio", lambda vm, x: vm.nx_recover(x), HOSTILE),
+    ("Vm.set_nx_huge_pages", "on", lambda vm, x: vm.set_nx_huge_pages(x), FLAGS),
+    ("Vm.set_slot_zap_all", "on", lambda vm, x: vm.set_slot_zap_all(x), FLAGS),
     ("Vm.zap_gfn_range", "start", lambda vm, x: vm.zap_gfn_range(x, 0), HOSTILE),
     ("Vm.zap_gfn_range", "end", lambda vm, x: vm.zap_gfn_range(0, x), HOSTILE),
     ("Vm.set_nr_mmu_pages", "n", lambda vm, x: vm.set_nr_mmu_pages(x), [0, 63, *HOSTILE]),
@@ -176,6 +182,7 @@ WITHOUT_ARGUMENTS = (
     "Vm.to_bytes Vm.destroy Vm.zap_batch Vm.flush_all Vm.require_idle Vm.to_svg",
     "Vm.updating Vm.install_slot Vm.remove_slot Vm.generation Vm.set_generation Vm.total_slot_pages",
     "Vm.requested_mmu_pages Vm.memslots_updated Vm.invalidate_mmio Vm.flush_shadow_memslot",
+    "Vm.flush_slot_tlbs Vm.update_cpu_dirty_logging",
 )
 
 
@@ -199,13 +206,14 @@ CONSTRUCTOR: dict[str, list[Any]] = {
     "generation": [5, "v5.0", GenerationV50],
     "plans": [{"lunch": "seed"}, {"wrap": "lunch"}, {"wrap": 5}, [1], "seed"],
     "events": ["some", -1, 1.5, None, True, 1 << 70],
-    "max_memslots": [0, 1 << 21, *HOSTILE],
+    "max_memslots": [0, 1 << 21, *(value for value in HOSTILE if value is not None)],
     "gfn_hash": WORDS,
     "l1tf": [2, "yes"],
     "nx_huge_pages": FLAGS,
     "mmio_caching": FLAGS,
     "guest_paging": FLAGS,
     "probes": [2, "yes"],
+    "format": [0, 2, 7, *HOSTILE],
 }
 
 

@@ -152,6 +152,8 @@ class Vm:
         )
         self.max_memslots = integer("max_memslots", limit, 1, 1 << 20)
         self.pml = flag("pml", pml)
+        if integer("format", format) not in (1, 6):
+            raise UsageError(f"format={format!r}: expected 1 or 6")
         self.core = _core.Mmu(
             kernel=profile.name,
             family=word("family", family, FAMILIES),
@@ -172,7 +174,7 @@ class Vm:
             mmio_caching=flag("mmio_caching", mmio_caching),
             guest_paging=flag("guest_paging", guest_paging),
             probes=None if probes is None else flag("probes", probes),
-            format=integer("format", format, 1, 6),
+            format=int(format),
         )
         for as_id in range(KVM_ADDRESS_SPACE_NUM):
             self.core.set_generation(as_id, self.generation_policy.initial(as_id))
@@ -687,9 +689,9 @@ class Vm:
             block: Whether the lock may be dropped on the way (v6.12).
             during: Called when the mappings are gone and the memory is not.
         """
-        start, end = integer("start", start), integer("end", end)
+        start, end, block = integer("start", start), integer("end", end), flag("block", block)
         try:
-            self._drive(ZapRun(self, None, self.core.start_unmap_hva(start, end, flag("block", block))))
+            self._drive(ZapRun(self, None, self.core.start_unmap_hva(start, end, block)))
             if during is not None:
                 during()
         finally:
@@ -715,9 +717,10 @@ class Vm:
         Raises:
             UsageError: The kernel has no such parameter.
         """
+        on = flag("on", on)
         if not self.profile.facts["has_nx_huge_pages"]:
-            raise UsageError(f"{self.profile.name} has no NX huge pages: expected v6.1 or later")
-        if flag("on", on) != bool(self.core.config()["nx_huge_pages"]):
+            raise UsageError(f"{self.profile.name} has no NX huge pages: expected v5.10 or later")
+        if on != bool(self.core.config()["nx_huge_pages"]):
             self.core.set_nx_huge_pages(on)
             self.zap(self.profile.wrap)
 
@@ -727,8 +730,9 @@ class Vm:
         Args:
             on: Whether the quirk is on, as it is at first.
         """
+        on = flag("on", on)
         if self.profile.facts["has_slot_zap_all_quirk"]:
-            plan = self.profile.wrap if flag("on", on) else as_plan("v6.12-slot")
+            plan = self.profile.wrap if on else as_plan("v6.12-slot")
             self.profile = with_plans(self.profile, {"slot_removal": plan})
 
     def zap_gfn_range(self, start: int, end: int) -> ZapRun:
