@@ -244,7 +244,7 @@ class Vm:
 
     @property
     def max_gfn(self) -> int | None:
-        """The last gfn that a memslot may have: that of the host's address width; None: the kernel does not look."""
+        """The last gfn that a memslot may have, by the host's address width (None where the kernel does not look)."""
         if not self.profile.facts["has_max_gfn"]:
             return None
         phys_bits = int(self.core.config()["phys_bits"])
@@ -613,11 +613,20 @@ class Vm:
         self.core.push_flush_shadow_memslot()
 
     def flush_slot_tlbs(self, as_id: int, slot_id: int) -> None:
-        """See `VmBackend`."""
+        """Flush the gfns of a slot from every TLB, and zap nothing.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            slot_id: the slot.
+        """
         self.core.flush_slot(as_id, slot_id)
 
     def update_cpu_dirty_logging(self, is_on: bool) -> None:
-        """See `VmBackend`."""
+        """Ask the vCPUs to switch the processor's own log, where a slot's dirty log made that necessary (PML).
+
+        Args:
+            is_on: a slot's dirty log went on; False: off.
+        """
         if not self.pml:
             return
         logging = sum(1 for _, slot in self.memslots if slot.flags & KVM_MEM_LOG_DIRTY_PAGES)
