@@ -87,10 +87,14 @@ def _table(found: Comparison) -> str:
         f"kernel {rows[0]['kernel']}: {SEED}",
         comparison_text.table(rows),
     ]
-    growth = [f"{fit['plan']} {fit['fit']}" for fit in found.fits if fit["of"] == "nodes_visited"]
-    if growth:
-        parts.append("nodes visited grow as: " + "; ".join(growth))
-    left = [note for note in found.notes if ": no way to do a " in note]
+    growth: dict[str, list[str]] = {}
+    for fit in found.fits:
+        if fit["of"] == "nodes_visited":
+            growth.setdefault(str(fit["fit"]), []).append(fit["plan"])
+    for power, names in growth.items():
+        parts.append(f"nodes visited grow as {power}: {', '.join(names)}")
+    ours = f" of {rows[0]['input']}: no way to do a "
+    left = [note for note in found.notes if ours in note]
     return "\n".join([*parts, *(f"note: {note}" for note in left)])
 
 
