@@ -30,17 +30,8 @@ def header_of(path: Path) -> dict[str, Any]:
 FILES = sorted((Path(__file__).resolve().parents[1] / "data" / "scenarios").glob("*.jsonl"))
 
 RECORDED = [path for path in FILES if "ret" in read_scenario(path).expected[0]]
-#: The core has the rules that the stepped code of v6.1 and v6.12 showed; the reference and the records still have those
-#: before.
-AHEAD = pytest.mark.xfail(
-    reason="reference and records have not yet the rules of the stepped code of v6", strict=False
-)
-IS_AHEAD = ("v6.1", "v6.12")
 RUNS = [
-    pytest.param(path, kernel, marks=AHEAD if kernel in IS_AHEAD else ())
-    for path in FILES
-    for kernel in KERNELS
-    if read_scenario(path).kernel in (None, kernel)
+    (path, kernel) for path in FILES for kernel in KERNELS if read_scenario(path).kernel in (None, kernel)
 ]
 
 
@@ -49,13 +40,7 @@ def pair_of(scenario: Scenario, expected: frozenset[str] = frozenset()) -> Locks
     return Lockstep(core, reference, {"scenario": scenario.name}, 1, expected)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=AHEAD if read_scenario(path).kernel in IS_AHEAD else ())
-        for path in RECORDED
-    ],
-)
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("backend", ["core", "reference"])
 def test_the_recorded_results_are_equal(path, backend):
     verdict = verify_file(str(path), None, backend)

@@ -20,8 +20,8 @@ def assert_structure(kvm: Kvm) -> None:
     assert len(set(active)) == len(active)
     assert set(kvm.active.next) == set(kvm.active.prev) == {0, *active}
     waiting = set(kvm.pages) - set(active)
-    # v6: a root that was zapped while in use is on no list, but counted until its last user gives it up.
-    given_up = {page for page in waiting if kvm.rules.is_v6 and kvm.pages[page].root_count > 0}
+    # A root that was zapped while in use may be on no list, but counted until its last user gives it up.
+    given_up = {page for page in waiting if kvm.rules.zapped_root_leaves and kvm.pages[page].root_count > 0}
     assert waiting - given_up == set(kvm.zapped_obsolete_pages), "a page is neither active nor waiting"
     assert kvm.n_used_mmu_pages == len(active) + len(given_up)
     assert all(role_is_invalid(kvm.pages[page].role) for page in given_up)

@@ -63,7 +63,7 @@ def batch_reset_without_a_drop(kvm: Kvm, run: ZapRun) -> bool:
 
 
 def wrap_mask_a_bit_short(rules: Any, generation: int) -> int:
-    return mmio_generation(rules, generation) & ~(1 << (18 if rules.has_refactored_mmio_gen else 19))
+    return mmio_generation(rules, generation) & ~(1 << (18 if rules.generation_layout != "v5.0" else 19))
 
 
 def new_page_at_the_tail(active: ActiveList, page_id: int) -> None:

@@ -6,7 +6,6 @@ Both are asked the same: every field of every operation left out, and given each
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,20 @@ import pytest
 from kvm_mmu.errors import ScenarioError
 from kvm_mmu.lab.machine_engine import OPERATIONS
 from kvm_mmu.lab.operation_table import (
+    FORMATS,
     MAX_NESTING,
     REQUIRED,
     TABLE,
     Field,
-    Operation,
     checked_operation,
+    fields_of,
     markdown,
 )
 from kvm_mmu.reference.errors import ScenarioError as ReferenceError
 from kvm_mmu.reference.operations import RUN
-from kvm_mmu.reference.scenario import OPS, parse_op
+from kvm_mmu.reference.scenario import OPS_OF_FORMAT, parse_op
 
 VCPUS = 3
-#: What a scenario of format 1 has.
-ROWS = tuple(
-    replace(row, fields=tuple(field for field in row.fields if 1 in field.formats))
-    for row in TABLE
-    if 1 in row.formats
-)
 
 #: What a field is given: numbers and their texts, words, and things of the wrong kind.
 VALUES: tuple[Any, ...] = (
@@ -94,59 +88,71 @@ def usual(field: Field) -> Any:
     return {"ops": [], "numbers": [], "plan": "merged", "host": None}.get(field.kind, 0)
 
 
-def whole(row: Operation) -> dict[str, Any]:
-    return {"op": row.name, **{field.name: usual(field) for field in row.fields if field.default is REQUIRED}}
+def whole(name: str, row: dict[str, Field]) -> dict[str, Any]:
+    return {"op": name, **{field.name: usual(field) for field in row.values() if field.default is REQUIRED}}
 
 
-def verdicts(op: Any) -> tuple[bool, bool]:
+def verdicts(op: Any, format: int = 1) -> tuple[bool, bool]:
     """Whether the core's side and the reference take the operation."""
     taken = []
-    for read, refusal in ((checked_operation, ScenarioError), (parse_op, ReferenceError)):
-        try:
-            read(op, VCPUS)
-        except refusal as error:
-            assert len(str(error)) < 700
-            taken.append(False)
-        else:
-            taken.append(True)
+    try:
+        checked_operation(op, VCPUS, format)
+        taken.append(True)
+    except ScenarioError as error:
+        assert len(str(error)) < 700
+        taken.append(False)
+    try:
+        parse_op(op, VCPUS, format=format)
+        taken.append(True)
+    except ReferenceError as error:
+        assert len(str(error)) < 700
+        taken.append(False)
     return taken[0], taken[1]
 
 
+ROWS = [
+    pytest.param(format_, name, row, id=f"{format_}-{name}")
+    for format_ in FORMATS
+    for name, row in fields_of(format_).items()
+]
+
+
 def test_both_have_the_same_operations() -> None:
-    names = [row.name for row in ROWS]
-    assert len(set(names)) == len(names)
-    stepped = {row.name for row in TABLE if 1 not in row.formats}
-    assert set(names) == set(OPERATIONS) - stepped == set(OPS) == set(RUN)
+    for format_ in FORMATS:
+        assert set(fields_of(format_)) == set(OPS_OF_FORMAT[format_]), format_
+    assert {row.name for row in TABLE} == set(OPERATIONS)
+    assert set(OPERATIONS) <= set(RUN) == {name for ops in OPS_OF_FORMAT.values() for name in ops}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_both_have_the_same_fields(row: Operation) -> None:
-    assert [field.name for field in row.fields] == list(OPS[row.name])
-    assert verdicts(whole(row)) == (True, True)
-    assert verdicts({**whole(row), "vpcu": 1}) == (False, False)
-    for field in row.fields:
-        without = {key: value for key, value in whole(row).items() if key != field.name}
+@pytest.mark.parametrize(("format_", "name", "row"), ROWS)
+def test_both_have_the_same_fields(format_: int, name: str, row: dict[str, Field]) -> None:
+    assert list(row) == list(OPS_OF_FORMAT[format_][name])
+    assert verdicts(whole(name, row), format_) == (True, True)
+    assert verdicts({**whole(name, row), "vpcu": 1}, format_) == (False, False)
+    for field in row.values():
+        without = {key: value for key, value in whole(name, row).items() if key != field.name}
         is_free = field.default is not REQUIRED
-        assert verdicts(without) == (is_free, is_free), field.name
+        assert verdicts(without, format_) == (is_free, is_free), field.name
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_both_take_the_same_values(row: Operation) -> None:
-    for field in row.fields:
+@pytest.mark.parametrize(("format_", "name", "row"), ROWS)
+def test_both_take_the_same_values(format_: int, name: str, row: dict[str, Field]) -> None:
+    for field in row.values():
         for value in VALUES:
-            op = {**whole(row), field.name: value}
-            core, reference = verdicts(op)
+            op = {**whole(name, row), field.name: value}
+            core, reference = verdicts(op, format_)
             assert core == reference, f"{field.name}={value!r}: core {core}, reference {reference}"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_both_read_the_same_numbers(row: Operation) -> None:
-    numbers = [field.name for field in row.fields if field.kind in ("number", "flag", "vcpu", "word")]
+@pytest.mark.parametrize(("format_", "name", "row"), ROWS)
+def test_both_read_the_same_numbers(format_: int, name: str, row: dict[str, Field]) -> None:
+    numbers = [field.name for field in row.values() if field.kind in ("number", "flag", "vcpu", "word")]
     for value in ("0x1", 1, 0, None):
-        op = whole(row)
+        op = whole(name, row)
         if value is not None:
-            op |= {field.name: value for field in row.fields if field.kind in ("number", "flag", "vcpu")}
-        core, reference = checked_operation(op, VCPUS).values, parse_op(op, VCPUS)
+            op |= {field.name: value for field in row.values() if field.kind in ("number", "flag", "vcpu")}
+        core = checked_operation(op, VCPUS, format_).values
+        reference = parse_op(op, VCPUS, format=format_)
         assert {name: core[name] for name in numbers} == {name: reference[name] for name in numbers}
 
 

@@ -227,13 +227,22 @@ def test_b21_read_only_slots_have_nothing_to_protect() -> None:
 def test_b21_only_pages_whose_base_lies_in_the_slot_are_made_large_again() -> None:
     engine = Engine("v6.1", {"family": "npt", "phys_bits": 40})
     engine.apply({"op": "host_huge", "hva": HVA, "npages": 1024, "kind": "thp"})
-    for number, base in enumerate((0x100000, 0x300000)):
-        engine.apply({**SLOT, "id": number, "gpa": base, "size": 0x200000, "hva": HVA + base, "flags": 1})
+    slot = {**SLOT, "gpa": 0x100000, "size": 0x300000, "hva": HVA + 0x100000}
+    engine.apply({**slot, "flags": 1})
     engine.apply({"op": "access", "gpa": 0x100000, "kind": "w"})  # its table begins at gfn 0, outside
     engine.apply({"op": "access", "gpa": 0x2FF000, "kind": "w"})  # its table begins at gfn 0x200, inside
-    line = engine.apply({**SLOT, "gpa": 0x100000, "size": 0x200000, "hva": HVA + 0x100000})
+    line = engine.apply(slot)
     dirty = [event[1] for event in line["events"] if event[0] == "pfn_dirty"]
     assert dirty == [(HVA >> 12) + 0x2FF]
+
+
+def test_b21_a_table_that_reaches_over_the_slot_s_end_stays_small() -> None:
+    engine = Engine("v6.1", {"family": "npt", "phys_bits": 40})
+    engine.apply({"op": "host_huge", "hva": HVA, "npages": 1024, "kind": "thp"})
+    slot = {**SLOT, "gpa": 0, "size": 0x300000, "hva": HVA}
+    engine.apply({**slot, "flags": 1})
+    engine.apply({"op": "access", "gpa": 0x2FF000, "kind": "w"})
+    assert all(event[0] != "pfn_dirty" for event in engine.apply(slot)["events"])
 
 
 def test_b23_refusals_change_nothing() -> None:

@@ -312,7 +312,12 @@ def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
         for event, plan in scenario.plans.items():
             plans[event] = plan
         try:
-            return reference.Engine(kernel=name, config={**DEFAULTS, **scenario.config}, plans=plans or None)
+            return reference.Engine(
+                kernel=name,
+                config={**DEFAULTS, **scenario.config},
+                plans=plans or None,
+                format=scenario.format,
+            )
         except ValueError as error:
             # The reference has errors of its own, which know no others.
             raise UsageError(str(error)) from error

@@ -9,26 +9,40 @@ kvm_vm_ioctl_clear_dirty_log of v5.0 to v6.12.
 from __future__ import annotations
 
 from . import spte as word
-from .constants import EINVAL, ENOENT, kvm_pages_per_hpage
+from .constants import EINVAL, ENOENT, PT_PAGE_TABLE_LEVEL, kvm_pages_per_hpage
 from .flush import (
+    kvm_arch_flush_remote_tlbs_memslot,
     kvm_available_flush_tlb_with_range,
     kvm_flush_remote_tlbs,
     kvm_flush_remote_tlbs_with_address,
 )
-from .host_memory import is_compound_page
+from .host_memory import host_pfn_mapping_level, is_compound_page
 from .pte_list import PteList
-from .rmap import drop_spte, gfn_to_rmap, rmap_clear_dirty, rmap_entries, rmap_set_dirty, rmap_write_protect
+from .rmap import (
+    drop_spte,
+    kvm_mmu_page_get_gfn,
+    rmap_clear_dirty,
+    rmap_entries,
+    rmap_set_dirty,
+    rmap_write_protect,
+)
 from .role import role_is_direct, role_level
 from .slot_walk import (
     ALL_LEVELS,
+    COLLAPSIBLE_LEVELS,
     LARGE_LEVELS,
     LEAF_LEVEL,
     Levels,
     RmapHandler,
-    slot_handle_levels,
+    flush_walked,
+    slot_handle_level_range,
+    whole_slot,
 )
+from .slots import mmu_gfn_lpage_is_disallowed
 from .state import Kvm, KvmMemorySlot, ShadowPage
+from .track import kvm_mmu_slot_gfn_write_protect
 
+LARGE_PAGES = kvm_pages_per_hpage(2)
 BITS_PER_LONG = 64
 
 
@@ -44,10 +58,15 @@ def set_dirty_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, _
     return rmap_set_dirty(kvm, head)
 
 
+def walk_slot(kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Levels) -> bool:
+    """Run a handler on a whole slot; true when a flush is owed."""
+    return slot_handle_level_range(kvm, whole_slot(slot, levels), handler, flush_on_yield=False)
+
+
 def walk_then_flush_slot(kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Levels) -> None:
-    """The flush comes once, after the lock is released."""
-    if slot_handle_levels(kvm, slot, handler, levels, flush_inside=False):
-        kvm_flush_remote_tlbs_with_address(kvm, slot.base_gfn, slot.npages)
+    """v5: the flush comes once, after the lock is released. v6 leaves it to whom asked for the walk."""
+    if walk_slot(kvm, slot, handler, levels) and kvm.rules.log_on_flush == "if_changed":
+        kvm_arch_flush_remote_tlbs_memslot(kvm, slot)
 
 
 def kvm_mmu_slot_remove_write_access(kvm: Kvm, slot: KvmMemorySlot) -> None:
@@ -66,11 +85,22 @@ def kvm_mmu_slot_set_dirty(kvm: Kvm, slot: KvmMemorySlot) -> None:
     walk_then_flush_slot(kvm, slot, set_dirty_head, ALL_LEVELS)
 
 
+def kvm_mmu_max_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
+    """v6: the highest level that nothing vetoes, but not above that of the host's page."""
+    level = kvm.config.lpage_level
+    while level > PT_PAGE_TABLE_LEVEL and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
+        level -= 1
+    return min(level, host_pfn_mapping_level(kvm, slot, gfn)) if level > PT_PAGE_TABLE_LEVEL else level
+
+
 def is_collapsible(kvm: Kvm, slot: KvmMemorySlot, sp: ShadowPage, spte: int) -> bool:
-    """Whether a small mapping of a direct page could be large; v6 looks the page's base up in the slot, too."""
-    if not role_is_direct(sp.role) or not is_compound_page(kvm.host, word.spte_to_pfn(spte)):
+    """Whether a mapping of a direct page could be larger: by its own page frame, or by the gfn of its table."""
+    if not role_is_direct(sp.role):
         return False
-    return not kvm.rules.is_v6 or slot.base_gfn <= sp.gfn < slot.base_gfn + slot.npages
+    if kvm.rules.collapse == "by_leaf":
+        return is_compound_page(kvm.host, word.spte_to_pfn(spte))
+    is_in_slot = slot.base_gfn <= sp.gfn < slot.base_gfn + slot.npages
+    return is_in_slot and role_level(sp.role) < kvm_mmu_max_mapping_level(kvm, slot, sp.gfn)
 
 
 def zap_collapsible_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
@@ -84,8 +114,8 @@ def zap_collapsible_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: i
                 continue
             drop_spte(kvm, sp, index)
             if kvm_available_flush_tlb_with_range(kvm):
-                pages = kvm_pages_per_hpage(role_level(sp.role))
-                kvm_flush_remote_tlbs_with_address(kvm, sp.gfn, pages)
+                gfn = kvm_mmu_page_get_gfn(sp, index) if kvm.rules.collapse_flush == "entry" else sp.gfn
+                kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(role_level(sp.role)))
             else:
                 need_flush = True
             rescan = True
@@ -94,7 +124,10 @@ def zap_collapsible_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: i
 
 
 def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemorySlot) -> None:
-    slot_handle_levels(kvm, slot, zap_collapsible_head, LEAF_LEVEL, flush_inside=True)
+    levels = LEAF_LEVEL if kvm.rules.collapse == "by_leaf" else COLLAPSIBLE_LEVELS
+    walk = whole_slot(slot, levels)
+    if slot_handle_level_range(kvm, walk, zap_collapsible_head, flush_on_yield=True):
+        flush_walked(kvm, walk.first, walk.last)
 
 
 def enable_pml_log(kvm: Kvm, slot: KvmMemorySlot) -> None:
@@ -115,14 +148,22 @@ def kvm_arch_mmu_enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemorySlot, offse
     """Note again who writes to up to 64 gfns. Where all began as dirty, no large leaf was split yet: write-protect
     those over the first and the last gfn, so that a write fault does it."""
     if kvm.dirty_log_initially_set and mask:
-        first = slot.base_gfn + offset
-        for gfn in (first + (mask & -mask).bit_length() - 1, first + mask.bit_length() - 1):
-            for level in range(LARGE_LEVELS.first, LARGE_LEVELS.last + 1):
-                head = gfn_to_rmap(slot, gfn, level)
-                if head is not None:
-                    rmap_write_protect(kvm, head, pt_protect=True)
+        first = slot.base_gfn + offset + (mask & -mask).bit_length() - 1
+        last = slot.base_gfn + offset + mask.bit_length() - 1
+        kvm_mmu_slot_gfn_write_protect(kvm, slot, first, LARGE_LEVELS.first)
+        # Rounded up, so two gfns of one large page can differ and two of different ones can be the same.
+        if -first // LARGE_PAGES != -last // LARGE_PAGES:
+            kvm_mmu_slot_gfn_write_protect(kvm, slot, last, LARGE_LEVELS.first)
     handler = clear_dirty_head if kvm.config.pml else write_protect_head
     handle_masked_gfns(kvm, slot, offset, mask, handler)
+
+
+def flush_dirty_log(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    """The flush of KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG: everything, or the slot."""
+    if kvm.rules.dirty_log_flush == "slot":
+        kvm_arch_flush_remote_tlbs_memslot(kvm, slot)
+    else:
+        kvm_flush_remote_tlbs(kvm)
 
 
 def bitmap_words(npages: int) -> int:
@@ -153,7 +194,7 @@ def kvm_vm_ioctl_get_dirty_log(kvm: Kvm, slot: KvmMemorySlot | None) -> tuple[in
             clear_dirty_word(slot.dirty_bitmap, number, dirty)
             kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, number * BITS_PER_LONG, dirty)
     if any(words):
-        kvm_flush_remote_tlbs(kvm)
+        flush_dirty_log(kvm, slot)
     return 0, words
 
 
@@ -161,7 +202,7 @@ def kvm_vm_ioctl_clear_dirty_log(
     kvm: Kvm, slot: KvmMemorySlot | None, first: int, num: int, mask: list[int]
 ) -> int:
     """Clear the dirty bits that are set in the mask; mask words count from `first`'s own word."""
-    if first % BITS_PER_LONG or (kvm.rules.clear_log_needs_whole_words and num % BITS_PER_LONG):
+    if first % BITS_PER_LONG or (kvm.rules.clear_log_whole_words and num % BITS_PER_LONG):
         return -EINVAL
     if slot is None or slot.dirty_bitmap is None:
         return -ENOENT
@@ -179,5 +220,5 @@ def kvm_vm_ioctl_clear_dirty_log(
             clear_dirty_word(slot.dirty_bitmap, number, cleared)
             kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, number * BITS_PER_LONG, cleared)
     if flush:
-        kvm_flush_remote_tlbs(kvm)
+        flush_dirty_log(kvm, slot)
     return 0

@@ -12,14 +12,32 @@ from typing import Any
 
 from . import spte as word
 from .active_list import list_pages
-from .constants import PT64_BASE_ADDR_MASK
+from .constants import (
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
+    KVM_REQ_MMU_RELOAD,
+    PAGE_SHIFT,
+    PT64_BASE_ADDR_MASK,
+    kvm_pages_per_hpage,
+)
+from .page import root_role
 from .pte_list import pte_list_entries
-from .role import role_access, role_is_ad_disabled, role_is_direct, role_is_invalid, role_level, role_smm
+from .role import (
+    role_access,
+    role_is_ad_disabled,
+    role_is_direct,
+    role_is_invalid,
+    role_level,
+    role_smm,
+    shown_role,
+)
+from .roots import root_level
 from .state import Kvm, KvmMemorySlot, ShadowPage, Vcpu
 
 
 def dump_state(kvm: Kvm) -> dict[str, Any]:
     """The whole state as JSON values; what the modelled kernel does not have is null."""
+    if kvm.format == 6:
+        return dump_state_6(kvm)
     return {
         "as": [
             {"gen": hex(memslots.generation), "slots": [dump_slot(slot) for slot in memslots.memslots]}
@@ -29,8 +47,8 @@ def dump_state(kvm: Kvm) -> dict[str, Any]:
         "max": kvm.n_max_mmu_pages,
         "requested": kvm.n_requested_mmu_pages,
         "indirect": 0,
-        "mmu_valid_gen": kvm.mmu_valid_gen if kvm.rules.shows_valid_gen else None,
-        "zapped_obsolete": list(kvm.zapped_obsolete_pages) if kvm.rules.has_zapped_obsolete_list else None,
+        "mmu_valid_gen": kvm.mmu_valid_gen if kvm.rules.has_valid_gen else None,
+        "zapped_obsolete": list(kvm.zapped_obsolete_pages) if kvm.rules.has_zapped_obsolete else None,
         "active": [dump_page(kvm, kvm.pages[page_id]) for page_id in list_pages(kvm.active)],
         "vcpus": [dump_vcpu(vcpu) for vcpu in kvm.vcpus],
     }
@@ -76,7 +94,7 @@ def dump_page(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
     return {
         "id": sp.id,
         "gfn": sp.gfn,
-        "role": hex(sp.role),
+        "role": hex(shown_role(kvm.rules, sp.role)),
         "level": role_level(sp.role),
         "direct": int(role_is_direct(sp.role)),
         "access": role_access(sp.role),
@@ -86,8 +104,8 @@ def dump_page(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
         "root_count": sp.root_count,
         "unsync": 0,
         "unsync_children": 0,
-        "valid_gen": sp.mmu_valid_gen if kvm.rules.shows_valid_gen else None,
-        "mmio_cached": int(sp.mmio_cached) if kvm.rules.shows_mmio_cached else None,
+        "valid_gen": sp.mmu_valid_gen if kvm.rules.has_valid_gen else None,
+        "mmio_cached": int(sp.mmio_cached) if kvm.rules.has_mmio_cached else None,
         "parents": [list(sptep) for sptep in pte_list_entries(sp.parent_ptes)],
         "sptes": dump_sptes(kvm, sp),
     }
@@ -116,6 +134,94 @@ def dump_vcpu(vcpu: Vcpu) -> dict[str, Any]:
         "smm": vcpu.smm,
         "mmio": [hex(vcpu.mmio_gva), vcpu.mmio_gfn, vcpu.mmio_access, hex(vcpu.mmio_gen)],
     }
+
+
+def dump_state_6(kvm: Kvm) -> dict[str, Any]:
+    """The state of format 6: the statistics too, and equal neighbours as runs; there is no TDP MMU here."""
+    return {
+        "as": [
+            {"gen": hex(memslots.generation), "slots": [dump_slot_6(slot) for slot in memslots.memslots]}
+            for memslots in kvm.memslots
+        ],
+        "used": kvm.n_used_mmu_pages,
+        "max": kvm.n_max_mmu_pages,
+        "requested": kvm.n_requested_mmu_pages,
+        "indirect": 0,
+        "valid_gen": kvm.mmu_valid_gen,
+        "zapped_obsolete": len(kvm.zapped_obsolete_pages),
+        "nx_list": list(kvm.possible_nx_huge_pages),
+        "tdp_pages": None,
+        "roots": None,
+        "tdp": None,
+        "active": [dump_page_6(kvm, kvm.pages[page_id]) for page_id in list_pages(kvm.active)],
+        "vcpus": [dump_vcpu_6(kvm, vcpu) for vcpu in kvm.vcpus],
+        "stat": dict(kvm.stat),
+        "invalidate": [kvm.invalidation.sequence, kvm.invalidation.in_progress],
+        "vm_bugged": 0,
+    }
+
+
+def dump_slot_6(slot: KvmMemorySlot) -> dict[str, Any]:
+    dumped = dump_slot(slot)
+    dumped["track"] = None  # no counters: the VM never had a shadow root
+    vetoes: list[list[int]] = []
+    for level, index, count in dumped["disallow"]:
+        last = vetoes[-1] if vetoes else None
+        if last is not None and last[0] == level and last[1] + last[3] == index and last[2] == count:
+            last[3] += 1
+        else:
+            vetoes.append([level, index, count, 1])
+    dumped["disallow"] = [veto if veto[3] > 1 else veto[:3] for veto in vetoes]
+    return dumped
+
+
+def dump_page_6(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
+    return {
+        "id": sp.id,
+        "gfn": sp.gfn,
+        "role": hex(shown_role(kvm.rules, sp.role)),
+        "level": role_level(sp.role),
+        "root_count": sp.root_count,
+        "unsync": 0,
+        "unsync_children": 0,
+        "valid_gen": sp.mmu_valid_gen,
+        "nx_disallowed": int(sp.nx_huge_page_disallowed),
+        "nx_listed": int(sp.is_possible_nx_huge_page),
+        "parents": [list(sptep) for sptep in pte_list_entries(sp.parent_ptes)],
+        "sptes": dump_sptes_6(kvm, sp),
+    }
+
+
+def dump_sptes_6(kvm: Kvm, sp: ShadowPage) -> list[list[Any]]:
+    """Links with the child's id; leaves that follow one another, each a page of their level higher, as one run."""
+    level = role_level(sp.role)
+    step = kvm_pages_per_hpage(level) << PAGE_SHIFT
+    dumped: list[list[Any]] = []
+    run_next = (-1, 0)  # the index and the value that would lengthen the last run
+    for index, spte in sorted(sp.sptes.items()):
+        is_present = word.is_shadow_present_pte(kvm.masks, spte)
+        if is_present and not word.is_last_spte(spte, level):
+            dumped.append([index, hex(spte & ~PT64_BASE_ADDR_MASK), word.spte_to_pfn(spte)])
+            run_next = (-1, 0)
+        elif is_present and run_next == (index, spte):
+            last = dumped[-1]
+            dumped[-1] = [*last[:2], None, last[3] + 1 if len(last) > 3 else 2]
+            run_next = (index + 1, spte + step)
+        else:
+            dumped.append([index, hex(spte)])
+            run_next = (index + 1, spte + step) if is_present else (-1, 0)
+    return dumped
+
+
+def dump_vcpu_6(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
+    requests = vcpu.requests
+    if requests & KVM_REQ_MMU_RELOAD:
+        requests ^= KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+    dumped = dump_vcpu(vcpu)
+    dumped["role"] = hex(shown_role(kvm.rules, root_role(kvm, vcpu, root_level(kvm))))
+    dumped["requests"] = hex(requests)
+    dumped["stat"] = dict(vcpu.stat)
+    return dumped
 
 
 def digest_of(state: dict[str, Any]) -> str:

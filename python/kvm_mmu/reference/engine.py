@@ -11,19 +11,20 @@ from typing import Any
 
 from .constants import KVM_ADDRESS_SPACE_NUM
 from .dump import digest_of, dump_state
-from .kernels import kernel_rules
+from .kernels import KernelRules
+from .kernels import kernel as kernel_named
 from .masks import make_masks
 from .memslots import initial_generation
+from .notifier import kvm_unmap_hva_range
 from .operations import run_nested_op, run_op
 from .roots import init_kvm_mmu
 from .scenario import parse_config, parse_op
-from .state import Config, Kvm, KvmMemslots, Vcpu
+from .state import CTR_NAMES, CTR_NAMES_6, Config, Kvm, KvmMemslots, Vcpu
 from .zap_plan import parse_plans
 
 
-def new_kvm(kernel: str, config: Config, plans: Mapping[str, Any] | None) -> Kvm:
+def new_kvm(rules: KernelRules, config: Config, plans: Mapping[str, Any] | None, format: int) -> Kvm:
     """A VM without slots, pages and roots, its vCPUs in 64-bit mode."""
-    rules = kernel_rules(kernel)
     chosen = parse_plans(plans, dict(rules.plans))
     kvm = Kvm(
         rules=rules,
@@ -38,6 +39,10 @@ def new_kvm(kernel: str, config: Config, plans: Mapping[str, Any] | None) -> Kvm
         ),
         plans=chosen,
         run_nested=run_nested_op,
+        run_invalidation=kvm_unmap_hva_range,
+        format=format,
+        nx_huge_pages=bool(config.nx_huge_pages),
+        slot_zap_all=bool(config.slot_zap_all) or not rules.has_slot_zap_all_quirk,
         memslots=[KvmMemslots(initial_generation(rules, as_id)) for as_id in range(KVM_ADDRESS_SPACE_NUM)],
         vcpus=[Vcpu(id=number) for number in range(config.vcpus)],
         filters_obsolete=any(plan.bump_valid_gen for plan in chosen.values()),
@@ -54,6 +59,7 @@ class Engine:
         kernel: profile name.
         config: the keys of a scenario header; None: the defaults.
         plans: plans that replace those of an event.
+        format: the scenario format whose operations are read and whose events, counters and states are given.
 
     Raises:
         ScenarioError: what it does not understand, before anything changes.
@@ -64,20 +70,25 @@ class Engine:
         kernel: str,
         config: Mapping[str, Any] | None = None,
         plans: Mapping[str, Any] | None = None,
+        format: int = 1,
     ) -> None:
-        self.kernel = kernel
-        self.kvm = new_kvm(kernel, parse_config(config, kernel_rules(kernel)), plans)
+        rules = kernel_named(kernel)
+        self.kernel = rules.name
+        self.kvm = new_kvm(rules, parse_config(config, rules, format), plans, format)
 
     def __repr__(self) -> str:
         kvm = self.kvm
         return f"<reference.Engine {self.kernel} {kvm.config.family} {kvm.n_used_mmu_pages} shadow pages>"
 
-    def masks(self) -> dict[str, str]:
+    def masks(self) -> dict[str, Any]:
         """Give the SPTE masks as a scenario header has them.
 
         Returns:
             Name to hexadecimal text.
         """
+        if self.kvm.format == 6:
+            # Only the newer of the two has a mask of its own for the memory type.
+            return self.kvm.masks.to_header_6(shows_memory_type=self.kvm.masks.empty != 0)
         return self.kvm.masks.to_header()
 
     def apply(self, op: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,9 +104,10 @@ class Engine:
             ScenarioError: an operation it does not understand; nothing has changed then.
         """
         kvm = self.kvm
-        checked = parse_op(op, len(kvm.vcpus))
+        checked = parse_op(op, len(kvm.vcpus), format=kvm.format)
         kvm.events = []
         kvm.nested = []
+        names = CTR_NAMES_6 if kvm.format == 6 else CTR_NAMES
         before = dict(kvm.ctr)
         ret, out = run_op(kvm, checked)
         line: dict[str, Any] = {"ret": ret}
@@ -104,7 +116,8 @@ class Engine:
         if kvm.nested:
             line["nested"] = kvm.nested
         line["events"] = kvm.events
-        line["ctr"] = {name: now - before[name] for name, now in kvm.ctr.items() if now != before[name]}
+        changes = {name: kvm.ctr[name] - before[name] for name in names}
+        line["ctr"] = {name: change for name, change in changes.items() if change}
         return line
 
     def state(self) -> dict[str, Any]:

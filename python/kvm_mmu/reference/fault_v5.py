@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import spte as word
 from .constants import (
+    ACC_ALL,
     EFAULT,
     PAGE_SHIFT,
     PFERR_FETCH,
@@ -22,13 +23,14 @@ from .constants import (
     RET_PF_RETRY,
     kvm_pages_per_hpage,
 )
+from .events import note_fast_page_fault, note_hwpoison_signal
 from .host_memory import HostAnswer, host_mapping_level, is_compound_page
 from .map import direct_map
 from .mmio_fault import vcpu_cache_mmio_info, walk_to_last
 from .page import vcpu_root
 from .pin import PFN_NOSLOT, PFN_POISONED, PFN_RETRY, PFN_RO_FAULT, PinnedPfn, gfn_to_pfn
 from .reclaim import make_mmu_pages_available
-from .rmap import kvm_mmu_page_get_gfn, shown_spte, write_spte
+from .rmap import kvm_mmu_page_get_gfn, write_spte
 from .role import role_level
 from .slots import (
     kvm_page_track_is_active,
@@ -112,8 +114,7 @@ def fast_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int, level: int, error_code: int)
             handled = True
         else:
             handled = fast_pf_fix_spte(kvm, vcpu, sp, index, old, error_code)
-    shown_old, shown_new = (shown_spte(kvm, sp, spte) for spte in (old, sp.sptes.get(index, 0)))
-    kvm.events.append(["fast_pf", vcpu.id, gpa, error_code, sp.id, index, shown_old, shown_new, int(handled)])
+    note_fast_page_fault(kvm, vcpu, gpa, error_code, sp, index, old, int(handled))
     return handled
 
 
@@ -133,17 +134,22 @@ def fast_pf_fix_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, old: int,
     return True
 
 
+def noslot_access(kvm: Kvm) -> int:
+    """The access that a fault without a slot leaves in the vCPU's cache."""
+    return ACC_ALL & kvm.masks.mmio_access if kvm.rules.mmio_cache_access == "masked" else ACC_ALL
+
+
 def handle_abnormal_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, pinned: PinnedPfn) -> int | None:
     """The end of a fault whose page frame is none; None when the fault goes on."""
     if pinned.pfn == PFN_RO_FAULT:
         return RET_PF_EMULATE
     if pinned.pfn == PFN_POISONED:
-        kvm.events.append(["hwpoison_signal", pinned.hva])
+        note_hwpoison_signal(kvm, pinned.hva)
         return RET_PF_RETRY
     if pinned.pfn == PFN_RETRY:
         return RET_PF_RETRY
     if pinned.pfn == PFN_NOSLOT:
-        vcpu_cache_mmio_info(kvm, vcpu, gfn, 7)
+        vcpu_cache_mmio_info(kvm, vcpu, gfn, noslot_access(kvm))
         return None
     return -EFAULT if pinned.pfn < 0 else None
 

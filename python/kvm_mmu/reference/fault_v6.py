@@ -1,91 +1,130 @@
-"""The page fault of a direct MMU of v6.1 and v6.12, from the MMIO check on.
+"""The page fault of a direct MMU that settles the level first, from the MMIO check on: v5.10 and later.
 
-Owns nothing. Models direct_page_fault, fast_page_fault, kvm_faultin_pfn, kvm_mmu_hugepage_adjust and
-is_page_fault_stale of v6.1 and v6.12, as far as direct pages go.
+Owns nothing. Models direct_page_fault, fast_page_fault, kvm_faultin_pfn, kvm_mmu_hugepage_adjust
+and is_page_fault_stale of v6.1 and v6.12, as far as direct pages go.
 
-The order: page tracking, the lock-free path, the host's page, a stale root (the fault comes again), reclaim, the level,
-and then the mapping in `map_v6`. With MMIO caching off an access without a slot ends at the emulator before anything is
-built.
+The order: page tracking, the lock-free path, the host's page, room for pages and a stale root or a range that is being
+invalidated (the fault comes again), the level, and then the mapping in `map_v6`. Some kernels look for an invalidation
+before they pin the page as well. An access without a slot ends at the emulator before anything is built where there
+are no MMIO entries, or none so high.
 """
 
 from __future__ import annotations
 
 from . import spte as word
 from .constants import (
+    ENOSPC,
     PAGE_SHIFT,
-    PFERR_FETCH,
     PFERR_PRESENT,
     PFERR_RSVD,
     PFERR_WRITE,
     PT_PAGE_TABLE_LEVEL,
     PT_WRITABLE_MASK,
     RET_PF_EMULATE,
+    RET_PF_FIXED,
+    RET_PF_INVALID,
     RET_PF_RETRY,
+    RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
     U32,
 )
+from .dirty_log import kvm_mmu_max_mapping_level
+from .events import note_fast_page_fault, note_requested
 from .fault_v5 import handle_abnormal_pfn, page_fault_handle_page_track
-from .host_memory import HOST_LEVEL_V6, HostAnswer, host_page_kind
-from .map_v6 import Mapping, direct_map
+from .map_v6 import direct_map
 from .mmio_fault import walk_to_last
+from .notifier import mmu_invalidate_retry
 from .page import is_obsolete_sp, vcpu_root
+from .page_fault import PageFault
 from .pin import PFN_NOSLOT, PinnedPfn, gfn_to_pfn
 from .reclaim import make_mmu_pages_available
-from .rmap import kvm_mmu_page_get_gfn, shown_spte, write_spte
+from .rmap import kvm_mmu_page_get_gfn, kvm_set_pfn_accessed, write_spte
 from .role import role_level
-from .slots import kvm_vcpu_gfn_to_memslot, kvm_vcpu_mark_page_dirty, mmu_gfn_lpage_is_disallowed
-from .state import Kvm, KvmMemorySlot, ShadowPage, Vcpu
+from .slots import (
+    kvm_mmu_max_gfn,
+    kvm_vcpu_gfn_to_memslot,
+    kvm_vcpu_mark_page_dirty,
+    memslot_is_visible,
+)
+from .state import Kvm, ShadowPage, Vcpu
 
-NEITHER, FIXED, SPURIOUS = 0, 1, 2
 
-
-def direct_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int, error_code: int, answer: HostAnswer | None) -> int:
+def direct_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
     """A RET_PF value or a negative errno."""
-    gfn = gpa >> PAGE_SHIFT
-    if page_fault_handle_page_track(kvm, vcpu, gfn, error_code):
-        return RET_PF_EMULATE
-    if fast_page_fault(kvm, vcpu, gpa, error_code):
-        return RET_PF_RETRY
-    slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
-    pinned = gfn_to_pfn(kvm, slot, gfn, error_code & PFERR_WRITE != 0, answer)
-    verdict = handle_abnormal_pfn(kvm, vcpu, gfn, pinned)
-    if verdict is not None:
+    fault.slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, fault.gfn)
+    if page_fault_handle_page_track(kvm, vcpu, fault.gfn, fault.error_code):
+        return RET_PF_WRITE_PROTECTED
+    verdict = fast_page_fault(kvm, vcpu, fault)
+    if verdict != RET_PF_INVALID:
+        vcpu.stat["pf_fast"] += 1
         return verdict
+    fault.sequence = kvm.invalidation.sequence
+    if kvm.rules.invalid_slot_retries and fault.slot is not None and not memslot_is_visible(fault.slot):
+        return RET_PF_RETRY
+    if kvm.rules.retry_before_pin and was_invalidated(kvm, fault):
+        return RET_PF_RETRY
+    pinned = gfn_to_pfn(kvm, fault.slot, fault.gfn, fault.is_write, fault.answer)
+    abnormal = handle_abnormal_pfn(kvm, vcpu, fault.gfn, pinned)
+    if abnormal is not None:
+        return abnormal
     if pinned.pfn == PFN_NOSLOT:
-        if not kvm.masks.mmio_value:
+        if not kvm.masks.mmio_value or fault.gfn > kvm_mmu_max_gfn(kvm):
             return RET_PF_EMULATE
-        if answer is not None and answer.is_retry:
+        if fault.answer is not None and fault.answer.is_retry:
             return RET_PF_RETRY
-    root = vcpu_root(vcpu, gpa)
-    if root is None or is_obsolete_sp(kvm, kvm.pages[root]):
+    verdict = map_pinned(kvm, vcpu, fault, pinned)
+    if pinned.pfn >= 0 and kvm.format == 6:
+        kvm_set_pfn_accessed(kvm, pinned.pfn)
+    return verdict
+
+
+def was_invalidated(kvm: Kvm, fault: PageFault) -> bool:
+    """Whether the host takes the page away now, or took one away since the fault began."""
+    slot = fault.slot
+    if slot is None:
+        return False
+    hva = slot.userspace_addr + (fault.gfn - slot.base_gfn << PAGE_SHIFT)
+    return mmu_invalidate_retry(kvm, fault.sequence, fault.gfn, hva)
+
+
+def map_pinned(kvm: Kvm, vcpu: Vcpu, fault: PageFault, pinned: PinnedPfn) -> int:
+    """Everything under mmu_lock, after the page was pinned."""
+    root = vcpu_root(vcpu, fault.gpa)
+    if root is None:
+        return RET_PF_RETRY
+    if kvm.rules.retry_before_pin and was_invalidated(kvm, fault):
+        return RET_PF_RETRY
+    if kvm.rules.stale_test == "before_reclaim" and is_page_fault_stale(kvm, root, fault):
+        return RET_PF_RETRY
+    if kvm.rules.stale_test == "none" and was_invalidated(kvm, fault):
         return RET_PF_RETRY
     if make_mmu_pages_available(kvm) < 0:
+        return -ENOSPC if kvm.rules.enospc_to_user else RET_PF_RETRY
+    if kvm.rules.stale_test == "after_reclaim" and is_page_fault_stale(kvm, root, fault):
         return RET_PF_RETRY
-    is_exec = error_code & PFERR_FETCH != 0
-    level = kvm_mmu_hugepage_adjust(kvm, slot, gfn, pinned, is_exec, answer)
-    is_write = error_code & PFERR_WRITE != 0
-    return direct_map(kvm, vcpu, root, Mapping(gpa, level, pinned, is_write, is_exec, answer))
+    kvm_mmu_hugepage_adjust(kvm, fault, pinned)
+    note_requested(kvm, fault.gfn, pinned.pfn, fault.goal_level)
+    return direct_map(kvm, vcpu, root, fault, pinned)
 
 
-def kvm_mmu_hugepage_adjust(
-    kvm: Kvm,
-    slot: KvmMemorySlot | None,
-    gfn: int,
-    pinned: PinnedPfn,
-    is_exec: bool,
-    answer: HostAnswer | None,
-) -> int:
-    """The level to ask for: what the host maps and nothing vetoes."""
+def is_page_fault_stale(kvm: Kvm, root: int, fault: PageFault) -> bool:
+    return is_obsolete_sp(kvm, kvm.pages[root]) or was_invalidated(kvm, fault)
+
+
+def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault, pinned: PinnedPfn) -> None:
+    """The level to ask for, what the host maps and nothing vetoes, and the level to map at."""
+    fault.is_huge_page_disallowed = fault.is_exec and kvm.nx_huge_pages
+    slot = fault.slot
     if slot is None or pinned.pfn < 0:
-        return PT_PAGE_TABLE_LEVEL
-    if answer is not None:
-        return answer.level
-    if slot.dirty_bitmap is not None or (is_exec and kvm.config.nx_huge_pages):
-        return PT_PAGE_TABLE_LEVEL
-    most = min(HOST_LEVEL_V6[host_page_kind(kvm.host, pinned.pfn)], kvm.config.lpage_level)
-    level = PT_PAGE_TABLE_LEVEL
-    while level < most and not mmu_gfn_lpage_is_disallowed(slot, gfn, level + 1):
-        level += 1
-    return level
+        return
+    if fault.answer is not None:
+        fault.requested_level = fault.goal_level = fault.answer.level
+        return
+    if slot.dirty_bitmap is not None:
+        return
+    fault.requested_level = kvm_mmu_max_mapping_level(kvm, slot, fault.gfn)
+    if not fault.is_huge_page_disallowed:
+        fault.goal_level = fault.requested_level
 
 
 def page_fault_can_be_fast(kvm: Kvm, error_code: int) -> bool:
@@ -97,22 +136,22 @@ def page_fault_can_be_fast(kvm: Kvm, error_code: int) -> bool:
     return error_code & PFERR_WRITE != 0
 
 
-def fast_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int, error_code: int) -> bool:
-    """Mend an entry without the lock, or find that there is nothing to mend; true when that ends the fault."""
+def fast_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
+    """Mend an entry without the lock, or find that there is nothing to mend; RET_PF_INVALID when the fault goes on."""
+    gpa, error_code = fault.gpa, fault.error_code
     root = vcpu_root(vcpu, gpa)
     if root is None or not page_fault_can_be_fast(kvm, error_code):
-        return False
+        return RET_PF_INVALID
     sp, index, old = walk_to_last(kvm, root, gpa)
-    handled = NEITHER
+    handled, verdict = 0, RET_PF_INVALID
     if word.is_shadow_present_pte(kvm.masks, old) and word.is_last_spte(old, role_level(sp.role)):
         if word.is_access_allowed(kvm.masks, error_code, old):
-            handled = SPURIOUS
+            handled, verdict = 2, RET_PF_SPURIOUS
         elif fast_pf_fix_spte(kvm, vcpu, sp, index, old, error_code):
-            handled = FIXED
-    shown_old, shown_new = (shown_spte(kvm, sp, spte) for spte in (old, sp.sptes.get(index, 0)))
-    shown_code = error_code if kvm.rules.fast_pf_shows_whole_error_code else error_code & U32
-    kvm.events.append(["fast_pf", vcpu.id, gpa, shown_code, sp.id, index, shown_old, shown_new, handled])
-    return handled != NEITHER
+            handled, verdict = 1, RET_PF_FIXED
+    shown_code = error_code if kvm.rules.fast_pf_whole_error_code else error_code & U32
+    note_fast_page_fault(kvm, vcpu, gpa, shown_code, sp, index, old, handled)
+    return verdict
 
 
 def fast_pf_fix_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, old: int, error_code: int) -> bool:

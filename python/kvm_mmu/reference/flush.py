@@ -1,18 +1,20 @@
 """TLB flushes and requests to the vCPUs, with their events and counts.
 
 Owns `Vcpu.requests` being raised for all vCPUs. Models kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
-and kvm_reload_remote_mmus of v5.0 to v5.2.
+and kvm_reload_remote_mmus of v5.0 to v6.12, where a reload is a request to free obsolete roots.
 """
 
 from __future__ import annotations
 
 from .constants import KVM_REQ_MMU_RELOAD, KVM_REQ_TLB_FLUSH
-from .state import Kvm
+from .events import note_reload
+from .state import Kvm, KvmMemorySlot
 
 
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
     kvm.events.append(["flush"])
     kvm.ctr["flush"] += 1
+    kvm.stat["remote_tlb_flush_requests"] += 1
     kvm.work["flushes"] += 1
     for vcpu in kvm.vcpus:
         vcpu.requests |= KVM_REQ_TLB_FLUSH
@@ -28,11 +30,16 @@ def kvm_flush_remote_tlbs_with_address(kvm: Kvm, start_gfn: int, pages: int) -> 
         kvm_flush_remote_tlbs(kvm)
         return
     kvm.events.append(["flush_range", start_gfn, pages])
+    kvm.ctr["flush_range"] += 1
     kvm.work["flushes_ranged"] += 1
 
 
+def kvm_arch_flush_remote_tlbs_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    kvm_flush_remote_tlbs_with_address(kvm, slot.base_gfn, slot.npages)
+
+
 def kvm_reload_remote_mmus(kvm: Kvm) -> None:
-    kvm.events.append(["reload_mmus"])
+    note_reload(kvm)
     kvm.ctr["reload"] += 1
     for vcpu in kvm.vcpus:
         vcpu.requests |= KVM_REQ_MMU_RELOAD

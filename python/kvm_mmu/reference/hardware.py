@@ -25,7 +25,7 @@ from .masks import LEGACY_FAMILIES, bits
 from .page import vcpu_root
 from .rmap import write_spte
 from .role import role_level
-from .slots import kvm_vcpu_mark_page_dirty
+from .slots import kvm_vcpu_mark_page_dirty, nr_memslots_dirty_logging
 from .state import Kvm, ShadowPage, Vcpu
 
 EPT_READABLE = 1
@@ -104,7 +104,8 @@ def set_accessed_and_dirty(
     leaf, index = path[-1]
     spte = leaf.sptes[index]
     write_spte(leaf, index, spte | kvm.masks.dirty)
-    if kvm.config.pml and not spte & kvm.masks.dirty:
+    logs = not kvm.rules.pml_while_logging or nr_memslots_dirty_logging(kvm) > 0
+    if kvm.config.pml and logs and not spte & kvm.masks.dirty:
         gfn = gpa >> PAGE_SHIFT
         kvm.events.append(["pml", gfn])
         kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)

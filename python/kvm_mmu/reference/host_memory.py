@@ -1,19 +1,21 @@
 """The host behind the slots: what a host page is like and what pinning it gives.
 
 Owns the reading and writing of `HostMemory`, and `HostAnswer`, what a fault operation says in its place. The host
-frame of a host virtual address is always the address divided by the page size; this replaces get_user_pages, vma
-sizes and transparent huge pages of the real host.
+frame of a host virtual address is the address divided by the page size until the host changes it; this replaces
+get_user_pages, vma sizes and transparent huge pages of the real host. States and sizes are kept by host page.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT
-from .slots import gfn_to_memslot
-from .state import HostMemory, Kvm
+from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT, kvm_pages_per_hpage
+from .slots import gfn_to_host_page, gfn_to_memslot
+from .state import HostMemory, Kvm, KvmMemorySlot
 
 HOST_STATES = ("rw", "cow", "absent", "zero", "ro", "fault", "hwpoison")
+HOST_STATES_6 = ("rw", "cow", "cow_copy", "absent", "ro", "fault", "hwpoison")
+COPIED_FRAME = 0x400000  # flipped in the frame of a page that is copied by a write
 HOST_PAGE_KINDS = ("none", "thp", "hugetlb2m", "hugetlb1g")
 HOST_LEVEL = {"none": 1, "thp": 1, "hugetlb2m": 2, "hugetlb1g": 3}
 # v6 asks the host's page tables, where a transparent huge page shows.
@@ -43,6 +45,11 @@ def set_host_huge(host: HostMemory, first_pfn: int, npages: int, kind: str) -> N
     host.huge.append((first_pfn, first_pfn + npages, kind))
 
 
+def host_frame(host: HostMemory, page: int) -> int:
+    """The frame behind a host page."""
+    return host.frames.get(page, page)
+
+
 def latest(ranges: list[tuple[int, int, str]], pfn: int, default: str) -> str:
     for first, end, what in reversed(ranges):
         if first <= pfn < end:
@@ -70,6 +77,21 @@ def host_mapping_level(kvm: Kvm, gfn: int) -> int:
         return 1
     pfn = (slot.userspace_addr >> PAGE_SHIFT) + gfn - slot.base_gfn
     return HOST_LEVEL[host_page_kind(kvm.host, pfn)]
+
+
+def host_pfn_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
+    """v6: the level at which the host maps the page behind a gfn; a huge page lies wholly inside its range."""
+    page = gfn_to_host_page(slot, gfn)
+    for first, end, kind in reversed(kvm.host.huge):
+        if not first <= page < end:
+            continue
+        for level in range(HOST_LEVEL_V6[kind], 1, -1):
+            pages = kvm_pages_per_hpage(level)
+            base = page & ~(pages - 1)
+            if kvm.format == 1 or (first <= base and base + pages <= end):
+                return level
+        return 1
+    return 1
 
 
 def can_pin_for_write_atomically(host: HostMemory, pfn: int) -> bool:

@@ -1,134 +1,362 @@
-"""What differs between the kernels the reference speaks for, as plain facts.
+"""What differs between the kernels the reference speaks for, as rows of plain facts.
 
-Owns the table of kernels: v5.0, v5.0-seed (v5.0 with the dedicated MMIO zap of the seed patch), v5.2, and for direct
-pages v5.3, v5.4, v6.1 and v6.12. Every other module asks a fact here by its name instead of comparing kernel names.
-
-How they follow from one another: v5.2 dropped the fast invalidate of v5.0, v5.3 brought it back for memslot removal,
-v5.4 for everything (one bit of generation, entries of a kind of their own in bits 52-53). v6.1 maps by another order
-of steps (`fault_v6`, `map_v6`), v6.12 differs from it in the value of an empty entry and in what its tracepoint shows.
+This file owns the table. A kernel is a row, named by its branch if it is the branch's newest row, else by branch and
+patch level; `v6.12.117`, `6.12.117` and `v6.12` name the same one. Every other module asks a fact by its name and none
+compares names of kernels. Each row is written as what it changes of the row it came from, so that the table reads as a
+history. A fact that a value stands for: `any`, `own` and other words say which of the known rules holds.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from .errors import ScenarioError
 
+Plans = tuple[tuple[str, str], ...]
+
+
+def plans(wrap: str, slot_removal: str, teardown: str, flush_all: str) -> Plans:
+    """Name the zap plan of each event."""
+    return (
+        ("wrap", wrap),
+        ("slot_removal", slot_removal),
+        ("teardown", teardown),
+        ("flush_all", flush_all),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class KernelRules:
-    """Facts about one kernel. `shows_*`: the structure has the field, so a dump shows it."""
+    """The facts about one kernel; the defaults are those of v5.0."""
 
     name: str
-    has_refactored_mmio_gen: bool  # v5.1+: 19 bits, in-progress flag in bit 63
-    shows_valid_gen: bool
-    shows_mmio_cached: bool
-    has_zapped_obsolete_list: bool
-    has_invalidate_event: bool  # the tracepoint of the fast invalidate
-    reloads_obsolete_roots: bool  # an in-use root that is zapped asks for a reload even when obsolete
-    direct_role_has_8_byte_gptes: bool
-    clear_log_needs_whole_words: bool
-    slot_walk_flushes_ranges: bool
-    nr_mmu_pages_is_u32: bool
-    plans: tuple[tuple[str, str], ...]
-    has_set_spte_event: bool = False  # v5.3+
-    has_zap_all_fast_event: bool = False  # v5.4+
-    obsolete_includes_invalid: bool = False  # v5.4+
-    valid_gen_is_one_bit: bool = False  # v5.4+: 0 and 1 in turn
-    batch_counts_unstable_only: bool = (
-        False  # v5.4: zapped pages count for the batch only where the list changed
+    release: str
+    plans: Plans
+    # Words and layouts.
+    spte_layout: str = "v5.0"  # where the kernel's own bits lie
+    generation_layout: str = "v5.0"  # how an MMIO entry keeps the generation
+    role_layout: str = "v5.0"
+    access_bits: str = "xwu"
+    direct_role_bit4: bool = False  # direct pages have 8-byte guest entries
+    is_role_fixed: bool = False  # a direct role follows SMM only
+    l1tf: bool = True  # the mask is in use whatever the CPU
+    mark_mmio_access_mask: int = 0  # what the tracepoint shows of the entry as access; 0: the access itself
+    fast_pf_whole_error_code: bool = False
+    # Structure.
+    mem_slots: int = 512  # of an address space, three private ones included
+    has_max_gfn: bool = False  # no slot and no MMIO entry above the host's physical width
+    pte_list_ext: int = 3
+    pte_list_order: str = "tail"  # where a full chain gets its next descriptor
+    has_valid_gen: bool = True
+    valid_gen_toggles: bool = False
+    obsolete_if_invalid: bool = False
+    has_mmio_cached: bool = False
+    has_zapped_obsolete: bool = True  # what a fast zap collects waits on a list of the VM
+    has_shrinker: bool = True
+    # Events.
+    has_invalidate_event: bool = True
+    has_zap_all_fast_event: bool = False
+    has_set_spte_event: bool = False
+    set_spte_for_mmio: bool = False
+    has_requested_event: bool = False
+    logs_silent_calls: bool = False  # recordings have probes on functions without a tracepoint
+    # Zap, reclaim, roots.
+    batch_counts_unstable: bool = False  # a zapped page counts for the batch only where the list changed
+    reload_skips_obsolete: bool = True  # a zapped root in use asks for a reload only if not obsolete
+    reload_keeps_valid_root: bool = False
+    zapped_root_leaves: bool = False  # a zapped root in use leaves the active list
+    reclaim_skips_roots: bool = False
+    zap_spares_rooted_child: bool = False
+    stale_test: str = "none"  # a fault tests its root: none, before_reclaim, after_reclaim
+    enospc_to_user: bool = False
+    child_role_valid: bool = False
+    child_reuse: str = "access"  # which child table a fault keeps
+    large_in_way: str = "dropped_range"  # of a large leaf where a table is wanted
+    mmio_over_leaf: str = "drop_first"
+    old_entry_exempts: str = "none"  # from what a writable old entry exempts the new leaf
+    track_all_spaces: bool = False
+    mmio_cache_space: str = "zero"  # whose generation the vCPU's MMIO cache goes by
+    # Fault.
+    is_level_requested: bool = False  # the level is settled first, then tables, then the leaf
+    retry_before_pin: bool = False
+    mmio_emulate_retry: bool = False
+    fault_returns: str = "one"
+    prefetch_drops_open_run: bool = True
+    prefetch_over_same_is_spurious: bool = False
+    emulate_wins_over_spurious: bool = False
+    has_nx_huge_pages: bool = False
+    nx_keeps_any_table: bool = False
+    nx_marks_all_levels: bool = False
+    has_mmio_caching: bool = False  # there is an option to have no MMIO entries
+    wrap_zaps_without_caching: bool = True
+    # Ranges, dirty log, notifiers.
+    clear_log_whole_words: bool = True
+    walk_flush_ranged: bool = False
+    zap_range_defers: bool = True  # zap_gfn_range leaves its flush to the end where a hook exists
+    log_on_flush: str = "if_changed"
+    dirty_log_flush: str = "all"
+    zap_range_flush: str = "each_slot"
+    zap_range_blocks: str = "nothing"  # which faults a zap of a gfn range makes retry
+    collapse: str = "by_leaf"
+    collapse_flush: str = "table"
+    has_change_pte: bool = True
+    unmap_offers_lock: bool = False
+    aging_is_lockless: bool = False
+    has_initially_set: bool = False
+    limit_on_resize: bool = False  # the automatic limit follows created and deleted slots only
+    walk_on_log_change: bool = False  # a slot's mappings are walked only where its log flag changed
+    has_eager_split: bool = False
+    has_slot_zap_all_quirk: bool = False
+    nx_recovery_spares_logged: bool = False
+    has_prefault: bool = False
+    spte_flush: str = "any_bit"  # which lost bits of an entry ask for a flush
+    copies_ad_on_zap: bool = True
+    # What the vectors of v6 showed besides.
+    walk_skips_empty_heads: bool = False  # a walk polls only after heads that hold something
+    notifier_by_hva: bool = False  # notifiers come to slots by host address, else as the array has them
+    zap_list_in_order: bool = False  # a reverse map is emptied in its order, else always of its first entry
+    move_renews_arrays: bool = False  # a moved slot gets fresh vetoes, reverse maps and tracking
+    mmio_cache_access: str = (
+        "all"  # the access a fault without a slot leaves in the vCPU's cache: all, masked
     )
-    has_spte_kinds: bool = False  # v5.4+: bits 52-53 say what an entry is
-    is_v6: bool = False  # SPTE layout, fault, limits, probes and roots as in v6.1
-    empty_spte: int = 0
-    fast_pf_shows_whole_error_code: bool = False
+    invalid_slot_retries: bool = False  # a fault on a slot that is on its way out comes again
+    pml_while_logging: bool = False  # the processor logs dirty pages only while some slot does
 
 
-_V5_0_PLANS = (
-    ("wrap", "v5.0-fast"),
-    ("slot_removal", "v5.0-fast"),
-    ("teardown", "v5.0-fast"),
-    ("flush_all", "v5.0-fast"),
-)
+_FAST_ZAP = plans("v5.4-fast", "v5.4-fast", "zap-all", "zap-all")
 
 _V5_0 = KernelRules(
-    name="v5.0",
-    has_refactored_mmio_gen=False,
-    shows_valid_gen=True,
-    shows_mmio_cached=False,
-    has_zapped_obsolete_list=True,
-    has_invalidate_event=True,
-    reloads_obsolete_roots=False,
-    direct_role_has_8_byte_gptes=False,
-    clear_log_needs_whole_words=True,
-    slot_walk_flushes_ranges=False,
-    nr_mmu_pages_is_u32=True,
-    plans=_V5_0_PLANS,
+    name="v5.0", release="5.0.1", plans=plans("v5.0-fast", "v5.0-fast", "v5.0-fast", "v5.0-fast")
 )
 _V5_0_SEED = replace(
-    _V5_0, name="v5.0-seed", shows_mmio_cached=True, plans=(("wrap", "seed"), *_V5_0_PLANS[1:])
+    _V5_0,
+    name="v5.0-seed",
+    plans=plans("seed", "v5.0-fast", "v5.0-fast", "v5.0-fast"),
+    has_mmio_cached=True,
 )
-_V5_2 = KernelRules(
+_V5_2 = replace(
+    _V5_0,
     name="v5.2",
-    has_refactored_mmio_gen=True,
-    shows_valid_gen=False,
-    shows_mmio_cached=True,
-    has_zapped_obsolete_list=False,
+    release="5.2.1",
+    plans=plans("merged", "v5.2-slot", "zap-all", "zap-all"),
+    generation_layout="v5.1",
+    role_layout="v5.1",
+    direct_role_bit4=True,
+    has_valid_gen=False,
+    has_mmio_cached=True,
+    has_zapped_obsolete=False,
     has_invalidate_event=False,
-    reloads_obsolete_roots=True,
-    direct_role_has_8_byte_gptes=True,
-    clear_log_needs_whole_words=False,
-    slot_walk_flushes_ranges=True,
-    nr_mmu_pages_is_u32=False,
-    plans=(
-        ("wrap", "merged"),
-        ("slot_removal", "v5.2-slot"),
-        ("teardown", "zap-all"),
-        ("flush_all", "zap-all"),
-    ),
+    reload_skips_obsolete=False,
+    clear_log_whole_words=False,
+    walk_flush_ranged=True,
+    zap_range_defers=False,
 )
 _V5_3 = replace(
     _V5_2,
     name="v5.3",
-    shows_valid_gen=True,
+    release="5.3.1",
+    plans=plans("merged", "v5.3-fast", "zap-all", "zap-all"),
+    has_valid_gen=True,
     has_set_spte_event=True,
-    plans=(
-        ("wrap", "merged"),
-        ("slot_removal", "v5.3-fast"),
-        ("teardown", "zap-all"),
-        ("flush_all", "zap-all"),
-    ),
 )
 _V5_4 = replace(
     _V5_3,
     name="v5.4",
-    shows_mmio_cached=False,
-    reloads_obsolete_roots=False,
+    release="5.4.18",
+    plans=_FAST_ZAP,
+    spte_layout="v5.4",
+    valid_gen_toggles=True,
+    obsolete_if_invalid=True,
+    has_mmio_cached=False,
+    has_zapped_obsolete=True,
     has_zap_all_fast_event=True,
-    obsolete_includes_invalid=True,
-    valid_gen_is_one_bit=True,
-    batch_counts_unstable_only=True,
-    has_spte_kinds=True,
-    plans=(
-        ("wrap", "v5.4-fast"),
-        ("slot_removal", "v5.4-fast"),
-        ("teardown", "zap-all"),
-        ("flush_all", "zap-all"),
-    ),
+    batch_counts_unstable=True,
+    reload_skips_obsolete=True,
+)
+_V5_10 = replace(
+    _V5_4,
+    name="v5.10",
+    release="5.10.251",
+    spte_layout="v5.10",
+    generation_layout="v5.10",
+    l1tf=False,
+    mark_mmio_access_mask=7,
+    set_spte_for_mmio=True,
+    has_requested_event=True,
+    logs_silent_calls=True,
+    batch_counts_unstable=False,
+    zapped_root_leaves=True,
+    reclaim_skips_roots=True,
+    enospc_to_user=True,
+    mmio_over_leaf="overwrite",
+    move_renews_arrays=True,
+    mmio_cache_access="masked",
+    is_level_requested=True,
+    has_nx_huge_pages=True,
+    nx_keeps_any_table=True,
+    has_initially_set=True,
+    walk_on_log_change=True,
+)
+_V6_1_0 = replace(
+    _V5_10,
+    name="v6.1.0",
+    release="6.1.0",
+    spte_layout="v6.1",
+    generation_layout="v6.1",
+    role_layout="v6.1",
+    direct_role_bit4=False,
+    is_role_fixed=True,
+    mem_slots=32767,
+    has_max_gfn=True,
+    pte_list_ext=14,
+    set_spte_for_mmio=False,
+    reload_keeps_valid_root=True,
+    stale_test="before_reclaim",
+    child_reuse="any",
+    old_entry_exempts="dirty_and_unsync",
+    mmio_emulate_retry=True,
+    prefetch_drops_open_run=False,
+    emulate_wins_over_spurious=True,
+    has_mmio_caching=True,
+    log_on_flush="always",
+    dirty_log_flush="slot",
+    zap_range_flush="once",
+    zap_range_blocks="everything",
+    collapse="by_table",
+    limit_on_resize=True,
+    has_eager_split=True,
+    walk_skips_empty_heads=True,
+    notifier_by_hva=True,
+    zap_list_in_order=True,
+    invalid_slot_retries=True,
+    pml_while_logging=True,
 )
 _V6_1 = replace(
-    _V5_4, name="v6.1", direct_role_has_8_byte_gptes=False, batch_counts_unstable_only=False, is_v6=True
+    _V6_1_0,
+    name="v6.1",
+    release="6.1.192",
+    zap_spares_rooted_child=True,
+    stale_test="after_reclaim",
+    child_role_valid=True,
+    child_reuse="gfn_role",
+    large_in_way="zapped_full",
+    mmio_over_leaf="drop_first",
+    track_all_spaces=True,
+    mmio_cache_space="own",
+    collapse="by_table_in_slot",
 )
-_V6_12 = replace(_V6_1, name="v6.12", empty_spte=1 << 63, fast_pf_shows_whole_error_code=True)
+_V6_12_0 = replace(
+    _V6_1_0,
+    name="v6.12.0",
+    release="6.12.0",
+    spte_layout="v6.12",
+    fast_pf_whole_error_code=True,
+    pte_list_order="front",
+    retry_before_pin=True,
+    mmio_emulate_retry=False,
+    nx_keeps_any_table=False,
+    nx_marks_all_levels=True,
+    zap_range_blocks="range",
+    collapse_flush="entry",
+    has_change_pte=False,
+    unmap_offers_lock=True,
+    has_slot_zap_all_quirk=True,
+    nx_recovery_spares_logged=True,
+    has_prefault=True,
+)
+_V6_12 = replace(
+    _V6_12_0,
+    name="v6.12",
+    release="6.12.117",
+    zap_spares_rooted_child=True,
+    stale_test="after_reclaim",
+    child_role_valid=True,
+    child_reuse="gfn_role",
+    large_in_way="zapped_full",
+    mmio_over_leaf="drop_first",
+    track_all_spaces=True,
+    mmio_cache_space="own",
+    collapse="by_table_in_slot",
+)
+_V6_18 = replace(
+    _V6_12_0,
+    name="v6.18",
+    release="6.18.15",
+    has_zapped_obsolete=False,
+    has_shrinker=False,
+    old_entry_exempts="unsync",
+    fault_returns="verdict",
+    prefetch_over_same_is_spurious=True,
+    aging_is_lockless=True,
+    spte_flush="mmu_writable",
+    copies_ad_on_zap=False,
+)
+_V7_1 = replace(
+    _V6_18,
+    name="v7.1",
+    release="7.1.13",
+    stale_test="after_reclaim",
+    child_role_valid=True,
+    child_reuse="gfn_role",
+    large_in_way="zapped_range",
+    mmio_over_leaf="drop_first",
+    track_all_spaces=True,
+    wrap_zaps_without_caching=False,
+    collapse="by_table_in_slot",
+)
+_V7_2_6 = replace(
+    _V7_1,
+    name="v7.2.6",
+    release="7.2.6",
+    spte_layout="v7.2",
+    generation_layout="v7.2",
+    role_layout="v7.2",
+    access_bits="rwux",
+    mark_mmio_access_mask=15,
+    zap_spares_rooted_child=True,
+)
+_V7_2 = replace(_V7_2_6, name="v7.2", release="7.2.12", mmio_cache_space="own")
+_V7_3 = replace(_V7_2, name="v7.3", release="7.3.4")
 
 KERNELS: dict[str, KernelRules] = {
-    rules.name: rules for rules in (_V5_0, _V5_0_SEED, _V5_2, _V5_3, _V5_4, _V6_1, _V6_12)
+    rules.name: rules
+    for rules in (
+        *(_V5_0, _V5_0_SEED, _V5_2, _V5_3, _V5_4, _V5_10, _V6_1_0, _V6_1, _V6_12_0, _V6_12),
+        *(_V6_18, _V7_1, _V7_2_6, _V7_2, _V7_3),
+    )
 }
 
+_RELEASE = re.compile(r"v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?")
 
-def kernel_rules(name: str) -> KernelRules:
-    """The facts of a kernel; raises ScenarioError for a kernel the reference does not know."""
-    rules = KERNELS.get(name)
-    if rules is None:
-        raise ScenarioError(f"unknown kernel {name!r}; expected one of {', '.join(KERNELS)}")
-    return rules
+
+def kernel(name: str) -> KernelRules:
+    """Find the row of a kernel: by its name, or by branch and patch level the branch's newest row that is not newer.
+
+    A patch level before the branch's first row gets that one.
+
+    Args:
+        name: a row's name, a branch (its newest row) or a release.
+
+    Returns:
+        The row.
+
+    Raises:
+        ScenarioError: the reference knows no such branch.
+    """
+    if name in KERNELS:
+        return KERNELS[name]
+    release = _RELEASE.fullmatch(name)
+    if release is not None:
+        rows = [
+            (int(number), rules)
+            for rules in KERNELS.values()
+            for branch, _, number in [rules.release.rpartition(".")]
+            if branch == f"{release[1]}.{release[2]}" and "-" not in rules.name
+        ]
+        if release[3] is not None:
+            oldest = rows[:1]
+            rows = [(number, rules) for number, rules in rows if number <= int(release[3])] or oldest
+        if rows:
+            return max(rows, key=lambda row: row[0])[1]
+    raise ScenarioError(f"unknown kernel {name!r}; expected one of {', '.join(KERNELS)}")

@@ -1,7 +1,7 @@
 """Building the path to a direct mapping and storing it, with the prefetch of its neighbours.
 
-Owns the writing of new leaves up to v5.4; v6 has its own in `map_v6`. Models __direct_map, mmu_set_spte, set_spte,
-mark_mmio_spte, mmu_need_write_protect and direct_pte_prefetch of v5.0 to v5.4.
+Owns the writing of new leaves up to v5.4; where the level is requested first it is in `map_v6`. Models __direct_map,
+mmu_set_spte, set_spte, mark_mmio_spte, mmu_need_write_protect and direct_pte_prefetch of v5.0 to v5.4.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from .constants import (
     kvm_pages_per_hpage,
     spte_index,
 )
+from .events import note_set_spte
 from .flush import kvm_flush_remote_tlbs_with_address
-from .host_memory import HostAnswer, can_pin_for_write_atomically
+from .host_memory import HostAnswer, can_pin_for_write_atomically, host_frame
 from .mmio import encode_mmio_spte, is_mmio_spte, mmio_generation
-from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page, vcpu_root
+from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page, role_below, vcpu_root
 from .pin import PFN_NOSLOT, PinnedPfn
 from .rmap import (
     drop_spte,
@@ -37,12 +38,11 @@ from .rmap import (
     mmu_spte_update,
     rmap_add,
     rmap_recycle,
-    shown_spte,
     write_spte,
 )
 from .role import role_is_ad_disabled, role_level
 from .slots import (
-    gfn_to_pfn_in_slot,
+    gfn_to_host_page,
     kvm_page_track_is_active,
     kvm_vcpu_gfn_to_memslot,
     kvm_vcpu_mark_page_dirty,
@@ -91,7 +91,7 @@ def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, gpa: int) -> ShadowPage:
         return child_of(kvm, spte)
     covered = (kvm_pages_per_hpage(level) << PAGE_SHIFT) - 1
     child_gfn = (gpa & PT64_BASE_ADDR_MASK & ~covered) >> PAGE_SHIFT
-    child = kvm_mmu_get_page(kvm, vcpu, child_gfn, level - 1)
+    child = kvm_mmu_get_page(kvm, child_gfn, role_below(kvm, vcpu, sp))
     link_shadow_page(kvm, sp, index, child)
     return child
 
@@ -133,7 +133,7 @@ def mmu_set_spte(
     if is_mmio_spte(kvm.masks, stored):
         verdict = RET_PF_EMULATE
     if kvm.rules.has_set_spte_event:
-        kvm.events.append(["set_spte", sp.id, index, gfn, shown_spte(kvm, sp, stored), level])
+        note_set_spte(kvm, sp, index, gfn, stored)
     if not was_rmapped and word.is_large_pte(stored):
         kvm.ctr["lpages"] += 1  # counts MMIO entries too, where a generation bit looks like a large page
     if not was_rmapped and word.is_shadow_present_pte(kvm.masks, stored):
@@ -229,14 +229,14 @@ def pin_run(
         return []
     pinned = []
     for position in range(end - start):
-        pfn = gfn_to_pfn_in_slot(slot, gfn + position)
+        page = gfn_to_host_page(slot, gfn + position)
         if answer is None or answer.found is None:
-            is_found = can_pin_for_write_atomically(kvm.host, pfn)
+            is_found = can_pin_for_write_atomically(kvm.host, page)
         else:
             is_found = gfn + position in answer.found
         if not is_found:
             break
-        pinned.append(PinnedPfn(pfn, pfn << PAGE_SHIFT, is_host_writable=True))
+        pinned.append(PinnedPfn(host_frame(kvm.host, page), page << PAGE_SHIFT, is_host_writable=True))
     return pinned
 
 

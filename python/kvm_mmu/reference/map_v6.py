@@ -1,6 +1,6 @@
-"""Building the path to a direct mapping and storing it, as v6.1 and v6.12 do.
+"""Building the path to a direct mapping and storing it, where the level is requested first: v5.10 and later.
 
-Owns the writing of new leaves in v6. Models direct_map, disallowed_hugepage_adjust, mmu_set_spte, make_spte,
+Owns the writing of new leaves there. Models direct_map, disallowed_hugepage_adjust, mmu_set_spte, make_spte,
 make_mmio_spte, mark_mmio_spte and direct_pte_prefetch of v6.1 and v6.12 for direct pages.
 
 What differs from v5: the large leaf in the way of a table goes only after the table was got; a leaf that is there
@@ -10,8 +10,6 @@ MMIO entry is stored before all of that, without prefetch.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from . import spte as word
 from .constants import (
@@ -24,15 +22,19 @@ from .constants import (
     PT_WRITABLE_MASK,
     PTE_PREFETCH_NUM,
     RET_PF_EMULATE,
-    RET_PF_RETRY,
+    RET_PF_FIXED,
+    RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
     kvm_pages_per_hpage,
     spte_index,
 )
-from .flush import kvm_flush_remote_tlbs_with_address
+from .events import note_set_spte, note_silent_call, shown_spte
+from .flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
 from .host_memory import HostAnswer
 from .map import note_mmio_cached, pin_run
 from .mmio import encode_mmio_spte, mmio_generation
-from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page
+from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page, role_below
+from .page_fault import PageFault
 from .pin import PFN_NOSLOT, PinnedPfn
 from .rmap import (
     drop_spte,
@@ -41,120 +43,131 @@ from .rmap import (
     mmu_spte_update,
     rmap_add,
     rmap_recycle,
-    shown_spte,
     write_spte,
 )
-from .role import role_is_ad_disabled, role_level
+from .role import role_is_ad_disabled, role_level, shown_access
 from .slots import kvm_page_track_is_active, kvm_vcpu_mark_page_dirty, vcpu_address_space
 from .state import Kvm, ShadowPage, Vcpu
+from .zap import account_nx_huge_page
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """What a fault wants mapped."""
-
-    gpa: int
-    level: int
-    pinned: PinnedPfn
-    is_write: bool
-    is_exec: bool
-    answer: HostAnswer | None
-
-
-def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, mapping: Mapping) -> int:
+def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, fault: PageFault, pinned: PinnedPfn) -> int:
     """Walk down from the root, building tables, and map the page at the level, or below it where that is refused."""
     sp = kvm.pages[root]
-    level = mapping.level
     while True:
-        if role_level(sp.role) == level:
-            if not is_huge_page_disallowed(kvm, sp, mapping.gpa):
+        if role_level(sp.role) == fault.goal_level:
+            if not is_huge_page_disallowed(kvm, sp, fault.gpa):
                 break
-            level -= 1
-        sp = table_below(kvm, vcpu, sp, mapping)
-    index = spte_index(mapping.gpa, level)
-    gfn = mapping.gpa >> PAGE_SHIFT & ~(kvm_pages_per_hpage(level) - 1)
-    if mapping.pinned.pfn == PFN_NOSLOT:
-        replace_by_mmio_spte(kvm, vcpu, sp, index, mapping.gpa >> PAGE_SHIFT)
+            fault.goal_level -= 1
+        sp = table_below(kvm, vcpu, sp, fault)
+    index = spte_index(fault.gpa, fault.goal_level)
+    gfn = fault.gfn & ~(kvm_pages_per_hpage(fault.goal_level) - 1)
+    if pinned.pfn == PFN_NOSLOT:
+        replace_by_mmio_spte(kvm, vcpu, sp, index, fault.gfn)
         return RET_PF_EMULATE
-    pinned = mapping.pinned
-    pinned = PinnedPfn(pinned.pfn & ~(kvm_pages_per_hpage(level) - 1), pinned.hva, pinned.is_host_writable)
-    is_written = mapping.answer.is_written if mapping.answer is not None else None
-    verdict, is_spurious = mmu_set_spte(
-        kvm, vcpu, sp, index, gfn, pinned, is_write_fault=mapping.is_write, is_written=is_written
+    first = PinnedPfn(
+        pinned.pfn & ~(kvm_pages_per_hpage(fault.goal_level) - 1), pinned.hva, pinned.is_host_writable
     )
-    if not is_spurious:
-        direct_pte_prefetch(kvm, vcpu, sp, index, mapping.answer)
+    verdict = mmu_set_spte(kvm, vcpu, sp, index, gfn, first, fault)
+    if verdict != RET_PF_SPURIOUS:
+        direct_pte_prefetch(kvm, vcpu, sp, index, fault.answer)
     return verdict
 
 
 def is_huge_page_disallowed(kvm: Kvm, sp: ShadowPage, gpa: int) -> bool:
-    """Whether the entry holds a table that was made because the guest executed from a huge page."""
+    """Whether the entry holds a table that may not give way: any, or one that a fetch from a huge page made."""
     level = role_level(sp.role)
     spte = sp.sptes.get(spte_index(gpa, level), 0)
-    if level == PT_PAGE_TABLE_LEVEL or not kvm.config.nx_huge_pages:
+    if level == PT_PAGE_TABLE_LEVEL or not kvm.nx_huge_pages:
         return False
     if not word.is_shadow_present_pte(kvm.masks, spte) or word.is_large_pte(spte):
         return False
-    return child_of(kvm, spte).nx_huge_page_disallowed
+    return kvm.rules.nx_keeps_any_table or child_of(kvm, spte).nx_huge_page_disallowed
 
 
-def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, mapping: Mapping) -> ShadowPage:
+def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, fault: PageFault) -> ShadowPage:
     """The table under the entry for the address, found or made; a large leaf in the way goes after it was got."""
     level = role_level(sp.role)
-    index = spte_index(mapping.gpa, level)
+    index = spte_index(fault.gpa, level)
     spte = sp.sptes.get(index, 0)
-    if word.is_shadow_present_pte(kvm.masks, spte) and not word.is_large_pte(spte):
-        return child_of(kvm, spte)
     covered = (kvm_pages_per_hpage(level) << PAGE_SHIFT) - 1
-    child_gfn = (mapping.gpa & PT64_BASE_ADDR_MASK & ~covered) >> PAGE_SHIFT
-    child = kvm_mmu_get_page(kvm, vcpu, child_gfn, level - 1)
-    if word.is_shadow_present_pte(kvm.masks, spte):
-        kvm.events.append(["page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte)])
-        drop_spte(kvm, sp, index)
-        kvm.ctr["lpages"] -= 1
-        kvm_flush_remote_tlbs_with_address(kvm, sp.gfn, kvm_pages_per_hpage(level))
+    child_gfn = (fault.gpa & PT64_BASE_ADDR_MASK & ~covered) >> PAGE_SHIFT
+    role = role_below(kvm, vcpu, sp)
+    is_present = word.is_shadow_present_pte(kvm.masks, spte)
+    if is_present and not word.is_large_pte(spte):
+        child = child_of(kvm, spte)
+        if kvm.rules.child_reuse != "gfn_role" or (child.gfn == child_gfn and child.role == role):
+            return child
+    child = kvm_mmu_get_page(kvm, child_gfn, role)
+    if is_present and word.is_large_pte(spte):
+        drop_large_spte(kvm, sp, index)
+    elif is_present:
+        drop_parent_pte(kvm, child_of(kvm, spte), sp, index)
+        kvm_flush_remote_tlbs(kvm)
     link_shadow_page(kvm, sp, index, child)
-    if kvm.config.nx_huge_pages and mapping.is_exec and role_level(child.role) == PT_PAGE_TABLE_LEVEL:
-        child.nx_huge_page_disallowed = True
+    if fault.is_huge_page_disallowed:
+        is_possible = fault.requested_level >= level
+        if is_possible or kvm.rules.nx_marks_all_levels:
+            account_nx_huge_page(kvm, child, is_possible)
     return child
 
 
+def drop_large_spte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
+    """Take a large leaf out of the way of a table, with the flush that the kernel makes for it."""
+    level = role_level(sp.role)
+    kind = kvm.rules.large_in_way
+    if kind != "dropped_range":
+        note_silent_call(kvm, "page_zap_pte", sp.id, index, shown_spte(kvm, sp, sp.sptes[index]))
+    # The range is that of the entry in newer kernels.
+    first = kvm_mmu_page_get_gfn(sp, index) if kvm.rules.collapse_flush == "entry" else sp.gfn
+    drop_spte(kvm, sp, index)
+    kvm.ctr["lpages"] -= 1
+    if kind == "zapped_full":
+        kvm_flush_remote_tlbs(kvm)
+    else:
+        kvm_flush_remote_tlbs_with_address(kvm, first, kvm_pages_per_hpage(level))
+
+
 def mmu_set_spte(
-    kvm: Kvm,
-    vcpu: Vcpu,
-    sp: ShadowPage,
-    index: int,
-    gfn: int,
-    pinned: PinnedPfn,
-    *,
-    is_write_fault: bool,
-    is_prefetch: bool = False,
-    is_written: bool | None = None,
-) -> tuple[int, bool]:
-    """Put a leaf into place, whatever was there: the RET_PF value, and whether it was there already. Bits that a
-    processor sets are not always known: where only these differ, the host's answer says what became of the leaf."""
+    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, pinned: PinnedPfn, fault: PageFault | None
+) -> int:
+    """Put a leaf into place, whatever was there: a RET_PF value. Without a fault it is a neighbour's, prefetched.
+
+    Bits that a processor sets are not always known: where only these differ, the host's answer says what became of
+    the leaf.
+    """
     level = role_level(sp.role)
     masks = kvm.masks
     old = sp.sptes.get(index, 0)
+    is_prefetch = fault is None or fault.is_prefetch
     flush = False
-    if word.is_shadow_present_pte(kvm.masks, old):
-        if level > PT_PAGE_TABLE_LEVEL and not word.is_large_pte(old):
+    if word.is_shadow_present_pte(masks, old):
+        is_leaf = word.is_last_spte(old, level)
+        has_same_frame = is_leaf and pinned.pfn == word.spte_to_pfn(old)
+        if has_same_frame and is_prefetch and kvm.rules.prefetch_over_same_is_spurious:
+            return RET_PF_SPURIOUS
+        if not is_leaf:
             drop_parent_pte(kvm, child_of(kvm, old), sp, index)
             flush = True
-        elif pinned.pfn != word.spte_to_pfn(old):
+        elif not has_same_frame:
             drop_spte(kvm, sp, index)
             flush = True
         old = sp.sptes.get(index, 0)
-    was_rmapped = word.is_shadow_present_pte(kvm.masks, old)
+    was_rmapped = word.is_shadow_present_pte(masks, old)
     new, is_write_protected = make_spte(kvm, vcpu, sp, old, gfn, pinned, is_prefetch)
-    verdict = RET_PF_EMULATE if is_write_protected and is_write_fault else RET_PF_RETRY
     is_same = new == old
+    is_written = fault.answer.is_written if fault is not None and fault.answer is not None else None
     if is_written is not None and not (new ^ old) & ~(masks.accessed | masks.dirty):
         is_same = not is_written
+    verdict = RET_PF_FIXED
     if was_rmapped and is_same:
-        return verdict, True
-    flush |= mmu_spte_update(kvm, sp, index, new)
-    kvm.events.append(["set_spte", sp.id, index, gfn, shown_spte(kvm, sp, new), level])
+        verdict = RET_PF_SPURIOUS
+    else:
+        flush |= mmu_spte_update(kvm, sp, index, new)
+        note_set_spte(kvm, sp, index, gfn, new)
+    is_refused = is_write_protected and fault is not None and fault.is_write
+    if is_refused and (verdict == RET_PF_FIXED or kvm.rules.emulate_wins_over_spurious):
+        verdict = RET_PF_WRITE_PROTECTED
     if flush:
         kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(level))
     if not was_rmapped:
@@ -162,7 +175,7 @@ def mmu_set_spte(
             kvm.ctr["lpages"] += 1
         if is_rmap_too_long(rmap_add(kvm, sp, index, gfn)):
             rmap_recycle(kvm, sp, gfn)
-    return verdict, False
+    return verdict
 
 
 def make_spte(
@@ -172,48 +185,58 @@ def make_spte(
     masks = kvm.masks
     level = role_level(sp.role)
     has_ad_bits = not role_is_ad_disabled(sp.role)
-    is_executable = level == PT_PAGE_TABLE_LEVEL or not kvm.config.nx_huge_pages
-    spte = (
-        masks.mmu_present | masks.present | masks.user | masks.leaf_memory_type | masks.me | masks.suppress_ve
-    )
+    is_executable = level == PT_PAGE_TABLE_LEVEL or not kvm.nx_huge_pages
+    spte = masks.mmu_present | masks.present | masks.user | masks.leaf_memory_type | masks.me
+    spte |= masks.suppress_ve
     spte |= masks.x if is_executable else masks.nx
     spte |= 0 if has_ad_bits else masks.ad_disabled
     spte |= masks.accessed if has_ad_bits and not is_prefetch else 0
     spte |= PT_PAGE_SIZE_MASK if level > PT_PAGE_TABLE_LEVEL else 0
     spte |= pinned.pfn << PAGE_SHIFT
-    if not pinned.is_host_writable:
-        return spte, False
-    spte |= masks.host_writeable
-    # The word that was there, also that of an MMIO entry: what it allows to write needs no second look.
-    if not word.is_writable_pte(old):
-        is_tracked = kvm_page_track_is_active(kvm, vcpu, gfn)
-        kvm.events.append(["try_unsync", gfn, 1, int(is_prefetch)])
-        kvm.events.append(["try_unsync_ret", -EPERM if is_tracked else 0])
-        if is_tracked:
-            return spte, True
-        spte |= masks.dirty if has_ad_bits else 0
-    kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)
-    return spte | PT_WRITABLE_MASK | masks.mmu_writeable, False
+    is_write_protected = False
+    if pinned.is_host_writable:
+        spte |= masks.host_writeable
+        # The word that was there, also that of an MMIO entry: what it allows to write needs no second look.
+        was_writable = word.is_last_spte(old, level) and word.is_writable_pte(old)
+        exempts = kvm.rules.old_entry_exempts
+        if exempts == "none" or not was_writable:
+            is_write_protected = kvm_page_track_is_active(kvm, vcpu, gfn)
+            note_silent_call(kvm, "try_unsync", gfn, 1, int(is_prefetch))
+            note_silent_call(kvm, "try_unsync_ret", -EPERM if is_write_protected else 0)
+        if not is_write_protected:
+            spte |= PT_WRITABLE_MASK | masks.mmu_writeable
+            if has_ad_bits and not (exempts == "dirty_and_unsync" and was_writable):
+                spte |= masks.dirty
+            kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)
+    if is_prefetch:
+        spte = word.mark_spte_for_access_track(masks, spte)
+    return spte, is_write_protected
 
 
 def replace_by_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
     """A leaf can still be there where the slot is on its way out."""
     was_mapped = word.is_shadow_present_pte(kvm.masks, sp.sptes.get(index, 0))
-    if was_mapped:
+    is_dropped = was_mapped and kvm.rules.mmio_over_leaf == "drop_first"
+    if is_dropped:
         drop_spte(kvm, sp, index)
+    vcpu.stat["pf_mmio_spte_created"] += 1
+    old = sp.sptes.get(index, 0)
     mark_mmio_spte(kvm, vcpu, sp, index, gfn)
-    if was_mapped:
+    if kvm.rules.set_spte_for_mmio and sp.sptes[index] != old:
+        note_set_spte(kvm, sp, index, gfn, sp.sptes[index])
+    if is_dropped:
         kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(role_level(sp.role)))
 
 
 def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
     """Store an MMIO entry of the current generation of the vCPU's own address space."""
     gen = mmio_generation(kvm.rules, kvm.memslots[vcpu_address_space(vcpu)].generation)
-    spte = encode_mmio_spte(kvm.rules, kvm.masks, gfn, ACC_ALL, gen)
+    access = shown_access(kvm.rules, ACC_ALL)
+    spte = encode_mmio_spte(kvm.rules, kvm.masks, gfn, access, gen)
     note_mmio_cached(kvm, sp)
-    kvm.events.append(["make_mmio_spte", gfn, ACC_ALL])
-    kvm.events.append(["make_mmio_spte_ret", hex(spte)])
-    kvm.events.append(["mark_mmio", sp.id, index, gfn, spte & ACC_ALL, gen])
+    note_silent_call(kvm, "make_mmio_spte", gfn, access)
+    note_silent_call(kvm, "make_mmio_spte_ret", hex(spte))
+    kvm.events.append(["mark_mmio", sp.id, index, gfn, spte & kvm.rules.mark_mmio_access_mask, gen])
     write_spte(sp, index, spte)
 
 
@@ -222,6 +245,8 @@ def direct_pte_prefetch(
 ) -> None:
     """Map the runs of empty entries in the aligned group of eight, run by run, until one cannot be mapped."""
     if role_is_ad_disabled(sp.role) or role_level(sp.role) > PT_PAGE_TABLE_LEVEL:
+        return
+    if kvm.invalidation.in_progress:
         return
     group = faulting & ~(PTE_PREFETCH_NUM - 1)
     start = None
@@ -233,7 +258,7 @@ def direct_pte_prefetch(
             start = None
         elif start is None:
             start = index
-    if start is not None:
+    if start is not None and not kvm.rules.prefetch_drops_open_run:
         direct_pte_prefetch_many(kvm, vcpu, sp, start, group + PTE_PREFETCH_NUM, answer)
 
 
@@ -244,7 +269,5 @@ def direct_pte_prefetch_many(
     gfn = kvm_mmu_page_get_gfn(sp, start)
     run = pin_run(kvm, vcpu, sp, start, end, answer)
     for position, pinned in enumerate(run):
-        mmu_set_spte(
-            kvm, vcpu, sp, start + position, gfn + position, pinned, is_write_fault=False, is_prefetch=True
-        )
+        mmu_set_spte(kvm, vcpu, sp, start + position, gfn + position, pinned, None)
     return bool(run)

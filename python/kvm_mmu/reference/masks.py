@@ -3,21 +3,25 @@
 Owns `Masks`. Models kvm_mmu_set_mask_ptes, kvm_mmu_set_mmio_spte_mask and the L1TF part of
 kvm_mmu_reset_all_pte_masks (v5.0 to v6.12), and the places of KVM's own bits, which moved:
 
-                               v5.0 to v5.3   v5.4       v6.1, v6.12
-      host / MMU writable      10 / 11        10 / 11    9 / 10, EPT 57 / 58
-      MMU present              -              -          11
-      without A/D bits         62             52         52
-      R and X saved from       52             54         54
-      MMIO entries also have   62             52, 53     -
+                               v5.0 to v5.3   v5.4, v5.10   v6.1, v6.12               v7.2
+      host / MMU writable      10 / 11        10 / 11       9 / 10, EPT 57 / 58       9 / 10, EPT 53 / 55
+      MMU present              -              -             11                        11
+      without A/D bits         62             52            52                        52, EPT 60
+      R and X saved from       52             54            54                        54, EPT 52
+      MMIO entries also have   62             52, 53        -                         -
+      empty                    0              0             0, from v6.12 bit 63      bit 63
+
+From v6.12 on every present entry of EPT has bit 63, too (no virtualization exception); MMIO entries do not.
 
 Invariant: the MMIO value is a subset of the MMIO mask; a value of 0 means that there are no MMIO entries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from .constants import PAGE_SHIFT, SPTE_SPECIAL_MASK
+from .constants import ACC_USER_MASK, ACC_WRITE_MASK, PAGE_SHIFT, SPTE_SPECIAL_MASK
 from .errors import ScenarioError
 from .kernels import KernelRules
 
@@ -43,7 +47,7 @@ class Masks:
     nonpresent_or_rsvd: int
     lower_gfn: int
     me: int
-    # From here on not part of a header.
+    # From here on not part of a header of format 1.
     leaf_memory_type: int  # EPT: write-back and ignore-PAT
     suppress_ve: int  # EPT, v6.12 and later: in every entry but MMIO ones
     host_writeable: int
@@ -52,6 +56,9 @@ class Masks:
     spte_kinds: int  # the field that says whether accessed and dirty bits are in use
     ad_disabled: int  # its value when they are not
     saved_bits_shift: int
+    mmio_access: int  # the bits of an MMIO entry that hold an access
+    empty: int  # what an empty entry reads as; it is not stored
+    frozen: int
 
     def to_header(self) -> dict[str, str]:
         """The masks as a scenario header writes them: hex strings."""
@@ -59,6 +66,33 @@ class Masks:
             "user accessed dirty nx x present acc_track mmio_mask mmio_value nonpresent_or_rsvd lower_gfn me"
         )
         return {name: hex(getattr(self, name)) for name in names.split()}
+
+    def to_header_6(self, shows_memory_type: bool) -> dict[str, Any]:
+        """The masks as a header of format 6 writes them."""
+        header: dict[str, Any] = {
+            "mmio_value": hex(self.mmio_value),
+            "mmio": hex(self.mmio_mask | (self.suppress_ve if self.mmio_value else 0)),
+            "mmio_access": hex(self.mmio_access),
+            "user": hex(self.user),
+            "accessed": hex(self.accessed),
+            "dirty": hex(self.dirty),
+            "nx": hex(self.nx),
+            "x": hex(self.x),
+            "present": hex(self.present | self.suppress_ve),
+            "acc_track": hex(self.acc_track),
+            "host_writable": hex(self.host_writeable),
+            "mmu_writable": hex(self.mmu_writeable),
+            "nonpresent_or_rsvd": hex(self.nonpresent_or_rsvd),
+            "me": hex(self.me),
+            "me_value": hex(self.me),
+            "nonpresent": hex(self.empty),
+            "frozen": hex(self.frozen),
+            "lower_gfn": hex(self.lower_gfn),
+            "mmio_caching": int(self.mmio_value != 0),
+        }
+        if shows_memory_type:
+            header["memtype"] = hex(bits(3, 6) if self.leaf_memory_type else 0)
+        return header
 
 
 def bits(low: int, high: int) -> int:
@@ -77,16 +111,38 @@ class OwnBits:
     ad_disabled: int
     saved_bits_shift: int
     mmio: int
+    empty: int
+    frozen: int
 
 
-def own_bits(rules: KernelRules, is_legacy: bool) -> OwnBits:
-    kinds = bits(52, 53)
-    if rules.is_v6:
-        host, mmu = (1 << 9, 1 << 10) if is_legacy else (1 << 57, 1 << 58)
-        return OwnBits(host, mmu, 1 << 11, kinds, 1 << 52, 54, 0)
-    if rules.has_spte_kinds:
-        return OwnBits(1 << 10, 1 << 11, 0, kinds, 1 << 52, 54, kinds)
-    return OwnBits(1 << 10, 1 << 11, 0, SPTE_SPECIAL_MASK, SPTE_SPECIAL_MASK, 52, SPTE_SPECIAL_MASK)
+SECOND_KINDS = bits(52, 53)
+EMPTY_FROM_V6_12 = 1 << 63
+# The fields of `OwnBits` in their order.
+_V5_0 = OwnBits(1 << 10, 1 << 11, 0, SPTE_SPECIAL_MASK, SPTE_SPECIAL_MASK, 52, SPTE_SPECIAL_MASK, 0, 0)
+_V5_4 = OwnBits(1 << 10, 1 << 11, 0, SECOND_KINDS, 1 << 52, 54, SECOND_KINDS, 0, 0)
+_V6_1 = OwnBits(1 << 9, 1 << 10, 1 << 11, SECOND_KINDS, 1 << 52, 54, 0, 0, 0x5A0)
+_V6_1_EPT = replace(_V6_1, host_writeable=1 << 57, mmu_writeable=1 << 58)
+_V6_12 = replace(_V6_1, empty=EMPTY_FROM_V6_12, frozen=EMPTY_FROM_V6_12 | 0x5A0)
+_V6_12_EPT = replace(_V6_1_EPT, empty=EMPTY_FROM_V6_12, frozen=EMPTY_FROM_V6_12 | 0x5A0)
+_V7_2 = replace(_V6_12, frozen=EMPTY_FROM_V6_12 | 0x1A0)
+_V7_2_EPT = replace(
+    _V7_2,
+    host_writeable=1 << 53,
+    mmu_writeable=1 << 55,
+    spte_kinds=bits(60, 61),
+    ad_disabled=1 << 60,
+    saved_bits_shift=52,
+)
+
+# By the fact `spte_layout`: with legacy and with EPT masks.
+OWN_BITS: dict[str, tuple[OwnBits, OwnBits]] = {
+    "v5.0": (_V5_0, _V5_0),
+    "v5.4": (_V5_4, _V5_4),
+    "v5.10": (_V5_4, _V5_4),
+    "v6.1": (_V6_1, _V6_1_EPT),
+    "v6.12": (_V6_12, _V6_12_EPT),
+    "v7.2": (_V7_2, _V7_2_EPT),
+}
 
 
 def make_masks(
@@ -103,12 +159,12 @@ def make_masks(
         nonpresent_or_rsvd = bits(low_phys_bits, phys_bits - 1)
     lower_gfn = bits(PAGE_SHIFT, low_phys_bits - 1)
     is_legacy = family in LEGACY_FAMILIES
-    own = own_bits(rules, is_legacy)
+    own = OWN_BITS[rules.spte_layout][0 if is_legacy else 1]
     if is_legacy:
-        # A host with 52 physical bits has no reserved bit left, so the MMIO entry must not be present (v5)
-        # or there is none (v6).
+        # A host with 52 physical bits has no reserved bit left, so the MMIO entry must not be present, or there is
+        # none where it can be done without.
         mmio_mask = mmio_value = own.mmio | 1 << 51 | (1 if phys_bits < 52 else 0)
-        has_mmio = not (rules.is_v6 and phys_bits == 52)
+        has_mmio = not (rules.has_mmio_caching and phys_bits == 52)
     else:
         # Writable but not readable: a misconfiguration exit.
         mmio_mask, mmio_value = own.mmio | 0b111, own.mmio | 0b110
@@ -130,11 +186,14 @@ def make_masks(
         lower_gfn=lower_gfn,
         me=0,
         leaf_memory_type=0 if is_legacy else 6 << 3 | 1 << 6,
-        suppress_ve=0 if is_legacy else rules.empty_spte,
         host_writeable=own.host_writeable,
         mmu_writeable=own.mmu_writeable,
         mmu_present=own.mmu_present,
         spte_kinds=own.spte_kinds,
         ad_disabled=own.ad_disabled,
         saved_bits_shift=own.saved_bits_shift,
+        mmio_access=ACC_WRITE_MASK | ACC_USER_MASK if is_legacy else 0,
+        suppress_ve=0 if is_legacy else own.empty,
+        empty=own.empty,
+        frozen=own.frozen,
     )

@@ -21,12 +21,15 @@ from .dirty_log import (
     kvm_mmu_slot_set_dirty,
     kvm_mmu_zap_collapsible_sptes,
 )
+from .events import note_silent_call
+from .flush import kvm_arch_flush_remote_tlbs_memslot
 from .kernels import KernelRules
 from .lock import NESTED_IN_PUBLICATION, run_nested_ops
-from .mmio import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, mmio_generation
+from .mmio import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, has_progress_flag, mmio_generation
 from .reclaim import kvm_mmu_calculate_default_mmu_pages, kvm_mmu_change_mmu_pages
-from .slots import id_to_memslot, slot_level_entries
+from .slots import id_to_memslot, kvm_mmu_max_gfn, nr_memslots_dirty_logging, slot_level_entries
 from .state import Kvm, KvmMemorySlot, KvmMemslots, Op
+from .zap_memslot import kvm_mmu_zap_memslot
 from .zap_run import ZapTarget, run_zap_plan
 
 
@@ -51,38 +54,37 @@ class Publications:
 
 
 def initial_generation(rules: KernelRules, as_id: int) -> int:
-    return as_id if rules.has_refactored_mmio_gen else (2 * as_id - 150) & c.U64
+    return as_id if has_progress_flag(rules) else (2 * as_id - 150) & c.U64
 
 
 def kvm_mmu_invalidate_mmio_sptes(kvm: Kvm, generation: int) -> None:
     """The wrap check: when the kept part came round to zero, stale MMIO entries would look fresh."""
-    if kvm.rules.is_v6:
-        kvm.events.append(["invalidate_mmio", hex(generation)])
+    note_silent_call(kvm, "invalidate_mmio", hex(generation))
     gen = mmio_generation(kvm.rules, generation)
-    if kvm.rules.has_refactored_mmio_gen:
+    if has_progress_flag(kvm.rules):
         gen &= ~(c.KVM_ADDRESS_SPACE_NUM - 1)  # the low bits tell the address spaces apart
-    if gen == 0:
+    if gen == 0 and (kvm.masks.mmio_value or kvm.rules.wrap_zaps_without_caching):
         run_zap_plan(kvm, kvm.plans["wrap"])
 
 
 def install_new_memslots(kvm: Kvm, memslots: KvmMemslots, publications: Publications) -> None:
     """The end of an update: the new array, already in place, becomes visible and gets its generation."""
     old = memslots.generation
-    if kvm.rules.has_refactored_mmio_gen:
+    if has_progress_flag(kvm.rules):
         memslots.generation = old | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
     else:
         memslots.generation = (old + 1) & c.U64
     kvm.events.append(["srcu_sync"])
+    kvm.ctr["srcu_sync"] += 1
     number = publications.done
     publications.done += 1
     if number < len(publications.during):
         run_nested_ops(kvm, NESTED_IN_PUBLICATION, publications.during[number])
-    if kvm.rules.has_refactored_mmio_gen:
+    if has_progress_flag(kvm.rules):
         # The check comes before anybody can see the final generation.
         final = memslots.generation & ~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
         final = (final + c.KVM_ADDRESS_SPACE_NUM) & c.U64
-        if kvm.rules.is_v6:
-            kvm.events.append(["memslots_updated", hex(final)])
+        note_silent_call(kvm, "memslots_updated", hex(final))
         kvm_mmu_invalidate_mmio_sptes(kvm, final)
         memslots.generation = final
     else:
@@ -90,10 +92,10 @@ def install_new_memslots(kvm: Kvm, memslots: KvmMemslots, publications: Publicat
         kvm_mmu_invalidate_mmio_sptes(kvm, memslots.generation)
 
 
-def check_memory_region(region: MemoryRegion) -> int:
+def check_memory_region(rules: KernelRules, region: MemoryRegion) -> int:
     """What the kernel refuses before it looks at the slots."""
     npages = region.memory_size >> c.PAGE_SHIFT
-    is_user_slot = region.slot < c.KVM_USER_MEM_SLOTS
+    is_user_slot = region.slot < rules.mem_slots - c.KVM_PRIVATE_MEM_SLOTS
     refused = (
         region.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)
         or region.memory_size % c.PAGE_SIZE
@@ -101,7 +103,7 @@ def check_memory_region(region: MemoryRegion) -> int:
         or (is_user_slot and region.userspace_addr % c.PAGE_SIZE)
         or (is_user_slot and region.userspace_addr + region.memory_size > c.TASK_SIZE_MAX)
         or region.as_id >= c.KVM_ADDRESS_SPACE_NUM
-        or region.slot >= c.KVM_MEM_SLOTS_NUM
+        or region.slot >= rules.mem_slots
         or (region.guest_phys_addr + region.memory_size) & c.U64 < region.guest_phys_addr
         or npages > c.KVM_MEM_MAX_NR_PAGES
     )
@@ -115,6 +117,10 @@ def overlaps_another(memslots: KvmMemslots, region: MemoryRegion) -> bool:
         slot.id != region.slot and slot.base_gfn < end and base < slot.base_gfn + slot.npages
         for slot in memslots.memslots
     )
+
+
+def reaches_above_max_gfn(kvm: Kvm, region: MemoryRegion) -> bool:
+    return (region.guest_phys_addr + region.memory_size >> c.PAGE_SHIFT) - 1 > kvm_mmu_max_gfn(kvm)
 
 
 def new_lpage_vetoes(slot: KvmMemorySlot) -> None:
@@ -143,14 +149,20 @@ def grow_lpage_vetoes(slot: KvmMemorySlot) -> None:
         slot.lpage_entries[level] = max(entries, slot.lpage_entries[level])
 
 
+def note_placed(memslots: KvmMemslots, slot: KvmMemorySlot) -> None:
+    memslots.placements += 1
+    slot.placed = memslots.placements
+
+
 def insert_memslot(memslots: KvmMemslots, slot: KvmMemorySlot) -> None:
+    note_placed(memslots, slot)
     memslots.memslots.append(slot)
     memslots.memslots.sort(key=lambda entry: -entry.base_gfn)
 
 
 def kvm_set_memory_region(kvm: Kvm, region: MemoryRegion, during: list[list[Op]]) -> int:
     """KVM_SET_USER_MEMORY_REGION; size 0 deletes."""
-    error = check_memory_region(region)
+    error = check_memory_region(kvm.rules, region)
     if error:
         return error
     memslots = kvm.memslots[region.as_id]
@@ -162,6 +174,8 @@ def kvm_set_memory_region(kvm: Kvm, region: MemoryRegion, during: list[list[Op]]
     if slot is None:
         if overlaps_another(memslots, region):
             return -EEXIST
+        if reaches_above_max_gfn(kvm, region):
+            return -EINVAL
         return create_memslot(kvm, memslots, region, publications)
     if (
         slot.userspace_addr != region.userspace_addr
@@ -176,6 +190,7 @@ def kvm_set_memory_region(kvm: Kvm, region: MemoryRegion, during: list[list[Op]]
     if slot.flags != region.flags:
         old_flags = slot.flags
         set_slot_flags(kvm, slot, region.flags)
+        note_placed(memslots, slot)
         install_new_memslots(kvm, memslots, publications)
         kvm_arch_commit_memory_region(kvm, slot, old_flags, "flags")
     return 0
@@ -212,33 +227,51 @@ def create_memslot(kvm: Kvm, memslots: KvmMemslots, region: MemoryRegion, public
 def retire_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publications: Publications) -> None:
     """First half of a delete or move: publish the slot as invalid, then take it out of the MMU."""
     slot.flags |= KVM_MEMSLOT_INVALID
+    note_placed(memslots, slot)
     install_new_memslots(kvm, memslots, publications)
     kvm_arch_flush_shadow_memslot(kvm, slot)
 
 
 def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
-    if kvm.rules.is_v6:
-        kvm.events.append(["flush_shadow_memslot"])
+    note_silent_call(kvm, "flush_shadow_memslot")
+    if kvm.rules.has_slot_zap_all_quirk and not kvm.slot_zap_all:
+        kvm_mmu_zap_memslot(kvm, slot)
+        return
     run_zap_plan(kvm, kvm.plans["slot_removal"], ZapTarget(slot=slot))
 
 
 def delete_memslot(kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, publications: Publications) -> int:
+    old_flags = slot.flags
     retire_memslot(kvm, memslots, slot, publications)
     memslots.memslots = [other for other in memslots.memslots if other is not slot]
     install_new_memslots(kvm, memslots, publications)
-    kvm_arch_commit_memory_region(kvm, None, 0, "delete")
+    kvm_arch_commit_memory_region(kvm, None, old_flags, "delete")
     return 0
 
 
 def move_memslot(
     kvm: Kvm, memslots: KvmMemslots, slot: KvmMemorySlot, region: MemoryRegion, publications: Publications
 ) -> int:
-    """The arrays go along, although they were made for the old base."""
+    """Up to v5.4 the arrays go along, although they were made for the old base.
+
+    Later a move to where no slot may be is found out only when the slot is already gone, and is put back.
+    """
     old_flags = slot.flags
     retire_memslot(kvm, memslots, slot, publications)
+    if reaches_above_max_gfn(kvm, region):
+        slot.flags = old_flags
+        note_placed(memslots, slot)
+        install_new_memslots(kvm, memslots, publications)
+        return -EINVAL
     memslots.memslots = [other for other in memslots.memslots if other is not slot]
     slot.base_gfn = region.guest_phys_addr >> c.PAGE_SHIFT
-    grow_lpage_vetoes(slot)
+    if kvm.rules.move_renews_arrays:
+        slot.rmap = {level: {} for level in slot.rmap}
+        slot.disallow_lpage = {level: {} for level in slot.disallow_lpage}
+        slot.gfn_track = {}
+        new_lpage_vetoes(slot)
+    else:
+        grow_lpage_vetoes(slot)
     set_slot_flags(kvm, slot, region.flags)
     insert_memslot(memslots, slot)
     install_new_memslots(kvm, memslots, publications)
@@ -248,12 +281,14 @@ def move_memslot(
 
 def kvm_arch_commit_memory_region(kvm: Kvm, slot: KvmMemorySlot | None, old_flags: int, change: str) -> None:
     """After the last publication; `slot` is None when it was deleted."""
-    # v6 looks at the limit only when the number of pages changed, and at the flags only when they alone changed.
-    if kvm.n_requested_mmu_pages == 0 and (not kvm.rules.is_v6 or change in ("create", "delete")):
+    if kvm.n_requested_mmu_pages == 0 and (not kvm.rules.limit_on_resize or change in ("create", "delete")):
         kvm_mmu_change_mmu_pages(kvm, kvm_mmu_calculate_default_mmu_pages(kvm))
+    new_flags = slot.flags if slot is not None else 0
+    if kvm.rules.pml_while_logging and (old_flags ^ new_flags) & KVM_MEM_LOG_DIRTY_PAGES:
+        kvm_mmu_update_cpu_dirty_logging(kvm, bool(new_flags & KVM_MEM_LOG_DIRTY_PAGES))
     if slot is None:
         return
-    if kvm.rules.is_v6:
+    if kvm.rules.walk_on_log_change:
         if change == "flags":
             kvm_mmu_slot_apply_flags(kvm, slot, old_flags)
         return
@@ -268,15 +303,26 @@ def kvm_arch_commit_memory_region(kvm: Kvm, slot: KvmMemorySlot | None, old_flag
         kvm_mmu_slot_set_dirty(kvm, slot)
 
 
+def kvm_mmu_update_cpu_dirty_logging(kvm: Kvm, is_on: bool) -> None:
+    """Tell the vCPUs when the first slot begins to log or the last one has ended."""
+    count = nr_memslots_dirty_logging(kvm)
+    if kvm.config.pml and ((is_on and count == 1) or not count):
+        for vcpu in kvm.vcpus:
+            vcpu.requests |= c.KVM_REQ_UPDATE_CPU_DIRTY_LOGGING
+
+
 def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: KvmMemorySlot, old_flags: int) -> None:
-    """v6: dirty logging was turned on or off; a read-only slot has nothing to protect or to make large again."""
+    """Dirty logging was turned on or off; a read-only slot has nothing to protect or to make large again."""
     if slot.flags & KVM_MEM_READONLY or not (old_flags ^ slot.flags) & KVM_MEM_LOG_DIRTY_PAGES:
         return
     if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         kvm_mmu_zap_collapsible_sptes(kvm, slot)
-    elif kvm.dirty_log_initially_set:
         return
-    elif kvm.config.pml:
+    if kvm.dirty_log_initially_set:
+        return
+    if kvm.config.pml:
         enable_pml_log(kvm, slot)
     else:
         kvm_mmu_slot_remove_write_access(kvm, slot)
+    if kvm.rules.log_on_flush == "always":
+        kvm_arch_flush_remote_tlbs_memslot(kvm, slot)

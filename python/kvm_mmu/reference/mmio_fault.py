@@ -13,6 +13,7 @@ from .mmio import (
     get_mmio_spte_access,
     get_mmio_spte_generation,
     get_mmio_spte_gfn,
+    has_progress_flag,
     is_mmio_spte,
     mmio_generation,
 )
@@ -23,14 +24,14 @@ from .state import Kvm, ShadowPage, Vcpu
 
 
 def mmio_cache_generation(kvm: Kvm, vcpu: Vcpu) -> int:
-    """What the vCPU's cache goes by: always address space 0 in v5, the vCPU's own in v6."""
-    return kvm.memslots[vcpu_address_space(vcpu) if kvm.rules.is_v6 else 0].generation
+    """What the vCPU's cache goes by: always address space 0, or the vCPU's own, by the kernel."""
+    return kvm.memslots[vcpu_address_space(vcpu) if kvm.rules.mmio_cache_space == "own" else 0].generation
 
 
 def vcpu_cache_mmio_info(kvm: Kvm, vcpu: Vcpu, gfn: int, access: int) -> None:
     """Remember an MMIO gfn and the generation; direct faults have no gva."""
     generation = mmio_cache_generation(kvm, vcpu)
-    if kvm.rules.has_refactored_mmio_gen and generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
+    if has_progress_flag(kvm.rules) and generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
         return
     vcpu.mmio_gva = 0
     vcpu.mmio_gfn = gfn
@@ -83,7 +84,7 @@ def handle_mmio_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int) -> int:
 def check_mmio_spte(kvm: Kvm, vcpu: Vcpu, spte: int) -> bool:
     """Whether the entry was marked in the current generation of the vCPU's own address space."""
     generation = kvm.memslots[vcpu_address_space(vcpu)].generation
-    if kvm.rules.has_refactored_mmio_gen and generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
+    if has_progress_flag(kvm.rules) and generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
         return False
     kvm_gen = mmio_generation(kvm.rules, generation)
     spte_gen = get_mmio_spte_generation(kvm.rules, kvm.masks, spte)

@@ -1,7 +1,10 @@
 """What the host's MMU notifiers and other users of ranges do to the mappings.
 
-Owns no state. Models kvm_unmap_hva_range, kvm_age_hva, kvm_test_age_hva, kvm_set_spte_hva and
-kvm_zap_gfn_range of v5.0 and v5.2.
+Owns `Kvm.invalidation`. Models kvm_unmap_hva_range, kvm_age_hva, kvm_test_age_hva, kvm_set_spte_hva and
+kvm_zap_gfn_range of v5.0 to v6.12.
+
+An invalidation is open from before the mappings go until after; a fault that looked up its page meanwhile must come
+again. Up to v6.1 its range is of host addresses and what only zaps gfns counts as everything; later it is of gfns.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from .constants import (
     PT_WRITABLE_MASK,
     U64,
 )
+from .events import note_age, note_notifier
 from .flush import (
     kvm_available_flush_tlb_with_range,
     kvm_flush_remote_tlbs,
     kvm_flush_remote_tlbs_with_address,
 )
+from .lock import NESTED_IN_INVALIDATION, run_nested_ops
 from .pte_list import PteList, pte_list_entries, pte_list_first
 from .rmap import (
     drop_spte,
@@ -28,17 +33,87 @@ from .rmap import (
     rmap_entries,
     write_spte,
 )
-from .slot_walk import ALL_LEVELS, kvm_handle_hva_range, slot_handle_level_range
-from .state import Kvm, KvmMemorySlot, ShadowPage
+from .slot_walk import (
+    WalkRange,
+    flush_walked,
+    handle_heads_without_polls,
+    kvm_handle_hva_range,
+    slot_handle_level_range,
+    slots_in_hva_range,
+)
+from .state import Kvm, KvmMemorySlot, Op, ShadowPage
+
+
+def has_gfn_range(kvm: Kvm) -> bool:
+    """Whether an open invalidation knows its gfns, not its host addresses."""
+    return kvm.rules.zap_range_blocks == "range"
+
+
+def kvm_mmu_invalidate_begin(kvm: Kvm) -> None:
+    kvm.invalidation.in_progress += 1
+    if kvm.invalidation.in_progress == 1:
+        kvm.invalidation.start = None
+
+
+def kvm_mmu_invalidate_range_add(kvm: Kvm, start: int, end: int) -> None:
+    """The joint range of all that are open; it is forgotten when a first one begins."""
+    state = kvm.invalidation
+    if state.start is None:
+        state.start, state.end = start, end
+    else:
+        state.start, state.end = min(state.start, start), max(state.end, end)
+
+
+def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
+    kvm.invalidation.sequence += 1
+    kvm.invalidation.in_progress -= 1
+
+
+def mmu_invalidate_retry(kvm: Kvm, sequence: int, gfn: int, hva: int) -> bool:
+    """Whether a fault that began at this sequence number must come again."""
+    state = kvm.invalidation
+    if state.in_progress:
+        where = gfn if has_gfn_range(kvm) else hva
+        if state.start is None or state.start <= where < state.end:
+            return True
+    return state.sequence != sequence
 
 
 def unmap_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
     return kvm_zap_rmapp(kvm, slot, head)
 
 
-def kvm_unmap_hva_range(kvm: Kvm, start: int, end: int) -> None:
-    if kvm_handle_hva_range(kvm, start, end, unmap_head):
+def kvm_unmap_gfn_range(kvm: Kvm, slot: KvmMemorySlot, first: int, end: int, may_block: bool) -> bool:
+    """Remove the mappings of gfns first..end (end exclusive); true when a flush is owed."""
+    walk = WalkRange(slot, first, end - 1)
+    if kvm.rules.unmap_offers_lock and may_block:
+        return slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=True)
+    return handle_heads_without_polls(kvm, walk, unmap_head)
+
+
+def kvm_unmap_hva_range(
+    kvm: Kvm, start: int, end: int, may_block: bool = True, during: list[list[Op]] | None = None
+) -> None:
+    """mmu_notifier_invalidate_range_start and _end; the first list of `during` runs between them."""
+    note_notifier(kvm, "unmap_hva", start, end)
+    flush = False
+    is_begun = False
+    for memslots in kvm.memslots:
+        for slot, first_gfn, end_gfn in slots_in_hva_range(kvm, memslots, start, end):
+            if not is_begun:
+                is_begun = True
+                kvm_mmu_invalidate_begin(kvm)
+                if not has_gfn_range(kvm):
+                    kvm_mmu_invalidate_range_add(kvm, start, end)
+            if has_gfn_range(kvm):
+                kvm_mmu_invalidate_range_add(kvm, first_gfn, end_gfn)
+            flush |= kvm_unmap_gfn_range(kvm, slot, first_gfn, end_gfn, may_block)
+    if flush:
         kvm_flush_remote_tlbs(kvm)
+    for ops in (during or [])[:1]:
+        run_nested_ops(kvm, NESTED_IN_INVALIDATION, ops)
+    if is_begun:
+        kvm_mmu_invalidate_end(kvm)
 
 
 def mmu_spte_age(kvm: Kvm, sp: ShadowPage, index: int, spte: int) -> bool:
@@ -57,13 +132,14 @@ def age_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, level: int, gfn: int
     for sp, index, spte in rmap_entries(kvm, head):
         young |= mmu_spte_age(kvm, sp, index, spte)
     if young:
-        kvm.events.append(["age", gfn, level])
+        note_age(kvm, gfn, level)
     return young
 
 
 def kvm_age_hva(kvm: Kvm, start: int, end: int, flush_when_young: int) -> int:
+    note_notifier(kvm, "age_hva", start, end)
     young = kvm_handle_hva_range(kvm, start, end, age_head)
-    if young and flush_when_young:
+    if young and flush_when_young and not kvm.rules.aging_is_lockless:
         kvm_flush_remote_tlbs(kvm)
     return int(young)
 
@@ -76,11 +152,13 @@ def test_age_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, _g
 
 
 def kvm_test_age_hva(kvm: Kvm, hva: int) -> int:
+    note_notifier(kvm, "test_age_hva", hva)
     return int(kvm_handle_hva_range(kvm, hva, hva + 1, test_age_head))
 
 
 def kvm_set_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
     """The host gave the address another page: map that read-only, or nothing if it is writable."""
+    note_notifier(kvm, "set_spte_hva", hva)
 
     def set_pte_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, gfn: int) -> bool:
         need_flush = False
@@ -106,16 +184,43 @@ def kvm_set_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
 
 def kvm_zap_gfn_range(kvm: Kvm, start: int, end: int) -> None:
     """Remove every mapping of gfns start..end (end exclusive) in both address spaces."""
+    if kvm.rules.zap_range_flush == "once":
+        zap_gfn_range_with_one_flush(kvm, start, end)
+        return
     # v5.0 leaves the flush to the end where the vendor can flush a range.
-    flush_inside = kvm.rules.slot_walk_flushes_ranges or not kvm_available_flush_tlb_with_range(kvm)
+    flush_inside = not kvm.rules.zap_range_defers or not kvm_available_flush_tlb_with_range(kvm)
     pending = False
     for as_id in range(KVM_ADDRESS_SPACE_NUM):
         for slot in list(kvm.memslots[as_id].memslots):
             first = max(start, slot.base_gfn)
             last = min(end, slot.base_gfn + slot.npages) - 1
-            if first <= last:
-                pending |= slot_handle_level_range(
-                    kvm, slot, unmap_head, ALL_LEVELS, first, last, flush_inside=flush_inside
-                )
+            if first > last:
+                continue
+            changed = slot_handle_level_range(
+                kvm, WalkRange(slot, first, last), unmap_head, flush_on_yield=flush_inside
+            )
+            if changed and flush_inside:
+                flush_walked(kvm, first, last)
+            else:
+                pending |= changed
     if pending:
         kvm_flush_remote_tlbs_with_address(kvm, start, end - start + 1)
+
+
+def zap_gfn_range_with_one_flush(kvm: Kvm, start: int, end: int) -> None:
+    """v6: slots ascending, one flush for all at the end; meanwhile faults of some gfns, or of all, come again."""
+    if end <= start:
+        return
+    kvm_mmu_invalidate_begin(kvm)
+    kvm_mmu_invalidate_range_add(kvm, *((start, end) if has_gfn_range(kvm) else (0, U64)))
+    pending = False
+    for as_id in range(KVM_ADDRESS_SPACE_NUM):
+        for slot in reversed(kvm.memslots[as_id].memslots):
+            first = max(start, slot.base_gfn)
+            last = min(end, slot.base_gfn + slot.npages) - 1
+            if first <= last:
+                walk = WalkRange(slot, first, last)
+                pending = slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=True, pending=pending)
+    if pending:
+        kvm_flush_remote_tlbs_with_address(kvm, start, end - start)
+    kvm_mmu_invalidate_end(kvm)

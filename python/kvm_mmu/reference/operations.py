@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .constants import ENOENT, PAGE_SHIFT
+from .constants import EINVAL, ENOENT, EOPNOTSUPP, PAGE_SHIFT, PAGE_SIZE
 from .dirty_log import (
     clear_dirty_head,
     handle_masked_gfns,
@@ -23,6 +23,8 @@ from .dirty_log import (
     kvm_vm_ioctl_get_dirty_log,
     write_protect_head,
 )
+from .errors import ScenarioError
+from .events import note_notifier
 from .fault import kvm_mmu_page_fault
 from .hardware import hardware_walk
 from .host_memory import set_host_huge, set_host_state
@@ -41,6 +43,7 @@ from .notifier import (
     kvm_unmap_hva_range,
     kvm_zap_gfn_range,
 )
+from .prefault import kvm_vcpu_pre_fault_memory
 from .reclaim import (
     kvm_mmu_change_mmu_pages,
     kvm_mmu_zap_oldest_mmu_pages,
@@ -49,12 +52,13 @@ from .reclaim import (
 )
 from .roots import kvm_mmu_load, kvm_mmu_reset_context, kvm_mmu_unload, vcpu_enter_guest
 from .slots import gfn_to_memslot, id_to_memslot
-from .state import Kvm, KvmMemorySlot, Op, Vcpu
+from .state import Kvm, KvmMemorySlot, LockBreaks, Op, Vcpu
 from .track import (
     kvm_mmu_slot_gfn_write_protect,
     kvm_slot_page_track_add_page,
     kvm_slot_page_track_remove_page,
 )
+from .zap_memslot import kvm_recover_nx_huge_pages
 from .zap_run import ZapTarget, run_zap_plan
 
 Result = tuple[int, dict[str, Any] | None]
@@ -71,7 +75,7 @@ def run_op(kvm: Kvm, op: Op) -> Result:
 def run_nested_op(kvm: Kvm, op: Op) -> None:
     """Run an operation inside another one and note its result on the line."""
     ret, out = run_op(kvm, op["checked"])
-    line: dict[str, Any] = {"op": op["given"], "ret": ret}
+    line: dict[str, Any] = {"op": op["given"]["op"] if kvm.format == 6 else op["given"], "ret": ret}
     if out is not None:
         line["out"] = out
     kvm.nested.append(line)
@@ -154,6 +158,8 @@ def op_set_regs(kvm: Kvm, op: Op) -> Result:
 
 def op_get_dirty_log(kvm: Kvm, op: Op) -> Result:
     ret, words = kvm_vm_ioctl_get_dirty_log(kvm, slot_of(kvm, op))
+    if ret and kvm.format == 6:
+        words = []
     return ret, {"bitmap": [hex(word) for word in words]}
 
 
@@ -162,9 +168,11 @@ def op_clear_dirty_log(kvm: Kvm, op: Op) -> Result:
 
 
 def op_manual_protect(kvm: Kvm, op: Op) -> Result:
-    """1: manual, 3: manual and initially set, which v6 has."""
+    """1: manual, 3: manual and initially set, where the kernel has it."""
+    if kvm.format == 6 and op["on"] not in (0, 1, 3):
+        return -EINVAL, None
     kvm.manual_dirty_log_protect = op["on"] != 0
-    kvm.dirty_log_initially_set = kvm.rules.is_v6 and op["on"] & 2 != 0
+    kvm.dirty_log_initially_set = kvm.rules.has_initially_set and op["on"] & 2 != 0
     return DONE
 
 
@@ -176,7 +184,13 @@ def op_dirty_masked(kvm: Kvm, op: Op) -> Result:
     return DONE
 
 
+def split_nothing(_kvm: Kvm, _slot: KvmMemorySlot) -> None:
+    """kvm_mmu_slot_try_split_huge_pages: without the TDP MMU there is nothing it splits."""
+
+
 SLOT_FUNCTIONS: dict[str, Callable[[Kvm, KvmMemorySlot], None]] = {
+    "split_4k": split_nothing,
+    "split_2m": split_nothing,
     "remove_write_access": kvm_mmu_slot_remove_write_access,
     "leaf_clear_dirty": kvm_mmu_slot_leaf_clear_dirty,
     "largepage_remove_write_access": kvm_mmu_slot_largepage_remove_write_access,
@@ -198,19 +212,24 @@ def op_pt_masked(kvm: Kvm, op: Op) -> Result:
     slot = slot_of(kvm, op)
     if slot is None:
         return -ENOENT, None
+    if op["what"] == "enable_log_dirty":
+        kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, op["offset"], op["mask"])
+        return DONE
     handler = write_protect_head if op["what"] == "write_protect" else clear_dirty_head
     handle_masked_gfns(kvm, slot, op["offset"], op["mask"], handler)
     return DONE
 
 
 def op_gfn_write_protect(kvm: Kvm, op: Op) -> Result:
-    slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
+    slot = gfn_to_memslot(kvm, op["as"], op["gfn"]) if op.get("id") is None else slot_of(kvm, op)
     if slot is None:
         return DONE  # nothing maps a gfn without a slot
-    return int(kvm_mmu_slot_gfn_write_protect(kvm, slot, op["gfn"])), None
+    return int(kvm_mmu_slot_gfn_write_protect(kvm, slot, op["gfn"], max(1, op.get("level", 1)))), None
 
 
 def op_track(kvm: Kvm, op: Op) -> Result:
+    if kvm.format == 6:
+        return -EOPNOTSUPP, None  # a VM that never had a shadow root has no counters of tracked gfns
     slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
     if slot is None:
         return DONE
@@ -244,7 +263,8 @@ def op_zap_oldest(kvm: Kvm, op: Op) -> Result:
 
 
 def op_zap_all(kvm: Kvm, _op: Op) -> Result:
-    run_zap_plan(kvm, kvm.plans["flush_all"])
+    """v5: what the kernel runs to flush all; in format 6 the fast zap."""
+    run_zap_plan(kvm, kvm.plans["flush_all" if kvm.format == 1 else "slot_removal"])
     return DONE
 
 
@@ -259,7 +279,7 @@ def op_zap_gfn_range(kvm: Kvm, op: Op) -> Result:
 
 
 def op_unmap_hva(kvm: Kvm, op: Op) -> Result:
-    kvm_unmap_hva_range(kvm, op["start"], op["end"])
+    kvm_unmap_hva_range(kvm, op["start"], op["end"], bool(op.get("block", 1)), list(op.get("during", ())))
     return DONE
 
 
@@ -272,7 +292,23 @@ def op_test_age_hva(kvm: Kvm, op: Op) -> Result:
 
 
 def op_change_pte(kvm: Kvm, op: Op) -> Result:
+    if kvm.format == 6:
+        return change_host_pte(kvm, op)
+    if not kvm.rules.has_change_pte:
+        raise ScenarioError("change_pte: only for kernels v6.1 or older")
     kvm_set_spte_hva(kvm, op["hva"], op["pfn"], op["write"])
+    return DONE
+
+
+def change_host_pte(kvm: Kvm, op: Op) -> Result:
+    """The host's whole change of a page: the range is invalidated around it, and the page is another one after it."""
+    if not kvm.rules.has_change_pte:
+        return -EOPNOTSUPP, None
+    hva = op["hva"] & ~(PAGE_SIZE - 1)
+    kvm_unmap_hva_range(kvm, hva, hva + PAGE_SIZE)
+    note_notifier(kvm, "set_spte_hva", op["hva"])  # it finds nothing any more
+    kvm.host.frames[hva >> PAGE_SHIFT] = op["pfn"]
+    set_host_state(kvm.host, hva >> PAGE_SHIFT, 1, "rw" if op["write"] else "cow")
     return DONE
 
 
@@ -282,7 +318,8 @@ def op_set_generation(kvm: Kvm, op: Op) -> Result:
 
 
 def op_lock_break(kvm: Kvm, op: Op) -> Result:
-    set_lock_breaks(kvm, op["cond"], op["need"], list(op["do"]))
+    breaks = LockBreaks(cond=op["cond"], need=op["need"], contend=op.get("contend", 0), do=list(op["do"]))
+    set_lock_breaks(kvm, breaks)
     return DONE
 
 
@@ -320,6 +357,39 @@ def op_zap(kvm: Kvm, op: Op) -> Result:
     if run.stale_page is not None:
         out = {"outcome": "stale_next", "page": run.stale_page, "step": run.stale_step}
     return run.pages_zapped, {**out, "restarts": run.restarts}
+
+
+def op_flush_shadow_all(kvm: Kvm, _op: Op) -> Result:
+    """kvm_arch_flush_shadow_all; the vCPUs keep their roots."""
+    run_zap_plan(kvm, kvm.plans["teardown"])
+    return DONE
+
+
+def op_set_nx(kvm: Kvm, op: Op) -> Result:
+    """The module parameter nx_huge_pages; a change zaps everything."""
+    if kvm.nx_huge_pages != bool(op["on"]):
+        kvm.nx_huge_pages = bool(op["on"])
+        run_zap_plan(kvm, kvm.plans["flush_all"] if kvm.format == 1 else kvm.plans["slot_removal"])
+    return DONE
+
+
+def op_nx_recover(kvm: Kvm, op: Op) -> Result:
+    kvm_recover_nx_huge_pages(kvm, op["ratio"])
+    return DONE
+
+
+def op_eager_split(_kvm: Kvm, _op: Op) -> Result:
+    """The module parameter; only the TDP MMU and nested guests split."""
+    return DONE
+
+
+def op_quirk(kvm: Kvm, op: Op) -> Result:
+    kvm.slot_zap_all = bool(op["slot_zap_all"]) or not kvm.rules.has_slot_zap_all_quirk
+    return DONE
+
+
+def op_prefault(kvm: Kvm, op: Op) -> Result:
+    return kvm_vcpu_pre_fault_memory(kvm, vcpu_of(kvm, op), op["gpa"], op["size"]), None
 
 
 def op_teardown(kvm: Kvm, _op: Op) -> Result:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from . import spte as word
 from .active_list import list_add_head
 from .constants import GOLDEN_RATIO_64, KVM_MMU_HASH_SHIFT, U64
+from .events import note_get_page
 from .pte_list import pte_list_add, pte_list_first, pte_list_remove
 from .rmap import write_spte
-from .role import direct_page_role, role_is_ad_disabled, role_is_invalid
+from .role import child_role, direct_page_role, role_is_ad_disabled, role_is_invalid, role_level
 from .state import Kvm, ShadowPage, Vcpu
 
 
@@ -26,7 +27,7 @@ def kvm_page_table_hashfn(gfn: int) -> int:
 
 
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
-    if kvm.rules.obsolete_includes_invalid and role_is_invalid(sp.role):
+    if kvm.rules.obsolete_if_invalid and role_is_invalid(sp.role):
         return True
     return sp.mmu_valid_gen != kvm.mmu_valid_gen
 
@@ -49,9 +50,8 @@ def for_each_sp(kvm: Kvm, gfn: int) -> Iterator[ShadowPage]:
         yield kvm.pages[page_id]
 
 
-def kvm_mmu_get_page(kvm: Kvm, vcpu: Vcpu, gfn: int, level: int) -> ShadowPage:
-    """The direct page of this gfn and level for the vCPU's mode, found or created."""
-    role = direct_page_role(kvm.rules, vcpu.base_role, level)
+def kvm_mmu_get_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """The direct page of this gfn and role, found or created."""
     collisions = 0
     found = None
     for sp in for_each_sp(kvm, gfn):
@@ -64,12 +64,25 @@ def kvm_mmu_get_page(kvm: Kvm, vcpu: Vcpu, gfn: int, level: int) -> ShadowPage:
             break
     if found is not None:
         kvm.work["get_page_found"] += 1
-        kvm.events.append(["get_page", found.id, gfn, hex(role), 0])
+        note_get_page(kvm, found, role, 0)
     else:
         found = kvm_mmu_alloc_page(kvm, gfn, role)
-        kvm.events.append(["get_page", found.id, gfn, hex(role), 1])
+        note_get_page(kvm, found, role, 1)
     kvm.ctr["max_collisions"] = max(kvm.ctr["max_collisions"], collisions)
+    most = kvm.stat["max_mmu_page_hash_collisions"]
+    kvm.stat["max_mmu_page_hash_collisions"] = max(most, collisions)
     return found
+
+
+def root_role(kvm: Kvm, vcpu: Vcpu, level: int) -> int:
+    return direct_page_role(kvm.rules, vcpu.base_role, level)
+
+
+def role_below(kvm: Kvm, vcpu: Vcpu, parent: ShadowPage) -> int:
+    """The role of a child table: the vCPU's mode, or what the parent has, by the kernel."""
+    if kvm.rules.is_role_fixed:
+        return child_role(kvm.rules, parent.role)
+    return direct_page_role(kvm.rules, vcpu.base_role, role_level(parent.role) - 1)
 
 
 def kvm_mmu_alloc_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
@@ -81,6 +94,7 @@ def kvm_mmu_alloc_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     kvm.page_hash.setdefault(kvm_page_table_hashfn(gfn), []).insert(0, sp.id)
     kvm.n_used_mmu_pages += 1
     kvm.ctr["cache_miss"] += 1
+    kvm.stat["mmu_cache_miss"] += 1
     kvm.ctr["created"] += 1
     kvm.work["get_page_created"] += 1
     return sp
@@ -94,12 +108,13 @@ def kvm_mmu_free_page(kvm: Kvm, sp: ShadowPage) -> None:
         del kvm.page_hash[bucket]
     del kvm.pages[sp.id]
     kvm.work["pages_freed"] += 1
+    kvm.ctr["freed"] += 1
 
 
 def link_shadow_page(kvm: Kvm, parent: ShadowPage, index: int, child: ShadowPage) -> None:
     write_spte(parent, index, word.make_link_spte(kvm.masks, child.id, role_is_ad_disabled(child.role)))
     kvm.work["parent_steps"] += 1
-    pte_list_add(child.parent_ptes, (parent.id, index))
+    pte_list_add(kvm.rules, child.parent_ptes, (parent.id, index))
 
 
 def child_of(kvm: Kvm, spte: int) -> ShadowPage:
@@ -108,7 +123,7 @@ def child_of(kvm: Kvm, spte: int) -> ShadowPage:
 
 
 def drop_parent_pte(kvm: Kvm, child: ShadowPage, parent: ShadowPage, index: int) -> None:
-    pte_list_remove(child.parent_ptes, (parent.id, index))
+    pte_list_remove(kvm.rules, child.parent_ptes, (parent.id, index))
     kvm.work["parent_steps"] += 1
     write_spte(parent, index, 0)
 

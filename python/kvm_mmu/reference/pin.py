@@ -9,8 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .constants import PAGE_SHIFT
-from .host_memory import HostAnswer, break_cow, can_pin_for_write_atomically, host_state, map_zero_page
-from .slots import gfn_to_pfn_in_slot, memslot_is_readonly, memslot_is_visible
+from .host_memory import (
+    COPIED_FRAME,
+    HostAnswer,
+    break_cow,
+    can_pin_for_write_atomically,
+    host_frame,
+    host_state,
+    map_zero_page,
+)
+from .slots import gfn_to_host_page, memslot_is_readonly, memslot_is_visible
 from .state import Kvm, KvmMemorySlot
 
 # Frames that are none; all negative, so they never equal a frame in an entry.
@@ -37,23 +45,33 @@ def gfn_to_pfn(
     is_readonly = memslot_is_readonly(slot)
     if is_readonly and is_write:
         return PinnedPfn(PFN_RO_FAULT)
-    pfn = gfn_to_pfn_in_slot(slot, gfn)
+    page = gfn_to_host_page(slot, gfn)
+    pfn = host_frame(kvm.host, page)
     hva = slot.userspace_addr + (gfn - slot.base_gfn << PAGE_SHIFT)  # a private slot's need not be aligned
     if answer is not None:
         if answer.is_retry:
             return PinnedPfn(PFN_RETRY)
         return PinnedPfn(pfn, hva, is_host_writable=answer.is_writable and not is_readonly)
-    if not is_readonly and can_pin_for_write_atomically(kvm.host, pfn):
+    if not is_readonly and can_pin_for_write_atomically(kvm.host, page):
         return PinnedPfn(pfn, hva, is_host_writable=True)
-    match host_state(kvm.host, pfn):
+    match host_state(kvm.host, page):
         case "fault":
             return PinnedPfn(PFN_FAULT, hva)
         case "hwpoison":
             return PinnedPfn(PFN_POISONED, hva)
         case "ro" if is_write:
             return PinnedPfn(PFN_FAULT, hva)
+        case "absent" if kvm.format == 6:
+            # The page is made, and found writable where that may be asked.
+            break_cow(kvm.host, page)
+            return PinnedPfn(pfn, hva, is_host_writable=not is_readonly)
         case "absent" if not is_write:
-            map_zero_page(kvm.host, pfn)
+            map_zero_page(kvm.host, page)
+        case "cow_copy" if is_write:
+            invalidate = kvm.run_invalidation
+            invalidate(kvm, page << PAGE_SHIFT, page + 1 << PAGE_SHIFT)
+            pfn ^= COPIED_FRAME
+            kvm.host.frames[page] = pfn
     if is_write:
-        break_cow(kvm.host, pfn)
+        break_cow(kvm.host, page)
     return PinnedPfn(pfn, hva, is_host_writable=is_write)

@@ -16,8 +16,8 @@ from .constants import (
     KVM_MIN_FREE_MMU_PAGES,
     KVM_PERMILLE_MMU_PAGES,
     KVM_REFILL_PAGES,
-    U32,
 )
+from .events import note_silent_call
 from .state import Kvm
 from .zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 
@@ -38,7 +38,7 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
     """Zap at least so many pages from the oldest on, where there are so many; how many it were."""
     invalid_list: list[int] = []
     zapped = 0
-    if kvm.rules.is_v6:
+    if kvm.rules.reclaim_skips_roots:
         page_id = list_tail(kvm.active)
         while page_id and zapped < nr_to_zap:
             sp, page_id = kvm.pages[page_id], kvm.active.prev[page_id]
@@ -48,8 +48,8 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
         while zapped < nr_to_zap and prepare_zap_oldest_mmu_page(kvm, invalid_list):
             zapped += 1
     kvm_mmu_commit_zap_page(kvm, invalid_list)
-    if kvm.rules.is_v6:
-        kvm.events.append(["zap_oldest_ret", zapped])
+    kvm.stat["mmu_recycled"] += zapped
+    note_silent_call(kvm, "zap_oldest_ret", zapped)
     return zapped
 
 
@@ -58,7 +58,7 @@ def make_mmu_pages_available(kvm: Kvm) -> int:
     available = kvm_mmu_available_pages(kvm)
     if available >= KVM_MIN_FREE_MMU_PAGES:
         return 0
-    if kvm.rules.is_v6:
+    if kvm.rules.reclaim_skips_roots:
         kvm.ctr["recycled"] += kvm_mmu_zap_oldest_mmu_pages(kvm, KVM_REFILL_PAGES - available)
         return 0 if kvm_mmu_available_pages(kvm) else -ENOSPC
     invalid_list: list[int] = []
@@ -72,8 +72,8 @@ def make_mmu_pages_available(kvm: Kvm) -> int:
 
 def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:
     """Set the limit, zapping down to it; the limit ends above the goal when a root in use is in the way."""
-    if kvm.rules.is_v6:
-        kvm.events.append(["change_mmu_pages", goal])
+    note_silent_call(kvm, "change_mmu_pages", goal)
+    if kvm.rules.reclaim_skips_roots:
         if kvm.n_used_mmu_pages > goal:
             kvm_mmu_zap_oldest_mmu_pages(kvm, kvm.n_used_mmu_pages - goal)
             goal = kvm.n_used_mmu_pages
@@ -88,8 +88,6 @@ def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:
 
 
 def kvm_vm_ioctl_set_nr_mmu_pages(kvm: Kvm, npages: int) -> int:
-    if kvm.rules.nr_mmu_pages_is_u32:
-        npages &= U32
     if npages < KVM_MIN_ALLOC_MMU_PAGES:
         return -EINVAL
     kvm_mmu_change_mmu_pages(kvm, npages)
@@ -104,13 +102,15 @@ def kvm_mmu_calculate_default_mmu_pages(kvm: Kvm) -> int:
 
 def mmu_shrink_scan(kvm: Kvm, nr_to_scan: int) -> int:
     """How many pages were freed: in v5 at most one, none while zapped obsolete pages still wait for their commit."""
-    if nr_to_scan == 0 or (kvm.n_used_mmu_pages == 0 and not kvm.zapped_obsolete_pages):
+    if not kvm.rules.has_shrinker or nr_to_scan == 0:
         return 0
-    if kvm.rules.is_v6:
-        return kvm_mmu_zap_oldest_mmu_pages(kvm, nr_to_scan)
+    if kvm.n_used_mmu_pages == 0 and not kvm.zapped_obsolete_pages:
+        return 0
     if kvm.zapped_obsolete_pages:
         kvm_mmu_commit_zap_page(kvm, kvm.zapped_obsolete_pages)
         return 0
+    if kvm.rules.reclaim_skips_roots:
+        return kvm_mmu_zap_oldest_mmu_pages(kvm, nr_to_scan)
     invalid_list: list[int] = []
     freed = prepare_zap_oldest_mmu_page(kvm, invalid_list)
     kvm_mmu_commit_zap_page(kvm, invalid_list)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 from . import spte as word
 from .constants import (
-    PT64_BASE_ADDR_MASK,
     PT64_LEVEL_BITS,
     PT_WRITABLE_MASK,
     RMAP_RECYCLE_THRESHOLD,
@@ -34,6 +33,8 @@ from .pte_list import (
 from .role import role_address_space, role_level
 from .slots import gfn_to_index, gfn_to_memslot
 from .state import Kvm, KvmMemorySlot, ShadowPage
+
+PAGE_STATS = {1: "pages_4k", 2: "pages_2m", 3: "pages_1g"}
 
 
 def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
@@ -64,14 +65,6 @@ def write_spte(sp: ShadowPage, index: int, spte: int) -> None:
         sp.sptes.pop(index, None)
 
 
-def shown_spte(kvm: Kvm, sp: ShadowPage, spte: int) -> str:
-    """An entry as events show it: the address of a table is not part of the model."""
-    is_present = word.is_shadow_present_pte(kvm.masks, spte)
-    if is_present and not word.is_last_spte(spte, role_level(sp.role)):
-        spte &= ~PT64_BASE_ADDR_MASK & U64
-    return hex(spte or kvm.rules.empty_spte)
-
-
 def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
     """Replace an entry; true when the change can only be relied on after a flush."""
     masks = kvm.masks
@@ -79,6 +72,8 @@ def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
     write_spte(sp, index, new)
     if not word.is_shadow_present_pte(masks, old):
         return False
+    if kvm.rules.spte_flush == "mmu_writable":
+        return bool(old & masks.mmu_writeable) and not new & masks.mmu_writeable
     flush = word.spte_can_locklessly_be_made_writable(kvm.masks, old) and not word.is_writable_pte(new)
     if word.is_accessed_spte(masks, old) and not word.is_accessed_spte(masks, new):
         flush = True
@@ -89,12 +84,19 @@ def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
     return flush
 
 
+def kvm_update_page_stats(kvm: Kvm, level: int, change: int) -> None:
+    kvm.stat[PAGE_STATS[level]] += change
+
+
 def mmu_spte_clear_track_bits(kvm: Kvm, sp: ShadowPage, index: int) -> bool:
     """Clear an entry and tell the host what the guest did with the page; false if it mapped nothing."""
     old = sp.sptes.get(index, 0)
     write_spte(sp, index, 0)
     if not word.is_shadow_present_pte(kvm.masks, old):
         return False
+    kvm_update_page_stats(kvm, role_level(sp.role), -1)
+    if not kvm.rules.copies_ad_on_zap:
+        return True
     if word.is_accessed_spte(kvm.masks, old):
         kvm_set_pfn_accessed(kvm, word.spte_to_pfn(old))
     if word.is_dirty_spte(kvm.masks, old):
@@ -109,6 +111,7 @@ def gfn_to_rmap(slot: KvmMemorySlot, gfn: int, level: int) -> PteList | None:
 
 def rmap_add(kvm: Kvm, sp: ShadowPage, index: int, gfn: int) -> int:
     """Enter an entry into its head; returns the (under)count of those before it."""
+    kvm_update_page_stats(kvm, role_level(sp.role), 1)
     if kvm_mmu_page_get_gfn(sp, index) != gfn:
         sp.aliased[index] = gfn
     slot = gfn_to_memslot(kvm, role_address_space(sp.role), gfn)
@@ -118,7 +121,7 @@ def rmap_add(kvm: Kvm, sp: ShadowPage, index: int, gfn: int) -> int:
     heads = slot.rmap[level]
     head = heads.setdefault(gfn_to_index(gfn, slot.base_gfn, level), PteList())
     kvm.work["rmap_steps"] += 1
-    return pte_list_add(head, (sp.id, index))
+    return pte_list_add(kvm.rules, head, (sp.id, index))
 
 
 def rmap_remove(kvm: Kvm, sp: ShadowPage, index: int) -> None:
@@ -132,7 +135,7 @@ def rmap_remove(kvm: Kvm, sp: ShadowPage, index: int) -> None:
     head = slot.rmap[level].get(number)
     if head is None:
         return
-    if pte_list_remove(head, (sp.id, index)):
+    if pte_list_remove(kvm.rules, head, (sp.id, index)):
         kvm.work["rmap_steps"] += 1
     if pte_list_is_empty(head):
         del slot.rmap[level][number]
@@ -144,12 +147,20 @@ def drop_spte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
 
 
 def kvm_zap_rmapp(kvm: Kvm, slot: KvmMemorySlot, head: PteList) -> bool:
-    """Remove the first entry until the head is empty."""
+    """Remove the first entry until the head is empty, or all entries in their order, by the kernel."""
+    if kvm.rules.zap_list_in_order:
+        entries = pte_list_entries(head)
+        head.direct, head.chain = None, []
+        for page_id, index in entries:
+            kvm.work["rmap_steps"] += 1
+            kvm.pages[page_id].aliased.pop(index, None)
+            mmu_spte_clear_track_bits(kvm, kvm.pages[page_id], index)
+        return bool(entries)
     zapped = False
     while (first := pte_list_first(head)) is not None:
         kvm.work["rmap_steps"] += 1
         zapped = True
-        pte_list_remove(head, first)
+        pte_list_remove(kvm.rules, head, first)
         kvm.pages[first[0]].aliased.pop(first[1], None)
         mmu_spte_clear_track_bits(kvm, kvm.pages[first[0]], first[1])
     return zapped
@@ -163,7 +174,8 @@ def rmap_recycle(kvm: Kvm, sp: ShadowPage, gfn: int) -> None:
     if slot is not None and head is not None:
         kvm_zap_rmapp(kvm, slot, head)
         del slot.rmap[level][gfn_to_index(gfn, slot.base_gfn, level)]
-    kvm_flush_remote_tlbs_with_address(kvm, sp.gfn, kvm_pages_per_hpage(level))
+    first = gfn if kvm.rules.collapse_flush == "entry" else sp.gfn
+    kvm_flush_remote_tlbs_with_address(kvm, first, kvm_pages_per_hpage(level))
 
 
 def is_rmap_too_long(rmap_count: int) -> bool:

@@ -7,14 +7,16 @@
     8-10    access              13      cr0.wp
     16      A/D disabled        24-31   smm
 
-Pure functions over the word. Models union kvm_mmu_page_role of v5.0 to v6.12; a direct MMU's base role
-keeps only nxe, wp, A/D and smm. In v6 nothing but smm follows the guest: nxe is set, wp is set under two-dimensional
-paging and clear for a guest without paging.
+Pure functions over the word. Models union kvm_mmu_page_role of v5.0 to v7.3; a direct MMU's base role
+keeps only nxe, wp, A/D and smm. Where the role is fixed nothing but smm follows the guest: nxe is set, wp is set under
+two-dimensional paging and clear for a guest without paging.
+
+v7.2 gives access a read bit and moves what lies above it by one; a role is kept in the older form and only shown so.
 """
 
 from __future__ import annotations
 
-from .constants import ACC_ALL, EFER_NX, X86_CR0_WP
+from .constants import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, EFER_NX, X86_CR0_WP
 from .kernels import KernelRules
 from .masks import Masks
 
@@ -26,8 +28,8 @@ def kvm_calc_tdp_mmu_base_role(
     rules: KernelRules, masks: Masks, is_tdp: bool, cr0: int, efer: int, smm: int
 ) -> int:
     """The mode bits that every direct page of a vCPU in this mode carries."""
-    role = 1 << 12 if rules.is_v6 or efer & EFER_NX else 0
-    role |= 1 << 13 if (is_tdp if rules.is_v6 else cr0 & X86_CR0_WP) else 0
+    role = 1 << 12 if rules.is_role_fixed or efer & EFER_NX else 0
+    role |= 1 << 13 if (is_tdp if rules.is_role_fixed else cr0 & X86_CR0_WP) else 0
     role |= ROLE_AD_DISABLED if masks.accessed == 0 else 0
     return role | smm << 24
 
@@ -35,7 +37,28 @@ def kvm_calc_tdp_mmu_base_role(
 def direct_page_role(rules: KernelRules, base_role: int, level: int) -> int:
     """The whole role of a direct page of this level."""
     role = base_role | level | 1 << 7 | ACC_ALL << 8
-    return role | (1 << 4 if rules.direct_role_has_8_byte_gptes else 0)
+    return role | (1 << 4 if rules.direct_role_bit4 else 0)
+
+
+def child_role(rules: KernelRules, parent: int) -> int:
+    """The role of a table below a direct page, taken from that page; the mark invalid goes with it or not."""
+    return (parent & ~ROLE_INVALID if rules.child_role_valid else parent) - 1
+
+
+def shown_access(rules: KernelRules, access: int) -> int:
+    """Access bits as the kernel has them: execute 1, write 2, user 4, or read 1, write 2, user 4, execute 8."""
+    if rules.access_bits == "xwu":
+        return access
+    return access & (ACC_WRITE_MASK | ACC_USER_MASK) | 1 | (8 if access & ACC_EXEC_MASK else 0)
+
+
+def shown_role(rules: KernelRules, role: int) -> int:
+    """The word as the kernel has it."""
+    if rules.role_layout != "v7.2":
+        return role
+    moved = shown_access(rules, role_access(role))
+    above = role & (ROLE_INVALID | 1 << 12 | 1 << 13)
+    return role & ~(ACC_ALL << 8 | above) | moved << 8 | above << 1
 
 
 def role_level(role: int) -> int:

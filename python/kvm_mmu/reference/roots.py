@@ -11,8 +11,14 @@ there is no root.
 
 from __future__ import annotations
 
-from .constants import KVM_REQ_LOAD_CR3, KVM_REQ_MMU_RELOAD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH
-from .page import is_obsolete_sp, kvm_mmu_get_page
+from .constants import (
+    KVM_REQ_LOAD_CR3,
+    KVM_REQ_MMU_RELOAD,
+    KVM_REQ_MMU_SYNC,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
+)
+from .page import is_obsolete_sp, kvm_mmu_get_page, root_role
 from .reclaim import make_mmu_pages_available
 from .role import kvm_calc_tdp_mmu_base_role, role_is_invalid
 from .state import Kvm, Vcpu
@@ -26,15 +32,22 @@ def is_tdp(kvm: Kvm) -> bool:
     return kvm.config.family != "shadow"
 
 
+def root_level(kvm: Kvm) -> int:
+    """The level of the one root; in format 6 EPT has a fifth only for a guest that is wider than 48 bits."""
+    level = kvm.config.tdp_level
+    is_limited = kvm.format == 6 and kvm.config.family != "npt" and kvm.config.phys_bits <= 48
+    return min(level, 4) if is_limited else level
+
+
 def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
     """Load a root; -ENOSPC when the limit leaves no page for it. One held already keeps its count."""
     error = make_mmu_pages_available(kvm)
     if error:
         return error
-    gfns, level = ((0,), kvm.config.tdp_level) if is_tdp(kvm) else (PAE_ROOT_GFNS, PAE_ROOT_LEVEL)
+    gfns, level = ((0,), root_level(kvm)) if is_tdp(kvm) else (PAE_ROOT_GFNS, PAE_ROOT_LEVEL)
     vcpu.roots = []
     for gfn in gfns:
-        sp = kvm_mmu_get_page(kvm, vcpu, gfn, level)
+        sp = kvm_mmu_get_page(kvm, gfn, root_role(kvm, vcpu, level))
         sp.root_count += 1
         vcpu.roots.append(sp.id)
     return 0
@@ -59,10 +72,11 @@ def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
     """Handle the requests and see that there is a root."""
     if vcpu.requests & KVM_REQ_MMU_RELOAD:
         vcpu.requests &= ~KVM_REQ_MMU_RELOAD
-        # v6 gives up only what is obsolete by now.
-        if not kvm.rules.is_v6 or has_obsolete_root(kvm, vcpu):
+        if not kvm.rules.reload_keeps_valid_root or has_obsolete_root(kvm, vcpu):
             kvm_mmu_unload(kvm, vcpu)
-    vcpu.requests &= ~(KVM_REQ_TLB_FLUSH | KVM_REQ_MMU_SYNC | KVM_REQ_LOAD_CR3)
+    vcpu.requests &= ~(
+        KVM_REQ_TLB_FLUSH | KVM_REQ_MMU_SYNC | KVM_REQ_LOAD_CR3 | KVM_REQ_UPDATE_CPU_DIRTY_LOGGING
+    )
     return kvm_mmu_load(kvm, vcpu) if not vcpu.roots else 0
 
 

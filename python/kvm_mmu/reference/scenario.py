@@ -13,7 +13,7 @@ from typing import Any
 
 from .constants import KVM_ADDRESS_SPACE_NUM, PT_MAX_HUGEPAGE_LEVEL, U64
 from .errors import ScenarioError, cut
-from .host_memory import HOST_PAGE_KINDS, HOST_STATES, HostAnswer
+from .host_memory import HOST_PAGE_KINDS, HOST_STATES, HOST_STATES_6, HostAnswer
 from .kernels import KernelRules
 from .masks import FAMILIES
 from .state import Config, Op
@@ -32,6 +32,7 @@ SLOT_WORK = (
     "zap_collapsible",
     "flush_shadow_memslot",
 )
+SLOT_WORK_6 = (*SLOT_WORK, "split_4k", "split_2m")
 MASKED_WORK = ("write_protect", "clear_dirty")
 
 HEX_NUMBER = re.compile("0[xX][0-9a-fA-F]{1,32}")
@@ -89,11 +90,11 @@ def read_words(what: str, value: Any, vcpus: int) -> list[int]:
     return [read_u64(f"{what}[{i}]", word, vcpus) for i, word in enumerate(value)]
 
 
-def read_op_lists(what: str, value: Any, vcpus: int, depth: int = 0) -> list[list[Op]]:
+def read_op_lists(what: str, value: Any, vcpus: int, depth: int = 0, format: int = 1) -> list[list[Op]]:
     """Operations to run inside this one; each is kept as it was given, too, because the line repeats it."""
     if not isinstance(value, list) or not all(isinstance(ops, list) for ops in value):
         raise ScenarioError(f"{what} is not a list of lists of operations")
-    return [[{"given": op, "checked": parse_op(op, vcpus, depth + 1)} for op in ops] for ops in value]
+    return [[{"given": op, "checked": parse_op(op, vcpus, depth + 1, format)} for op in ops] for ops in value]
 
 
 def read_plan(_what: str, value: Any, _vcpus: int) -> Any:
@@ -213,16 +214,46 @@ OPS: dict[str, Fields] = {
 }
 
 
-def parse_op(op: Any, vcpus: int, depth: int = 0) -> Op:
+# What format 6 has besides, and otherwise.
+OPS_6: dict[str, Fields] = {
+    **OPS,
+    "slot": {**SLOT, "what": (one_of(SLOT_WORK_6), REQUIRED)},
+    "pt_masked": {**OPS["pt_masked"], "what": (one_of((*MASKED_WORK, "enable_log_dirty")), REQUIRED)},
+    "gfn_write_protect": {
+        **OPS["gfn_write_protect"],
+        "id": (below(SLOT_IDS, "a slot id below 32768"), None),
+        "level": (below(PT_MAX_HUGEPAGE_LEVEL + 1, "a level up to 3"), 1),
+    },
+    "unmap_hva": {**RANGE, "block": (read_flag, 1), "during": (read_op_lists, ())},
+    "lock_break": {
+        "cond": (read_u64, 0),
+        "need": (read_u64, 0),
+        "contend": (read_u64, 0),
+        "alloc": (read_u64, 0),
+        "do": (read_op_lists, ()),
+    },
+    "host_state": {**HOST_RANGE, "state": (one_of(HOST_STATES_6), REQUIRED)},
+    "flush_shadow_all": {},
+    "set_nx": {"on": (read_flag, REQUIRED)},
+    "nx_recover": {"ratio": (read_u64, 60)},
+    "eager_split": {"on": (read_flag, REQUIRED)},
+    "quirk": {"slot_zap_all": (read_flag, REQUIRED)},
+    "prefault": {**VCPU, "gpa": (read_u64, REQUIRED), "size": (read_u64, REQUIRED)},
+}
+OPS_OF_FORMAT = {1: OPS, 6: OPS_6}
+
+
+def parse_op(op: Any, vcpus: int, depth: int = 0, format: int = 1) -> Op:
     """The operation with every field checked, numbers as ints and defaults filled in."""
     if not isinstance(op, Mapping):
         raise ScenarioError(f"an operation is an object with a field 'op', not {cut(op)}")
     if depth > MAX_NESTING:
         raise ScenarioError(f"operations are nested deeper than {MAX_NESTING}")
     name = op.get("op")
-    table = OPS.get(name) if isinstance(name, str) else None
+    known = OPS_OF_FORMAT[format]
+    table = known.get(name) if isinstance(name, str) else None
     if table is None:
-        raise ScenarioError(f"unknown operation {cut(name)}; expected one of {', '.join(OPS)}")
+        raise ScenarioError(f"unknown operation {cut(name)}; expected one of {', '.join(known)}")
     for given in op:
         if given != "op" and given not in table:
             raise ScenarioError(
@@ -235,7 +266,7 @@ def parse_op(op: Any, vcpus: int, depth: int = 0) -> Op:
                 raise ScenarioError(f"{name} needs a field {field_name!r}")
             parsed[field_name] = default
         elif read is read_op_lists:
-            parsed[field_name] = read_op_lists(f"{name}.{field_name}", op[field_name], vcpus, depth)
+            parsed[field_name] = read_op_lists(f"{name}.{field_name}", op[field_name], vcpus, depth, format)
         else:
             parsed[field_name] = read(f"{name}.{field_name}", op[field_name], vcpus)
     if name == "zap":
@@ -264,15 +295,27 @@ CONFIG_RANGES = {
     "nx_huge_pages": (0, 1),
     "mmio_caching": (0, 1),
     "guest_paging": (0, 1),
+    "eager_split": (0, 1),
+    "slot_zap_all": (0, 1),
 }
+ONLY_IN_FORMAT_6 = ("eager_split", "slot_zap_all")
 
 
-def parse_config(given: Mapping[str, Any] | None, rules: KernelRules) -> Config:
-    """A header's config with the defaults of the scenario language; l1tf is 0 by default for v6."""
-    given = {"l1tf": 0 if rules.is_v6 else 1, **(given or {})}
-    known = [f.name for f in fields(Config)]
+# Keys of a header of format 6 that have another name here.
+NAMES_OF_FORMAT_6 = {"nx_huge": "nx_huge_pages"}
+
+
+def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: int = 1) -> Config:
+    """A header's config with the defaults of the scenario language; l1tf is the CPU's where the kernel asks it."""
+    if format not in OPS_OF_FORMAT:
+        raise ScenarioError(f"format is {format!r}; expected one of {', '.join(map(str, OPS_OF_FORMAT))}")
+    given = {"l1tf": int(rules.l1tf), **(given or {})}
+    if format == 6:
+        given = {NAMES_OF_FORMAT_6.get(name, name): value for name, value in given.items()}
+        check_format_6(given, rules)
+    known = [f.name for f in fields(Config) if format == 6 or f.name not in ONLY_IN_FORMAT_6]
     for name in given:
-        if name not in known:
+        if name not in known and not (format == 6 and name == "tdp_mmu"):
             raise ScenarioError(f"config has no key {name!r}; expected {', '.join(known)}")
     family = given.get("family", Config().family)
     if family not in FAMILIES:
@@ -283,8 +326,20 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules) -> Config:
         if not low <= value <= high:
             raise ScenarioError(f"config {name} is {value}; expected {low} to {high}")
         values[name] = value
-    if family == "shadow" and (values["guest_paging"] or not rules.is_v6):
-        raise ScenarioError("family 'shadow' is here only for v6 guests without paging: give guest_paging 0")
-    if not rules.is_v6 and (values["nx_huge_pages"] or not values["mmio_caching"]):
-        raise ScenarioError(f"nx_huge_pages and mmio_caching are not modelled for {rules.name}")
+    if family == "shadow" and (values["guest_paging"] or not rules.is_level_requested):
+        raise ScenarioError(
+            "family 'shadow' is here only for guests without paging of v5.10 and later: give guest_paging 0"
+        )
+    if values["nx_huge_pages"] and not rules.has_nx_huge_pages:
+        raise ScenarioError(f"nx_huge_pages is not modelled for {rules.name}")
+    if not values["mmio_caching"] and not rules.has_mmio_caching:
+        raise ScenarioError(f"mmio_caching is not modelled for {rules.name}")
     return Config(family=family, **values)
+
+
+def check_format_6(given: Mapping[str, Any], rules: KernelRules) -> None:
+    """Format 6 is that of v6 and later; of its two page tables only the direct one of shadow pages is here."""
+    if not rules.has_max_gfn:
+        raise ScenarioError(f"format is 6; {rules.name} has format 1")
+    if read_u64("config tdp_mmu", given.get("tdp_mmu", 1), 0) != 0:
+        raise ScenarioError("config tdp_mmu is 1; the reference has only 0, the direct MMU of shadow pages")

@@ -1,20 +1,21 @@
 """Walking the reverse-map heads of a slot, level by level, polling for the lock after every head.
 
 Owns the order of such walks and where they poll and flush. Models slot_rmap_walk_*, slot_handle_level_range and
-kvm_handle_hva_range of v5.0 to v6.12.
+kvm_handle_hva_range of v5.0 to v6.12. v5 polls after every head of the range; v6 passes over empty
+ones, except the first of each level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .constants import PAGE_SHIFT, PAGE_SIZE, PT_MAX_HUGEPAGE_LEVEL, kvm_pages_per_hpage
 from .flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
-from .lock import cond_resched_lock, need_resched
+from .lock import cond_resched_lock, count_polls, may_break, need_resched
 from .pte_list import PteList, pte_list_is_empty
 from .slots import gfn_to_index
-from .state import Kvm, KvmMemorySlot
+from .state import Kvm, KvmMemorySlot, KvmMemslots
 
 # (VM, slot, head, level, first gfn of the step) -> something changed
 RmapHandler = Callable[[Kvm, KvmMemorySlot, PteList, int, int], bool]
@@ -31,6 +32,21 @@ class Levels:
 ALL_LEVELS = Levels()
 LEAF_LEVEL = Levels(1, 1)
 LARGE_LEVELS = Levels(2, PT_MAX_HUGEPAGE_LEVEL)
+COLLAPSIBLE_LEVELS = Levels(1, PT_MAX_HUGEPAGE_LEVEL - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class WalkRange:
+    """The part of a slot a walk covers: first and last gfn, both included."""
+
+    slot: KvmMemorySlot
+    first: int
+    last: int
+    levels: Levels = ALL_LEVELS
+
+
+def whole_slot(slot: KvmMemorySlot, levels: Levels) -> WalkRange:
+    return WalkRange(slot, slot.base_gfn, slot.base_gfn + slot.npages - 1, levels)
 
 
 def handle_rmap_head(
@@ -46,60 +62,74 @@ def handle_rmap_head(
     return changed
 
 
+def heads_in(kvm: Kvm, walk: WalkRange) -> Iterator[tuple[int, int, int]]:
+    """Level, index and gfn of the heads a walk comes to; what is empty is seen when the walk is there."""
+    for level in range(walk.levels.first, walk.levels.last + 1):
+        start = gfn_to_index(walk.first, walk.slot.base_gfn, level)
+        end = gfn_to_index(walk.last, walk.slot.base_gfn, level)
+        index: int | None = start
+        while index is not None:
+            # Of a step, not rounded to the level.
+            yield level, index, walk.first + (index - start) * kvm_pages_per_hpage(level)
+            if not kvm.rules.walk_skips_empty_heads:
+                index = index + 1 if index < end else None
+            else:
+                following = existing_heads(walk.slot, level, index + 1, end)
+                index = following[0] if following else None
+
+
 def slot_handle_level_range(
     kvm: Kvm,
-    slot: KvmMemorySlot,
+    walk: WalkRange,
     handler: RmapHandler,
-    levels: Levels,
-    first_gfn: int,
-    last_gfn: int,
     *,
-    flush_inside: bool,
+    flush_on_yield: bool,
+    pending: bool = False,
 ) -> bool:
-    """Walk first_gfn..last_gfn (included); returns a flush that is still to be done by the caller."""
-
-    def flush_walked(until_gfn: int) -> None:
-        if kvm.rules.slot_walk_flushes_ranges:
-            kvm_flush_remote_tlbs_with_address(kvm, first_gfn, until_gfn - first_gfn + 1)
-        else:
-            kvm_flush_remote_tlbs(kvm)
-
-    if kvm.lock.need == 0:
-        pending = handle_heads_in_range(kvm, slot, handler, levels, first_gfn, last_gfn)
-        if pending and flush_inside:
-            flush_walked(last_gfn)
-        return pending and not flush_inside
-    pending = False
-    for level in range(levels.first, levels.last + 1):
-        gfn = first_gfn
-        start = gfn_to_index(first_gfn, slot.base_gfn, level)
-        end = gfn_to_index(last_gfn, slot.base_gfn, level)
-        for index in range(start, end + 1):
-            pending |= handle_rmap_head(kvm, slot, handler, level, index, gfn)
-            if need_resched(kvm):
-                if pending and flush_inside:
-                    flush_walked(gfn)
-                    pending = False
-                cond_resched_lock(kvm)
-            gfn += kvm_pages_per_hpage(level)
-    if pending and flush_inside:
-        flush_walked(last_gfn)
-        pending = False
+    """Walk a range; returns the flush that is still to be done by the caller, `pending` being one from before."""
+    if not may_break(kvm):
+        return handle_heads_at_once(kvm, walk, handler) or pending
+    for level, index, gfn in heads_in(kvm, walk):
+        pending |= handle_rmap_head(kvm, walk.slot, handler, level, index, gfn)
+        if need_resched(kvm):
+            if pending and flush_on_yield:
+                flush_walked(kvm, walk.first, gfn)
+                pending = False
+            cond_resched_lock(kvm)
     return pending
 
 
-def handle_heads_in_range(
-    kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Levels, first_gfn: int, last_gfn: int
-) -> bool:
+def flush_walked(kvm: Kvm, first: int, last: int) -> None:
+    if kvm.rules.walk_flush_ranged:
+        kvm_flush_remote_tlbs_with_address(kvm, first, last - first + 1)
+    else:
+        kvm_flush_remote_tlbs(kvm)
+
+
+def handle_heads_at_once(kvm: Kvm, walk: WalkRange, handler: RmapHandler) -> bool:
     """The walk where no poll can be true: the same heads in the same order, and the polls counted at once."""
     changed = False
-    for level in range(levels.first, levels.last + 1):
-        start = gfn_to_index(first_gfn, slot.base_gfn, level)
-        end = gfn_to_index(last_gfn, slot.base_gfn, level)
-        for index in existing_heads(slot, level, start, end):
-            gfn = first_gfn + (index - start) * kvm_pages_per_hpage(level)
-            changed |= handle_rmap_head(kvm, slot, handler, level, index, gfn)
-        kvm.ctr["need_resched"] += end - start + 1
+    for level in range(walk.levels.first, walk.levels.last + 1):
+        start = gfn_to_index(walk.first, walk.slot.base_gfn, level)
+        end = gfn_to_index(walk.last, walk.slot.base_gfn, level)
+        heads = existing_heads(walk.slot, level, start, end)
+        polls = len(heads) + (start not in heads[:1]) if kvm.rules.walk_skips_empty_heads else end - start + 1
+        for index in heads:
+            gfn = walk.first + (index - start) * kvm_pages_per_hpage(level)
+            changed |= handle_rmap_head(kvm, walk.slot, handler, level, index, gfn)
+        count_polls(kvm, polls)
+    return changed
+
+
+def handle_heads_without_polls(kvm: Kvm, walk: WalkRange, handler: RmapHandler) -> bool:
+    """The same heads in the same order; the lock is never offered."""
+    changed = False
+    for level in range(walk.levels.first, walk.levels.last + 1):
+        start = gfn_to_index(walk.first, walk.slot.base_gfn, level)
+        end = gfn_to_index(walk.last, walk.slot.base_gfn, level)
+        for index in existing_heads(walk.slot, level, start, end):
+            gfn = walk.first + (index - start) * kvm_pages_per_hpage(level)
+            changed |= handle_rmap_head(kvm, walk.slot, handler, level, index, gfn)
     return changed
 
 
@@ -111,29 +141,29 @@ def existing_heads(slot: KvmMemorySlot, level: int, start: int, end: int) -> lis
     return sorted(index for index in heads if start <= index <= end)
 
 
-def slot_handle_levels(
-    kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Levels, *, flush_inside: bool
-) -> bool:
-    """Walk a whole slot."""
-    last = slot.base_gfn + slot.npages - 1
-    return slot_handle_level_range(kvm, slot, handler, levels, slot.base_gfn, last, flush_inside=flush_inside)
+def slots_in_hva_range(
+    kvm: Kvm, memslots: KvmMemslots, start: int, end: int
+) -> Iterator[tuple[KvmMemorySlot, int, int]]:
+    """The slots that a range of host addresses reaches, with the gfns reached (end exclusive).
+
+    v5 goes through the array; v6 has a tree by host address, of equal ones the one put last comes last.
+    """
+    slots = list(memslots.memslots)
+    if kvm.rules.notifier_by_hva:
+        slots.sort(key=lambda slot: (slot.userspace_addr, slot.placed))
+    for slot in slots:
+        slot_end = slot.userspace_addr + (slot.npages << PAGE_SHIFT)
+        hva_start, hva_end = max(start, slot.userspace_addr), min(end, slot_end)
+        if hva_start < hva_end:
+            first_gfn = slot.base_gfn + ((hva_start - slot.userspace_addr) >> PAGE_SHIFT)
+            end_gfn = slot.base_gfn + ((hva_end - slot.userspace_addr + PAGE_SIZE - 1) >> PAGE_SHIFT)
+            yield slot, first_gfn, end_gfn
 
 
 def kvm_handle_hva_range(kvm: Kvm, start: int, end: int, handler: RmapHandler) -> bool:
     """Run a handler on every head that a range of host addresses reaches; never offers the lock."""
     changed = False
     for memslots in kvm.memslots:
-        for slot in list(memslots.memslots):
-            slot_end = slot.userspace_addr + (slot.npages << PAGE_SHIFT)
-            hva_start, hva_end = max(start, slot.userspace_addr), min(end, slot_end)
-            if hva_start >= hva_end:
-                continue
-            first_gfn = slot.base_gfn + ((hva_start - slot.userspace_addr) >> PAGE_SHIFT)
-            end_gfn = slot.base_gfn + ((hva_end - slot.userspace_addr + PAGE_SIZE - 1) >> PAGE_SHIFT)
-            for level in range(1, PT_MAX_HUGEPAGE_LEVEL + 1):
-                first = gfn_to_index(first_gfn, slot.base_gfn, level)
-                last = gfn_to_index(end_gfn - 1, slot.base_gfn, level)
-                for index in existing_heads(slot, level, first, last):
-                    gfn = first_gfn + (index - first) * kvm_pages_per_hpage(level)
-                    changed |= handle_rmap_head(kvm, slot, handler, level, index, gfn)
+        for slot, first_gfn, end_gfn in slots_in_hva_range(kvm, memslots, start, end):
+            changed |= handle_heads_without_polls(kvm, WalkRange(slot, first_gfn, end_gfn - 1), handler)
     return changed

@@ -12,6 +12,7 @@ from .constants import (
     KVM_MEMSLOT_INVALID,
     PAGE_SHIFT,
     PT64_LEVEL_BITS,
+    U64,
     kvm_pages_per_hpage,
 )
 from .state import Kvm, KvmMemorySlot, Vcpu
@@ -48,12 +49,19 @@ def memslot_is_readonly(slot: KvmMemorySlot) -> bool:
     return slot.flags & KVM_MEM_READONLY != 0
 
 
+def nr_memslots_dirty_logging(kvm: Kvm) -> int:
+    """How many slots log dirty pages, in both address spaces."""
+    return sum(
+        slot.flags & KVM_MEM_LOG_DIRTY_PAGES != 0 for memslots in kvm.memslots for slot in memslots.memslots
+    )
+
+
 def memslot_is_logged(slot: KvmMemorySlot) -> bool:
     return slot.flags & KVM_MEM_LOG_DIRTY_PAGES != 0
 
 
-def gfn_to_pfn_in_slot(slot: KvmMemorySlot, gfn: int) -> int:
-    """The host frame; host frames are host virtual page numbers."""
+def gfn_to_host_page(slot: KvmMemorySlot, gfn: int) -> int:
+    """The number of the host virtual page behind a gfn."""
     return (slot.userspace_addr >> PAGE_SHIFT) + gfn - slot.base_gfn
 
 
@@ -89,8 +97,23 @@ def update_gfn_disallow_lpage_count(slot: KvmMemorySlot, gfn: int, change: int) 
 
 
 def kvm_page_track_is_active(kvm: Kvm, vcpu: Vcpu, gfn: int) -> bool:
-    slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
-    return slot is not None and slot.gfn_track.get(gfn - slot.base_gfn, 0) > 0
+    """Whether writes to the gfn are tracked, in the vCPU's own address space or in any, by the kernel.
+
+    Without a slot in its own there is nothing to write to, tracked or not.
+    """
+    if kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn) is None:
+        return False
+    spaces = range(len(kvm.memslots)) if kvm.rules.track_all_spaces else (vcpu_address_space(vcpu),)
+    slots = [gfn_to_memslot(kvm, as_id, gfn) for as_id in spaces]
+    return any(slot is not None and slot.gfn_track.get(gfn - slot.base_gfn, 0) > 0 for slot in slots)
+
+
+def kvm_mmu_max_gfn(kvm: Kvm) -> int:
+    """The last gfn that may have a slot or an MMIO entry."""
+    if not kvm.rules.has_max_gfn:
+        return U64
+    width = kvm.config.phys_bits if kvm.config.family != "shadow" else 52
+    return (1 << (width - PAGE_SHIFT)) - 1
 
 
 def mark_page_dirty_in_slot(slot: KvmMemorySlot | None, gfn: int) -> None:

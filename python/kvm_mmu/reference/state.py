@@ -30,6 +30,16 @@ CTR_NAMES = (
     "flush reload lock_breaks cond_resched need_resched warn zapped recycled cache_miss created lpages"
     " max_collisions pfn_accessed pfn_dirty walk_starts walk_visited"
 ).split()
+CTR_NAMES_6 = (
+    "flush flush_range lock_breaks cond_resched need_resched needbreak zapped created freed spte_changed pfn_accessed"
+    " pfn_dirty srcu_sync tdp_walks tdp_steps warn"
+).split()
+# The kernel's own statistics of a VM and of a vCPU, under its names.
+VM_STATS = (
+    "mmu_shadow_zapped mmu_recycled mmu_cache_miss mmu_unsync pages_4k pages_2m pages_1g nx_lpage_splits"
+    " max_mmu_page_hash_collisions remote_tlb_flush remote_tlb_flush_requests"
+).split()
+VCPU_STATS = "pf_taken pf_fixed pf_emulate pf_spurious pf_fast pf_mmio_spte_created".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,8 @@ class Config:
     nx_huge_pages: int = 0
     mmio_caching: int = 1
     guest_paging: int = 1  # 0: the guest has no page tables of its own
+    eager_split: int = 1
+    slot_zap_all: int = 1  # the quirk: a slot's removal zaps everything
 
 
 @dataclass(slots=True)
@@ -63,6 +75,7 @@ class ShadowPage:
     root_count: int = 0
     mmio_cached: bool = False
     nx_huge_page_disallowed: bool = False
+    is_possible_nx_huge_page: bool = False  # on the list of the recovery
     aliased: dict[int, int] = field(
         default_factory=dict
     )  # leaf -> its gfn, where the table was made for another
@@ -90,6 +103,7 @@ class KvmMemorySlot:
     disallow_lpage: dict[int, dict[int, int]] = field(default_factory=lambda: {2: {}, 3: {}})
     lpage_entries: dict[int, int] = field(default_factory=lambda: {2: 0, 3: 0})  # length of the veto arrays
     gfn_track: dict[int, int] = field(default_factory=dict)
+    placed: int = 0  # the number of the update that put it into its address space
 
 
 @dataclass(slots=True)
@@ -98,6 +112,7 @@ class KvmMemslots:
 
     generation: int
     memslots: list[KvmMemorySlot] = field(default_factory=list)
+    placements: int = 0
 
 
 @dataclass(slots=True)
@@ -115,14 +130,32 @@ class Vcpu:
     mmio_gfn: int = 0
     mmio_access: int = 0
     mmio_gen: int = 0
+    stat: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VCPU_STATS, 0))
 
 
 @dataclass(slots=True)
 class HostMemory:
-    """Ranges of host pages with another state or page size; the latest matching range wins."""
+    """Ranges of host pages with another state or page size; the latest matching range wins.
+
+    `frames`: host pages whose frame is another than their own number.
+    """
 
     states: list[tuple[int, int, str]] = field(default_factory=list)
     huge: list[tuple[int, int, str]] = field(default_factory=list)
+    frames: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Invalidation:
+    """What the notifiers tell faults: how many invalidations are open, over which range, how many have ended.
+
+    The range is of host addresses or of gfns, by the kernel; `start` is None while an open one has no range yet.
+    """
+
+    sequence: int = 0
+    in_progress: int = 0
+    start: int | None = None
+    end: int = 0
 
 
 @dataclass(slots=True)
@@ -131,9 +164,14 @@ class LockBreaks:
 
     cond: int = 0
     need: int = 0
+    contend: int = 0
     do: list[list[Op]] = field(default_factory=list)
     breaks: int = 0
     armed: bool = False
+    cond_calls: int = 0  # the running numbers
+    need_polls: int = 0
+    contend_polls: int = 0
+    is_nested: bool = False  # operations of a break run now
 
 
 @dataclass(slots=True)
@@ -145,9 +183,11 @@ class Kvm:
     masks: Masks
     plans: dict[str, ZapPlan]
     run_nested: Callable[[Kvm, Op], None]
+    run_invalidation: Callable[[Kvm, int, int], None]  # the host takes a range of addresses away
     memslots: list[KvmMemslots]
     vcpus: list[Vcpu]
     filters_obsolete: bool
+    format: int = 1
     pages: dict[int, ShadowPage] = field(default_factory=dict)
     pages_created: int = 0
     page_hash: dict[int, list[int]] = field(default_factory=dict)
@@ -158,11 +198,16 @@ class Kvm:
     n_max_mmu_pages: int = 0
     n_requested_mmu_pages: int = 0
     mmu_valid_gen: int = 0
+    nx_huge_pages: bool = False
+    possible_nx_huge_pages: list[int] = field(default_factory=list)  # oldest first
+    slot_zap_all: bool = True
+    invalidation: Invalidation = field(default_factory=Invalidation)
     manual_dirty_log_protect: bool = False
     dirty_log_initially_set: bool = False
     host: HostMemory = field(default_factory=HostMemory)
     lock: LockBreaks = field(default_factory=LockBreaks)
     events: list[Event] = field(default_factory=list)
     nested: list[dict[str, Any]] = field(default_factory=list)
-    ctr: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CTR_NAMES, 0))
+    ctr: dict[str, int] = field(default_factory=lambda: dict.fromkeys([*CTR_NAMES, *CTR_NAMES_6], 0))
+    stat: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VM_STATS, 0))
     work: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WORK_MEANING, 0))

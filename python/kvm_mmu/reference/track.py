@@ -1,7 +1,7 @@
 """Write protection of one gfn and page tracking.
 
 Owns `KvmMemorySlot.gfn_track`. Models kvm_mmu_slot_gfn_write_protect, kvm_slot_page_track_add_page and
-kvm_slot_page_track_remove_page of v5.0 and v5.2.
+kvm_slot_page_track_remove_page of v5.0 to v6.12.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from .slots import update_gfn_disallow_lpage_count
 from .state import Kvm, KvmMemorySlot
 
 
-def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> bool:
-    """Take the writable and the may-become-writable bit of every mapping of the gfn; no flush here."""
+def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemorySlot, gfn: int, min_level: int = 1) -> bool:
+    """Take the writable and the may-become-writable bit of every mapping of the gfn from a level on; no flush here."""
     protected = False
-    for level in range(1, PT_MAX_HUGEPAGE_LEVEL + 1):
+    for level in range(min_level, PT_MAX_HUGEPAGE_LEVEL + 1):
         head = gfn_to_rmap(slot, gfn, level)
         if head is not None:
             protected |= rmap_write_protect(kvm, head, pt_protect=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from . import spte as word
 from .active_list import list_contains, list_del, list_move_head
 from .constants import KVM_REQ_MMU_RELOAD
+from .events import note_prepare_zap, note_silent_call, shown_spte
 from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from .page import child_of, drop_parent_pte, is_obsolete_sp, kvm_mmu_free_page, kvm_mmu_unlink_parents
-from .rmap import drop_spte, shown_spte, write_spte
+from .rmap import drop_spte, write_spte
 from .role import ROLE_INVALID, role_is_invalid, role_level
 from .state import Kvm, ShadowPage
 
@@ -34,8 +35,7 @@ class Prepared:
 def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
     spte = sp.sptes[index]
     kvm.work["sptes_cleared"] += 1
-    if kvm.rules.is_v6:
-        kvm.events.append(["page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte)])
+    note_silent_call(kvm, "page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte))
     if not word.is_shadow_present_pte(kvm.masks, spte):
         write_spte(sp, index, 0)
     elif word.is_last_spte(spte, role_level(sp.role)):
@@ -48,14 +48,15 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
 
 def leaves_reload_to_generation(kvm: Kvm, root: ShadowPage) -> bool:
     """v5.0 has already asked for the reload when it made a root obsolete, unless the plan did so without asking."""
-    if kvm.rules.reloads_obsolete_roots or not is_obsolete_sp(kvm, root):
+    if not kvm.rules.reload_skips_obsolete or not is_obsolete_sp(kvm, root):
         return False
     return all(vcpu.requests & KVM_REQ_MMU_RELOAD for vcpu in kvm.vcpus if root.id in vcpu.roots)
 
 
 def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) -> Prepared:
     """Take a page apart; it goes to the front of the invalid list unless a vCPU holds it as its root."""
-    kvm.events.append(["prepare_zap", sp.id])
+    note_prepare_zap(kvm, sp)
+    kvm.stat["mmu_shadow_zapped"] += 1
     kvm.ctr["zapped"] += 1
     kvm.work["pages_zapped"] += 1
     kvm.mmio_pages.pop(sp.id, None)
@@ -70,22 +71,39 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) 
         invalid_list.insert(0, sp.id)
         kvm.n_used_mmu_pages -= 1
     else:
-        if not kvm.rules.is_v6:
+        if not kvm.rules.zapped_root_leaves:
             list_move_head(kvm.active, sp.id)
         elif list_contains(kvm.active, sp.id):
             list_del(kvm.active, sp.id)
         if not role_is_invalid(sp.role) and not leaves_reload_to_generation(kvm, sp):
             kvm_reload_remote_mmus(kvm)
+    unaccount_nx_huge_page(kvm, sp)
     sp.role |= ROLE_INVALID
     return Prepared(nr_children=0, nr_zapped=nr_zapped, is_list_unstable=False)
+
+
+def account_nx_huge_page(kvm: Kvm, sp: ShadowPage, is_possible: bool) -> None:
+    """A table that stands where a fetch from a huge page was; the recovery may take it if it could be a leaf."""
+    sp.nx_huge_page_disallowed = True
+    if is_possible and not sp.is_possible_nx_huge_page:
+        sp.is_possible_nx_huge_page = True
+        kvm.possible_nx_huge_pages.append(sp.id)
+        kvm.stat["nx_lpage_splits"] += 1
+
+
+def unaccount_nx_huge_page(kvm: Kvm, sp: ShadowPage) -> None:
+    sp.nx_huge_page_disallowed = False
+    if sp.is_possible_nx_huge_page:
+        sp.is_possible_nx_huge_page = False
+        kvm.possible_nx_huge_pages.remove(sp.id)
+        kvm.stat["nx_lpage_splits"] -= 1
 
 
 def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list[int]) -> None:
     """Flush every TLB, then free; an empty list is nothing to do and no flush."""
     if not invalid_list:
         return
-    if kvm.rules.is_v6:
-        kvm.events.append(["commit_zap"])
+    note_silent_call(kvm, "commit_zap")
     kvm_flush_remote_tlbs(kvm)
     for page_id in invalid_list:
         kvm_mmu_free_page(kvm, kvm.pages[page_id])

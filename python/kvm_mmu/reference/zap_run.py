@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .events import note_silent_call
 from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from .lock import cond_resched_lock, need_resched
+from .notifier import unmap_head
 from .page import for_each_sp, is_obsolete_sp
-from .pte_list import PteList
-from .rmap import kvm_zap_rmapp
 from .role import role_is_direct, role_is_invalid
-from .slot_walk import ALL_LEVELS, handle_rmap_head, slot_handle_levels
-from .slots import slot_level_entries
+from .slot_walk import ALL_LEVELS, handle_heads_without_polls, slot_handle_level_range, whole_slot
 from .state import Kvm, KvmMemorySlot, ShadowPage
 from .zap import Prepared, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
+from .zap_memslot import kvm_mmu_zap_memslot
 from .zap_plan import ZapPlan
 
 
@@ -64,7 +64,7 @@ class ZapRun:
 def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> ZapRun:
     """Zap by a plan, with mmu_lock taken for the whole run except where the plan offers it."""
     # v5.0 collects what it made obsolete on a list of the VM, so that the shrinker finds it during a lock break.
-    is_shared = kvm.rules.has_zapped_obsolete_list and plan.bump_valid_gen
+    is_shared = kvm.rules.has_zapped_obsolete and plan.bump_valid_gen
     invalid_list = kvm.zapped_obsolete_pages if is_shared else []
     run = ZapRun(plan=plan, target=target or ZapTarget(), invalid_list=invalid_list)
     if plan.bump_valid_gen:
@@ -89,11 +89,10 @@ def begin_new_valid_gen(kvm: Kvm) -> None:
     """Make every page obsolete at once, with what the kernel traces of it."""
     if kvm.rules.has_invalidate_event:
         kvm.events.append(["invalidate_zap_all"])
-    if kvm.rules.is_v6:
-        kvm.events.append(["zap_all_fast_enter"])
+    note_silent_call(kvm, "zap_all_fast_enter")
     if kvm.rules.has_zap_all_fast_event:
         kvm.events.append(["zap_all_fast", kvm.mmu_valid_gen, kvm.n_used_mmu_pages])
-    kvm.mmu_valid_gen = kvm.mmu_valid_gen ^ 1 if kvm.rules.valid_gen_is_one_bit else kvm.mmu_valid_gen + 1
+    kvm.mmu_valid_gen = kvm.mmu_valid_gen ^ 1 if kvm.rules.valid_gen_toggles else kvm.mmu_valid_gen + 1
 
 
 def start_walk(kvm: Kvm, run: ZapRun) -> None:
@@ -151,7 +150,7 @@ def offer_before_prepare(kvm: Kvm, run: ZapRun) -> bool:
 def prepare(kvm: Kvm, run: ZapRun, sp: ShadowPage) -> Prepared:
     prepared = kvm_mmu_prepare_zap_page(kvm, sp, run.invalid_list)
     run.pages_zapped += prepared.nr_zapped
-    if prepared.is_list_unstable or not kvm.rules.batch_counts_unstable_only:
+    if prepared.is_list_unstable or not kvm.rules.batch_counts_unstable:
         run.batch += prepared.nr_zapped
     run.idle = 0 if prepared.nr_zapped else run.idle + 1
     return prepared
@@ -233,12 +232,18 @@ def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
     Other tables survive with empty entries, MMIO entries are left to go stale. Nothing is counted as walked.
     """
     slot = run.target.slot
-    if slot is None or kvm.active.next[0] == 0:
+    if slot is None:
         return
+    if run.plan.only == "indirect" and kvm.rules.unmap_offers_lock and run.plan.offer == "when_wanted":
+        kvm_mmu_zap_memslot(kvm, slot)
+        return
+    if kvm.active.next[0] == 0:
+        return
+    walk = whole_slot(slot, ALL_LEVELS)
     if run.plan.offer == "never":
-        flush = zap_slot_rmaps_without_polls(kvm, slot)
+        flush = handle_heads_without_polls(kvm, walk, unmap_head)
     else:
-        flush = slot_handle_levels(kvm, slot, zap_rmap_head, ALL_LEVELS, flush_inside=False)
+        flush = slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=False)
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
         for sp in for_each_sp(kvm, gfn):
             if sp.gfn == gfn and not role_is_invalid(sp.role) and is_wanted(kvm, run, sp):
@@ -250,15 +255,3 @@ def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
             cond_resched_lock(kvm)
     if not run.invalid_list and flush:
         kvm_flush_remote_tlbs(kvm)
-
-
-def zap_rmap_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
-    return kvm_zap_rmapp(kvm, slot, head)
-
-
-def zap_slot_rmaps_without_polls(kvm: Kvm, slot: KvmMemorySlot) -> bool:
-    flush = False
-    for level in range(ALL_LEVELS.first, ALL_LEVELS.last + 1):
-        for index in range(slot_level_entries(slot, level)):
-            flush |= handle_rmap_head(kvm, slot, zap_rmap_head, level, index, 0)
-    return flush

@@ -106,7 +106,7 @@ class Generator:
             (2, self.zap_gfn_range),
             (3, self.unmap_hva),
             (3, self.age),
-            (1, self.change_pte),
+            (int(bool(kernels[kernel].facts["has_change_pte"])), self.change_pte),
             (2, self.set_generation),
             (1, self.invalidate_mmio),
             (2, self.host),

@@ -1,0 +1,104 @@
+"""The events of an operation, in the two forms a scenario can ask for.
+
+Owns the form of each event. Format 1 is the form of the vectors of v5.0 and v5.2; format 6, that of v6.1 and v6.12,
+says more of each page and has the tracepoints of the notifiers. Functions without a tracepoint, on which recordings
+have probes (`logs_silent_calls`), are entered in format 1 only.
+"""
+
+from __future__ import annotations
+
+from . import spte as word
+from .constants import PT64_BASE_ADDR_MASK, U64
+from .role import role_level, shown_role
+from .state import Kvm, ShadowPage, Vcpu
+
+EMULTYPE_PF = 0x40
+PFN_NOSLOT_SHOWN = 1 << 63
+
+
+def shown_spte(kvm: Kvm, sp: ShadowPage, spte: int) -> str:
+    """An entry as events show it: the address of a table is not part of the model."""
+    is_present = word.is_shadow_present_pte(kvm.masks, spte)
+    if is_present and not word.is_last_spte(spte, role_level(sp.role)):
+        spte &= ~PT64_BASE_ADDR_MASK & U64
+    return hex(spte or kvm.masks.empty)
+
+
+def note_silent_call(kvm: Kvm, name: str, *values: int | str) -> None:
+    """A function that has no tracepoint."""
+    if kvm.rules.logs_silent_calls and kvm.format == 1:
+        kvm.events.append([name, *values])
+
+
+def note_get_page(kvm: Kvm, sp: ShadowPage, role: int, created: int) -> None:
+    event = ["get_page", sp.id, sp.gfn, hex(shown_role(kvm.rules, role)), created]
+    if kvm.format == 6:
+        event += [sp.mmu_valid_gen, sp.root_count, 0]
+    kvm.events.append(event)
+
+
+def note_prepare_zap(kvm: Kvm, sp: ShadowPage) -> None:
+    event = ["prepare_zap", sp.id]
+    if kvm.format == 6:
+        event += [sp.gfn, hex(shown_role(kvm.rules, sp.role)), sp.mmu_valid_gen, sp.root_count, 0]
+    kvm.events.append(event)
+
+
+def note_requested(kvm: Kvm, gfn: int, pfn: int, level: int) -> None:
+    """The level a fault asks for; `pfn` below 0: there is no slot."""
+    if kvm.format == 6:
+        kvm.events.append(["requested", gfn, hex(pfn if pfn >= 0 else PFN_NOSLOT_SHOWN), level])
+
+
+def note_set_spte(kvm: Kvm, sp: ShadowPage, index: int, gfn: int, spte: int) -> None:
+    level = role_level(sp.role)
+    if kvm.format != 6:
+        kvm.events.append(["set_spte", sp.id, index, gfn, shown_spte(kvm, sp, spte), level])
+        return
+    masks = kvm.masks
+    is_readable = int(bool(masks.present | masks.suppress_ve) or spte & 1 != 0)
+    rights = [is_readable, int(word.is_executable_pte(masks, spte)), int(spte & masks.user != 0)]
+    kvm.events.append(["set_spte", gfn, shown_spte(kvm, sp, spte), level, *rights, sp.id, index])
+
+
+def note_fast_page_fault(
+    kvm: Kvm, vcpu: Vcpu, gpa: int, code: int, sp: ShadowPage, index: int, old: int, handled: int
+) -> None:
+    """`handled`: 0 no, 1 mended, 2 spurious; v5 does not tell the last two apart."""
+    shown = [shown_spte(kvm, sp, spte) for spte in (old, sp.sptes.get(index, 0))]
+    if kvm.format == 6:
+        verdict = [int(handled == 2), int(handled == 1)]
+        kvm.events.append(["fast_pf", vcpu.id, gpa, hex(code), sp.id, index, *shown, *verdict])
+    else:
+        kvm.events.append(["fast_pf", vcpu.id, gpa, code, sp.id, index, *shown, handled])
+
+
+def note_hwpoison_signal(kvm: Kvm, hva: int) -> None:
+    kvm.events.append(["hwpoison_signal", hex(hva) if kvm.format == 6 else hva])
+
+
+def note_emulate(kvm: Kvm, vcpu: Vcpu, gpa: int, emulation_type: int) -> None:
+    if kvm.format == 6:
+        emulation_type |= EMULTYPE_PF
+    kvm.events.append(["emulate", vcpu.id, gpa, emulation_type])
+
+
+def note_reload(kvm: Kvm) -> None:
+    """A reload request to all vCPUs; it has no tracepoint of its own."""
+    if kvm.format == 1:
+        kvm.events.append(["reload_mmus"])
+
+
+def note_lock_break(kvm: Kvm, kind: int) -> None:
+    kvm.events.append(["lock_break", kind] if kvm.format == 6 else ["lock_break"])
+
+
+def note_age(kvm: Kvm, gfn: int, level: int) -> None:
+    """v5: a head that had been used."""
+    if kvm.format == 1:
+        kvm.events.append(["age", gfn, level])
+
+
+def note_notifier(kvm: Kvm, name: str, *addresses: int) -> None:
+    if kvm.format == 6:
+        kvm.events.append([name, *map(hex, addresses)])

@@ -1,0 +1,59 @@
+"""The reference's table of kernels beside the core's: the same rows, facts, values and plans, and the same names."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from kvm_mmu import _core
+from kvm_mmu.reference.errors import ScenarioError
+from kvm_mmu.reference.kernels import KERNELS, KernelRules, kernel
+
+#: What a row has beside its facts.
+LABELS = ("name", "release", "plans")
+CORE: dict[str, Any] = {row["name"]: row for row in _core.kernels()}
+
+
+def test_both_have_the_same_rows() -> None:
+    assert list(KERNELS) == list(CORE)
+    assert {name: rules.release for name, rules in KERNELS.items()} == {
+        name: row["release"] for name, row in CORE.items()
+    }
+
+
+def test_both_have_the_same_facts() -> None:
+    ours = {field.name for field in fields(KernelRules)} - set(LABELS)
+    assert all(ours == set(row["facts"]) for row in CORE.values())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_both_have_the_same_values(name: str) -> None:
+    facts = {
+        field.name: getattr(KERNELS[name], field.name)
+        for field in fields(KernelRules)
+        if field.name not in LABELS
+    }
+    assert facts == CORE[name]["facts"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *[(name, name) for name in KERNELS],
+        *[(rules.release, rules.name) for rules in KERNELS.values() if rules.name != "v5.0-seed"],
+        ("6.12.94", "v6.12.0"),
+        ("v6.12.300", "v6.12"),
+        ("6.12", "v6.12"),
+        ("7.2.9", "v7.2.6"),
+        ("5.2.0", "v5.2"),
+    ],
+)
+def test_a_text_names_a_row(text: str, name: str) -> None:
+    assert kernel(text).name == name
+
+
+@pytest.mark.parametrize("text", ["", "v", "6", "v6.6", "6.6.30", "6.12.x", "v6.12 ", "seed", "6.12.1.1"])
+def test_another_text_names_none(text: str) -> None:
+    with pytest.raises(ScenarioError, match="unknown kernel"):
+        kernel(text)
