@@ -171,6 +171,19 @@ def test_an_unsound_plan_is_a_finding(vector: str, capsys: pytest.CaptureFixture
     assert main(["compare", vector, "--plan", "merged zap-all"]) == 0
 
 
+def test_kernels_with_the_same_findings_share_a_sentence(
+    vector: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", vector, "--plan", "merged v5.2-slot", "--at", "wrap", "--kernel", "v5.0 v5.2"]
+    assert main(words) == 1
+    lines = capsys.readouterr().out.splitlines()
+    found = [line for line in lines if line.startswith("unsound: v5.2-slot not enough")]
+    assert found == [
+        "unsound: v5.2-slot not enough for the event (mmio_stale_generation, kernels v5.0, v5.2, at wrap)"
+    ]
+    assert sum("no way to do a wrap with it alone" in line for line in lines) == 1
+
+
 def test_several_kernels(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = str(data / "traces" / "6.12" / "npt1tdp0_dirty_log" / "trace.txt.xz")
     run = ["compare", trace, "--plan", "merged", "--at", "wrap", "--json"]

@@ -187,10 +187,11 @@ def _compare_one(
             note = f"{workload.name} had no {soundness.NEEDS[at]}: no run of it shows that a plan is sound"
             result.notes += [note] if note not in result.notes else []
         if row["left_over"]:
-            result.notes.append(
+            note = (
                 f"{row['plan']} left {row['left_over']:,} {soundness.NEEDS[at]} of {workload.name}: "
                 f"no way to do a {at} with it alone"
             )
+            result.notes += [note] if note not in result.notes else []
         result.measured_rows.append(
             {
                 "input": workload.name,

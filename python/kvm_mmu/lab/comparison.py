@@ -153,20 +153,25 @@ class Comparison:
         """Say the findings as sentences.
 
         Returns:
-            One for each workload and kind of finding.
+            One for each workload and kind of finding; kernels with the same findings share one.
         """
-        said = []
-        for title, rows in comparison_text.groups(self.rows):
+        said: dict[tuple[str, str, str, str], list[str]] = {}
+        for _, rows in comparison_text.groups(self.rows):
             idle = ", ".join(row["plan"] for row in rows if row["outcome"] == "not exercised")
             unsound = ", ".join(row["plan"] for row in rows if row["sound"] == "no")
+            lines = []
             if idle:
-                said.append(f"not exercised: {idle} had nothing to do ({title}){self._own_event(rows[0])}")
+                lines.append((f"not exercised: {idle} had nothing to do", self._own_event(rows[0])))
             if unsound:
-                said.append(f"unsound: {unsound} not enough for the event ({title})")
-            for row in rows:
-                if row["outcome"] not in ("done", "not exercised"):
-                    said.append(f"{row['outcome']}: {row['plan']} ({title})")
-        return said
+                lines.append((f"unsound: {unsound} not enough for the event", ""))
+            ended = [row for row in rows if row["outcome"] not in ("done", "not exercised")]
+            lines += [(f"{row['outcome']}: {row['plan']}", "") for row in ended]
+            for begin, end in lines:
+                said.setdefault((begin, rows[0]["input"], rows[0]["at"], end), []).append(rows[0]["kernel"])
+        return [
+            f"{begin} ({name}, kernel{'s' * (len(kernels) > 1)} {', '.join(kernels)}, at {at}){end}"
+            for (begin, name, at, end), kernels in said.items()
+        ]
 
     def _own_event(self, row: Mapping[str, Any]) -> str:
         """What to say of an input in which the forced event occurs already."""
