@@ -34,7 +34,7 @@ def engine(kernel: str, config: Mapping[str, object]) -> Any:
 
 
 def test_there_are_recordings():
-    assert len(RECORDINGS) == 35
+    assert len(RECORDINGS) == 36
 
 
 def core(kernel: str, config: Mapping[str, object]) -> Any:

@@ -25,7 +25,7 @@ def core(kernel: str, config: Mapping[str, object]) -> Any:
 
 
 def test_there_are_recordings():
-    assert len(RECORDINGS) == 10
+    assert len(RECORDINGS) == 11
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
