@@ -50,6 +50,21 @@ pub enum Error {
     /// There is no address space with this number.
     #[error("no address space {0} (0 is normal, 1 is SMM)")]
     AddressSpace(u8),
+    /// Collapsing reads the large-page counts of a gfn that lies before the slot's.
+    #[error(
+        "kernel {kernel}, memslot {id} in address space {as_id}: turning the dirty log off reads outside the slot's counts, \
+         at gfn {gfn:#x}: this kernel crashes or does anything here"
+    )]
+    OutsideSlot {
+        /// The kernel that does so.
+        kernel: &'static str,
+        /// Address space.
+        as_id: u8,
+        /// Slot id.
+        id: u32,
+        /// First gfn of the table that is looked up.
+        gfn: u64,
+    },
     /// There is no such memslot.
     #[error("no memslot {id} in address space {as_id}")]
     NoSlot {

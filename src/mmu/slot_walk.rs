@@ -11,7 +11,8 @@ use super::page_arena::PageIdx;
 use super::plan::{BeforeDrop, ReloadRoots, ZapPlan};
 use super::runs::{Handler, HeadWalk, Kind, ListRun, RangeRun, Run, SlotFlush, Step};
 use super::state::MmuState;
-use super::views::SlotWalk;
+use super::views::{SlotSpec, SlotWalk};
+use super::walk::{is_large, is_shadow_present};
 use crate::kernels::{Collapse, LogOnFlush, ZapRangeBlocks, ZapRangeFlush};
 
 impl MmuState {
@@ -104,6 +105,24 @@ impl MmuState {
         }
     }
 
+    /// A table of 2 MiB entries that maps a large leaf of the slot and begins before the slot's first 2 MiB, where the
+    /// kernel does not look at that.
+    fn table_before_slot(&self, as_id: u8, spec: &SlotSpec) -> Option<Gfn> {
+        if self.config.kernel.collapse != Collapse::ByTable {
+            return None;
+        }
+        let is_leaf_of =
+            |gfn: Gfn, spte: u64| is_shadow_present(&self.masks, spte) && is_large(spte) && spec.holds(gfn);
+        let mut tables = self.active.iter().map(|page| (page, self.arena.key(page)));
+        let found = tables.find(|(page, key)| {
+            key.role.level() == 2
+                && key.role.as_id() == as_id
+                && key.gfn.align_down(2).0 < Gfn(spec.base).align_down(2).0
+                && self.arena.table(*page).iter().any(|(index, spte)| is_leaf_of(key.gfn_of(index), spte))
+        });
+        found.map(|(_, key)| key.gfn)
+    }
+
     pub(super) fn slot_walk_run(&self, as_id: u8, id: u32, what: SlotWalk) -> Result<Kind> {
         let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
         let spec = *self.slot_spec(at);
@@ -118,6 +137,9 @@ impl MmuState {
             }
         };
         let is_flush_inside = handler == Handler::ZapCollapsible;
+        if is_flush_inside && let Some(gfn) = self.table_before_slot(as_id, &spec) {
+            return Err(Error::OutsideSlot { kernel: self.config.kernel.name, as_id, id, gfn: gfn.0 });
+        }
         let start = Gfn(spec.base);
         let walk = HeadWalk {
             as_id,
