@@ -9,7 +9,9 @@ from typing import Any
 
 from kvm_mmu.cli.words import add_host, any_number, codec, host_values
 from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.scenario_text import numbered_lines
 from kvm_mmu.machine import json_object
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.words import Codec
 
 SCHEMA = "kvm-mmu/encode/1"
@@ -36,7 +38,7 @@ def _number(value: object, place: str, key: str) -> int:
     except argparse.ArgumentTypeError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 64:
-        raise UsageError(f"{place}: {key}={value!r}, expected a number from 0 to 2^64-1")
+        raise UsageError(f"{place}: {key}={shown(value)}, expected a number from 0 to 2^64-1")
     return number
 
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         made = _encode(machine, {"gfn": args.gfn, "access": args.access, "gen": args.gen}, "arguments")
         print(json.dumps(made) if args.json else made["spte"])
         return 0
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in numbered_lines(sys.stdin, "<stdin>"):
         if not line.strip():
             continue
         try:

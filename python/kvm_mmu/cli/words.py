@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.scenario_text import numbered_lines
 from kvm_mmu.machine.word_bits import FAMILIES, word64
 from kvm_mmu.machine.words import FAMILY_ALIASES, Codec
 
@@ -70,7 +71,7 @@ def values(given: list[str]) -> Iterator[tuple[str, str]]:
         if text != "-":
             yield f"value {i}", text
             continue
-        for number, line in enumerate(sys.stdin, 1):
+        for number, line in numbered_lines(sys.stdin, "<stdin>"):
             if line.strip():
                 yield f"<stdin>:{number}", line.strip().strip('"')
 

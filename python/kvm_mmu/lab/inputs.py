@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvm_mmu.errors import ScenarioError, UsageError
-from kvm_mmu.lab.scenario import Scenario, numbered_lines, open_text, read_scenario
+from kvm_mmu.lab.scenario import Scenario, read_scenario
+from kvm_mmu.lab.scenario_text import numbered_lines, open_text
 
 if TYPE_CHECKING:
     from kvm_mmu.trace.workload import Recording

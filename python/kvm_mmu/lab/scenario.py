@@ -7,20 +7,16 @@ ignored, so a result file is a scenario too. Engines: `machine_engine.MachineEng
 
 from __future__ import annotations
 
-import gzip
-import io
-import lzma
-import re
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from kvm_mmu.errors import KvmMmuError, ScenarioError, UsageError
 from kvm_mmu.lab.operation_table import FORMATS, STEPPED
-from kvm_mmu.machine import json_object
+from kvm_mmu.lab.scenario_text import Budget, numbered_lines, open_text, read_object, shown_name
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, STEPPED_DEFAULTS
@@ -29,6 +25,10 @@ from kvm_mmu.terminal import one_line
 SPARSE_EVERY = 100
 #: The scenario that ships with the package.
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "scenarios" / "sample.jsonl"
+#: Which result lines carry the digest.
+DIGESTS = ("each", "dumps", "last")
+#: Where an operation stands, and the operation.
+Step = tuple[str, dict[str, Any]]
 #: Configuration keys that are 0 or 1.
 FLAGS = (
     "execonly",
@@ -45,8 +45,6 @@ FLAGS = (
 )
 #: Variant names of the vector files and the kernels they mean.
 VARIANTS = {"seed": "v5.0-seed"}
-#: What a byte that is not UTF-8 is read as.
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Engine(Protocol):
@@ -77,6 +75,7 @@ class Scenario:
         plans: the plans that it gives events.
         masks: SPTE masks that a result file's header names.
         dump: `all` or `sparse`.
+        digest: which lines carry the digest, one of DIGESTS.
         ops: the operations.
         expected: the result lines of a result file.
         lines: the file's line of each operation, from 1.
@@ -95,6 +94,7 @@ class Scenario:
     plans: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, Any] | None = None
     dump: str = "all"
+    digest: str = "each"
     ops: list[dict[str, Any]] = field(default_factory=list)
     expected: list[dict[str, Any]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -128,66 +128,6 @@ class Scenario:
         return f"{self.path}:{self.lines[i]}" if self.lines else f"{self.path}: operation {i}"
 
 
-def open_text(path: str | Path) -> TextIO:
-    """A text stream of a file, `.gz` or `.xz` unpacked, `-` for stdin.
-
-    Raises:
-        ScenarioError: the file cannot be opened.
-    """
-    name = str(path)
-    if not name:
-        raise ScenarioError("input '': expected the name of a file, or - for stdin")
-    if name == "-":
-        return _open_stdin()
-    try:
-        if name.endswith(".xz"):
-            return lzma.open(name, "rt", encoding="utf-8", errors="surrogateescape")
-        if name.endswith(".gz"):
-            return gzip.open(name, "rt", encoding="utf-8", errors="surrogateescape")
-        return Path(name).open(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ScenarioError(f"{name}: {error.strerror or error}") from error
-
-
-def _open_stdin() -> TextIO:
-    raw = sys.stdin.buffer
-    start = raw.peek(6)[:6] if isinstance(raw, io.BufferedReader) else b""
-    if start.startswith(b"\xfd7zXZ\0"):
-        return io.TextIOWrapper(lzma.open(raw), encoding="utf-8", errors="surrogateescape")
-    if start.startswith(b"\x1f\x8b"):
-        return io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8", errors="surrogateescape")
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape")
-
-
-def numbered_lines(stream: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
-    """Lines with their 1-based numbers; a damaged archive becomes an error that names file and line."""
-    number = 0
-    iterator = iter(stream)
-    while True:
-        try:
-            line = next(iterator)
-        except StopIteration:
-            return
-        except EOFError as error:
-            raise ScenarioError(f"{name}:{number + 1}: the compressed file ends in the middle") from error
-        except (lzma.LZMAError, zlib.error, OSError) as error:
-            raise ScenarioError(f"{name}:{number + 1}: cannot be read or unpacked ({error})") from error
-        number += 1
-        yield number, line
-
-
-def _json(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json_object.loads(line)
-    except json_object.RepeatedKeyError as error:
-        raise ScenarioError(f"{where}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"{where}: not a JSON object ({error})") from error
-    if not isinstance(value, dict):
-        raise ScenarioError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def read_scenario(path: str | Path | Iterable[str], name: str | None = None) -> Scenario:
     """Read a scenario or result file (`-`: stdin; `.gz`, `.xz`), or an iterable of lines.
 
@@ -195,22 +135,56 @@ def read_scenario(path: str | Path | Iterable[str], name: str | None = None) -> 
         ScenarioError: with file, line and what was expected.
     """
     if isinstance(path, str | Path):
-        label = "<stdin>" if str(path) == "-" else str(path)
+        label = shown_name(path)
         with open_text(path) as stream:
             return _read(numbered_lines(stream, label), label)
     return _read(numbered_lines(path, name or "<lines>"), name or "<lines>")
 
 
+@contextmanager
+def open_scenario(path: str | Path) -> Iterator[tuple[Scenario, Iterator[Step]]]:
+    """A scenario or result file to be run line by line, in memory that does not grow with it.
+
+    Args:
+        path: name of the file; `-` is stdin.
+
+    Yields:
+        The scenario with its header, without operations, and the operations with where they stand.
+
+    Raises:
+        ScenarioError: with file, line and what was expected.
+    """
+    label = shown_name(path)
+    with open_text(path) as stream:
+        scenario = Scenario(path=label)
+        values = _values(numbered_lines(stream, label), scenario)
+        # The first one brings the header with it.
+        first = next(values, None)
+        begin = () if first is None else (first,)
+        yield scenario, ((f"{label}:{number}", value["op"]) for number, value in chain(begin, values))
+
+
 def _read(lines: Iterator[tuple[int, str]], label: str) -> Scenario:
     scenario = Scenario(path=label)
+    for number, value in _values(lines, scenario, Budget()):
+        scenario.ops.append(value["op"])
+        scenario.expected.append(value)
+        scenario.lines.append(number)
+    return scenario
+
+
+def _values(
+    lines: Iterator[tuple[int, str]], scenario: Scenario, budget: Budget | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of operations with their numbers; a header becomes the scenario's."""
     first = True
     for number, line in lines:
         if not line.strip():
             continue
-        where = f"{label}:{number}"
-        if not line.isascii() and _HALF.search(line):
-            raise ScenarioError(f"{where}: not UTF-8: expected a JSON object in that encoding")
-        value = _json(line, where)
+        where = f"{scenario.path}:{number}"
+        if budget is not None:
+            budget.spend(line, where)
+        value = read_object(line, where)
         if first and "op" not in value:
             _header(scenario, value, where)
             scenario.header_line = number
@@ -218,11 +192,8 @@ def _read(lines: Iterator[tuple[int, str]], label: str) -> Scenario:
             op = value.get("op")
             if not isinstance(op, dict) or not isinstance(op.get("op"), str):
                 raise ScenarioError(f'{where}: expected an operation {{"op":{{"op":NAME,...}}}}')
-            scenario.ops.append(op)
-            scenario.expected.append(value)
-            scenario.lines.append(number)
+            yield number, value
         first = False
-    return scenario
 
 
 def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
@@ -240,13 +211,13 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
     known_keys = STEPPED_DEFAULTS if scenario.format in STEPPED else {**DEFAULTS, **OPTIONAL}
     for key, number in config.items():
         if key not in known_keys:
-            raise ScenarioError(f"{where}: config key {key!r}, expected one of {', '.join(known_keys)}")
+            raise ScenarioError(f"{where}: config key {shown(key)}, expected one of {', '.join(known_keys)}")
         if key == "family":
             continue
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ScenarioError(f"{where}: config {key}={number!r}, expected a non-negative integer")
+            raise ScenarioError(f"{where}: config {key}={shown(number)}, expected a non-negative integer")
         if key in FLAGS and number > 1:
-            raise ScenarioError(f"{where}: config {key}={number!r}, expected 0 or 1")
+            raise ScenarioError(f"{where}: config {key}={shown(number)}, expected 0 or 1")
     scenario.config = dict(config)
     masks = value.get("masks")
     if masks is not None and not isinstance(masks, dict):
@@ -258,8 +229,12 @@ def _header(scenario: Scenario, value: Mapping[str, Any], where: str) -> None:
     scenario.plans = plans
     dump = value.get("dump", "all")
     if dump not in ("all", "sparse"):
-        raise ScenarioError(f"{where}: dump {dump!r}, expected all or sparse")
+        raise ScenarioError(f"{where}: dump {shown(dump)}, expected all or sparse")
     scenario.dump = dump
+    digest = value.get("digest", "each")
+    if digest not in DIGESTS:
+        raise ScenarioError(f"{where}: digest {shown(digest)}, expected one of {', '.join(DIGESTS)}")
+    scenario.digest = digest
 
 
 def config_defaults(format_: int) -> dict[str, Any]:
@@ -307,7 +282,7 @@ def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
 
         family = {**DEFAULTS, **scenario.config}["family"]
         if family not in ("npt", "ept_ad", "ept_noad", "shadow"):
-            raise UsageError(f"family {family!r}: expected npt, ept_ad, ept_noad or shadow")
+            raise UsageError(f"family {shown(family)}: expected npt, ept_ad, ept_noad or shadow")
         plans: dict[str, Any] = {}
         for event, plan in scenario.plans.items():
             plans[event] = plan
@@ -321,12 +296,23 @@ def _make_engine(scenario: Scenario, name: str, backend: str) -> Engine:
         except ValueError as error:
             # The reference has errors of its own, which know no others.
             raise UsageError(str(error)) from error
-    raise UsageError(f"backend {backend!r}: expected core or reference")
+    raise UsageError(f"backend {shown(backend)}: expected core or reference")
 
 
 def has_state(dump: str, index: int, last: bool, op: Mapping[str, Any]) -> bool:
     """Whether the result line of this operation carries the state, by the dump rule."""
     return dump == "all" or last or index % SPARSE_EVERY == SPARSE_EVERY - 1 or op.get("op") == "dump"
+
+
+def has_digest(rule: str, is_last: bool, is_dump: bool) -> bool:
+    """True if the result line of an operation carries the digest.
+
+    Args:
+        rule: one of DIGESTS.
+        is_last: whether it is the last operation.
+        is_dump: whether its line carries the state.
+    """
+    return rule == "each" or is_last or (rule == "dumps" and is_dump)
 
 
 def run_scenario(
@@ -336,14 +322,33 @@ def run_scenario(
     dump: str | None = None,
     engine: Engine | None = None,
     on_step: Callable[[int], None] | None = None,
+    digest: str | None = None,
+    steps: Iterable[Step] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run a scenario; yields the header, then one result an operation, as `kvm-mmu run` writes them.
 
+    Args:
+        scenario: header and operations.
+        kernel: the kernel to model; default the scenario's.
+        backend: `core` or `reference`.
+        dump: which lines carry the state, in place of the header's rule.
+        engine: what runs it; default one made for it.
+        on_step: called with the number of each operation that ran.
+        digest: which lines carry the digest, in place of the header's rule; one of DIGESTS.
+        steps: operations to run in place of the scenario's own, as `open_scenario` gives them.
+
+    Yields:
+        Header and results.
+
     Raises:
+        UsageError: no such rule, kernel or backend.
         ScenarioError: an operation that cannot be read, with file and line; results before it were yielded.
     """
     engine = engine or make_engine(scenario, kernel, backend)
     rule = dump or scenario.dump
+    digest = digest or scenario.digest
+    if digest not in DIGESTS:
+        raise UsageError(f"digest={shown(digest)}: expected one of {', '.join(DIGESTS)}")
     chosen = kernel_profile(kernel or scenario.kernel or "v5.0").name
     header: dict[str, Any] = {
         "scenario": scenario.name,
@@ -355,22 +360,38 @@ def run_scenario(
     }
     if scenario.plans:
         header["plans"] = scenario.plans
+    if digest != "each":
+        header["digest"] = digest
     yield header
-    count = len(scenario.ops)
-    for i, op in enumerate(scenario.ops):
+    own = ((scenario.where(i), op) for i, op in enumerate(scenario.ops))
+    for i, (where, op), is_last in _with_last(own if steps is None else steps):
         try:
             result = engine.apply(op)
         except (ScenarioError, UsageError, ValueError) as error:
-            raise ScenarioError(f"{scenario.where(i)}: {error}") from error
+            raise ScenarioError(f"{where}: {error}") from error
         line: dict[str, Any] = {"i": i, "op": op, "ret": result["ret"]}
         for key in ("out", "nested"):
             if key in result:
                 line[key] = result[key]
         line["events"] = result["events"]
         line["ctr"] = result["ctr"]
-        line["digest"] = engine.digest()
-        if has_state(rule, i, i == count - 1, op):
+        is_dump = has_state(rule, i, is_last, op)
+        if has_digest(digest, is_last, is_dump):
+            line["digest"] = engine.digest()
+        if is_dump:
             line["state"] = engine.state()
         yield line
         if on_step is not None:
             on_step(i)
+
+
+def _with_last(steps: Iterable[Step]) -> Iterator[tuple[int, Step, bool]]:
+    """Number and step, and whether it is the last: one is read ahead."""
+    before: Step | None = None
+    number = -1
+    for number, step in enumerate(steps):
+        if before is not None:
+            yield number - 1, before, False
+        before = step
+    if before is not None:
+        yield number, before, True

@@ -6,6 +6,7 @@ The standard reader takes the last of several values of a key without a word; wh
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from kvm_mmu.machine.numbers import shown
@@ -35,7 +36,6 @@ def loads(text: str) -> Any:
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise RepeatedKeyError(f"the key {shown(twice)} stands twice in one object: expected it once")
     return found

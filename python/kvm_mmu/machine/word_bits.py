@@ -128,7 +128,7 @@ def word64(value: object, what: str = "value") -> int:
     else:
         number = integer(what, value, 0, (1 << _BITS) - 1)
     if not 0 <= number < 1 << _BITS:
-        raise UsageError(f"{what} {value!r}: expected 0 to 2^64-1")
+        raise UsageError(f"{what} {shown(value)}: expected 0 to 2^64-1")
     return number
 
 

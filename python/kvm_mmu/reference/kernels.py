@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .errors import ScenarioError
+from .errors import ScenarioError, cut
 
 Plans = tuple[tuple[str, str], ...]
 
@@ -359,4 +359,4 @@ def kernel(name: str) -> KernelRules:
             rows = [(number, rules) for number, rules in rows if number <= int(release[3])] or oldest
         if rows:
             return max(rows, key=lambda row: row[0])[1]
-    raise ScenarioError(f"unknown kernel {name!r}; expected one of {', '.join(KERNELS)}")
+    raise ScenarioError(f"unknown kernel {cut(name)}; expected one of {', '.join(KERNELS)}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .constants import ACC_USER_MASK, ACC_WRITE_MASK, PAGE_SHIFT, SPTE_SPECIAL_MASK
-from .errors import ScenarioError
+from .errors import ScenarioError, cut
 from .kernels import KernelRules
 
 # `shadow`: legacy masks and no two-dimensional paging; here only guests that have no paging of their own.
@@ -150,7 +150,7 @@ def make_masks(
 ) -> Masks:
     """The masks of a family on a host with this physical address width; `l1tf`: the CPU has that bug."""
     if family not in FAMILIES:
-        raise ScenarioError(f"unknown family {family!r}; the reference has {', '.join(FAMILIES)}")
+        raise ScenarioError(f"unknown family {cut(family)}; the reference has {', '.join(FAMILIES)}")
     # L1TF: an entry that is not present carries inverted top address bits where the host has room for them.
     low_phys_bits = phys_bits
     nonpresent_or_rsvd = 0

@@ -316,10 +316,10 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: in
     known = [f.name for f in fields(Config) if format == 6 or f.name not in ONLY_IN_FORMAT_6]
     for name in given:
         if name not in known and not (format == 6 and name == "tdp_mmu"):
-            raise ScenarioError(f"config has no key {name!r}; expected {', '.join(known)}")
+            raise ScenarioError(f"config has no key {cut(name)}; expected {', '.join(known)}")
     family = given.get("family", Config().family)
     if family not in FAMILIES:
-        raise ScenarioError(f"family is {family!r}; the reference has {', '.join(FAMILIES)}")
+        raise ScenarioError(f"family is {cut(family)}; the reference has {', '.join(FAMILIES)}")
     values: dict[str, int] = {}
     for name, (low, high) in CONFIG_RANGES.items():
         value = read_u64(f"config {name}", given.get(name, getattr(Config(), name)), 0)

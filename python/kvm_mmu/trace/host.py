@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.machine import json_object
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernels
 
 PREFIX = "# replay-host: "
@@ -35,6 +36,8 @@ ASSUMED: dict[str, object] = {
 _TEXT_KEYS = frozenset({"kernel", "release", "mmu", "family", "event_set", "guest_mode"})
 _KERNEL = re.compile(r"v?(\d+)\.(\d+)")
 _BRANCH = re.compile(r"v?\d+\.\d+")
+#: Bytes of a file of host facts.
+_MOST_TEXT = 1 << 20
 FAMILIES = ("npt", "ept_ad", "ept_noad", "shadow")
 #: What host facts call the MMU -> the masks, where no fact says more.
 _FAMILY_OF = {"npt": "npt", "shadow": "shadow", "ept": "ept_ad"}
@@ -125,18 +128,22 @@ def check_facts(values: object, where: str) -> dict[str, object]:
         raise TraceError(f"{where}: host facts must be a JSON object, not {type(values).__name__}")
     for key, value in values.items():
         if key in _TEXT_KEYS and not isinstance(value, str):
-            raise TraceError(f"{where}: host fact {key!r} must be text, not {value!r}")
+            raise TraceError(f"{where}: host fact {shown(key)} must be text, not {shown(value)}")
         if key in ASSUMED and key not in _TEXT_KEYS and (not isinstance(value, int) or not 0 <= value <= 64):
-            raise TraceError(f"{where}: host fact {key!r} must be a number from 0 to 64, not {value!r}")
+            raise TraceError(
+                f"{where}: host fact {shown(key)} must be a number from 0 to 64, not {shown(value)}"
+            )
     if values.get("mmu", "npt") not in ("npt", "ept", "shadow"):
-        raise TraceError(f"{where}: host fact 'mmu' must be npt, ept or shadow, not {values['mmu']!r}")
+        raise TraceError(f"{where}: host fact 'mmu' must be npt, ept or shadow, not {shown(values['mmu'])}")
     family, mmu = values.get("family"), values.get("mmu")
     if family is not None and family not in FAMILIES:
         raise TraceError(
-            f"{where}: host fact 'family' must be {', '.join(FAMILIES[:-1])} or shadow, not {family!r}"
+            f"{where}: host fact 'family' must be {', '.join(FAMILIES[:-1])} or shadow, not {shown(family)}"
         )
     if family is not None and mmu is not None and not str(family).startswith(str(mmu)):
-        raise TraceError(f"{where}: host facts 'mmu' and 'family' do not agree: {mmu!r} and {family!r}")
+        raise TraceError(
+            f"{where}: host facts 'mmu' and 'family' do not agree: {shown(mmu)} and {shown(family)}"
+        )
     return values
 
 
@@ -160,7 +167,13 @@ def facts_from(option: str) -> dict[str, object]:
     if option.lstrip().startswith("{"):
         return parse_facts(option, "--host")
     try:
-        return parse_facts(Path(option).read_text(encoding="utf-8"), option)
+        with Path(option).open("rb") as file:
+            text = file.read(_MOST_TEXT + 1)
+        if len(text) > _MOST_TEXT:
+            raise TraceError(
+                f"{option}: more than {_MOST_TEXT >> 20} MiB: expected a JSON object of host facts"
+            )
+        return parse_facts(text.decode("utf-8"), option)
     except (OSError, UnicodeDecodeError) as err:
         raise TraceError(f"{option}: cannot be read: {err}") from err
 

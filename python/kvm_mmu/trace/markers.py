@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.machine import json_object
+from kvm_mmu.machine.numbers import shown
 
 Operation = dict[str, object]
 _OP = re.compile(r"OP (\d{1,15}) (\"op\":.*)$")
@@ -43,8 +44,8 @@ def number(op: Mapping[str, object], key: str, where: str, default: int | None =
     value = op.get(key, default)
     if value is None:
         raise TraceError(
-            f"{where}: operation {op.get('op')!r}: no field {key!r}: markers that were shortened need their full text: "
-            "give the recorder's ops.jsonl (--ops)"
+            f"{where}: operation {shown(op.get('op'))}: no field {shown(key)}: markers that were shortened need "
+            "their full text: give the recorder's ops.jsonl (--ops)"
         )
     if isinstance(value, str):
         try:
@@ -53,7 +54,7 @@ def number(op: Mapping[str, object], key: str, where: str, default: int | None =
             value = None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
         raise TraceError(
-            f"{where}: operation {op.get('op')!r}: field {key!r}: expected a number, got {op.get(key)!r}"
+            f"{where}: operation {shown(op.get('op'))}: field {shown(key)}: expected a number, got {shown(op.get(key))}"
         )
     return value
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.trace.engine import Engine, EngineFactory
 from kvm_mmu.trace.host import HostFacts
 from kvm_mmu.trace.host_memory import TOO_LARGE, HostMemory, Slot
@@ -206,7 +207,7 @@ class Recorder5x:
             result = vm.engine.apply(op)
         except ValueError as err:
             raise TraceError(
-                f"line {self._line} of the stripped trace: the model refuses {op['op']!r}: {err}"
+                f"line {self._line} of the stripped trace: the model refuses {shown(op['op'])}: {err}"
             ) from err
         for event, body in vm.narrator.tell(op, result):
             self._emit(Prediction(self._line, event, body))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.terminal import escaped
 from kvm_mmu.trace import host as host_facts
@@ -143,7 +144,9 @@ class Report:
             lines.append(f"  {self.how_known(key)}: {key} = {value} ({where})")
         lines.append(f"  host answers used: {self.host_answers}")
         for name, count in self.ignored_operations.items():
-            lines.append(f"  operation {name!r} has no effect on the model and was passed over {count} times")
+            lines.append(
+                f"  operation {shown(name)} has no effect on the model and was passed over {count} times"
+            )
         if not self.compared:
             return escaped(
                 "\n".join([*lines, f"  {self.predicted} outputs predicted; the trace has none to compare"])
@@ -219,7 +222,7 @@ def replay(
                 else opened.said_by(key) or (" (the given host facts say so)" if key in (host or {}) else "")
             )
             raise TraceError(
-                f"{opened.name}: kernel {kernel or profile!r}{who}: replay knows {', '.join(kernels)}; {INSTEAD}"
+                f"{opened.name}: kernel {shown(kernel or profile)}{who}: replay knows {', '.join(kernels)}; {INSTEAD}"
             )
         report = Report(opened.name, profile, [], inferred=opened.facts.inferred, shown=opened.facts.likely)
         report.family = opened.facts.family

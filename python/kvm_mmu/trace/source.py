@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol, TypeGuard, cast
 
 from kvm_mmu.errors import TraceError, UsageError
-from kvm_mmu.trace.unpack import BROKEN, XZ_MEMORY_MAX, unpacked
+from kvm_mmu.trace.unpack import BROKEN, XZ_MEMORY_MAX, is_endless, unpacked
 
 STDIN = "-"
 #: How a trace.dat begins.
@@ -191,6 +191,7 @@ def open_bytes(path: Source) -> Iterator[IO[bytes]]:
 def _open_raw(path: Source) -> Iterator[BinaryIO]:
     with ExitStack() as files:
         if isinstance(path, str | Path) and str(path) == STDIN:
+            _refuse_endless(sys.stdin.buffer, path)
             yield sys.stdin.buffer
             return
         file = path.path if isinstance(path, Copy) else Path(path)
@@ -199,7 +200,15 @@ def _open_raw(path: Source) -> Iterator[BinaryIO]:
         except (OSError, ValueError) as err:  # ValueError: a NUL byte in the name
             reason = err.strerror if isinstance(err, OSError) else None
             raise TraceError(f"{display_name(path)}: cannot be opened: {reason or err}") from err
+        _refuse_endless(raw, path)
         yield raw
+
+
+def _refuse_endless(raw: BinaryIO, path: Source) -> None:
+    if is_endless(raw):
+        raise TraceError(
+            f"{display_name(path)}: a device that never ends: expected a file, a pipe or {STDIN}"
+        )
 
 
 def iter_chunks(path: Source, size: int = 1 << 20) -> Iterator[bytes]:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
+import stat
 import zlib
+from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 #: What the errors of damaged data are.
@@ -19,6 +22,16 @@ BROKEN = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 XZ_MEMORY_MAX = 256 << 20
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 _PIECE = 1 << 16
+
+
+def is_endless(raw: BinaryIO) -> bool:
+    """True for a character device such as /dev/zero, which never ends; a terminal and the null device do."""
+    try:
+        found = os.fstat(raw.fileno())
+        is_device = stat.S_ISCHR(found.st_mode) and not os.isatty(raw.fileno())
+        return is_device and found.st_rdev != Path(os.devnull).stat().st_rdev
+    except (OSError, ValueError):  # no file of the system is behind it
+        return False
 
 
 def unpacked(raw: BinaryIO, head: bytes) -> IO[bytes]:

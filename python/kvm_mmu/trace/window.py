@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.trace.line import Line, nanoseconds, parse_line, process_of
 
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?$")
@@ -114,7 +115,7 @@ def _processes(task: str) -> frozenset[int]:
 def _time(option: str, text: str | float) -> int:
     text = f"{text:.9f}" if isinstance(text, float) else str(text)
     if _SECONDS.match(text) is None:
-        raise UsageError(f"{option} {text!r}: expected seconds of trace time, such as 74.25")
+        raise UsageError(f"{option} {shown(text)}: expected seconds of trace time, such as 74.25")
     return nanoseconds(text)
 
 
@@ -126,6 +127,6 @@ def _numbers(option: str, text: str | None) -> frozenset[int] | None:
         found = _NUMBERS.match(part.strip())
         first, last = (0, -1) if found is None else (int(found[1]), int(found[2] or found[1]))
         if last < first or last - first > _RANGE_MAX:
-            raise UsageError(f"{option} {text!r}: expected numbers and ranges, such as 0,2-3")
+            raise UsageError(f"{option} {shown(text)}: expected numbers and ranges, such as 0,2-3")
         numbers.update(range(first, last + 1))
     return frozenset(numbers)

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine.numbers import shown
 
 HIDDEN_POINTER = "(____ptrval____)"
 _LEVEL, _SIZE_BIT, _DIRECT, _AD_DISABLED = 0xF, 1 << 4, 1 << 7, 1 << 16
@@ -165,7 +166,7 @@ def wording_of(kernel: str) -> Wording:
         else [row for first, row in _ROWS.items() if first <= (int(found[1]), int(found[2]))]
     )
     if not rows:
-        raise TraceError(f"kernel {kernel!r}: its wording is not known: expected v5.0 or later")
+        raise TraceError(f"kernel {shown(kernel)}: its wording is not known: expected v5.0 or later")
     return rows[-1]
 
 

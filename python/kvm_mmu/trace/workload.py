@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvm_mmu.errors import TraceError, UsageError
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.terminal import one_line
 from kvm_mmu.trace import host as host_facts
@@ -101,7 +102,7 @@ class Recording:
         if self.report.host_answers:
             notes.append(f"{self.report.host_answers} answers of host memory are the recording's")
         for name, count in self.report.ignored_operations.items():
-            notes.append(f"operation {name!r} has no effect on the model ({count} times)")
+            notes.append(f"operation {shown(name)} has no effect on the model ({count} times)")
         parted = self.report.divergence
         if parted is not None:
             total = sum(self.report.recorded.values())
