@@ -245,6 +245,21 @@ def test_b21_a_table_that_reaches_over_the_slot_s_end_stays_small() -> None:
     assert all(event[0] != "pfn_dirty" for event in engine.apply(slot)["events"])
 
 
+def test_a_kernel_that_reads_outside_a_slot_says_so() -> None:
+    for kernel, is_refused in (("v6.18", True), ("v7.3", False)):
+        engine = Engine(kernel, {"family": "npt", "phys_bits": 40})
+        slot = {**SLOT, "gpa": 0x1000000, "size": 0x800000, "hva": HVA}
+        engine.apply({"op": "host_huge", "hva": HVA, "npages": 2048, "kind": "thp"})
+        engine.apply(slot)
+        engine.apply({"op": "access", "gpa": 0x1000000, "kind": "w"})
+        engine.apply({**slot, "flags": 1})
+        if is_refused:
+            with pytest.raises(ScenarioError, match="outside the slot's counts, at gfn 0x0"):
+                engine.apply(slot)
+        else:
+            assert engine.apply(slot)["ret"] == 0
+
+
 def test_b23_refusals_change_nothing() -> None:
     engine = vm()
     before = engine.digest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from . import spte as word
 from .constants import EINVAL, ENOENT, PT_PAGE_TABLE_LEVEL, kvm_pages_per_hpage
+from .errors import ScenarioError
 from .flush import (
     kvm_arch_flush_remote_tlbs_memslot,
     kvm_available_flush_tlb_with_range,
@@ -17,7 +18,7 @@ from .flush import (
     kvm_flush_remote_tlbs_with_address,
 )
 from .host_memory import host_pfn_mapping_level, is_compound_page
-from .pte_list import PteList
+from .pte_list import PteList, pte_list_entries
 from .rmap import (
     drop_spte,
     kvm_mmu_page_get_gfn,
@@ -123,7 +124,22 @@ def zap_collapsible_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: i
     return need_flush
 
 
+def check_tables_begin_in_slot(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    """Refuse what crashes a kernel that does not look whether a table begins in the slot."""
+    if kvm.rules.collapse != "by_table":
+        return
+    for head in slot.rmap[2].values():
+        for page_id, _ in pte_list_entries(head):
+            gfn = kvm.pages[page_id].gfn
+            if gfn // LARGE_PAGES < slot.base_gfn // LARGE_PAGES:
+                raise ScenarioError(
+                    f"kernel {kvm.rules.name}, memslot {slot.id}: turning the dirty log off reads outside the slot's"
+                    f" counts, at gfn {gfn:#x}: this kernel crashes or does anything here"
+                )
+
+
 def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    check_tables_begin_in_slot(kvm, slot)
     levels = LEAF_LEVEL if kvm.rules.collapse == "by_leaf" else COLLAPSIBLE_LEVELS
     walk = whole_slot(slot, levels)
     if slot_handle_level_range(kvm, walk, zap_collapsible_head, flush_on_yield=True):
