@@ -5,12 +5,13 @@
 
 use super::addr::Gfn;
 use super::error::{Error, Result};
-use super::level::{MAX_LEAF, PAGE_TABLE, pages_per};
+use super::level::{MAX_LEAF, PAGE_TABLE, level_shift, pages_per};
 use super::mutants::{Mutant, is_chosen};
 use super::runs::Handler;
+use super::slot_array::Span;
 use super::slots::SlotAt;
 use super::state::MmuState;
-use super::views::PtMasked;
+use super::views::{DirtyLog, PtMasked};
 use crate::kernels::DirtyLogFlush;
 
 const ENOENT: i32 = 2;
@@ -18,34 +19,57 @@ const EINVAL: i32 = 22;
 const WORD: u64 = 64;
 
 impl MmuState {
-    /// Return value and words of the bitmap. Manual mode only copies.
-    pub(super) fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<(i32, Vec<u64>)> {
-        let Some(slot) = self.find_slot_id(as_id, id)? else {
-            return Ok((-ENOENT, if self.config.is_stepped() { Vec::new() } else { vec![0] }));
-        };
-        let Some(dirty) = &mut self.slot_body_mut(slot).dirty else {
-            if self.config.is_stepped() {
-                return Ok((-ENOENT, Vec::new()));
-            }
-            let words = self.slot_spec(slot).npages.div_ceil(WORD);
-            return Ok((-ENOENT, vec![0; usize::try_from(words).unwrap_or(0)]));
-        };
-        if manual {
-            return Ok((0, dirty.clone()));
-        }
-        let words = dirty.clone();
-        dirty.fill(0);
-        let mut flush = false;
-        for (at, &mask) in (0_u64..).zip(&words) {
-            if mask != 0 {
-                flush = true;
-                self.enable_log_dirty_pt_masked(slot, at * WORD, mask);
+    /// What the ioctl returns and the words of the bitmap. Manual mode only copies.
+    pub(super) fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<DirtyLog> {
+        let is_stepped = self.config.is_stepped();
+        let refused =
+            |nr_words| DirtyLog { ret: -ENOENT, nr_words: if is_stepped { 0 } else { nr_words }, spans: Vec::new() };
+        let Some(slot) = self.find_slot_id(as_id, id)? else { return Ok(refused(1)) };
+        let nr_words = self.slot_spec(slot).npages.div_ceil(WORD);
+        let Some(dirty) = &mut self.slot_body_mut(slot).dirty else { return Ok(refused(nr_words)) };
+        let mut spans: Vec<(u64, u64, u64)> = Vec::new();
+        for Span { first, count, value } in dirty.spans().filter(|span| span.value != 0) {
+            match spans.last_mut() {
+                Some((start, before, last)) if *start + *before == first && *last == value => *before += count,
+                _ => spans.push((first, count, value)),
             }
         }
-        if flush && !is_chosen(Mutant::DirtyLogWithoutFlush) {
-            self.flush_logged(slot);
+        if !manual {
+            dirty.fill(0);
+            for &(first, count, mask) in &spans {
+                self.protect_span(slot, first, count, mask);
+            }
+            if !spans.is_empty() && !is_chosen(Mutant::DirtyLogWithoutFlush) {
+                self.flush_logged(slot);
+            }
         }
-        Ok((0, words))
+        Ok(DirtyLog { ret: 0, nr_words, spans })
+    }
+
+    /// Protects what the same word names, `count` times from word `first` on; what nothing maps is passed over.
+    fn protect_span(&mut self, slot: SlotAt, first: u64, count: u64, mask: u64) {
+        let end = first + count;
+        let mut word = first;
+        while word < end {
+            let unmapped = self.unmapped_from(slot, word * WORD) / WORD;
+            if unmapped == 0 {
+                self.enable_log_dirty_pt_masked(slot, word * WORD, mask);
+            }
+            word += unmapped.max(1);
+        }
+    }
+
+    /// How many pages from an offset on have certainly no head that `protect_masked` looks at.
+    fn unmapped_from(&self, slot: SlotAt, offset: u64) -> u64 {
+        let spec = self.slot_spec(slot);
+        let last_level = if self.is_log_initially_set { MAX_LEAF } else { PAGE_TABLE };
+        let unmapped = (PAGE_TABLE..=last_level).map(|level| {
+            let index = spec.index(Gfn(spec.base).plus(offset), level);
+            let absent = self.slot_body(slot).rmap[usize::from(level) - 1].absent_from(index);
+            let end = ((spec.base >> level_shift(level)) + index + absent) << level_shift(level);
+            if absent == 0 { 0 } else { end - spec.base - offset }
+        });
+        unmapped.min().unwrap_or(0)
     }
 
     /// Clears the bits of `mask`, which is read from its own start, and protects those pages.
@@ -66,13 +90,12 @@ impl MmuState {
         let mut flush = false;
         let words = num.div_ceil(WORD);
         for (at, &wanted) in (0..words).zip(mask) {
-            let word = usize::try_from(first / WORD + at).unwrap_or(usize::MAX);
-            let dirty = self.slot_body_mut(slot).dirty.as_mut().and_then(|dirty| dirty.get_mut(word));
-            let Some(dirty) = dirty else { break };
-            let cleared = wanted & *dirty;
-            *dirty &= !cleared;
+            let Some(dirty) = &mut self.slot_body_mut(slot).dirty else { break };
+            let word = first / WORD + at;
+            let cleared = wanted & dirty.get(word);
             if cleared != 0 {
                 flush = true;
+                dirty.set(word, dirty.get(word) & !cleared);
                 let from = if is_chosen(Mutant::ClearLogFromStart) { 0 } else { first };
                 self.enable_log_dirty_pt_masked(slot, from + at * WORD, cleared);
             }

@@ -6,7 +6,7 @@
 //!
 //! Words (encodings) know no structures, nouns (structures) know no operations, verbs (operations) know no caller:
 //! words `addr level access role generation spte plan profile config views work stats error`,
-//! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slots host_memory lock_polls tlb vcpu_mmu
+//! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slot_array slots host_memory lock_polls tlb vcpu_mmu
 //! invalid_list invalidation slice events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
 //! direct_page_fault direct_map nx_huge_pages prefault
 //! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot stepped_dump audit left_over`.
@@ -41,6 +41,7 @@ pub mod pte_list;
 mod runs;
 mod saved;
 mod slice;
+mod slot_array;
 mod slots;
 mod spte_table;
 mod state;
@@ -91,9 +92,9 @@ pub use spte::layout::SpteLayout;
 pub use spte::masks::Masks;
 pub use stats::Stats;
 pub use views::{
-    AccessKind, AccessResult, BatchId, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome, PageView,
-    Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task, VcpuView,
-    named_masks, stepped_masks,
+    AccessKind, AccessResult, BatchId, DirtyLog, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome,
+    PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task,
+    VcpuView, named_masks, stepped_masks,
 };
 pub use work::Work;
 
@@ -335,7 +336,7 @@ impl Mmu {
     // ---- dirty log, write tracking ----
 
     /// Return value and words of the dirty bitmap.
-    pub fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<(i32, Vec<u64>)> {
+    pub fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<DirtyLog> {
         self.state.get_dirty_log(as_id, id, manual)
     }
 

@@ -27,7 +27,7 @@ use super::walk::{child_of, is_last, is_shadow_present};
 use super::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 3;
+const SCHEMA: u16 = 4;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.

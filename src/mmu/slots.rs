@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use super::addr::Gfn;
 use super::level::{MAX_LEAF, PAGE_TABLE, level_shift};
 use super::pte_list::PteHead;
+use super::slot_array::SlotArray;
 use super::views::SlotSpec;
 
 /// The slot is marked for removal.
@@ -24,133 +25,17 @@ pub const MEM_READONLY: u32 = 2;
 /// Most pages of a slot.
 pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 
-const CHUNK: usize = 64;
-
-/// Reverse-map heads of one level, in chunks that appear when first used.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "SavedHeads", into = "SavedHeads")]
-pub struct RmapHeads {
-    chunks: Vec<Option<Box<[PteHead; CHUNK]>>>,
-    len: u64,
-}
-
-/// The heads as they are saved: how many there are, and those that are not empty.
-#[derive(Serialize, Deserialize)]
-struct SavedHeads {
-    len: u64,
-    used: Vec<(u64, PteHead)>,
-}
-
-impl From<RmapHeads> for SavedHeads {
-    fn from(heads: RmapHeads) -> Self {
-        Self { len: heads.len, used: heads.iter().collect() }
-    }
-}
-
-impl From<SavedHeads> for RmapHeads {
-    fn from(saved: SavedHeads) -> Self {
-        let mut heads = Self::new(saved.len.min(MAX_SLOT_PAGES));
-        for (index, head) in saved.used {
-            if let Some(place) = heads.get_mut(index) {
-                *place = head;
-            }
-        }
-        heads
-    }
-}
-
-fn place(index: u64) -> (usize, usize) {
-    // An index is below 2^31, a chunk's number below 2^22.
-    let index = usize::try_from(index).unwrap_or(usize::MAX);
-    (index / CHUNK, index % CHUNK)
-}
-
-impl RmapHeads {
-    fn new(len: u64) -> Self {
-        let mut heads = Self::default();
-        heads.grow(len);
-        heads
-    }
-
-    fn grow(&mut self, len: u64) {
-        if len > self.len {
-            self.len = len;
-            let chunks = place(len.saturating_sub(1)).0 + 1;
-            if self.chunks.is_empty() {
-                self.chunks = vec![None; chunks];
-            } else {
-                self.chunks.resize(chunks, None);
-            }
-        }
-    }
-
-    /// The head at an index, empty beyond the end.
-    #[inline]
-    #[must_use]
-    pub fn get(&self, index: u64) -> PteHead {
-        let (chunk, at) = place(index);
-        match self.chunks.get(chunk) {
-            Some(Some(heads)) => heads[at],
-            _ => PteHead::EMPTY,
-        }
-    }
-
-    /// The head at an index, to change; none beyond the end.
-    #[inline]
-    pub fn get_mut(&mut self, index: u64) -> Option<&mut PteHead> {
-        if index >= self.len {
-            return None;
-        }
-        let (chunk, at) = place(index);
-        let heads = self.chunks.get_mut(chunk)?;
-        Some(&mut heads.get_or_insert_with(|| Box::new([PteHead::EMPTY; CHUNK]))[at])
-    }
-
-    /// How many heads from this index on are certainly empty because their chunk does not exist.
-    #[must_use]
-    #[inline]
-    pub fn absent_from(&self, index: u64) -> u64 {
-        let (chunk, _) = place(index);
-        if matches!(self.chunks.get(chunk), Some(Some(_))) { 0 } else { self.absent_after(index) }
-    }
-
-    fn absent_after(&self, index: u64) -> u64 {
-        let (chunk, _) = place(index);
-        let absent =
-            self.chunks[chunk.min(self.chunks.len())..].iter().take_while(|heads| heads.is_none()).count() as u64;
-        if absent == 0 { 0 } else { (index / CHUNK as u64 + absent) * CHUNK as u64 - index }
-    }
-
-    /// Index and head of every list that is not empty.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, PteHead)> + '_ {
-        self.chunks.iter().enumerate().filter_map(|(chunk, heads)| Some((chunk as u64, heads.as_ref()?))).flat_map(
-            |(chunk, heads)| {
-                (0_u64..)
-                    .zip(heads.iter())
-                    .filter(|(_, head)| !head.is_empty())
-                    .map(move |(at, head)| (chunk * CHUNK as u64 + at, *head))
-            },
-        )
-    }
-
-    /// Bytes held.
-    #[must_use]
-    pub fn size_bytes(&self) -> usize {
-        self.chunks.capacity() * 8 + self.chunks.iter().flatten().count() * size_of::<[PteHead; CHUNK]>()
-    }
-}
-
 /// A slot's arrays; they stay with it when its flags or its place change.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SlotBody {
     /// Reverse-map heads of levels 1 to 3.
-    pub rmap: [RmapHeads; MAX_LEAF as usize],
+    pub rmap: [SlotArray<PteHead>; MAX_LEAF as usize],
     /// Large-page vetoes of levels 2 and 3.
-    pub disallow: [Vec<i32>; 2],
+    pub disallow: [SlotArray<i32>; 2],
     /// Write-tracked pages by index, zero counts left out.
     pub track: BTreeMap<u64, u32>,
-    /// One bit a page, while dirty pages are logged.
-    pub dirty: Option<Vec<u64>>,
+    /// Words of one bit a page, while dirty pages are logged.
+    pub dirty: Option<SlotArray<u64>>,
     /// When it was put into the array: later is greater.
     pub stamp: u64,
 }
@@ -211,31 +96,30 @@ impl SlotBody {
     /// Arrays for a new slot.
     #[must_use]
     pub fn new(spec: &SlotSpec) -> Self {
-        let mut body = Self { rmap: [1, 2, 3].map(|level| RmapHeads::new(spec.level_len(level))), ..Self::default() };
-        for level in 2..=MAX_LEAF {
-            body.disallow[usize::from(level) - 2] = Self::first_disallow(spec, level);
-        }
+        let mut body = Self {
+            rmap: [1, 2, 3].map(|level| SlotArray::new(spec.level_len(level), PteHead::EMPTY)),
+            disallow: [2, 3].map(|level| Self::first_disallow(spec, level)),
+            track: BTreeMap::new(),
+            dirty: None,
+            stamp: 0,
+        };
         body.set_logging(spec);
         body
     }
 
     /// Large pages that would reach over the slot's edge, or that the host's alignment forbids.
-    fn first_disallow(spec: &SlotSpec, level: u8) -> Vec<i32> {
-        let len = usize::try_from(spec.level_len(level)).unwrap_or(0);
+    fn first_disallow(spec: &SlotSpec, level: u8) -> SlotArray<i32> {
+        let len = spec.level_len(level);
         let in_page = (1 << level_shift(level)) - 1;
         if (spec.base ^ spec.hva >> 12) & in_page != 0 {
-            return vec![1; len];
+            return SlotArray::new(len, 1);
         }
-        let mut counts = vec![0; len];
-        if spec.base & in_page != 0
-            && let Some(first) = counts.first_mut()
-        {
-            *first = 1;
+        let mut counts = SlotArray::new(len, 0);
+        if spec.base & in_page != 0 {
+            counts.set(0, 1);
         }
-        if (spec.base + spec.npages) & in_page != 0
-            && let Some(last) = counts.last_mut()
-        {
-            *last = 1;
+        if (spec.base + spec.npages) & in_page != 0 {
+            counts.set(len.saturating_sub(1), 1);
         }
         counts
     }
@@ -244,7 +128,7 @@ impl SlotBody {
         if spec.flags & MEM_LOG_DIRTY_PAGES == 0 {
             self.dirty = None;
         } else if self.dirty.is_none() {
-            self.dirty = Some(vec![0; usize::try_from(spec.npages.div_ceil(64)).unwrap_or(0)]);
+            self.dirty = Some(SlotArray::new(spec.npages.div_ceil(64), 0));
         }
     }
 
@@ -254,10 +138,11 @@ impl SlotBody {
             self.rmap[usize::from(level) - 1].grow(spec.level_len(level));
             if level > PAGE_TABLE {
                 let counts = &mut self.disallow[usize::from(level) - 2];
-                let len = usize::try_from(spec.level_len(level)).unwrap_or(0);
-                if counts.len() < len {
-                    // The page the move made reachable at the end reaches over the slot's edge.
-                    counts.resize(len, 1);
+                let (before, len) = (counts.len(), spec.level_len(level));
+                counts.grow(len);
+                // The page the move made reachable at the end reaches over the slot's edge.
+                for index in before..len {
+                    counts.set(index, 1);
                 }
             }
         }
@@ -272,17 +157,15 @@ impl SlotBody {
     #[must_use]
     pub fn disallowed(&self, index: u64, level: u8) -> i32 {
         let counts = self.disallow.get(usize::from(level).wrapping_sub(2));
-        counts.and_then(|counts| counts.get(usize::try_from(index).ok()?)).copied().unwrap_or(1)
+        counts.filter(|counts| index < counts.len()).map_or(1, |counts| counts.get(index))
     }
 
     /// Marks every page dirty, where there is a log.
     pub fn fill_dirty(&mut self, npages: u64) {
         if let Some(words) = &mut self.dirty {
             words.fill(u64::MAX);
-            if let Some(last) = words.last_mut()
-                && !npages.is_multiple_of(64)
-            {
-                *last = (1 << (npages % 64)) - 1;
+            if !npages.is_multiple_of(64) {
+                words.set(npages / 64, (1 << (npages % 64)) - 1);
             }
         }
     }
@@ -291,7 +174,7 @@ impl SlotBody {
     #[inline]
     pub fn mark_dirty(&mut self, index: u64) {
         if let Some(words) = &mut self.dirty
-            && let Some(word) = words.get_mut(usize::try_from(index / 64).unwrap_or(usize::MAX))
+            && let Some(word) = words.get_mut(index / 64)
         {
             *word |= 1 << (index % 64);
         }
@@ -317,10 +200,9 @@ impl AddressSpace {
         let fits = |spec: &SlotSpec, body: &SlotBody| {
             let is_slot = (1..=MAX_SLOT_PAGES).contains(&spec.npages) && spec.base <= (1 << 52) - spec.npages;
             is_slot
-                && (1..=MAX_LEAF).all(|level| body.rmap[usize::from(level) - 1].len >= spec.level_len(level))
-                && (2..=MAX_LEAF)
-                    .all(|level| body.disallow[usize::from(level) - 2].len() as u64 >= spec.level_len(level))
-                && body.dirty.as_ref().is_none_or(|words| words.len() as u64 == spec.npages.div_ceil(64))
+                && (1..=MAX_LEAF).all(|level| body.rmap[usize::from(level) - 1].len() >= spec.level_len(level))
+                && (2..=MAX_LEAF).all(|level| body.disallow[usize::from(level) - 2].len() >= spec.level_len(level))
+                && body.dirty.as_ref().is_none_or(|words| words.len() == spec.npages.div_ceil(64))
         };
         self.specs.len() == self.bodies.len()
             && self.specs.is_sorted_by(|a, b| a.base >= b.base)
@@ -439,10 +321,10 @@ impl AddressSpace {
         let mut rmap = 0;
         for body in &self.bodies {
             slots += size_of::<SlotBody>()
-                + body.disallow.iter().map(|counts| counts.capacity() * 4).sum::<usize>()
+                + body.disallow.iter().map(SlotArray::size_bytes).sum::<usize>()
                 + body.track.len() * 16
-                + body.dirty.as_ref().map_or(0, |words| words.capacity() * 8);
-            rmap += body.rmap.iter().map(RmapHeads::size_bytes).sum::<usize>();
+                + body.dirty.as_ref().map_or(0, SlotArray::size_bytes);
+            rmap += body.rmap.iter().map(SlotArray::size_bytes).sum::<usize>();
         }
         (slots, rmap)
     }

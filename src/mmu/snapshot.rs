@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::config::Family;
 use super::error::{Error, Result};
 use super::page_arena::PageIdx;
+use super::slot_array::Span;
 use super::slots::{AddressSpace, SlotBody};
 use super::spte::layout::PFN_FIELD;
 use super::state::MmuState;
@@ -132,14 +133,15 @@ impl MmuState {
         put!(out, r#"{{"base":{},"#, spec.base);
         if let Some(words) = &body.dirty {
             out.push_str(r#""dirty":"#);
-            put_list(out, dirty_runs(words, spec.npages).into_iter(), |out, (first, count)| {
+            put_list(out, dirty_runs(words.spans(), spec.npages).into_iter(), |out, (first, count)| {
                 put!(out, "[{first},{count}]");
             });
             out.push(',');
         }
         out.push_str(r#""disallow":"#);
         let vetoes = (2_u8..).zip(&body.disallow).flat_map(|(level, counts)| {
-            counts.iter().enumerate().filter(|&(_, &count)| count != 0).map(move |(at, count)| (level, at, count))
+            let vetoed = counts.spans().filter(|span| span.value != 0);
+            vetoed.flat_map(move |span| (0..span.count).map(move |at| (level, span.first + at, span.value)))
         });
         put_list(out, vetoes, |out, (level, at, count)| {
             put!(out, "[{level},{at},{count}]");
@@ -278,19 +280,25 @@ impl MmuState {
 }
 
 /// Runs of set bits: first and count.
-pub(super) fn dirty_runs(words: &[u64], npages: u64) -> Vec<(u64, u64)> {
+pub(super) fn dirty_runs(words: impl Iterator<Item = Span<u64>>, npages: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
-    for (at, &word) in (0_u64..).zip(words) {
-        let mut left = word;
-        while left != 0 {
-            let page = at * 64 + u64::from(left.trailing_zeros());
-            left &= left - 1;
-            if page >= npages {
-                break;
-            }
-            match runs.last_mut() {
-                Some((first, count)) if *first + *count == page => *count += 1,
-                _ => runs.push((page, 1)),
+    let mut put = |first: u64, count: u64| match runs.last_mut() {
+        Some((start, before)) if *start + *before == first => *before += count,
+        _ => runs.push((first, count)),
+    };
+    for Span { first, count, value } in words {
+        if value == u64::MAX {
+            put(first * 64, (count * 64).min(npages - first * 64));
+            continue;
+        }
+        for word in first..if value == 0 { first } else { first + count } {
+            let mut left = value;
+            while left != 0 {
+                let page = word * 64 + u64::from(left.trailing_zeros());
+                left &= left - 1;
+                if page < npages {
+                    put(page, 1);
+                }
             }
         }
     }

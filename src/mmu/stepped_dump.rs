@@ -126,18 +126,14 @@ impl MmuState {
         put!(out, r#"{{"base":{},"#, spec.base);
         if let Some(words) = &body.dirty {
             out.push_str(r#""dirty":"#);
-            put_list(out, dirty_runs(words, spec.npages).into_iter(), |out, (first, count)| {
+            put_list(out, dirty_runs(words.spans(), spec.npages).into_iter(), |out, (first, count)| {
                 put!(out, "[{first},{count}]");
             });
             out.push(',');
         }
         out.push_str(r#""disallow":"#);
         let vetoes = (2_u8..).zip(&body.disallow).flat_map(|(level, counts)| {
-            counts.chunk_by(|a, b| a == b).scan(0, move |at, run| {
-                let first = *at;
-                *at += run.len();
-                Some((level, first, run.first().copied().unwrap_or(0), run.len()))
-            })
+            counts.runs().into_iter().map(move |run| (level, run.first, run.value, run.count))
         });
         put_list(out, vetoes.filter(|&(_, _, count, _)| count != 0), |out, (level, at, count, run)| {
             if run > 1 {

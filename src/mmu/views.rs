@@ -51,6 +51,17 @@ pub struct AccessResult {
     pub ret: i32,
 }
 
+/// What reading the dirty log gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirtyLog {
+    /// 0, or a negative errno.
+    pub ret: i32,
+    /// Words of 64 pages that the bitmap has.
+    pub nr_words: u64,
+    /// The words that are not zero: the first word of equal ones, how many there are, and what each is.
+    pub spans: Vec<(u64, u64, u64)>,
+}
+
 /// A memslot as user space described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotSpec {

@@ -49,7 +49,7 @@ impl MmuState {
             body.track.insert(index, next);
         }
         for level in 2..=MAX_LEAF {
-            let at = usize::try_from(spec.index(gfn, level)).unwrap_or(usize::MAX);
+            let at = spec.index(gfn, level);
             if is_chosen(Mutant::TrackWithoutVeto) {
                 continue;
             }

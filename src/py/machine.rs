@@ -30,6 +30,8 @@ type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'
 
 /// A memslot: id, base gfn, pages, host address, flags.
 type SlotRow = (u32, u64, u64, u64, u32);
+/// Return value, how many words there are, and those that are not zero: the first, how many, what each is.
+type DirtyLogSpans = (i32, u64, Vec<(u64, u64, u64)>);
 
 /// A walk over the active list with its next page cached.
 #[pyclass(frozen, module = "kvm_mmu._core")]
@@ -452,8 +454,9 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.change_pte(hva, pfn, write))
     }
 
-    fn get_dirty_log(&self, py: Python<'_>, as_id: u8, id: u32, manual: bool) -> PyResult<(i32, Vec<u64>)> {
-        self.try_call(py, |mmu| mmu.get_dirty_log(as_id, id, manual))
+    fn get_dirty_log(&self, py: Python<'_>, as_id: u8, id: u32, manual: bool) -> PyResult<DirtyLogSpans> {
+        let log = self.try_call(py, |mmu| mmu.get_dirty_log(as_id, id, manual))?;
+        Ok((log.ret, log.nr_words, log.spans))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "a list from Python")]

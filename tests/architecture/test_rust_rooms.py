@@ -17,7 +17,7 @@ FLOORS: list[tuple[str, str]] = [
     ("words", "addr level access role profile spte generation work error plan config views mutants"),
     (
         "nouns",
-        "shadow_page page_arena page_hash active_pages mmio_pages pte_list slots vcpu_mmu tlb"
+        "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"
         " host_memory guest_memory invalid_list invalidation runs slice lock_polls spte_table stats events state",
     ),
     (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kvm_mmu.errors import MemslotError, ScenarioError, UsageError
@@ -60,6 +60,36 @@ STEPPED_STATES = {"absent": "on_demand"}
 Values = Mapping[str, Any]
 Handler = Callable[["MachineEngine", Values], "int | tuple[int, dict[str, Any]]"]
 Lists = Sequence[Sequence[Checked]]
+
+#: A bitmap of more words is given as runs of pages: that of a slot above 1 GiB.
+MOST_WORDS = 4096
+_FULL = (1 << 64) - 1
+
+
+def page_runs(spans: Iterable[tuple[int, int, int]]) -> list[list[int]]:
+    """Set bits of a bitmap as runs [first page, count].
+
+    Args:
+        spans: words that are not zero, ascending: the first, how many, what each is.
+
+    Returns:
+        The runs, none of which touches the next.
+    """
+    runs: list[list[int]] = []
+    for first, count, value in spans:
+        for word in range(first, first + (1 if value == _FULL else count)):
+            left, page = value, word * 64
+            while left:
+                page += (left & -left).bit_length() - 1
+                left >>= (left & -left).bit_length() - 1
+                length = count * 64 if value == _FULL else (~left & -~left).bit_length() - 1
+                left >>= length
+                if runs and sum(runs[-1]) == page:
+                    runs[-1][1] += length
+                else:
+                    runs.append([page, length])
+                page += length
+    return runs
 
 
 def _stepped_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,8 +296,13 @@ class MachineEngine:
         return 0
 
     def _get_dirty_log(self, op: Values) -> tuple[int, dict[str, Any]]:
-        ret, words = self.vm.core.get_dirty_log(op["as"], op["id"], self._manual)
-        return ret, {"bitmap": [hex(value) for value in words]}
+        ret, nr_words, spans = self.vm.core.get_dirty_log(op["as"], op["id"], self._manual)
+        if nr_words > MOST_WORDS:
+            return ret, {"bitmap": {"words": nr_words, "runs": page_runs(spans)}}
+        words = ["0x0"] * nr_words
+        for first, count, value in spans:
+            words[first : first + count] = [hex(value)] * count
+        return ret, {"bitmap": words}
 
     def _clear_dirty_log(self, op: Values) -> int:
         return self.vm.core.clear_dirty_log(op["as"], op["id"], op["first"], op["num"], list(op["mask"]))

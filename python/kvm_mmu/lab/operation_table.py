@@ -162,7 +162,7 @@ TABLE: tuple[Operation, ...] = (
         "sets registers (those left out stay) and resets the MMU context",
     ),
     Operation("clear_mmio_info", (VCPU,), "forgets the vCPU's cached MMIO address"),
-    Operation("get_dirty_log", SLOT, "KVM_GET_DIRTY_LOG; `out.bitmap`: 64-bit words"),
+    Operation("get_dirty_log", SLOT, "KVM_GET_DIRTY_LOG; `out.bitmap`: see below"),
     Operation(
         "clear_dirty_log",
         (*SLOT, Field("first"), Field("num"), Field("mask", "numbers", ())),

@@ -831,9 +831,12 @@ class Vm:
             UsageError: no such slot, or it has no dirty log (ENOENT in the kernel).
         """
         as_id, slot = _slot_id(as_id, slot)
-        ret, words = self.core.get_dirty_log(as_id, slot, flag("manual", manual))
+        ret, nr_words, spans = self.core.get_dirty_log(as_id, slot, flag("manual", manual))
         if ret:
             raise UsageError(f"slot {slot} of address space {as_id} has no dirty log")
+        words = [0] * nr_words
+        for first, count, value in spans:
+            words[first : first + count] = [value] * count
         return words
 
     def require_idle(self) -> None:

@@ -156,10 +156,29 @@ def op_set_regs(kvm: Kvm, op: Op) -> Result:
     return DONE
 
 
+#: A bitmap of more words is given as runs of pages.
+MOST_WORDS_SHOWN = 4096
+
+
+def page_runs(words: list[int]) -> list[list[int]]:
+    """Dirty pages as runs [first, count]."""
+    runs: list[list[int]] = []
+    for number, word in enumerate(words):
+        for bit in range(64) if word else ():
+            page = number * 64 + bit
+            if word >> bit & 1 and runs and sum(runs[-1]) == page:
+                runs[-1][1] += 1
+            elif word >> bit & 1:
+                runs.append([page, 1])
+    return runs
+
+
 def op_get_dirty_log(kvm: Kvm, op: Op) -> Result:
     ret, words = kvm_vm_ioctl_get_dirty_log(kvm, slot_of(kvm, op))
     if ret and kvm.format == 6:
         words = []
+    if len(words) > MOST_WORDS_SHOWN:
+        return ret, {"bitmap": {"words": len(words), "runs": page_runs(words)}}
     return ret, {"bitmap": [hex(word) for word in words]}
 
 

@@ -15,11 +15,12 @@ zapped. It ends as `livelock` once more than twice as many prepares in a row as 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .events import note_silent_call
 from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
-from .lock import cond_resched_lock, need_resched
+from .lock import cond_resched_lock, count_polls, may_break, need_resched
 from .notifier import unmap_head
 from .page import for_each_sp, is_obsolete_sp
 from .role import role_is_direct, role_is_invalid
@@ -225,6 +226,12 @@ def walk_mmio_pages(kvm: Kvm, run: ZapRun) -> None:
             start_walk(kvm, run)
 
 
+def paged_gfns(kvm: Kvm, slot: KvmMemorySlot) -> list[int]:
+    """The gfns of the slot that shadow pages have, ascending."""
+    end = slot.base_gfn + slot.npages
+    return sorted({sp.gfn for sp in kvm.pages.values() if slot.base_gfn <= sp.gfn < end})
+
+
 def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
     """v5.2: the slot's reverse maps at every level, then the pages whose own gfn lies in the slot, ascending.
 
@@ -244,11 +251,18 @@ def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
         flush = handle_heads_without_polls(kvm, walk, unmap_head)
     else:
         flush = slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=False)
-    for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
+    gfns: Iterable[int] = range(slot.base_gfn, slot.base_gfn + slot.npages)
+    is_polled = run.plan.offer != "never"
+    if not is_polled or not may_break(kvm):
+        # No poll can be true: they are counted at once, and only gfns that pages have are looked at.
+        if is_polled:
+            count_polls(kvm, slot.npages)
+        gfns, is_polled = paged_gfns(kvm, slot), False
+    for gfn in gfns:
         for sp in for_each_sp(kvm, gfn):
             if sp.gfn == gfn and not role_is_invalid(sp.role) and is_wanted(kvm, run, sp):
                 prepare(kvm, run, sp)
-        if run.plan.offer != "never" and need_resched(kvm):
+        if is_polled and need_resched(kvm):
             if run.plan.before_drop == "commit":
                 kvm_mmu_remote_flush_or_zap(kvm, run.invalid_list, flush)
                 flush = False
