@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import kvm_mmu as km
-from kvm_mmu.lab.workload import mmio_mix
+from kvm_mmu.scenario.workload import mmio_mix
 
 #: The same idea as a value, for the runner in Rust: walk from the tail, never restart, never offer the lock.
 TAIL = km.ZapPlan(walk="tail", only="mmio_cached", name="tail-once")

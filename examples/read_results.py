@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import kvm_mmu as km
-from kvm_mmu.lab.workload import mmio_mix
+from kvm_mmu.scenario.workload import mmio_mix
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import kvm_mmu as km
 from kvm_mmu.lab.inputs import recorded_scenario
-from kvm_mmu.lab.workload import run_scenario_workload
-from kvm_mmu.trace.workload import read_recording
+from kvm_mmu.scenario.workload import run_scenario_workload
+from kvm_mmu.trace.replay.workload import read_recording
 
 #: A real 5.0.1 that deletes and moves slots.
 DEFAULT = (

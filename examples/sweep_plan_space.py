@@ -13,7 +13,7 @@ from pathlib import Path
 
 import kvm_mmu as km
 from kvm_mmu.lab.comparison import Comparison
-from kvm_mmu.lab.workload import mmio_mix
+from kvm_mmu.scenario.workload import mmio_mix
 
 
 def sweep(tables: int, share: float, contend: int, added: int) -> Comparison:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvm_mmu.lab.scenario import Scenario, make_engine
+from kvm_mmu.scenario.language import Scenario, make_engine
 
 PAGES = 256
 MMIO = 1 << 40

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm_mmu.trace.reader import native_reader
+from kvm_mmu.trace.text.reader import native_reader
 
 RECORDING = Path(__file__).resolve().parents[2] / "tests/data/traces/6.12/npt1tdp0_reclaim_flat/trace.txt.xz"
 REPEATS = 4

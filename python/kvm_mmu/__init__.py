@@ -26,24 +26,24 @@ if TYPE_CHECKING:
         UsageError,
     )
     from kvm_mmu.lab.compare import compare
-    from kvm_mmu.lab.scenario import Scenario, run_scenario
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
     from kvm_mmu.machine.memslots import Memslots
     from kvm_mmu.machine.profiles import Fact, KernelProfile, facts, kernels
-    from kvm_mmu.machine.roles import decode_role
     from kvm_mmu.machine.vcpu import AccessResult, Vcpu
     from kvm_mmu.machine.vm import Vm
-    from kvm_mmu.machine.words import Codec, decode_mmio, decode_spte, encode_mmio
     from kvm_mmu.machine.zap_batch import Page
     from kvm_mmu.machine.zap_plan import ZapPlan, plans
     from kvm_mmu.machine.zap_run import ZapRun
-    from kvm_mmu.trace.chrome import chrome_trace
-    from kvm_mmu.trace.explain import explained
-    from kvm_mmu.trace.reader import Batch, Trace
-    from kvm_mmu.trace.replaying import replay
-    from kvm_mmu.trace.stalls import stalls
-    from kvm_mmu.trace.summary import summarize
-    from kvm_mmu.trace.table import Table
+    from kvm_mmu.scenario.language import Scenario, run_scenario
+    from kvm_mmu.trace.analysis.chrome import chrome_trace
+    from kvm_mmu.trace.analysis.explain import explained
+    from kvm_mmu.trace.analysis.stalls import stalls
+    from kvm_mmu.trace.analysis.summary import summarize
+    from kvm_mmu.trace.replay.replaying import replay
+    from kvm_mmu.trace.text.reader import Batch, Trace
+    from kvm_mmu.trace.text.table import Table
+    from kvm_mmu.words.codec import Codec, decode_mmio, decode_spte, encode_mmio
+    from kvm_mmu.words.roles import decode_role
 
 logging.getLogger("kvm_mmu").addHandler(logging.NullHandler())
 
@@ -59,24 +59,24 @@ _HOMES = {
         "UsageError",
     ),
     "kvm_mmu.lab.compare": ("compare",),
-    "kvm_mmu.lab.scenario": ("Scenario", "run_scenario"),
+    "kvm_mmu.scenario.language": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
     "kvm_mmu.machine.profiles": ("Fact", "KernelProfile", "facts", "kernels"),
     "kvm_mmu.machine.memslots": ("Memslots",),
-    "kvm_mmu.machine.roles": ("decode_role",),
+    "kvm_mmu.words.roles": ("decode_role",),
     "kvm_mmu.machine.vcpu": ("AccessResult", "Vcpu"),
     "kvm_mmu.machine.vm": ("Vm",),
-    "kvm_mmu.machine.words": ("Codec", "decode_mmio", "decode_spte", "encode_mmio"),
+    "kvm_mmu.words.codec": ("Codec", "decode_mmio", "decode_spte", "encode_mmio"),
     "kvm_mmu.machine.zap_batch": ("Page",),
     "kvm_mmu.machine.zap_plan": ("ZapPlan", "plans"),
     "kvm_mmu.machine.zap_run": ("ZapRun",),
-    "kvm_mmu.trace.chrome": ("chrome_trace",),
-    "kvm_mmu.trace.explain": ("explained",),
-    "kvm_mmu.trace.reader": ("Batch", "Trace"),
-    "kvm_mmu.trace.replaying": ("replay",),
-    "kvm_mmu.trace.stalls": ("stalls",),
-    "kvm_mmu.trace.summary": ("summarize",),
-    "kvm_mmu.trace.table": ("Table",),
+    "kvm_mmu.trace.analysis.chrome": ("chrome_trace",),
+    "kvm_mmu.trace.analysis.explain": ("explained",),
+    "kvm_mmu.trace.text.reader": ("Batch", "Trace"),
+    "kvm_mmu.trace.replay.replaying": ("replay",),
+    "kvm_mmu.trace.analysis.stalls": ("stalls",),
+    "kvm_mmu.trace.analysis.summary": ("summarize",),
+    "kvm_mmu.trace.text.table": ("Table",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

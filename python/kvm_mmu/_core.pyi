@@ -1,4 +1,4 @@
-"""The native module: the core behind a lock, and the codec. Prefer `kvm_mmu.Vm` and `kvm_mmu.machine.words`."""
+"""The native module: the core behind a lock, and the codec. Prefer `kvm_mmu.Vm` and `kvm_mmu.words.codec`."""
 
 from collections.abc import Mapping
 from typing import Any, final

@@ -13,93 +13,36 @@
 //!
 //! Long: one method for each thing that can happen to the MMU, and nothing else.
 
-// words
-pub mod access;
-pub mod addr;
-pub mod config;
-pub mod error;
-pub mod generation;
-pub mod level;
-pub mod mutants;
-pub mod plan;
-pub mod role;
-pub mod spte;
-pub mod stats;
-pub mod views;
-pub mod work;
-// nouns
-mod active_pages;
-pub mod events;
-mod host_memory;
-mod invalid_list;
-mod invalidation;
-mod lock_polls;
-mod mmio_pages;
-pub mod page_arena;
-mod page_hash;
-pub mod pte_list;
-mod runs;
-mod saved;
-mod slice;
-mod slot_array;
-mod slots;
-mod spte_table;
-mod state;
-mod tlb;
-mod vcpu_mmu;
-// verbs
-mod direct_map;
-mod direct_page_fault;
-mod dirty_log;
-mod fast_page_fault;
 mod fault;
-mod get_page;
-mod hardware_walk;
-mod head_walk;
-mod install_slot;
-mod link;
-mod mmio_fault;
-mod notifier;
-mod nx_huge_pages;
-mod prefault;
-mod reclaim;
-mod rmap;
-mod roots;
-mod slot_walk;
-mod spte_write;
-mod walk;
-mod write_track;
-mod zap;
-mod zap_batch;
-mod zap_plan;
-// watchers
-mod audit;
-mod left_over;
-mod snapshot;
-mod stepped_dump;
+mod range;
+pub mod shadow;
 #[cfg(test)]
 mod tests;
+pub mod vm;
+mod watch;
+pub mod words;
+mod zap;
 
 pub use crate::kernels::Kernel;
-pub use audit::INVARIANTS;
-pub use config::{Config, EventMode, Family, GfnHash};
-pub use error::{Error, Result};
-pub use events::{Event, Events, PageFacts};
-pub use generation::{GenerationField, GenerationLayout};
-pub use plan::{BeforeDrop, Offer, Only, Plans, ReloadRoots, RestartRules, Skip, Stop, Walk, ZapPlan};
-pub use role::Role;
-pub use spte::layout::SpteLayout;
-pub use spte::masks::Masks;
-pub use stats::Stats;
-pub use views::{
+pub use vm::events::{Event, Events, PageFacts};
+pub use watch::audit::INVARIANTS;
+pub use words::config::{Config, EventMode, Family, GfnHash};
+pub use words::error::{Error, Result};
+pub use words::generation::{GenerationField, GenerationLayout};
+pub use words::plan::{BeforeDrop, Offer, Only, Plans, ReloadRoots, RestartRules, Skip, Stop, Walk, ZapPlan};
+pub use words::role::Role;
+pub use words::spte::layout::SpteLayout;
+pub use words::spte::masks::Masks;
+pub use words::stats::Stats;
+pub use words::views::{
     AccessKind, AccessResult, BatchId, DirtyLog, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome,
     PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task,
     VcpuView, named_masks, stepped_masks,
 };
-pub use work::Work;
+pub use words::work::Work;
 
-use addr::{Gfn, Pfn};
-use state::MmuState;
+use vm::state::MmuState;
+use words::addr::{Gfn, Pfn};
 
 /// One VM's MMU. `Clone` is a deep, independent copy.
 #[derive(Clone, Debug)]
@@ -237,7 +180,7 @@ impl Mmu {
     /// Pages of all slots of both address spaces.
     #[must_use]
     pub fn total_slot_pages(&self) -> u64 {
-        self.state.spaces.iter().flat_map(slots::AddressSpace::specs).map(|spec| spec.npages).sum()
+        self.state.spaces.iter().flat_map(vm::slots::AddressSpace::specs).map(|spec| spec.npages).sum()
     }
 
     // ---- limits ----
@@ -326,7 +269,7 @@ impl Mmu {
         if !self.state.config.kernel.has_change_pte {
             return Err(Error::NeedsKernel { what: "change_pte", kernels: "v6.1 or older" });
         }
-        if spte::mmio::is_mmio(&self.state.masks, Pfn(pfn).hva() & spte::layout::PFN_FIELD | 1) {
+        if words::spte::mmio::is_mmio(&self.state.masks, Pfn(pfn).hva() & words::spte::layout::PFN_FIELD | 1) {
             return Err(Error::Frame(pfn));
         }
         self.state.change_pte(hva, Pfn(pfn), write);
@@ -371,7 +314,7 @@ impl Mmu {
     /// Every vCPU is to switch its processor's own dirty log.
     pub fn request_cpu_dirty_logging(&mut self) {
         for vcpu in &mut self.state.vcpus {
-            vcpu.requests |= vcpu_mmu::REQ_UPDATE_CPU_DIRTY_LOGGING;
+            vcpu.requests |= vm::vcpu_mmu::REQ_UPDATE_CPU_DIRTY_LOGGING;
         }
     }
 

@@ -5,8 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::{arguments, errors};
-use crate::mmu::spte::masks::is_shadow_present;
-use crate::mmu::spte::mmio;
+use crate::mmu::words::spte::masks::is_shadow_present;
+use crate::mmu::words::spte::mmio;
 use crate::mmu::{Config, Family, GenerationLayout, Kernel, Masks, named_masks};
 
 /// Decoded columns: is MMIO, shadow present, gfn, access, generation.

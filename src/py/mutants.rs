@@ -4,7 +4,7 @@
 use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 
-use crate::mmu::mutants;
+use crate::mmu::words::mutants;
 
 /// Names the mutants, and chooses the one asked for.
 pub fn announce(module: &Bound<'_, PyModule>) -> PyResult<()> {

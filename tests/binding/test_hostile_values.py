@@ -16,7 +16,7 @@ import pytest
 from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationV50
 from kvm_mmu.machine.memslots import Memslots
 from kvm_mmu.machine.vcpu import Vcpu
-from kvm_mmu.machine.words import Codec
+from kvm_mmu.words.codec import Codec
 
 TOO_LARGE = [
     1 << 64,

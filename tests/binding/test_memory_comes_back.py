@@ -12,8 +12,8 @@ from pathlib import Path
 
 import kvm_mmu as km
 import pytest
-from kvm_mmu.lab.machine_engine import MachineEngine
-from kvm_mmu.lab.workload import mmio_mix
+from kvm_mmu.scenario.machine_engine import MachineEngine
+from kvm_mmu.scenario.workload import mmio_mix
 
 GIB = 1 << 30
 #: Twice this fits the smallest laptop that somebody would try the demonstration on.

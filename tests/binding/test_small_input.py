@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from kvm_mmu.errors import KvmMmuError, ScenarioError
-from kvm_mmu.lab import scenario_text
-from kvm_mmu.lab.scenario import Scenario, has_digest, read_scenario, run_scenario
-from kvm_mmu.lab.verify import verify_file
+from kvm_mmu.scenario import scenario_text
+from kvm_mmu.scenario.language import Scenario, has_digest, read_scenario, run_scenario
+from kvm_mmu.scenario.verify import verify_file
 
 TRACE = Path(__file__).resolve().parents[1] / "data" / "traces" / "5.0.1-npt" / "basic" / "trace.txt.xz"
 HEADER = {"scenario": "s", "format": 1, "variant": "v5.0", "config": {"family": "npt"}, "dump": "sparse"}

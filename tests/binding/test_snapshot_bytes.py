@@ -7,8 +7,8 @@ import zlib
 
 import kvm_mmu as km
 import pytest
-from kvm_mmu.lab.machine_engine import MachineEngine
 from kvm_mmu.machine.generation import GenerationV50
+from kvm_mmu.scenario.machine_engine import MachineEngine
 from kvm_mmu.testing.operations import Generator, Universe
 
 

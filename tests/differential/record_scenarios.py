@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvm_mmu.lab.scenario import Scenario, read_scenario, run_scenario
+from kvm_mmu.scenario.language import Scenario, read_scenario, run_scenario
 
 
 def header_of(path: Path) -> dict[str, Any]:

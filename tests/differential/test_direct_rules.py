@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvm_mmu.lab.machine_engine import MachineEngine
 from kvm_mmu.reference import Engine
+from kvm_mmu.scenario.machine_engine import MachineEngine
 
 HVA = 0x4000000000
 M2, G1 = 1 << 21, 1 << 30

@@ -9,10 +9,10 @@ import sys
 from typing import Any
 
 import pytest
-from kvm_mmu.lab.machine_engine import MOST_WORDS, page_runs
-from kvm_mmu.lab.scenario import Scenario, make_engine
 from kvm_mmu.reference.operations import MOST_WORDS_SHOWN
 from kvm_mmu.reference.operations import page_runs as runs_of
+from kvm_mmu.scenario.language import Scenario, make_engine
+from kvm_mmu.scenario.machine_engine import MOST_WORDS, page_runs
 
 LARGEST = ((1 << 31) - 1) * 4096
 #: What both run: the reference looks at a bitmap word by word.

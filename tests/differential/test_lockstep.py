@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from kvm_mmu.lab.machine_engine import MachineEngine
-from kvm_mmu.lab.scenario import Scenario, make_engine
+from kvm_mmu.scenario.language import Scenario, make_engine
+from kvm_mmu.scenario.machine_engine import MachineEngine
 from kvm_mmu.testing.lockstep import Lockstep, LockstepDifference
 from kvm_mmu.testing.operations import Generator, Universe
 

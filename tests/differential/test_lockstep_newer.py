@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvm_mmu.lab.scenario import Scenario, make_engine
+from kvm_mmu.scenario.language import Scenario, make_engine
 from kvm_mmu.testing.lockstep import Lockstep
 from kvm_mmu.testing.newer_operations import NewerGenerator
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvm_mmu.lab.machine_engine import MachineEngine
+from kvm_mmu.scenario.machine_engine import MachineEngine
 
 NEW = ("v6.1", "v6.12")
 MIB2 = 0x20_0000

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm_mmu.lab.scenario import Scenario, make_engine, read_scenario
-from kvm_mmu.lab.verify import verify_file
+from kvm_mmu.scenario.language import Scenario, make_engine, read_scenario
+from kvm_mmu.scenario.verify import verify_file
 from kvm_mmu.testing.lockstep import Lockstep, LockstepDifference
 from kvm_mmu.testing.shrink import shrink, with_ops
 

@@ -32,7 +32,7 @@ def names(cell: str) -> list[str]:
 
 def written_by(function: str) -> dict[str, int]:
     """Event to number of fields, from the text of a writer in the core."""
-    source = (ROOT / "src" / "mmu" / "events.rs").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "mmu" / "vm" / "events.rs").read_text(encoding="utf-8")
     _, _, body = source.partition(f"pub fn {function}(")
     found = {}
     for form in re.findall(r'r#"\[(.*?)\]"#', body.partition("pub fn ")[0]):

@@ -12,7 +12,7 @@ import pytest
 from kvm_mmu.cli import main
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.comparison import Comparison
-from kvm_mmu.lab.workload import mmio_mix
+from kvm_mmu.scenario.workload import mmio_mix
 from kvm_mmu.view import charts
 from kvm_mmu.view.charts import Bar, Series, draw_bars, draw_curves, look, together
 

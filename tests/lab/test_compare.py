@@ -11,9 +11,9 @@ import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import forced_event
 from kvm_mmu.lab.comparison import COLUMNS
-from kvm_mmu.lab.scenario import read_scenario
-from kvm_mmu.lab.workload import Workload, mmio_mix
 from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationV50
+from kvm_mmu.scenario.language import read_scenario
+from kvm_mmu.scenario.workload import Workload, mmio_mix
 
 ALL = list(km.plans)
 

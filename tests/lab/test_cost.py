@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import cost
-from kvm_mmu.lab.workload import mmio_mix
+from kvm_mmu.scenario.workload import mmio_mix
 
 
 def test_the_kept_model_is_the_fitted_one() -> None:

@@ -9,7 +9,7 @@ import kvm_mmu as km
 import pytest
 from kvm_mmu.cli import main
 from kvm_mmu.errors import TraceError
-from kvm_mmu.lab import demo
+from kvm_mmu.studies import demo
 
 
 @pytest.fixture(autouse=True)

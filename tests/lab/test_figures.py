@@ -7,7 +7,7 @@ import json
 import pytest
 from kvm_mmu.cli import main
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.figures import Figure, Point, figures
+from kvm_mmu.studies.figures import Figure, Point, figures
 
 
 def points(number: int) -> dict[str, Point]:

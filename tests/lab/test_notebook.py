@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import kvm_mmu as km
 import pytest
-from kvm_mmu.lab.workload import mmio_mix
 from kvm_mmu.machine import vm as vm_module
+from kvm_mmu.scenario.workload import mmio_mix
 
 #: Columns and rows that fit a page.
 COLUMNS, ROWS = 7, 70

@@ -18,8 +18,8 @@ import pytest
 from kvm_mmu.cli import main
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.compare import compare
-from kvm_mmu.trace.export import export_csv, export_parquet
-from kvm_mmu.trace.reader import Trace
+from kvm_mmu.trace.analysis.export import export_csv, export_parquet
+from kvm_mmu.trace.text.reader import Trace
 from kvm_mmu.view import whole_file
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.whole_file import write_files, write_whole

@@ -9,7 +9,7 @@ import pytest
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.scale import scaled, side_by_side
 from kvm_mmu.lab.scale_pattern import pattern_of
-from kvm_mmu.lab.scenario import Scenario
+from kvm_mmu.scenario.language import Scenario
 from kvm_mmu.types import GIB, MIB
 
 SLOT = {"op": "set_memslot", "as": 0, "id": 0, "gpa": 0, "size": 64 * MIB, "hva": 1 << 33, "flags": 0}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import kvm_mmu as km
 import pytest
 from kvm_mmu.lab import soundness
-from kvm_mmu.lab.workload import Workload, mmio_mix
-from kvm_mmu.machine.words import Codec
+from kvm_mmu.scenario.workload import Workload, mmio_mix
+from kvm_mmu.words.codec import Codec
 
 KERNELS = ["v5.0", "v5.2", "v5.4", "v6.1", "v6.12"]
 NOT_ENOUGH = {

@@ -16,11 +16,11 @@ import pytest
 from kvm_mmu.cli import main
 from kvm_mmu.errors import KvmMmuError, MemslotError, TraceError
 from kvm_mmu.lab.compare import compare
-from kvm_mmu.lab.scenario import read_scenario
+from kvm_mmu.scenario.language import read_scenario
 from kvm_mmu.terminal import escaped, one_line
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
-from kvm_mmu.trace.summary import summarize
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.analysis.summary import summarize
+from kvm_mmu.trace.text.source import read_lines
 from kvm_mmu.view.tables import text_table
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"

@@ -10,9 +10,9 @@ from pathlib import Path
 import kvm_mmu as km
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab import thread, thread_generation, thread_restart, thread_stale, thread_teardown
-from kvm_mmu.lab.scenario import read_scenario, run_scenario
 from kvm_mmu.machine import zap_plan
+from kvm_mmu.scenario.language import read_scenario, run_scenario
+from kvm_mmu.studies import thread, thread_generation, thread_restart, thread_stale, thread_teardown
 
 BACKENDS = ("core", "reference")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.cli import main
-from kvm_mmu.lab.scenario import Scenario, run_scenario
-from kvm_mmu.lab.verify import verify_file
+from kvm_mmu.scenario.language import Scenario, run_scenario
+from kvm_mmu.scenario.verify import verify_file
 
 SLOT = {"op": "set_memslot", "as": 0, "id": 0, "gpa": 0, "size": 1 << 20, "hva": 1 << 33, "flags": 0}
 OPS = [SLOT, {"op": "access", "gpa": 0x1000, "kind": "w"}, {"op": "get_dirty_log", "as": 0, "id": 0}]

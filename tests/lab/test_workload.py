@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.scenario import Scenario
-from kvm_mmu.lab.workload import PLACES, Touch, batches, flagged_tables, mmio_mix, run_scenario_workload
+from kvm_mmu.scenario.language import Scenario
+from kvm_mmu.scenario.workload import PLACES, Touch, batches, flagged_tables, mmio_mix, run_scenario_workload
 
 
 @pytest.mark.parametrize("place", PLACES)

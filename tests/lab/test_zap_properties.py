@@ -7,7 +7,7 @@ from dataclasses import replace
 import kvm_mmu as km
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvm_mmu.lab.thread_restart import flagged_pages
+from kvm_mmu.studies.thread_restart import flagged_pages
 from kvm_mmu.types import MIB
 
 KERNELS = st.sampled_from(sorted(km.kernels))

@@ -116,7 +116,10 @@ def main() -> int:
     build()
     if sorted(built_names()) != sorted(table.CORE):
         odd = sorted(set(built_names()) ^ set(table.CORE))
-        print(f"the table and src/mmu/mutants.rs name different mutants: {', '.join(odd)}", file=sys.stderr)
+        print(
+            f"the table and src/mmu/words/mutants.rs name different mutants: {', '.join(odd)}",
+            file=sys.stderr,
+        )
         return 1
     status, said = pytest(sorted({m.test for m in mutants}))
     if status != PASSED:

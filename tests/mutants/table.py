@@ -1,8 +1,8 @@
 """The planted faults and the one test that kills each: what `make mutants` runs.
 
-Core mutants are compiled in by the cargo feature `mutants` (src/mmu/mutants.rs holds the names), policy mutants replace
-a method of a generation policy (broken_policies.py), both one at a time in a process of their own. The reference's
-mutants live beside its vectors, in tests/reference/test_mutants.py.
+Core mutants are compiled in by the cargo feature `mutants` (src/mmu/words/mutants.rs holds the names), policy mutants
+replace a method of a generation policy (broken_policies.py), both one at a time in a process of their own. The
+reference's mutants live beside its vectors, in tests/reference/test_mutants.py.
 """
 
 from __future__ import annotations

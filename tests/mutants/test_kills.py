@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import kvm_mmu as km
 import pytest
-from kvm_mmu.lab.scenario import Scenario, make_engine
+from kvm_mmu.scenario.language import Scenario, make_engine
 from kvm_mmu.testing.lockstep import Lockstep
 
 HVA = 0x2_0000_0000

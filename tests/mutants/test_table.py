@@ -28,13 +28,15 @@ IS_ORDINARY = not hasattr(_core, "MUTANTS")
 
 
 def test_every_core_mutant_has_its_test(root: Path) -> None:
-    text = (root / "src" / "mmu" / "mutants.rs").read_text(encoding="utf-8")
+    text = (root / "src" / "mmu" / "words" / "mutants.rs").read_text(encoding="utf-8")
     assert re.findall(r'^    [A-Z]\w+ "([a-z-]+)",$', text, re.MULTILINE) == list(TABLE.CORE)
 
 
 def test_every_core_mutant_is_asked_for_somewhere(root: Path) -> None:
-    sources = {path: path.read_text(encoding="utf-8") for path in (root / "src" / "mmu").glob("*.rs")}
-    names = re.findall(r'^    ([A-Z]\w+) "', sources.pop(root / "src" / "mmu" / "mutants.rs"), re.MULTILINE)
+    sources = {path: path.read_text(encoding="utf-8") for path in (root / "src" / "mmu").rglob("*.rs")}
+    names = re.findall(
+        r'^    ([A-Z]\w+) "', sources.pop(root / "src" / "mmu" / "words" / "mutants.rs"), re.MULTILINE
+    )
     code = "\n".join(sources.values())
     assert [name for name in names if f"is_chosen(Mutant::{name})" not in code] == []
 

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from kvm_mmu.errors import ScenarioError
-from kvm_mmu.lab.machine_engine import OPERATIONS
-from kvm_mmu.lab.operation_table import (
+from kvm_mmu.reference.errors import ScenarioError as ReferenceError
+from kvm_mmu.reference.operations import RUN
+from kvm_mmu.reference.scenario import OPS_OF_FORMAT, parse_op
+from kvm_mmu.scenario.machine_engine import OPERATIONS
+from kvm_mmu.scenario.operation_table import (
     FORMATS,
     MAX_NESTING,
     REQUIRED,
@@ -22,9 +25,6 @@ from kvm_mmu.lab.operation_table import (
     fields_of,
     markdown,
 )
-from kvm_mmu.reference.errors import ScenarioError as ReferenceError
-from kvm_mmu.reference.operations import RUN
-from kvm_mmu.reference.scenario import OPS_OF_FORMAT, parse_op
 
 VCPUS = 3
 

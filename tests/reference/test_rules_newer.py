@@ -68,7 +68,7 @@ def test_a_file_runs_as_it_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_core_says_the_same(name: str) -> None:
-    from kvm_mmu.lab.verify import verify_file
+    from kvm_mmu.scenario.verify import verify_file
 
     verdict = verify_file(str(SCENARIOS / f"{name}.jsonl"), None, "core")
     assert verdict.equal, str(verdict)

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use kvm_mmu::mmu::spte::mmio::{is_fresh, is_mmio, make_mmio_spte, mmio_access, mmio_gen, mmio_gfn};
+use kvm_mmu::mmu::words::spte::mmio::{is_fresh, is_mmio, make_mmio_spte, mmio_access, mmio_gen, mmio_gfn};
 use kvm_mmu::mmu::{Family, GenerationLayout, Kernel, Masks};
 
 use super::shared_root;

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.cli import main
-from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.text.source import read_lines
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "traces" / "6.1" / "npt1tdp0_smm"
 LINES = read_lines(FOLDER / "trace.txt.xz")

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kvm_mmu import reference
 from kvm_mmu.errors import KvmMmuError, TraceError
-from kvm_mmu.trace import host
-from kvm_mmu.trace.inputs import read_inputs
-from kvm_mmu.trace.line import clean_body, lost_events, parse_line
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import LINE_MAX, iter_chunks, iter_lines, read_lines
+from kvm_mmu.recorders.inputs import read_inputs
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text import host
+from kvm_mmu.trace.text.line import clean_body, lost_events, parse_line
+from kvm_mmu.trace.text.source import LINE_MAX, iter_chunks, iter_lines, read_lines
 
 PREFIX = "            init-1     [000] ....     1.0: "
 HOST = '# replay-host: {"kernel": "5.0.1", "mmu": "npt", "phys_bits": 40, "initial_efer_nx": 1}'

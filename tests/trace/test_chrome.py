@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm_mmu.trace.activity import activity
-from kvm_mmu.trace.chrome import chrome_trace
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
+from kvm_mmu.trace.analysis.activity import activity
+from kvm_mmu.trace.analysis.chrome import chrome_trace
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 NAMES = [

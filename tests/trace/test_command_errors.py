@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvm_mmu.trace.markers import number
-from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.text.markers import number
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 UPDATES = TRACES / "6.1" / "npt1tdp0_multi_vcpu" / "trace.txt.xz"

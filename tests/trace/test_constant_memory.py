@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvm_mmu.trace.source import read_lines
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 SOAK = os.environ.get("KVM_MMU_SOAK", "") not in ("", "0")

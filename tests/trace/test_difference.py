@@ -12,8 +12,8 @@ import pytest
 from kvm_mmu import reference
 from kvm_mmu.cli import main
 from kvm_mmu.errors import TraceError, UsageError
-from kvm_mmu.lab.machine_engine import MachineEngine
-from kvm_mmu.trace.difference import ReplayDifference, diff
+from kvm_mmu.scenario.machine_engine import MachineEngine
+from kvm_mmu.trace.replay.difference import ReplayDifference, diff
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.testing.dry_recording import DryRecording
-from kvm_mmu.trace.engine import engine_factory
-from kvm_mmu.trace.kinds import OUTPUTS
-from kvm_mmu.trace.replaying import replay
+from kvm_mmu.trace.replay.engine import engine_factory
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text.kinds import OUTPUTS
 
 #: The later ones are the first that show certain rules on large leaves.
 SEEDS = (*range(14), 15, 16, 19, 28, 32, 33, 39, 42)

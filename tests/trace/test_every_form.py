@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kvm_mmu.cli import main
-from kvm_mmu.trace.reader import Batch, Trace
+from kvm_mmu.trace.text.reader import Batch, Trace
 
 BASIC = Path(__file__).resolve().parent.parent / "data" / "traces" / "5.0.1-npt" / "basic"
 HOST = ["--host", str(BASIC / "host.json")]

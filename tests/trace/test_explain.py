@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.explain import INDENT, explained, explainer
-from kvm_mmu.trace.explain_host import host_explainer
-from kvm_mmu.trace.kit import script
-from kvm_mmu.trace.source import iter_lines, read_lines
+from kvm_mmu.recorders.kit import script
+from kvm_mmu.trace.analysis.explain import INDENT, explained, explainer
+from kvm_mmu.trace.analysis.explain_host import host_explainer
+from kvm_mmu.trace.text.source import iter_lines, read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 PREFIX = "             vmm-851   [000] .....  5012.1: "

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.fidelity import markdown, rows
+from kvm_mmu.trace.replay.fidelity import markdown, rows
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 

@@ -10,13 +10,13 @@ from typing import Any
 import kvm_mmu as km
 import pytest
 from kvm_mmu.trace import strip
-from kvm_mmu.trace.activity import activity
-from kvm_mmu.trace.difference import diff
-from kvm_mmu.trace.export import export_chrome
-from kvm_mmu.trace.reader import Trace
-from kvm_mmu.trace.source import iter_lines, read_lines
-from kvm_mmu.trace.window import Window
-from kvm_mmu.trace.workload import read_recording
+from kvm_mmu.trace.analysis.activity import activity
+from kvm_mmu.trace.analysis.export import export_chrome
+from kvm_mmu.trace.replay.difference import diff
+from kvm_mmu.trace.replay.workload import read_recording
+from kvm_mmu.trace.text.reader import Trace
+from kvm_mmu.trace.text.source import iter_lines, read_lines
+from kvm_mmu.trace.text.window import Window
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "traces" / "6.1" / "npt1tdp0_multi_vcpu"
 PATH = FOLDER / "trace.txt.xz"
@@ -24,7 +24,7 @@ HOST = json.loads((FOLDER / "host.json").read_text())
 
 
 def core(kernel: str, config: Any, plans: Any) -> Any:
-    from kvm_mmu.lab.machine_engine import MachineEngine
+    from kvm_mmu.scenario.machine_engine import MachineEngine
 
     return MachineEngine(kernel, config, plans)
 

@@ -13,11 +13,11 @@ import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import KvmMmuError
 from kvm_mmu.lab.inputs import recorded_scenario
-from kvm_mmu.lab.workload import run_scenario_workload
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
-from kvm_mmu.trace.workload import read_recording
+from kvm_mmu.scenario.workload import run_scenario_workload
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.replay.workload import read_recording
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 NAMES = [

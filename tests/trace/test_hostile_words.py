@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import KvmMmuError, TraceError
-from kvm_mmu.trace import host
-from kvm_mmu.trace.chrome import chrome_trace
-from kvm_mmu.trace.explain import explained
-from kvm_mmu.trace.inputs import read_inputs
-from kvm_mmu.trace.inputs_6x import count_vcpus, read_events
-from kvm_mmu.trace.line import lost_events, parse_line
-from kvm_mmu.trace.markers import parse_marker
-from kvm_mmu.trace.normalise import normalise
-from kvm_mmu.trace.reader import native_reader
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.spte_words import words_of
-from kvm_mmu.trace.stalls import stalls
-from kvm_mmu.trace.stripping import strip
+from kvm_mmu.recorders.inputs import read_inputs
+from kvm_mmu.recorders.inputs_6x import count_vcpus, read_events
+from kvm_mmu.trace.analysis.chrome import chrome_trace
+from kvm_mmu.trace.analysis.explain import explained
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.replay.normalise import normalise
+from kvm_mmu.trace.replay.stripping import strip
+from kvm_mmu.trace.text import host
+from kvm_mmu.trace.text.line import lost_events, parse_line
+from kvm_mmu.trace.text.markers import parse_marker
+from kvm_mmu.trace.text.reader import native_reader
+from kvm_mmu.trace.text.source import read_lines
+from kvm_mmu.trace.text.spte_words import words_of
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 STEP = 1 if os.environ.get("KVM_MMU_SOAK", "") not in ("", "0") else 5

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from kvm_mmu import reference
-from kvm_mmu.trace.host import check_facts
-from kvm_mmu.trace.kinds import OUTPUTS, TRACEPOINTS
-from kvm_mmu.trace.kit import PURPOSES, REPLAY_EVENTS, REPLAY_PROBES, script
-from kvm_mmu.trace.line import parse_line
-from kvm_mmu.trace.mmu_work import is_mmu_event
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import read_lines
+from kvm_mmu.recorders.kit import PURPOSES, REPLAY_EVENTS, REPLAY_PROBES, script
+from kvm_mmu.trace.analysis.mmu_work import is_mmu_event
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text.host import check_facts
+from kvm_mmu.trace.text.kinds import OUTPUTS, TRACEPOINTS
+from kvm_mmu.trace.text.line import parse_line
+from kvm_mmu.trace.text.source import read_lines
 
 BOTH = [(variant, purpose) for variant in ("tracefs", "trace-cmd") for purpose in PURPOSES]
 #: The inputs of a replay of v6.x that are kernel events (replay.contract.2).

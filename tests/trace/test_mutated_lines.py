@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvm_mmu import reference
 from kvm_mmu.errors import KvmMmuError
-from kvm_mmu.trace.explain import explained
-from kvm_mmu.trace.raw_fields import in_kernel_text
-from kvm_mmu.trace.reader import native_reader
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
+from kvm_mmu.trace.analysis.explain import explained
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text.raw_fields import in_kernel_text
+from kvm_mmu.trace.text.reader import native_reader
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 PREFIX = "             vmm-851   [001] .....  5012.123456: "

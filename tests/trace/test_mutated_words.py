@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.chrome import chrome_trace
-from kvm_mmu.trace.explain import explainer
-from kvm_mmu.trace.explain_host import host_explainer
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
+from kvm_mmu.trace.analysis.chrome import chrome_trace
+from kvm_mmu.trace.analysis.explain import explainer
+from kvm_mmu.trace.analysis.explain_host import host_explainer
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 NAMES = ("5.0.1-npt/basic", "5.2.1-npt/mmio_gen", "6.1/npt1tdp0_smm", "6.12/npt1tdp0_huge_thp")

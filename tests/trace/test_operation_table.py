@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.trace.operation_table import SORTS
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import Stalls, stalls
-from kvm_mmu.trace.summary import summarize
-from kvm_mmu.trace.window import Window
+from kvm_mmu.trace.analysis.operation_table import SORTS
+from kvm_mmu.trace.analysis.stalls import Stalls, stalls
+from kvm_mmu.trace.analysis.summary import summarize
+from kvm_mmu.trace.text.source import read_lines
+from kvm_mmu.trace.text.window import Window
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 LINE = re.compile(r" (\d+)\.(\d{6}): (\w+): ?(.*)")

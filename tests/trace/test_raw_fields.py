@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from kvm_mmu import reference
-from kvm_mmu.trace.explain import explained
-from kvm_mmu.trace.line import clean_body, parse_line
-from kvm_mmu.trace.raw_fields import in_kernel_text
-from kvm_mmu.trace.reader import Trace
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
-from kvm_mmu.trace.summary import summarize
+from kvm_mmu.trace.analysis.explain import explained
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.analysis.summary import summarize
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text.line import clean_body, parse_line
+from kvm_mmu.trace.text.raw_fields import in_kernel_text
+from kvm_mmu.trace.text.reader import Trace
+from kvm_mmu.trace.text.source import read_lines
 
 PREFIX = "             vmm-851   [001] 5012.123456: "
 #: kernel, raw fields as libtraceevent prints them, the text of that kernel

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kvm_mmu.errors import TraceError, UsageError
-from kvm_mmu.trace.reader import OPAQUE_KIND, Trace
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.summary import summarize
+from kvm_mmu.trace.analysis.summary import summarize
+from kvm_mmu.trace.text.reader import OPAQUE_KIND, Trace
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 ALL = sorted(path.parent for path in TRACES.glob("*/*/trace.txt.xz"))

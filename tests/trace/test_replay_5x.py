@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace import host, recordings
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stripping import strip
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.replay.stripping import strip
+from kvm_mmu.trace.text import host, recordings
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 RECORDINGS = [
@@ -28,7 +28,7 @@ def reference_engine(kernel: str, config: Mapping[str, object]) -> Any:
 
 
 def core_engine(kernel: str, config: Mapping[str, object]) -> Any:
-    machine_engine = pytest.importorskip("kvm_mmu.lab.machine_engine")
+    machine_engine = pytest.importorskip("kvm_mmu.scenario.machine_engine")
     return machine_engine.MachineEngine(kernel=kernel, config=dict(config))
 
 

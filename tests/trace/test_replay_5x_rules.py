@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace import host
-from kvm_mmu.trace.replaying import replay
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text import host
 
 
 def reference_engine(kernel: str, config: Mapping[str, object]) -> Any:
@@ -20,7 +20,7 @@ def reference_engine(kernel: str, config: Mapping[str, object]) -> Any:
 
 
 def core_engine(kernel: str, config: Mapping[str, object]) -> Any:
-    machine_engine = pytest.importorskip("kvm_mmu.lab.machine_engine")
+    machine_engine = pytest.importorskip("kvm_mmu.scenario.machine_engine")
     return machine_engine.MachineEngine(kernel=kernel, config=dict(config))
 
 

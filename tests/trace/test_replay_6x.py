@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace import host
-from kvm_mmu.trace.kinds import TRACEPOINTS
-from kvm_mmu.trace.normalise import normalise
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.residency_6x import Residency
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.spte_words import words_of
-from kvm_mmu.trace.stripping import ANSWER, operations_beside, strip, wants_answers
+from kvm_mmu.recorders.residency_6x import Residency
+from kvm_mmu.trace.replay.normalise import normalise
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.replay.stripping import ANSWER, operations_beside, strip, wants_answers
+from kvm_mmu.trace.text import host
+from kvm_mmu.trace.text.kinds import TRACEPOINTS
+from kvm_mmu.trace.text.source import read_lines
+from kvm_mmu.trace.text.spte_words import words_of
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 RECORDINGS = [
@@ -38,7 +38,7 @@ def test_there_are_recordings():
 
 
 def core(kernel: str, config: Mapping[str, object]) -> Any:
-    from kvm_mmu.lab.machine_engine import MachineEngine
+    from kvm_mmu.scenario.machine_engine import MachineEngine
 
     return MachineEngine(kernel=kernel, config=dict(config))
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace import host
-from kvm_mmu.trace.exit_qualification import error_code_of
-from kvm_mmu.trace.host import HostFacts
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.spte_words import spte_words
-from kvm_mmu.trace.stripping import operations_beside, strip, wants_answers
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.replay.stripping import operations_beside, strip, wants_answers
+from kvm_mmu.trace.text import host
+from kvm_mmu.trace.text.exit_qualification import error_code_of
+from kvm_mmu.trace.text.host import HostFacts
+from kvm_mmu.trace.text.source import read_lines
+from kvm_mmu.trace.text.spte_words import spte_words
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 RECORDINGS = sorted(f"{d.parent.name}/{d.name}" for d in TRACES.glob("*/ept1tdp0_*"))
@@ -26,7 +26,7 @@ _PAIR = re.compile(
 
 
 def core(kernel: str, config: Mapping[str, object]) -> Any:
-    from kvm_mmu.lab.machine_engine import MachineEngine
+    from kvm_mmu.scenario.machine_engine import MachineEngine
 
     return MachineEngine(kernel=kernel, config=dict(config))
 

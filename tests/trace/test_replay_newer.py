@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from kvm_mmu.errors import ScenarioError
-from kvm_mmu.trace import host
-from kvm_mmu.trace.explain_host import host_explainer
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import iter_lines
+from kvm_mmu.trace.analysis.explain_host import host_explainer
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.text import host
+from kvm_mmu.trace.text.source import iter_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 KERNELS = {"5.10": "v5.10", "6.18": "v6.18", "7.2": "v7.2", "7.2.6": "v7.2.6", "7.3": "v7.3"}
@@ -20,7 +20,7 @@ GIVEN = {"kernel": None, "family": None, "phys_bits": None, "l1tf_mask": None}
 
 
 def core(kernel: str, config: Mapping[str, object]) -> Any:
-    from kvm_mmu.lab.machine_engine import MachineEngine
+    from kvm_mmu.scenario.machine_engine import MachineEngine
 
     return MachineEngine(kernel=kernel, config=dict(config))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import kvm_mmu as km
 import pytest
-from kvm_mmu.trace import recordings
+from kvm_mmu.trace.text import recordings
 
 
 def run(*words: str, stdin: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

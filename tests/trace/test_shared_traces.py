@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kvm_mmu.trace.reader import native_reader
-from kvm_mmu.trace.source import iter_chunks
+from kvm_mmu.trace.text.reader import native_reader
+from kvm_mmu.trace.text.source import iter_chunks
 
 #: Just enough of a line to name its event; knows nothing of any wording.
 EVENT = re.compile(rb"^ *\S.*?\[\d+\] \S+ +\d+\.\d+: (\w+): ", re.MULTILINE)

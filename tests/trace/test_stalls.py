@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.activity import activity
-from kvm_mmu.trace.export import export_csv, export_parquet
-from kvm_mmu.trace.line import nanoseconds
-from kvm_mmu.trace.mmu_work import FAULT_ZAP, LONE_ZAP, ROOT_FREED
-from kvm_mmu.trace.operation_table import percentile
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.stalls import stalls
+from kvm_mmu.trace.analysis.activity import activity
+from kvm_mmu.trace.analysis.export import export_csv, export_parquet
+from kvm_mmu.trace.analysis.mmu_work import FAULT_ZAP, LONE_ZAP, ROOT_FREED
+from kvm_mmu.trace.analysis.operation_table import percentile
+from kvm_mmu.trace.analysis.stalls import stalls
+from kvm_mmu.trace.text.line import nanoseconds
+from kvm_mmu.trace.text.source import read_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 

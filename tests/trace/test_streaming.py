@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace import comparing, stripping
-from kvm_mmu.trace.comparing import Comparison, surroundings
-from kvm_mmu.trace.narrator import Prediction
-from kvm_mmu.trace.operations import KnownOperations, OperationsFile
-from kvm_mmu.trace.source import Copy, iter_lines, read_lines, readable_again
-from kvm_mmu.trace.spte_words import words_of
-from kvm_mmu.trace.stripping import Kept, Recorded, strip, strip_lines
+from kvm_mmu.trace.replay import comparing, stripping
+from kvm_mmu.trace.replay.comparing import Comparison, surroundings
+from kvm_mmu.trace.replay.narrator import Prediction
+from kvm_mmu.trace.replay.operations import KnownOperations, OperationsFile
+from kvm_mmu.trace.replay.stripping import Kept, Recorded, strip, strip_lines
+from kvm_mmu.trace.text.source import Copy, iter_lines, read_lines, readable_again
+from kvm_mmu.trace.text.spte_words import words_of
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 PREFIX = "             vmm-851   [000] .....  5012.1: "
@@ -65,12 +65,12 @@ def test_lines_end_at_a_line_feed_only(tmp_path: Path):
 
 
 def test_lines_however_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("kvm_mmu.trace.source.LINE_MAX", 16)
+    monkeypatch.setattr("kvm_mmu.trace.text.source.LINE_MAX", 16)
     data = b"abc\n\n\r\nd\r\n" + b"x" * 16 + b"\n" + b"y" * 17 + b"\n\xff\xe2\x82\n" + b"z" * 99
     expected = ["abc", "", "", "d", "x" * 16, "y" * 16, "\ufffd\ufffd", "z" * 16]
     for size in (1, 3, 7, 16):
         parts = [data[i : i + size] for i in range(0, len(data), size)]
-        monkeypatch.setattr("kvm_mmu.trace.source.iter_chunks", lambda _path, found=parts: iter(found))
+        monkeypatch.setattr("kvm_mmu.trace.text.source.iter_chunks", lambda _path, found=parts: iter(found))
         assert [text.split(" ... (cut")[0] for text in iter_lines("t")] == expected
 
 

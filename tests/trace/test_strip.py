@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from kvm_mmu.trace import kinds
-from kvm_mmu.trace.normalise import alike, normalise
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.spte_words import words_of
-from kvm_mmu.trace.stripping import operations_beside, strip, wants_answers
-from kvm_mmu.trace.wording import wording_of
+from kvm_mmu.trace.replay.normalise import alike, normalise
+from kvm_mmu.trace.replay.stripping import operations_beside, strip, wants_answers
+from kvm_mmu.trace.text import kinds
+from kvm_mmu.trace.text.source import read_lines
+from kvm_mmu.trace.text.spte_words import words_of
+from kvm_mmu.trace.text.wording import wording_of
 
 PREFIX = "             vmm-851   [000] .....  5012.1: "
 FACTS = {"kernel": "6.1", "mmu": "npt"}

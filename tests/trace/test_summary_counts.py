@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kvm_mmu.trace.source import read_lines
-from kvm_mmu.trace.summary import summarize
+from kvm_mmu.trace.analysis.summary import summarize
+from kvm_mmu.trace.text.source import read_lines
 
 #: Three or more recordings of each family, shadow paging and NPT, one and more vCPUs, SMM, the TDP MMU.
 NAMES = [

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kvm_mmu.trace.explain import Explainer, Words
-from kvm_mmu.trace.explain_host import host_explainer
-from kvm_mmu.trace.source import iter_lines
+from kvm_mmu.trace.analysis.explain import Explainer, Words
+from kvm_mmu.trace.analysis.explain_host import host_explainer
+from kvm_mmu.trace.text.source import iter_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 _MARK = re.compile(r"mark_mmio_spte: sptep:\S+ gfn (\w+) access (\w+) gen (\w+)")

@@ -12,11 +12,11 @@ import kvm_mmu as km
 import pytest
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.lab.inputs import recorded_scenario
-from kvm_mmu.lab.workload import Workload, run_scenario_workload
+from kvm_mmu.scenario.workload import Workload, run_scenario_workload
 from kvm_mmu.testing.dry_recording import DryRecording
-from kvm_mmu.trace import translation
-from kvm_mmu.trace.host_ranges import HostRanges
-from kvm_mmu.trace.workload import Recording, read_recording
+from kvm_mmu.trace.replay import translation
+from kvm_mmu.trace.replay.host_ranges import HostRanges
+from kvm_mmu.trace.replay.workload import Recording, read_recording
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 #: Recordings of half a million and of a hundred thousand lines: `make soak` has time for them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from kvm_mmu.trace.page_ranges import PageRanges
+from kvm_mmu.recorders.page_ranges import PageRanges
 
 CHANGES = st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(0, 12)), max_size=30)
 

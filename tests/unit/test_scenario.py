@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from kvm_mmu.errors import ScenarioError, TraceError, UsageError
-from kvm_mmu.lab.scenario import has_state, make_engine, read_scenario
-from kvm_mmu.lab.verify import first_difference, plain
-from kvm_mmu.trace.host import facts_from
-from kvm_mmu.trace.markers import _object
+from kvm_mmu.scenario.language import has_state, make_engine, read_scenario
+from kvm_mmu.scenario.verify import first_difference, plain
+from kvm_mmu.trace.text.host import facts_from
+from kvm_mmu.trace.text.markers import _object
 
 HEADER = '{"scenario":"s","format":1,"variant":"seed","config":{"family":"npt"},"dump":"sparse"}'
 

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.roles import decode_role
-from kvm_mmu.machine.words import Codec
 from kvm_mmu.reference import mmio
+from kvm_mmu.words.codec import Codec
+from kvm_mmu.words.roles import decode_role
 
 KERNELS = ("v5.0", "v5.0-seed", "v5.1", "v5.2", "v5.3", "v5.4", "v6.1", "v6.12")
 FAMILIES = ("npt", "shadow", "ept_ad", "ept_noad")

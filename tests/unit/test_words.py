@@ -10,8 +10,8 @@ import pytest
 from kvm_mmu.cli import main
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationV51Fixed
-from kvm_mmu.machine.roles import decode_role
-from kvm_mmu.machine.words import Codec
+from kvm_mmu.words.codec import Codec
+from kvm_mmu.words.roles import decode_role
 
 KERNELS = {"seed": "v5.0-seed"}
 

@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from kvm_mmu.lab.verify import verify_file
+from kvm_mmu.scenario.verify import verify_file
 
 HERE = Path(__file__).resolve().parent
 LIST = HERE / "equal.txt"

@@ -21,7 +21,7 @@ from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernel_profile, kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 from kvm_mmu.terminal import directly, one_line
-from kvm_mmu.trace.host import facts_from
+from kvm_mmu.trace.text.host import facts_from
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
 

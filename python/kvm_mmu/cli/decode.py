@@ -8,7 +8,7 @@ from typing import Any
 
 from kvm_mmu.cli.words import add_host, any_number, codec, hex_word, host_values, values
 from kvm_mmu.errors import UsageError
-from kvm_mmu.machine.roles import decode_role, explain_role
+from kvm_mmu.words.roles import decode_role, explain_role
 
 SCHEMA = "kvm-mmu/decode/1"
 

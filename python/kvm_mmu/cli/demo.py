@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from kvm_mmu.cli.compare import clear_progress, reporter
-from kvm_mmu.lab.demo import Demo, run_demo
+from kvm_mmu.studies.demo import Demo, run_demo
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
 

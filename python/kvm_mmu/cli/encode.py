@@ -9,10 +9,10 @@ from typing import Any
 
 from kvm_mmu.cli.words import add_host, any_number, codec, host_values
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.scenario_text import numbered_lines
 from kvm_mmu.machine import json_object
 from kvm_mmu.machine.numbers import shown
-from kvm_mmu.machine.words import Codec
+from kvm_mmu.scenario.scenario_text import numbered_lines
+from kvm_mmu.words.codec import Codec
 
 SCHEMA = "kvm-mmu/encode/1"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from kvm_mmu.cli.compare import clear_progress, parse_sizes, reporter
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.figures import SCHEMA as figures_schema
-from kvm_mmu.lab.figures import figures
-from kvm_mmu.lab.gallery import SCHEMA
-from kvm_mmu.lab.thread import CLAIMS, answers, page
-from kvm_mmu.lab.thread_restart import SIZES
+from kvm_mmu.studies.figures import SCHEMA as figures_schema
+from kvm_mmu.studies.figures import figures
+from kvm_mmu.studies.gallery import SCHEMA
+from kvm_mmu.studies.thread import CLAIMS, answers, page
+from kvm_mmu.studies.thread_restart import SIZES
 
 
 def add_parser(subparsers: Any) -> None:

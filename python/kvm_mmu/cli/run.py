@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from kvm_mmu.errors import ScenarioError, UsageError
-from kvm_mmu.lab.scenario import DIGESTS, open_scenario, run_scenario
+from kvm_mmu.scenario.language import DIGESTS, open_scenario, run_scenario
 
 
 def add_parser(subparsers: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from kvm_mmu.lab.scenario import SAMPLE
+from kvm_mmu.scenario.language import SAMPLE
 
 
 def add_parser(subparsers: Any) -> None:

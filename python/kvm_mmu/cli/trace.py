@@ -15,21 +15,21 @@ from pathlib import Path
 from kvm_mmu.cli import trace_diff
 from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError, UsageError
-from kvm_mmu.machine.word_bits import FAMILIES
 from kvm_mmu.terminal import passing
-from kvm_mmu.trace import host as host_facts
-from kvm_mmu.trace import recordings
-from kvm_mmu.trace.engine import engine_factory
-from kvm_mmu.trace.line import nanoseconds, parse_line
-from kvm_mmu.trace.narrator import Prediction
-from kvm_mmu.trace.opened import open_recording
-from kvm_mmu.trace.operation_table import SORTS
-from kvm_mmu.trace.recordings import SAMPLE
-from kvm_mmu.trace.replaying import replay
-from kvm_mmu.trace.source import display_name, iter_lines
-from kvm_mmu.trace.stripping import Kept, is_stripped
-from kvm_mmu.trace.window import Window
+from kvm_mmu.trace.analysis.operation_table import SORTS
+from kvm_mmu.trace.replay.engine import engine_factory
+from kvm_mmu.trace.replay.narrator import Prediction
+from kvm_mmu.trace.replay.opened import open_recording
+from kvm_mmu.trace.replay.replaying import replay
+from kvm_mmu.trace.replay.stripping import Kept, is_stripped
+from kvm_mmu.trace.text import host as host_facts
+from kvm_mmu.trace.text import recordings
+from kvm_mmu.trace.text.line import nanoseconds, parse_line
+from kvm_mmu.trace.text.recordings import SAMPLE
+from kvm_mmu.trace.text.source import display_name, iter_lines
+from kvm_mmu.trace.text.window import Window
 from kvm_mmu.view.out_folder import OutFolder
+from kvm_mmu.words.bits import FAMILIES
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -258,7 +258,7 @@ def run_strip(args: argparse.Namespace) -> int:
 
 def run_summary(args: argparse.Namespace) -> int:
     """`kvm-mmu trace summary`"""
-    from kvm_mmu.trace.summary import summarize
+    from kvm_mmu.trace.analysis.summary import summarize
 
     found = summarize(args.file, strict=args.strict, only=_window(args))
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text(args.sort)) + "\n")
@@ -267,8 +267,8 @@ def run_summary(args: argparse.Namespace) -> int:
 
 def run_decode(args: argparse.Namespace) -> int:
     """`kvm-mmu trace decode`"""
-    from kvm_mmu.trace.explain import INDENT, as_json
-    from kvm_mmu.trace.explain_host import host_explainer
+    from kvm_mmu.trace.analysis.explain import INDENT, as_json
+    from kvm_mmu.trace.analysis.explain_host import host_explainer
 
     only = _window(args)
     name = display_name(args.file)
@@ -320,7 +320,7 @@ def _place(text: str, sort: str) -> tuple[str, int]:
 
 def run_kit(args: argparse.Namespace) -> int:
     """`kvm-mmu trace kit`"""
-    from kvm_mmu.trace.kit import script
+    from kvm_mmu.recorders.kit import script
 
     sys.stdout.write(script(args.variant, args.purpose))
     return 0
@@ -343,7 +343,7 @@ def run_sample(args: argparse.Namespace) -> int:
 
 def run_stalls(args: argparse.Namespace) -> int:
     """`kvm-mmu trace stalls`"""
-    from kvm_mmu.trace.stalls import stalls
+    from kvm_mmu.trace.analysis.stalls import stalls
 
     found = stalls(iter_lines(args.file), display_name(args.file), _window(args), args.sort)
     if found.is_other_text:
@@ -354,7 +354,7 @@ def run_stalls(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """`kvm-mmu trace export`"""
-    from kvm_mmu.trace.export import export_chrome, export_csv, export_parquet
+    from kvm_mmu.trace.analysis.export import export_chrome, export_csv, export_parquet
     from kvm_mmu.view.whole_file import is_stdout
 
     if args.chrome is not None:
@@ -384,7 +384,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_fidelity(args: argparse.Namespace) -> int:
     """`kvm-mmu trace fidelity`"""
-    from kvm_mmu.trace.fidelity import as_json, markdown, rows
+    from kvm_mmu.trace.replay.fidelity import as_json, markdown, rows
 
     found = list(rows(args.folder, engine_factory(args.backend)))
     sys.stdout.write((json.dumps(as_json(found)) if args.json else markdown(found)) + "\n")

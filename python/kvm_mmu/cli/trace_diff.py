@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.scenario import Scenario, make_engine
 from kvm_mmu.machine.profiles import EVENTS
-from kvm_mmu.trace.engine import Engine
-from kvm_mmu.trace.host import facts_from
+from kvm_mmu.scenario.language import Scenario, make_engine
+from kvm_mmu.trace.replay.engine import Engine
+from kvm_mmu.trace.text.host import facts_from
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,7 +71,7 @@ def parse_event_plans(option: str, texts: list[str]) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
-    from kvm_mmu.trace.difference import diff
+    from kvm_mmu.trace.replay.difference import diff
 
     if "-" in (args.a, args.b):
         raise UsageError("-: a difference reads a recording more than once: from a file, not from stdin")

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.verify import verify_files
+from kvm_mmu.scenario.verify import verify_files
 from kvm_mmu.terminal import directly
 
 SCHEMA = "kvm-mmu/verify/1"

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.scenario_text import numbered_lines
-from kvm_mmu.machine.word_bits import FAMILIES, word64
-from kvm_mmu.machine.words import FAMILY_ALIASES, Codec
+from kvm_mmu.scenario.scenario_text import numbered_lines
+from kvm_mmu.words.bits import FAMILIES, word64
+from kvm_mmu.words.codec import FAMILY_ALIASES, Codec
 
 _NUMBER = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.IGNORECASE)
 YES_NO = {"yes": True, "no": False, "auto": None}

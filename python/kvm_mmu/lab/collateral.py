@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvm_mmu.lab.workload import Batch
 from kvm_mmu.machine.vm import Vm
+from kvm_mmu.scenario.workload import Batch
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ from kvm_mmu.lab.forced_event import EventRun, Plan
 from kvm_mmu.lab.input_names import InputNames
 from kvm_mmu.lab.inputs import open_input, recorded_scenario
 from kvm_mmu.lab.scale import Scaled, scaled, side_by_side
-from kvm_mmu.lab.scenario import Scenario
-from kvm_mmu.lab.workload import Workload, run_scenario_workload
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
+from kvm_mmu.scenario.language import Scenario
+from kvm_mmu.scenario.workload import Workload, run_scenario_workload
 
 if TYPE_CHECKING:
-    from kvm_mmu.trace.workload import Recording
+    from kvm_mmu.trace.replay.workload import Recording
 
 Input: TypeAlias = "str | Path | Scenario | Workload | Recording"
 #: Live pages up to which a digest is that of the whole state.

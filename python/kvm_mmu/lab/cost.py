@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import forced_event
-from kvm_mmu.lab.workload import Workload, mmio_mix
 from kvm_mmu.machine.zap_plan import plans
+from kvm_mmu.scenario.workload import Workload, mmio_mix
 
 #: Features of a run: nodes visited and pages zapped cost more when the list no longer fits a cache.
 FEATURES = ("visit_small", "visit_medium", "visit_large", "page_small", "page_large", "spte", "fault")

@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.workload import TABLE_SPAN
 from kvm_mmu.machine.generation import GenerationPolicy, run_until_wrap
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import ZapPlan
+from kvm_mmu.scenario.workload import TABLE_SPAN
 
 EVENTS = ("end", "wrap", "slot-removal", "teardown")
 #: A zap loop of the user's own: called with the VM, zaps through `Vm.zap_batch`.

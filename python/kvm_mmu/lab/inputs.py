@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvm_mmu.errors import ScenarioError, UsageError
-from kvm_mmu.lab.scenario import Scenario, read_scenario
-from kvm_mmu.lab.scenario_text import numbered_lines, open_text
+from kvm_mmu.scenario.language import Scenario, read_scenario
+from kvm_mmu.scenario.scenario_text import numbered_lines, open_text
 
 if TYPE_CHECKING:
-    from kvm_mmu.trace.workload import Recording
+    from kvm_mmu.trace.replay.workload import Recording
 
 
 def is_scenario(path: str | Path) -> bool:
@@ -38,7 +38,7 @@ def open_input(
         ScenarioError, TraceError: the file cannot be read, with file and line. UsageError: `vm` of a scenario.
     """
     if str(path) != "-" and not is_scenario(path):
-        from kvm_mmu.trace.workload import read_recording
+        from kvm_mmu.trace.replay.workload import read_recording
 
         return read_recording(path, host)
     if vm is not None:

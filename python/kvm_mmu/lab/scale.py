@@ -18,9 +18,9 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.comparison import Side
 from kvm_mmu.lab.scale_packing import MOST_SLOTS, Packing, install, most_slots, nr_slots, packings
 from kvm_mmu.lab.scale_pattern import Pattern, pattern_of
-from kvm_mmu.lab.scenario import Scenario
-from kvm_mmu.lab.workload import Batch, Population, Touch, Workload, population
 from kvm_mmu.machine.vm import Vm
+from kvm_mmu.scenario.language import Scenario
+from kvm_mmu.scenario.workload import Batch, Population, Touch, Workload, population
 from kvm_mmu.types import GIB, KVM_MEM_SLOTS_NUM
 
 #: Where MMIO pages stand in a scaled run.

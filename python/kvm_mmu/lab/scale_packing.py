@@ -15,10 +15,10 @@ import numpy as np
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.scale_pattern import Pattern
-from kvm_mmu.lab.workload import Gpas
 from kvm_mmu.machine.memory_region import Slot
 from kvm_mmu.machine.memslots import FIRST_HVA
 from kvm_mmu.machine.vm import Vm
+from kvm_mmu.scenario.workload import Gpas
 from kvm_mmu.types import GIB, KVM_USER_MEM_SLOTS, MIB, PAGE_SHIFT
 
 #: Memslots above the kernel's limit, where the core allows them.

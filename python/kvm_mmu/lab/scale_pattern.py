@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.machine_engine import MachineEngine
-from kvm_mmu.lab.scenario import Scenario
-from kvm_mmu.lab.workload import Population, Touch, WorkloadEngine, kind_of_error, population
 from kvm_mmu.machine.memory_region import Slot
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, Vm
+from kvm_mmu.scenario.language import Scenario
+from kvm_mmu.scenario.machine_engine import MachineEngine
+from kvm_mmu.scenario.workload import Population, Touch, WorkloadEngine, kind_of_error, population
 from kvm_mmu.types import KVM_MEMSLOT_INVALID, PAGE_SHIFT, PAGE_SIZE
 
 #: Operations on a vCPU that stay in their place among the accesses; `enter` is part of every access.

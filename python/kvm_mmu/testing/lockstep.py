@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from kvm_mmu.errors import KvmMmuError
-from kvm_mmu.lab.scenario import Engine
-from kvm_mmu.lab.verify import first_difference, plain
+from kvm_mmu.scenario.language import Engine
+from kvm_mmu.scenario.verify import first_difference, plain
 
 
 class Audited(Protocol):

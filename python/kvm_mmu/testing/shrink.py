@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kvm_mmu.lab.scenario import Scenario
+from kvm_mmu.scenario.language import Scenario
 
 Op = dict[str, Any]
 Differs = Callable[[Scenario], bool]

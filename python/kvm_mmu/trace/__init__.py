@@ -9,15 +9,16 @@ alike.
 
 from __future__ import annotations
 
-from kvm_mmu.trace.engine import Engine, EngineFactory
-from kvm_mmu.trace.host import HostFacts
-from kvm_mmu.trace.narrator import Prediction
-from kvm_mmu.trace.reader import Batch, Trace
-from kvm_mmu.trace.replaying import Divergence, Report, replay
-from kvm_mmu.trace.source import iter_chunks, open_bytes, read_lines
-from kvm_mmu.trace.stripping import Stripped, read_operations, strip
-from kvm_mmu.trace.summary import TraceSummary, summarize
-from kvm_mmu.trace.table import Table
+import kvm_mmu.recorders  # noqa: F401  (puts our recorders on the list of the replay)
+from kvm_mmu.trace.analysis.summary import TraceSummary, summarize
+from kvm_mmu.trace.replay.engine import Engine, EngineFactory
+from kvm_mmu.trace.replay.narrator import Prediction
+from kvm_mmu.trace.replay.replaying import Divergence, Report, replay
+from kvm_mmu.trace.replay.stripping import Stripped, read_operations, strip
+from kvm_mmu.trace.text.host import HostFacts
+from kvm_mmu.trace.text.reader import Batch, Trace
+from kvm_mmu.trace.text.source import iter_chunks, open_bytes, read_lines
+from kvm_mmu.trace.text.table import Table
 
 __all__ = [
     "Batch",

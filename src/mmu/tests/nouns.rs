@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
-use crate::mmu::active_pages::ActivePages;
-use crate::mmu::addr::{Gfn, Pfn};
-use crate::mmu::host_memory::{HostMemory, Pinned};
-use crate::mmu::lock_polls::LockPolls;
-use crate::mmu::page_arena::{PageArena, PageIdx, Sptep};
-use crate::mmu::page_hash::PageHash;
-use crate::mmu::pte_list::{PteCursor, PteHead, PteLists};
-use crate::mmu::spte_table::SpteTable;
+use crate::mmu::shadow::active_pages::ActivePages;
+use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
+use crate::mmu::shadow::page_hash::PageHash;
+use crate::mmu::shadow::pte_list::{PteCursor, PteHead, PteLists};
+use crate::mmu::shadow::spte_table::SpteTable;
+use crate::mmu::vm::host_memory::{HostMemory, Pinned};
+use crate::mmu::vm::lock_polls::LockPolls;
+use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::{GfnHash, HostHuge, HostState, Role};
 
 proptest! {

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::{put, vm};
-use crate::mmu::addr::Gfn;
-use crate::mmu::slot_array::SlotArray;
-use crate::mmu::slots::{AddressSpace, SlotBody};
+use crate::mmu::vm::slot_array::SlotArray;
+use crate::mmu::vm::slots::{AddressSpace, SlotBody};
+use crate::mmu::words::addr::Gfn;
 use crate::mmu::{DirtyLog, Error, SlotChange, SlotSpec};
 
 const fn spec(id: u32, base: u64, npages: u64) -> SlotSpec {

@@ -2,13 +2,13 @@
 
 use proptest::prelude::*;
 
-use crate::mmu::generation::{GenerationBits, GenerationCodec};
-use crate::mmu::level::{level_shift, pages_per, table_index};
-use crate::mmu::spte::layout::SpteLayout;
-use crate::mmu::spte::make::{Leaf, make_access_track, make_leaf, make_link, restore_access_track};
-use crate::mmu::spte::masks::Host;
-use crate::mmu::spte::mmio::{is_mmio, make_mmio_spte, mmio_gen, mmio_gfn};
-use crate::mmu::walk::{is_access_track, is_accessed, is_dirty, is_shadow_present, pfn_of};
+use crate::mmu::shadow::walk::{is_access_track, is_accessed, is_dirty, is_shadow_present, pfn_of};
+use crate::mmu::words::generation::{GenerationBits, GenerationCodec};
+use crate::mmu::words::level::{level_shift, pages_per, table_index};
+use crate::mmu::words::spte::layout::SpteLayout;
+use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf, make_link, restore_access_track};
+use crate::mmu::words::spte::masks::Host;
+use crate::mmu::words::spte::mmio::{is_mmio, make_mmio_spte, mmio_gen, mmio_gfn};
 use crate::mmu::{Error, Family, GenerationField, GenerationLayout, Kernel, Masks, Role, ZapPlan};
 
 const FAMILIES: [Family; 3] = [Family::Npt, Family::EptAd, Family::EptNoad];
@@ -122,7 +122,7 @@ proptest! {
         let leaf = Leaf {
             access: 7,
             level,
-            pfn: crate::mmu::addr::Pfn(pfn),
+            pfn: crate::mmu::words::addr::Pfn(pfn),
             speculative: flags & 1 != 0,
             host_writable: flags & 2 != 0,
             ad_disabled,

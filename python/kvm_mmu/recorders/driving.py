@@ -1,0 +1,104 @@
+"""Our two recorders behind the interface of the replay: that of the kernels before v5.10, and the later one.
+
+Owns: what each must know before it begins, and the loop over its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from kvm_mmu.errors import TraceError
+from kvm_mmu.recorders.inputs import Input, Marker, read_inputs
+from kvm_mmu.recorders.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
+from kvm_mmu.recorders.recorder_5x import Recorder5x
+from kvm_mmu.recorders.recorder_6x import Recorder6x
+from kvm_mmu.trace.replay.recorder import Session, Survey, Unreplayable
+from kvm_mmu.trace.text.markers import number
+from kvm_mmu.trace.text.wording import wording_of
+
+_MAX_VCPUS = 256
+_IN_THE_MIDDLE = "no create_vm before line {}: the recording starts in the middle of a VM"
+
+
+class Earlier:
+    """Recordings of v5.0 to v5.4."""
+
+    mark = "_mark_write: OP "
+    made_on = "a kernel before v5.10"
+
+    def fits(self, kernel: str) -> bool:
+        """Say whether the kernel has no event of a requested level."""
+        return not wording_of(kernel).has_requests
+
+    def survey(self, lines: Iterable[str], name: str) -> Survey | None:
+        """Count the vCPUs."""
+        vcpus = _vcpus(read_inputs(lines, name), name)
+        return None if vcpus is None else Survey(vcpus)
+
+    def drive(self, survey: Survey, lines: Iterable[str], session: Session) -> Mapping[str, int]:
+        """Feed the operations and faults to the model."""
+        facts = session.host
+        try:
+            translator = Recorder5x(session.factory, session.kernel, facts, session.predict)
+        except TraceError as err:
+            raise Unreplayable(str(err)) from err
+        translator.vcpus_needed = survey.vcpus
+        for item in read_inputs(lines, session.name):
+            translator.feed(item, f"{session.name}:{item.line}")
+        if translator.quiet_updates:
+            facts.inferred["memslot flag updates without a marker"] = translator.quiet_updates
+        return translator.ignored
+
+
+class Later:
+    """Recordings of v5.10 and later."""
+
+    mark = '_mark_write: {"i":'
+    made_on = "v5.10 or later"
+
+    def fits(self, kernel: str) -> bool:
+        """Say whether the kernel has the event of a requested level."""
+        return wording_of(kernel).has_requests
+
+    def survey(self, lines: Iterable[str], name: str) -> Survey | None:
+        """Count the vCPUs, note the events there are and which task is which vCPU."""
+        names: set[str] = set()
+        tasks: dict[str, int] = {}
+        vcpus = count_vcpus(vcpus_of_tasks(_named(iter_events(lines, name), names), tasks), name)
+        return Survey(vcpus, frozenset(names), tasks) if names else None
+
+    def drive(self, survey: Survey, lines: Iterable[str], session: Session) -> Mapping[str, int]:
+        """Feed the events to the model."""
+        try:
+            translator = Recorder6x(
+                session.factory, session.kernel, session.host, survey.events, session.predict
+            )
+        except TraceError as err:
+            raise Unreplayable(str(err)) from err
+        translator.vcpus_needed, translator.tasks = survey.vcpus, survey.tasks
+        is_noted = False
+        for event in iter_events(lines, session.name):
+            translator.feed(event, f"{session.name}:{event.line}")
+            if translator.starts_in_the_middle and not is_noted:
+                is_noted = True
+                session.note(_IN_THE_MIDDLE)
+        translator.finish()
+        return translator.ignored
+
+
+def _named(events: Iterable[Event], names: set[str]) -> Iterator[Event]:
+    for event in events:
+        names.add(event.name)
+        yield event
+
+
+def _vcpus(inputs: Iterable[Input], name: str) -> int | None:
+    """How many vCPUs the busiest VM of the recording gets; None when there is no input."""
+    most: int | None = None
+    for item in inputs:
+        most = most or 1
+        if isinstance(item, Marker) and item.operation.get("op") in ("add_vcpu", "use_vcpu"):
+            most = max(most, number(item.operation, "n", f"{name}:{item.line}") + 1)
+    if most is not None and most > _MAX_VCPUS:
+        raise TraceError(f"{name}: vCPU number {most - 1}: at most {_MAX_VCPUS} vCPUs are modelled")
+    return most

@@ -1,0 +1,1 @@
+"""SPTE and role words in words, and back: decode, encode, the names of bits."""

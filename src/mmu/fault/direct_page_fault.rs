@@ -1,0 +1,273 @@
+//! The page fault of a direct MMU from v6.1 on: the lock-free path, the host's answer, and the level, all settled before
+//! anything is built.
+//!
+//! Models v6.1/v6.12 `kvm_tdp_page_fault`, `direct_page_fault`, `fast_page_fault`, `kvm_mmu_hugepage_adjust`,
+//! `is_page_fault_stale`. What the tables become is in `direct_map`.
+
+use crate::kernels::{MmioCacheAccess, StaleTest};
+use crate::mmu::fault::fault::{Frame, Handled, MMIO_CACHE_ACCESS};
+use crate::mmu::shadow::link::{Backing, Mapping};
+use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::shadow::roots::ENOSPC;
+use crate::mmu::shadow::walk::{Walked, is_access_allowed, is_last, is_shadow_present};
+use crate::mmu::vm::events::Event;
+use crate::mmu::vm::slots::SlotAt;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::access::{ACC_ALL, PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
+use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::error::Result;
+use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, pages_per};
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
+use crate::mmu::words::views::HostLookup;
+
+/// The frame of a gfn without a slot.
+const NO_SLOT_PFN: u64 = 1 << 63;
+/// Bits of an address within a page.
+const PAGE_SHIFT_U8: u8 = 12;
+
+/// A fault that got as far as the lock.
+struct Fault {
+    vcpu: usize,
+    gpa: u64,
+    error_code: u64,
+    slot: Option<SlotAt>,
+    backing: Backing,
+    is_prefetch: bool,
+}
+
+/// `handled` of the event: the entry was made to allow the access.
+const FIXED: u8 = 1;
+/// `handled` of the event: the entry allowed it already.
+const SPURIOUS: u8 = 2;
+
+impl MmuState {
+    /// A fault that is not one on an MMIO SPTE; what became of it, and the level mapped.
+    pub(in crate::mmu) fn direct_page_fault(
+        &mut self,
+        vcpu: usize,
+        gpa: u64,
+        error_code: u64,
+        host: &HostLookup,
+        is_prefetch: bool,
+    ) -> Result<(Handled, u8)> {
+        let gfn = Gfn::of_gpa(gpa);
+        let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
+        let write_present = PFERR_WRITE | PFERR_PRESENT;
+        if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, gfn) {
+            return Ok((Handled::WriteProtected, PAGE_TABLE));
+        }
+        if let Some(handled) = self.try_fast_page_fault(vcpu, slot, gpa, error_code) {
+            self.vcpus[vcpu].faults.fast += 1;
+            return Ok((handled, PAGE_TABLE));
+        }
+        let seq = self.invalidation.seq;
+        // A slot that is about to go is not looked at.
+        let is_going = slot.is_some_and(|slot| self.slot_spec(slot).is_invalid());
+        if is_going && *host == HostLookup::Ask && self.config.kernel.invalid_slot_retries {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        let at = slot.map(|slot| self.invalidated_as(slot, gfn));
+        let must_retry = |state: &Self| at.is_some_and(|at| state.invalidation.must_retry(seq, at));
+        let checks_first = self.config.kernel.retry_before_pin;
+        if checks_first && must_retry(self) {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        let frame = self.look_up(slot, gfn, error_code & PFERR_WRITE != 0, host);
+        let backing = match self.backing_of(&frame) {
+            Ok(backing) => backing,
+            Err(handled) => return Ok((handled, PAGE_TABLE)),
+        };
+        if backing == Backing::NoSlot {
+            self.cache_mmio_info(vcpu, gfn, self.cached_access());
+            let is_beyond = self.config.kernel.has_max_gfn && gfn.0 >> (self.config.phys_bits - PAGE_SHIFT_U8) != 0;
+            if (self.masks.mmio_mask == 0 || is_beyond) && !is_chosen(Mutant::MmioWithoutCachingMapped) {
+                return Ok((Handled::Emulate, PAGE_TABLE));
+            }
+        }
+        let found = if checks_first && must_retry(self) {
+            (Handled::Retry, PAGE_TABLE)
+        } else {
+            let fault = Fault { vcpu, gpa, error_code, slot, backing, is_prefetch };
+            self.map_under_lock(&fault, host, must_retry)?
+        };
+        if let Backing::Frame { pfn, .. } = backing
+            && self.config.is_stepped()
+        {
+            self.push_accessed(pfn);
+        }
+        Ok(found)
+    }
+
+    /// What of a slot's gfn an invalidation is about: its host address up to v6.1, later itself.
+    fn invalidated_as(&self, slot: SlotAt, gfn: Gfn) -> u64 {
+        if self.config.kernel.retry_before_pin { gfn.0 } else { self.slot_spec(slot).hva_of(gfn) }
+    }
+
+    /// The access that the vCPU's MMIO cache holds after a fault.
+    fn cached_access(&self) -> u32 {
+        if self.config.kernel.mmio_cache_access == MmioCacheAccess::Masked {
+            MMIO_CACHE_ACCESS & u32::from(self.masks.mmio_access)
+        } else {
+            MMIO_CACHE_ACCESS
+        }
+    }
+
+    /// Whether the fault's root is none that can be mapped into.
+    fn is_stale(&self, vcpu: usize, gpa: u64) -> bool {
+        let root = self.root_for(vcpu, gpa);
+        root == PageIdx::NONE || self.is_obsolete(root) && !is_chosen(Mutant::DeadRootMapped)
+    }
+
+    fn map_under_lock(
+        &mut self,
+        fault: &Fault,
+        host: &HostLookup,
+        must_retry: impl Fn(&Self) -> bool,
+    ) -> Result<(Handled, u8)> {
+        let &Fault { vcpu, gpa, error_code, slot, backing, is_prefetch } = fault;
+        let gfn = Gfn::of_gpa(gpa);
+        let is_late = self.config.kernel.stale_test == StaleTest::AfterReclaim;
+        if *host == HostLookup::Retry || !is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        if self.make_mmu_pages_available().is_err() {
+            let errno = Handled::Errno(ENOSPC);
+            return Ok((if self.config.kernel.enospc_to_user { errno } else { Handled::Retry }, PAGE_TABLE));
+        }
+        if is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
+            return Ok((Handled::Retry, PAGE_TABLE));
+        }
+        let root = self.root_for(vcpu, gpa);
+        let is_fetch = error_code & PFERR_FETCH != 0;
+        let asked = if backing == Backing::NoSlot {
+            PAGE_TABLE
+        } else if let HostLookup::Found { level, .. } = host {
+            self.level_within(slot, gfn, (*level).min(MAX_LEAF))
+        } else {
+            self.max_mapping_level(slot, gfn)
+        };
+        let is_small = is_fetch && self.config.nx_huge_pages && *host == HostLookup::Ask;
+        let level = if is_small { PAGE_TABLE } else { asked };
+        if self.config.is_stepped() {
+            let pfn = if let Backing::Frame { pfn, .. } = backing { pfn.0 } else { NO_SLOT_PFN };
+            self.events.push(|| Event::Requested { gfn: gfn.0, pfn, level });
+        }
+        let is_write = error_code & PFERR_WRITE != 0;
+        let mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: is_prefetch };
+        self.map_requested(root, mapping, is_fetch.then_some(asked), host)
+    }
+
+    /// The lock-free path; how it answered the fault, if it did.
+    fn try_fast_page_fault(&mut self, vcpu: usize, slot: Option<SlotAt>, gpa: u64, error_code: u64) -> Option<Handled> {
+        // Without accessed bits an absent entry may only be one whose access is tracked.
+        let can_be_fast = error_code & PFERR_RSVD == 0
+            && if error_code & PFERR_PRESENT == 0 { self.masks.accessed == 0 } else { error_code & PFERR_WRITE != 0 };
+        let root = self.root_for(vcpu, gpa);
+        if !can_be_fast || root == PageIdx::NONE {
+            return None;
+        }
+        let walked = self.walk_down(root, gpa, PAGE_TABLE);
+        let old = walked.spte;
+        let mut new = old;
+        let mut handled = 0;
+        if is_shadow_present(&self.masks, old) && is_last(old, walked.level) {
+            if is_access_allowed(&self.masks, error_code, old) && !is_chosen(Mutant::SpuriousNotSeen) {
+                handled = SPURIOUS;
+            } else {
+                let fixed = self.fixed_spte(old, error_code);
+                let is_logged = slot.is_some_and(|slot| self.slot_body(slot).dirty.is_some());
+                // Dirty logging must see which small page is written.
+                let may_fix = walked.level == PAGE_TABLE
+                    || !is_logged
+                    || fixed & !old & WRITABLE == 0
+                    || is_chosen(Mutant::FastFaultThroughLog);
+                if may_fix && is_access_allowed(&self.masks, error_code, fixed) {
+                    new = fixed;
+                    handled = FIXED;
+                    self.spte_set(walked.sptep, new);
+                    if new & !old & WRITABLE != 0 {
+                        self.mark_page_dirty(slot, Gfn::of_gpa(gpa));
+                    }
+                }
+            }
+        }
+        self.push_fast_page_fault(vcpu, gpa, error_code, &walked, new, handled);
+        match handled {
+            FIXED => Some(Handled::Fixed),
+            SPURIOUS => Some(Handled::Spurious),
+            _ => None,
+        }
+    }
+
+    fn push_fast_page_fault(
+        &mut self,
+        vcpu: usize,
+        addr: u64,
+        error_code: u64,
+        walked: &Walked,
+        new: u64,
+        handled: u8,
+    ) {
+        let (old, sptep) = (walked.spte, walked.sptep);
+        let is_link = is_shadow_present(&self.masks, old) && !is_last(old, walked.level);
+        let hide = if is_link { !PFN_FIELD } else { u64::MAX };
+        // Tables hold 0 where the kernel has its empty value.
+        let shown = |spte: u64| if spte == 0 { self.masks.nonpresent } else { spte & hide };
+        let (old, new) = (shown(old), shown(new));
+        let page = self.arena.key(sptep.page()).id;
+        let error_code =
+            if self.config.kernel.fast_pf_whole_error_code { error_code } else { error_code & 0xffff_ffff };
+        self.events.push(|| Event::FastPf {
+            vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX),
+            addr,
+            error_code,
+            page,
+            index: sptep.index(),
+            old,
+            new,
+            handled,
+        });
+    }
+
+    /// What stands behind a gfn, by the caller's word or the model's.
+    fn look_up(&mut self, slot: Option<SlotAt>, gfn: Gfn, is_write: bool, host: &HostLookup) -> Frame {
+        let spec = slot.map(|slot| *self.slot_spec(slot)).filter(|spec| !spec.is_invalid());
+        let Some(spec) = spec else { return Frame::Backing(Backing::NoSlot) };
+        let host_writable = match host {
+            HostLookup::Ask => return self.find_frame(slot, gfn, is_write),
+            _ if spec.is_readonly() && is_write => return Frame::ReadonlyWrite,
+            // Nothing is mapped, so this frame is never used.
+            HostLookup::Retry => false,
+            HostLookup::Found { writable, .. } => *writable && !spec.is_readonly(),
+        };
+        let pfn = Pfn((self.host.frame(Pfn::of_hva(spec.hva_of(gfn))).hva() & PFN_FIELD) >> 12);
+        Frame::Backing(Backing::Frame { pfn, host_writable })
+    }
+
+    /// The largest level that the host and the slot allow; the smallest while dirty pages are logged.
+    fn max_mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn) -> u8 {
+        match slot {
+            Some(slot) if self.slot_body(slot).dirty.is_none() && self.host.has_huge() => self.slot_level(slot, gfn),
+            _ => PAGE_TABLE,
+        }
+    }
+
+    /// The largest level that the host and the slot's vetoes allow for a gfn.
+    pub(in crate::mmu) fn slot_level(&self, slot: SlotAt, gfn: Gfn) -> u8 {
+        let most = self.config.lpage_level.min(MAX_LEAF);
+        let is_allowed = |level: &u8| !self.is_large_disallowed(Some(slot), gfn, *level);
+        let level = (2..=most).rev().find(is_allowed).unwrap_or(PAGE_TABLE);
+        level.min(self.host.level(Pfn::of_hva(self.slot_spec(slot).hva_of(gfn))))
+    }
+
+    /// The caller's level, or the next below it whose mapping lies in the slot: a kernel asks for no other.
+    fn level_within(&self, slot: Option<SlotAt>, gfn: Gfn, asked: u8) -> u8 {
+        let Some(spec) = slot.map(|slot| self.slot_spec(slot)) else { return PAGE_TABLE };
+        let is_within = |level: u8| {
+            let first = gfn.align_down(level);
+            spec.holds(first) && spec.holds(first.plus(pages_per(level) - 1))
+        };
+        (PAGE_TABLE..=asked).rev().find(|&level| is_within(level)).unwrap_or(PAGE_TABLE)
+    }
+}

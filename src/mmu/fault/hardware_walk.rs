@@ -1,0 +1,185 @@
+//! What the processor does: the walk of the nested page tables, their accessed and dirty bits, the page-modification log,
+//! and the loop of a guest access that faults until it hits.
+//!
+//! Models no kernel function: this is the environment of the vectors. The TLB is filled but never asked.
+
+use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::shadow::walk::{child_of, is_last};
+use crate::mmu::vm::events::Event;
+use crate::mmu::vm::slots::{AddressSpace, MEM_LOG_DIRTY_PAGES};
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::vm::tlb::Translation;
+use crate::mmu::words::access::{PFERR_FETCH, PFERR_GUEST_FINAL, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE};
+use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::config::Family;
+use crate::mmu::words::error::Result;
+use crate::mmu::words::level::table_index;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::layout::WRITABLE;
+use crate::mmu::words::views::{AccessKind, AccessResult, Outcome};
+
+const MAX_FAULTS: u8 = 8;
+const READABLE: u64 = 1;
+const EXECUTABLE: u64 = 1 << 2;
+const EPT_PERMISSIONS: u64 = READABLE | WRITABLE | EXECUTABLE;
+
+/// Where each level of a successful walk went.
+struct HardwarePath {
+    places: [Sptep; 5],
+    len: usize,
+    leaf: u64,
+    level: u8,
+}
+
+impl MmuState {
+    /// A guest access by physical address: entry, walk, fault, again, until it hits or ends.
+    pub(in crate::mmu) fn access(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> Result<AccessResult> {
+        let mut faults = 0;
+        let mut ret = 0;
+        let outcome = loop {
+            if faults == MAX_FAULTS {
+                break Outcome::Stuck;
+            }
+            let entered = self.enter(vcpu)?;
+            if entered < 0 {
+                ret = entered;
+                break Outcome::Error;
+            }
+            let Err(error_code) = self.hardware_walk(vcpu, gpa, kind) else { break Outcome::Hit };
+            faults += 1;
+            let number = u16::try_from(vcpu).unwrap_or(u16::MAX);
+            self.events.push(|| Event::Fault { vcpu: number, addr: gpa, error_code });
+            let answer = self.page_fault(vcpu, gpa, error_code)?;
+            ret = answer.ret;
+            self.events.push(|| Event::Ret { ret });
+            if ret < 0 {
+                break Outcome::Error;
+            }
+            if answer.is_emulated {
+                break Outcome::Emulate;
+            }
+        };
+        Ok(AccessResult { outcome, faults, ret })
+    }
+
+    /// Walks as the processor does; the error code of the fault if it fails.
+    fn hardware_walk(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
+        let root = self.root_for(vcpu, gpa);
+        let path = match self.config.family {
+            Family::Npt | Family::Shadow => self.walk_npt(root, gpa, kind),
+            Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
+        }?;
+        self.set_accessed_dirty(vcpu, gpa, kind, &path);
+        let (leaf, level) = (path.leaf, path.level);
+        self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gpa), leaf, level });
+        Ok(())
+    }
+
+    fn walk_ept(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        let (needed, code) = match kind {
+            AccessKind::Read => (READABLE, PFERR_USER),
+            AccessKind::Write => (WRITABLE, PFERR_WRITE),
+            AccessKind::Exec => (EXECUTABLE, PFERR_FETCH),
+        };
+        let code = code | PFERR_GUEST_FINAL;
+        self.walk_hardware(root, gpa, |masks_reserved, execonly, spte| {
+            let permissions = spte & EPT_PERMISSIONS;
+            if permissions == 0 {
+                return Err(code);
+            }
+            let is_misconfigured = permissions & (READABLE | WRITABLE) == WRITABLE
+                || permissions == EXECUTABLE && !execonly
+                || spte & masks_reserved != 0;
+            if is_misconfigured {
+                return Err(PFERR_RSVD);
+            }
+            if spte & needed == 0 { Err(code | PFERR_PRESENT) } else { Ok(()) }
+        })
+    }
+
+    fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        // A guest without paging on shadow tables runs as supervisor, and there is only one translation.
+        let is_shadow = self.config.family == Family::Shadow;
+        let code = if is_shadow { 0 } else { PFERR_USER | PFERR_GUEST_FINAL }
+            | match kind {
+                AccessKind::Read => 0,
+                AccessKind::Write => PFERR_WRITE,
+                AccessKind::Exec => PFERR_FETCH,
+            };
+        let (nx, user) = (self.masks.nx, self.masks.user);
+        self.walk_hardware(root, gpa, |masks_reserved, _, spte| {
+            if spte & READABLE == 0 {
+                return Err(code);
+            }
+            if spte & masks_reserved != 0 {
+                return Err(code | PFERR_PRESENT | PFERR_RSVD);
+            }
+            let is_refused = kind == AccessKind::Write && spte & WRITABLE == 0
+                || kind == AccessKind::Exec && spte & nx != 0
+                || spte & user == 0;
+            if is_refused { Err(code | PFERR_PRESENT) } else { Ok(()) }
+        })
+    }
+
+    /// Down from the root; `check` judges every entry.
+    #[inline]
+    fn walk_hardware(
+        &self,
+        root: PageIdx,
+        gpa: u64,
+        check: impl Fn(u64, bool, u64) -> std::result::Result<(), u64>,
+    ) -> std::result::Result<HardwarePath, u64> {
+        let mut page = root;
+        let mut level = self.arena.key(root).role.level();
+        let mut path = HardwarePath { places: [Sptep(0); 5], len: 0, leaf: 0, level };
+        loop {
+            let sptep = page.sptep(table_index(gpa, level));
+            let spte = self.arena.spte(sptep);
+            // A link holds an arena index where the host would have an address of its own; only leaves are judged by it.
+            let reserved = if level == 1 || is_last(spte, level) { self.masks.reserved_address } else { 0 };
+            check(reserved, self.config.execonly, spte)?;
+            if let Some(place) = path.places.get_mut(path.len) {
+                *place = sptep;
+                path.len += 1;
+            }
+            if is_last(spte, level) {
+                path.leaf = spte;
+                path.level = level;
+                return Ok(path);
+            }
+            page = child_of(spte);
+            level -= 1;
+        }
+    }
+
+    /// Whether the processor logs dirty pages now.
+    fn is_page_logged_by_cpu(&self) -> bool {
+        !self.config.kernel.pml_while_logging
+            || self.spaces.iter().flat_map(AddressSpace::specs).any(|spec| spec.flags & MEM_LOG_DIRTY_PAGES != 0)
+    }
+
+    fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, path: &HardwarePath) {
+        if self.masks.accessed == 0 {
+            return;
+        }
+        let accessed = self.masks.accessed;
+        for &sptep in &path.places[..path.len] {
+            self.spte_set_by_hardware(sptep, accessed);
+        }
+        if kind == AccessKind::Write
+            && path.leaf & self.masks.dirty == 0
+            && let Some(&leaf) = path.places[..path.len].last()
+        {
+            let dirty = self.masks.dirty;
+            self.spte_set_by_hardware(leaf, dirty);
+            if self.config.pml && self.is_page_logged_by_cpu() {
+                let gfn = Gfn::of_gpa(gpa);
+                self.events.push(|| Event::Pml { gfn: gfn.0 });
+                let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
+                if !is_chosen(Mutant::PmlNotLogged) {
+                    self.mark_page_dirty(slot, gfn);
+                }
+            }
+        }
+    }
+}

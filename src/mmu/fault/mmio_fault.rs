@@ -1,0 +1,86 @@
+//! Faults on MMIO SPTEs and the vCPU's one-entry MMIO cache.
+//!
+//! Models v5.0/v5.2 `handle_mmio_page_fault`, `check_mmio_spte`, `vcpu_cache_mmio_info`, `vcpu_match_mmio_gpa`. The cache
+//! uses the generation of address space 0 up to v5.4, also for a vCPU in SMM; later that of the vCPU's own.
+
+use crate::kernels::MmioCacheSpace;
+use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::vm::events::Event;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::vm::vcpu_mmu::MmioInfo;
+use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::generation::GenerationBits;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
+
+/// What an MMIO check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mmu) enum MmioCheck {
+    Emulate,
+    Retry,
+    Invalid,
+}
+
+impl MmuState {
+    /// Whether the vCPU's cache answers for a gfn.
+    #[inline]
+    pub(in crate::mmu) fn match_mmio_gpa(&self, vcpu: usize, gfn: Gfn) -> bool {
+        let mmio = &self.vcpus[vcpu].mmio;
+        mmio.gfn == gfn && mmio.gfn != Gfn(0) && mmio.slots_gen == self.mmio_cache_gen(vcpu)
+    }
+
+    /// The generation the cache goes by.
+    #[inline]
+    fn mmio_cache_gen(&self, vcpu: usize) -> u64 {
+        let is_own = matches!(self.config.kernel.mmio_cache_space, MmioCacheSpace::Own)
+            && !is_chosen(Mutant::MmioCacheSpaceZero)
+            || is_chosen(Mutant::MmioCacheOwnSpace);
+        let as_id = if is_own { self.vcpus[vcpu].as_id() } else { 0 };
+        self.spaces[usize::from(as_id)].slots_gen
+    }
+
+    /// Remembers an MMIO gfn.
+    pub(in crate::mmu) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
+        let slots_gen = self.mmio_cache_gen(vcpu);
+        if !self.generation.is_refused(slots_gen) {
+            self.vcpus[vcpu].mmio = MmioInfo { gva: 0, gfn, access, slots_gen };
+        }
+    }
+
+    /// A fault whose code says that a reserved bit was set.
+    pub(in crate::mmu) fn handle_mmio_page_fault(&mut self, vcpu: usize, gpa: u64) -> MmioCheck {
+        self.work.mmio_faults += 1;
+        if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
+            return MmioCheck::Emulate;
+        }
+        let root = self.root_for(vcpu, gpa);
+        if root == PageIdx::NONE {
+            return MmioCheck::Retry;
+        }
+        let spte = self.walk_down(root, gpa, 1).spte;
+        if !is_mmio(&self.masks, spte) {
+            return MmioCheck::Retry;
+        }
+        if !self.check_mmio_spte(vcpu, spte) {
+            return MmioCheck::Invalid;
+        }
+        let gfn = Gfn(mmio_gfn(&self.masks, spte));
+        let access = mmio_access(&self.masks, &self.generation, spte);
+        self.events.push(|| Event::HandleMmio { addr: 0, gfn: gfn.0, access });
+        self.cache_mmio_info(vcpu, gfn, access);
+        MmioCheck::Emulate
+    }
+
+    /// Whether an MMIO SPTE was made under the current generation of the vCPU's address space.
+    fn check_mmio_spte(&mut self, vcpu: usize, spte: u64) -> bool {
+        let slots_gen = self.spaces[usize::from(self.vcpus[vcpu].as_id())].slots_gen;
+        let layout = &self.generation;
+        if layout.is_refused(slots_gen) {
+            return false;
+        }
+        let kvm_gen = layout.compared(slots_gen);
+        let spte_gen = mmio_gen(&self.masks, layout, spte);
+        self.events.push(|| Event::CheckMmio { spte, kvm_gen, spte_gen });
+        kvm_gen == spte_gen || is_chosen(Mutant::StaleMmioAccepted)
+    }
+}

@@ -1,0 +1,9 @@
+//! Page faults: from an address and an error code to a mapping, an emulation or a retry.
+
+pub(in crate::mmu) mod direct_map;
+pub(in crate::mmu) mod direct_page_fault;
+pub(in crate::mmu) mod fast_page_fault;
+pub(in crate::mmu) mod fault;
+pub(in crate::mmu) mod hardware_walk;
+pub(in crate::mmu) mod mmio_fault;
+pub(in crate::mmu) mod prefault;

@@ -1,0 +1,62 @@
+//! The NX huge page workaround: which tables an instruction fetch marks, and the recovery that zaps them again.
+//!
+//! Models v6.1/v6.12 `account_nx_huge_page`, `unaccount_nx_huge_page`, `kvm_recover_nx_huge_pages` on shadow pages.
+
+use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::vm::runs::{NxRun, Run, Step};
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+
+impl MmuState {
+    /// A fetch linked a table below an entry of this level, where it could have had a leaf of the level asked for.
+    pub(in crate::mmu) fn note_nx(&mut self, table: PageIdx, level: u8, asked: u8) {
+        let is_possible = asked >= level;
+        if is_chosen(Mutant::DisallowedMarkForgotten) || !is_possible && !self.config.kernel.nx_marks_all_levels {
+            return;
+        }
+        self.arena.page_mut(table).nx_huge_page_disallowed = true;
+        if is_possible && !self.nx_list.contains(&table) {
+            self.nx_list.push_back(table);
+        }
+    }
+
+    /// The table goes, or need not be zapped any more.
+    pub(in crate::mmu) fn forget_nx(&mut self, table: PageIdx) {
+        if std::mem::take(&mut self.arena.page_mut(table).nx_huge_page_disallowed) {
+            self.nx_list.retain(|&listed| listed != table);
+        }
+    }
+
+    /// One run of the recovery: one in `ratio` of the tables on the list, none if it is 0.
+    pub(in crate::mmu) fn nx_run(&self, ratio: u64) -> NxRun {
+        let listed = self.nx_list.len() as u64;
+        NxRun { left: if ratio == 0 { 0 } else { listed.div_ceil(ratio) } }
+    }
+
+    pub(in crate::mmu) fn drive_nx(&mut self, nx: &mut NxRun, run: &mut Run) -> Step {
+        let mut flush = false;
+        while nx.left > 0 {
+            let Some(&table) = self.nx_list.front() else { break };
+            nx.left -= 1;
+            if self.config.kernel.nx_recovery_spares_logged && self.is_logged(table) {
+                self.forget_nx(table);
+            } else {
+                self.prepare_in_run(table, run);
+            }
+            if self.lock_is_wanted() {
+                self.flush_or_zap(run, &mut flush);
+                if self.cond_resched() {
+                    return Step::LockBreak;
+                }
+            }
+        }
+        self.flush_or_zap(run, &mut flush);
+        Step::Done
+    }
+
+    /// Whether the slot of a table's first gfn logs dirty pages.
+    fn is_logged(&self, table: PageIdx) -> bool {
+        let key = self.arena.key(table);
+        self.find_slot(key.role.as_id(), key.gfn).is_some_and(|slot| self.slot_body(slot).dirty.is_some())
+    }
+}

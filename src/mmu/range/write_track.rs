@@ -1,0 +1,65 @@
+//! Write tracking of single gfns: a tracked gfn is mapped read-only and never large.
+//!
+//! Models v5.0/v5.2 `kvm_slot_page_track_add_page`, `kvm_slot_page_track_remove_page`, `kvm_mmu_slot_gfn_write_protect`.
+//! Differs: taking a count below zero, which the kernel warns of, changes nothing.
+
+use crate::mmu::vm::slots::SlotAt;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::error::Result;
+use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+
+impl MmuState {
+    fn slot_of(&self, as_id: u8, gfn: Gfn) -> Result<Option<SlotAt>> {
+        Ok(self.space(as_id)?.find(gfn).map(|at| SlotAt { as_id, at }))
+    }
+
+    /// Takes write permission from a gfn at every level, also against the lock-free path; whether TLBs hold it.
+    pub(in crate::mmu) fn slot_gfn_write_protect(&mut self, as_id: u8, gfn: Gfn, least: u8) -> Result<bool> {
+        let Some(slot) = self.slot_of(as_id, gfn)? else { return Ok(false) };
+        let spec = *self.slot_spec(slot);
+        let mut any = false;
+        for level in least..=MAX_LEAF {
+            let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(spec.index(gfn, level));
+            any |= self.write_protect_head(head, true);
+        }
+        Ok(any)
+    }
+
+    /// The same, with the flush left to the caller.
+    pub(in crate::mmu) fn gfn_write_protect(&mut self, as_id: u8, gfn: Gfn, least: u8) -> Result<i32> {
+        let any = self.slot_gfn_write_protect(as_id, gfn, least.max(PAGE_TABLE))?;
+        self.is_flush_owed |= any;
+        Ok(i32::from(any))
+    }
+
+    /// Adds or removes a tracked gfn.
+    pub(in crate::mmu) fn track(&mut self, as_id: u8, gfn: Gfn, on: bool) -> Result<i32> {
+        let Some(slot) = self.slot_of(as_id, gfn)? else { return Ok(0) };
+        let spec = *self.slot_spec(slot);
+        let index = spec.index(gfn, PAGE_TABLE);
+        let body = self.slot_body_mut(slot);
+        let count = body.track.get(&index).copied().unwrap_or(0);
+        let next = if on { count.checked_add(1) } else { count.checked_sub(1) };
+        let Some(next) = next else { return Ok(0) };
+        if next == 0 {
+            body.track.remove(&index);
+        } else {
+            body.track.insert(index, next);
+        }
+        for level in 2..=MAX_LEAF {
+            let at = spec.index(gfn, level);
+            if is_chosen(Mutant::TrackWithoutVeto) {
+                continue;
+            }
+            if let Some(veto) = body.disallow[usize::from(level) - 2].get_mut(at) {
+                *veto = veto.wrapping_add(if on { 1 } else { -1 });
+            }
+        }
+        if on && !is_chosen(Mutant::TrackedStaysWritable) && self.slot_gfn_write_protect(as_id, gfn, PAGE_TABLE)? {
+            self.flush_remote_tlbs();
+        }
+        Ok(0)
+    }
+}

@@ -1,0 +1,258 @@
+//! Putting entries into tables: links to child tables and leaves, with parents and reverse maps.
+//!
+//! Models v5.0/v5.2 `link_shadow_page`, `mmu_set_spte`, `set_spte`, `drop_large_spte`, `rmap_recycle`.
+
+use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::shadow::walk::{child_of, is_large, is_shadow_present, pfn_of};
+use crate::mmu::vm::events::Event;
+use crate::mmu::vm::slots::SlotAt;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::vm::vcpu_mmu::REQ_TLB_FLUSH;
+use crate::mmu::words::access::ACC_WRITE;
+use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::level::{PAGE_TABLE, pages_per};
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
+use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf, make_link};
+use crate::mmu::words::spte::mmio::is_mmio;
+
+/// A list longer than this is dropped whole.
+pub(in crate::mmu) const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
+
+/// What a gfn is backed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mmu) enum Backing {
+    /// A host frame.
+    Frame { pfn: Pfn, host_writable: bool },
+    /// No slot: MMIO.
+    NoSlot,
+}
+
+/// A mapping to be made.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::mmu) struct Mapping {
+    pub vcpu: usize,
+    pub slot: Option<SlotAt>,
+    pub gfn: Gfn,
+    pub level: u8,
+    pub access: u8,
+    pub backing: Backing,
+    pub is_write: bool,
+    pub speculative: bool,
+}
+
+impl Mapping {
+    /// A page near this one, mapped ahead: the host has it, writable.
+    pub fn neighbour(&self, slot: SlotAt, gfn: Gfn, frame: Pfn) -> Self {
+        let backing = Backing::Frame { pfn: Pfn((frame.hva() & PFN_FIELD) >> 12), host_writable: true };
+        Self { slot: Some(slot), gfn, level: PAGE_TABLE, backing, is_write: false, speculative: true, ..*self }
+    }
+}
+
+/// What `set_spte` found.
+#[derive(Clone, Copy, Debug, Default)]
+struct SetSpte {
+    write_protected: bool,
+    flush: bool,
+}
+
+impl MmuState {
+    /// Links a child table.
+    pub(in crate::mmu) fn link_shadow_page(&mut self, sptep: Sptep, child: PageIdx) {
+        let ad_disabled = self.arena.key(child).role.ad_disabled();
+        let spte = make_link(&self.masks, child.0, ad_disabled);
+        self.spte_set(sptep, spte);
+        self.work.parent_steps += 1;
+        let mut parents = self.arena.page(child).parents;
+        self.pte_lists.add(&mut parents, sptep);
+        self.arena.page_mut(child).parents = parents;
+    }
+
+    /// Takes a parent out of a child's list; the entry itself is the caller's.
+    pub(in crate::mmu) fn remove_parent(&mut self, child: PageIdx, sptep: Sptep) {
+        self.work.parent_steps += 1;
+        let mut parents = self.arena.page(child).parents;
+        self.pte_lists.remove(&mut parents, sptep);
+        self.arena.page_mut(child).parents = parents;
+    }
+
+    /// Clears a link and takes it out of the child's parents.
+    pub(in crate::mmu) fn drop_parent_pte(&mut self, child: PageIdx, sptep: Sptep) {
+        self.remove_parent(child, sptep);
+        self.spte_set(sptep, 0);
+    }
+
+    /// Drops a large leaf that stands where a table is needed.
+    pub(in crate::mmu) fn drop_large_spte(&mut self, sptep: Sptep) {
+        let spte = self.arena.spte(sptep);
+        if is_shadow_present(&self.masks, spte) && is_large(spte) {
+            self.drop_spte(sptep);
+            self.stats.lpages -= 1;
+            let key = self.arena.key(sptep.page());
+            let (gfn, level) = (key.gfn, key.role.level());
+            self.flush_remote_tlbs_with_address(gfn, pages_per(level));
+        }
+    }
+
+    /// Installs a leaf or an MMIO SPTE; true if the access must be emulated.
+    pub(in crate::mmu) fn mmu_set_spte(&mut self, sptep: Sptep, mapping: &Mapping) -> bool {
+        let old = self.arena.spte(sptep);
+        let mut was_mapped = false;
+        let mut flush = false;
+        if is_shadow_present(&self.masks, old) {
+            if mapping.level > PAGE_TABLE && !is_large(old) {
+                self.drop_parent_pte(child_of(old), sptep);
+                flush = true;
+            } else if matches!(mapping.backing, Backing::Frame { pfn, .. } if pfn_of(make_leaf_pfn(pfn)) == pfn_of(old))
+            {
+                was_mapped = true;
+            } else {
+                self.drop_spte(sptep);
+                flush = true;
+            }
+        }
+        let set = match mapping.backing {
+            Backing::NoSlot => {
+                let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
+                self.mark_mmio_spte(sptep, mapping.gfn, mapping.access, slots_gen);
+                SetSpte::default()
+            }
+            Backing::Frame { pfn, host_writable } => {
+                let before = if was_mapped { old } else { 0 };
+                self.set_spte(sptep, before, mapping, pfn, host_writable)
+            }
+        };
+        let mut emulate = false;
+        if set.write_protected {
+            emulate = mapping.is_write;
+            self.vcpus[mapping.vcpu].requests |= REQ_TLB_FLUSH;
+        }
+        if set.flush || flush {
+            self.flush_remote_tlbs_with_address(mapping.gfn, pages_per(mapping.level));
+        }
+        #[cfg(feature = "mutants")]
+        if is_chosen(Mutant::FlagClearedOnOverwrite) && is_mmio(&self.masks, old) && mapping.backing != Backing::NoSlot
+        {
+            self.active.clear_mmio_cached(sptep.page());
+            self.mmio_pages.remove(&mut self.arena, sptep.page());
+        }
+        let new = self.arena.spte(sptep);
+        if self.config.kernel.has_set_spte_event {
+            self.push_set_spte(sptep, mapping, new);
+        }
+        if is_mmio(&self.masks, new) {
+            emulate = true;
+        }
+        if !was_mapped {
+            // An MMIO SPTE's generation may have this bit; the kernel counts it and never takes it back.
+            if is_large(new) {
+                self.stats.lpages += 1;
+            }
+            if is_shadow_present(&self.masks, new)
+                && self.rmap_add(mapping.slot, sptep, mapping.gfn, mapping.level) > RMAP_RECYCLE_THRESHOLD
+            {
+                self.rmap_recycle(sptep, mapping.gfn);
+            }
+        }
+        emulate
+    }
+
+    /// Logs a written leaf.
+    #[cold]
+    pub(in crate::mmu) fn push_set_spte(&mut self, sptep: Sptep, mapping: &Mapping, spte: u64) {
+        let page = self.arena.key(sptep.page()).id;
+        let (gfn, level) = (mapping.gfn.0, mapping.level);
+        let masks = &self.masks;
+        let is_readable = masks.present != 0 || masks.suppress_ve != 0 || spte & 1 != 0;
+        let is_executable = spte & (masks.x | masks.nx) == masks.x;
+        let rxu = u8::from(is_readable) | u8::from(is_executable) << 1 | u8::from(spte & masks.user != 0) << 2;
+        self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level, rxu });
+    }
+
+    /// Stores a leaf over `before`, which is empty unless it maps the same frame.
+    #[inline]
+    fn set_spte(&mut self, sptep: Sptep, before: u64, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> SetSpte {
+        let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
+        let leaf = Leaf {
+            access: mapping.access,
+            level: mapping.level,
+            pfn,
+            speculative: mapping.speculative,
+            host_writable,
+            ad_disabled,
+        };
+        let mut spte = make_leaf(&self.masks, &leaf);
+        let mut set = SetSpte::default();
+        let mut may_write = mapping.access & ACC_WRITE != 0 && host_writable;
+        if may_write {
+            if mapping.level > PAGE_TABLE && self.is_large_disallowed(mapping.slot, mapping.gfn, mapping.level) {
+                return set;
+            }
+            if self.needs_write_protect(mapping.slot, mapping.gfn) {
+                set.write_protected = true;
+                may_write = false;
+            }
+        }
+        if may_write {
+            spte |= WRITABLE | self.masks.mmu_writeable;
+            self.mark_page_dirty(mapping.slot, mapping.gfn);
+            if !ad_disabled {
+                spte |= self.masks.dirty;
+            }
+        }
+        if mapping.speculative {
+            spte = make_access_track(&self.masks, spte);
+        }
+        if before == 0 {
+            self.spte_set(sptep, spte);
+        } else {
+            set.flush = self.spte_update(sptep, spte);
+        }
+        set
+    }
+
+    /// Whether large pages of this level are vetoed at the gfn.
+    ///
+    /// Differs: one that would reach over the slot's edge always is. The kernel vetoes those when a slot is created, but a
+    /// move keeps the old vetoes, and the kernel then maps, and looks for reverse maps, outside the slot.
+    pub(in crate::mmu) fn is_large_disallowed(&self, slot: Option<SlotAt>, gfn: Gfn, level: u8) -> bool {
+        slot.is_none_or(|slot| {
+            let spec = self.slot_spec(slot);
+            let first = gfn.align_down(level);
+            let last = first.plus(pages_per(level) - 1);
+            !spec.holds(first)
+                || !spec.holds(last)
+                || self.slot_body(slot).disallowed(spec.index(gfn, level), level) != 0
+                    && !is_chosen(Mutant::LargeVetoIgnored)
+        })
+    }
+
+    /// A write-tracked gfn stays read-only. (Indirect pages, which also ask for it, do not exist here.)
+    #[inline]
+    pub(in crate::mmu) fn needs_write_protect(&self, slot: Option<SlotAt>, gfn: Gfn) -> bool {
+        let is_tracked = |slot: SlotAt| {
+            let track = &self.slot_body(slot).track;
+            !track.is_empty() && track.contains_key(&self.slot_spec(slot).index(gfn, PAGE_TABLE))
+        };
+        slot.is_some_and(|slot| {
+            is_tracked(slot)
+                || self.config.kernel.track_all_spaces && self.find_slot(slot.as_id ^ 1, gfn).is_some_and(is_tracked)
+        })
+    }
+
+    /// Drops a list that grew too long.
+    pub(in crate::mmu) fn rmap_recycle(&mut self, sptep: Sptep, gfn: Gfn) {
+        let key = *self.arena.key(sptep.page());
+        let level = key.role.level();
+        if let Some(slot) = self.find_slot(key.role.as_id(), gfn) {
+            let index = self.slot_spec(slot).index(gfn, level);
+            self.zap_rmap(slot, index, level);
+        }
+        self.flush_remote_tlbs_with_address(key.gfn, pages_per(level));
+    }
+}
+
+/// The frame as an entry would hold it, so that frames beyond the field compare as stored.
+const fn make_leaf_pfn(pfn: Pfn) -> u64 {
+    pfn.hva()
+}

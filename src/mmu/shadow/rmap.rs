@@ -1,0 +1,149 @@
+//! Reverse maps: which SPTEs map a gfn at a level.
+//!
+//! Models v5.0/v5.2 `rmap_add`, `rmap_remove`, `gfn_to_rmap`, `kvm_mmu_page_get_gfn`. Invariant: every shadow-present leaf
+//! stands in exactly one list, that of its gfn in the slot of its page's address space.
+
+use crate::mmu::shadow::page_arena::Sptep;
+use crate::mmu::shadow::pte_list::{PteHead, PteLists};
+use crate::mmu::shadow::walk::is_shadow_present;
+use crate::mmu::vm::slots::{AddressSpace, SlotAt};
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::level::level_shift;
+
+impl MmuState {
+    /// The gfn an entry of a direct page maps.
+    #[inline]
+    pub(in crate::mmu) fn gfn_of(&self, sptep: Sptep) -> Gfn {
+        if !self.aliased.is_empty()
+            && let Some(&gfn) = self.aliased.get(&sptep)
+        {
+            return gfn;
+        }
+        let key = self.arena.key(sptep.page());
+        key.gfn.plus(u64::from(sptep.index()) << level_shift(key.role.level()))
+    }
+
+    /// The list of a gfn at a level, and the store of lists.
+    #[inline]
+    pub(in crate::mmu) fn rmap_head_mut(
+        &mut self,
+        as_id: u8,
+        gfn: Gfn,
+        level: u8,
+    ) -> Option<(&mut PteHead, &mut PteLists)> {
+        let space: &mut AddressSpace = &mut self.spaces[usize::from(as_id & 1)];
+        let at = space.find(gfn)?;
+        let index = space.specs()[at].index(gfn, level);
+        let head = space.body_mut(at).rmap.get_mut(usize::from(level).wrapping_sub(1))?.get_mut(index)?;
+        Some((head, &mut self.pte_lists))
+    }
+
+    /// Adds a leaf to its gfn's list; the kernel's count of entries before it.
+    pub(in crate::mmu) fn rmap_add(&mut self, slot: Option<SlotAt>, sptep: Sptep, gfn: Gfn, level: u8) -> u32 {
+        if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 {
+            self.note_alias(sptep, gfn, level);
+        }
+        self.work.rmap_steps += 1;
+        let Some(slot) = slot else { return 0 };
+        let space = &mut self.spaces[usize::from(slot.as_id & 1)];
+        let index = space.specs()[slot.at].index(gfn, level);
+        let heads = space.body_mut(slot.at).rmap.get_mut(usize::from(level).wrapping_sub(1));
+        match heads.and_then(|heads| heads.get_mut(index)) {
+            Some(head) => self.pte_lists.add(head, sptep),
+            None => 0,
+        }
+    }
+
+    /// Notes a leaf whose table was made for another gfn.
+    #[cold]
+    fn note_alias(&mut self, sptep: Sptep, gfn: Gfn, level: u8) {
+        let key = self.arena.key(sptep.page());
+        if key.gfn.plus(u64::from(sptep.index()) << level_shift(level)) != gfn {
+            self.aliased.insert(sptep, gfn);
+        }
+    }
+
+    /// Takes a leaf that is gone out of its gfn's list.
+    #[inline]
+    pub(in crate::mmu) fn rmap_remove(&mut self, sptep: Sptep) {
+        let gfn = self.gfn_of(sptep);
+        let role = self.arena.key(sptep.page()).role;
+        self.work.rmap_steps += 1;
+        if let Some((head, lists)) = self.rmap_head_mut(role.as_id(), gfn, role.level()) {
+            lists.remove(head, sptep);
+        }
+        if !self.aliased.is_empty() {
+            self.aliased.remove(&sptep);
+        }
+    }
+
+    /// Clears a leaf and takes it out of its list.
+    pub(in crate::mmu) fn drop_spte(&mut self, sptep: Sptep) {
+        if self.spte_clear_track_bits(sptep) {
+            self.rmap_remove(sptep);
+        }
+    }
+
+    /// Drops every mapping of a head; whether there was any.
+    pub(in crate::mmu) fn zap_rmap(&mut self, slot: SlotAt, index: u64, level: u8) -> bool {
+        let at = usize::from(level).wrapping_sub(1);
+        let mut head = self.slot_body(slot).rmap[at].get(index);
+        if self.config.kernel.zap_list_in_order && self.pte_lists.descs_of(head) > 0 {
+            return self.zap_rmap_in_order(slot, index, level);
+        }
+        let any = !head.is_empty();
+        while let Some(sptep) = self.pte_lists.first(head) {
+            self.spte_clear_track_bits(sptep);
+            self.work.rmap_steps += 1;
+            if !self.aliased.is_empty() {
+                self.aliased.remove(&sptep);
+            }
+            self.pte_lists.remove(&mut head, sptep);
+            if let Some(stored) = self.slot_body_mut(slot).rmap[at].get_mut(index) {
+                *stored = head;
+            }
+        }
+        any
+    }
+
+    fn zap_rmap_in_order(&mut self, slot: SlotAt, index: u64, level: u8) -> bool {
+        let at = usize::from(level).wrapping_sub(1);
+        let mut head = self.slot_body(slot).rmap[at].get(index);
+        let sptes: Vec<Sptep> = self.pte_lists.iter(head).collect();
+        for sptep in sptes {
+            self.spte_clear_track_bits(sptep);
+            self.work.rmap_steps += 1;
+            self.aliased.remove(&sptep);
+        }
+        self.pte_lists.clear(&mut head);
+        if let Some(stored) = self.slot_body_mut(slot).rmap[at].get_mut(index) {
+            *stored = head;
+        }
+        true
+    }
+}
+
+impl crate::mmu::Mmu {
+    /// Takes each leaf of a level-1 page out of its gfn's list and puts it back; how many. The pair that the speed table
+    /// times; nothing else needs it.
+    pub fn rmap_remove_and_add(&mut self, page: u32) -> u64 {
+        let state = &mut self.state;
+        let Some(page) = state.arena.find_id(page).filter(|&page| state.arena.key(page).role.level() == 1) else {
+            return 0;
+        };
+        let as_id = state.arena.key(page).role.as_id();
+        let mut leaves = 0;
+        for index in 0..512 {
+            let sptep = page.sptep(index);
+            if is_shadow_present(&state.masks, state.arena.spte(sptep)) {
+                let gfn = state.gfn_of(sptep);
+                state.rmap_remove(sptep);
+                let slot = state.find_slot(as_id, gfn);
+                state.rmap_add(slot, sptep, gfn, 1);
+                leaves += 1;
+            }
+        }
+        leaves
+    }
+}

@@ -1,0 +1,117 @@
+//! Roots of the direct MMU, vCPU entry, and what resets a vCPU's MMU.
+//!
+//! Models v5.0 to v6.12 `kvm_mmu_load`, `mmu_alloc_direct_roots`, `kvm_mmu_unload`, `mmu_free_root_page`, `kvm_mmu_reset_context`, and the requests of
+//! `vcpu_enter_guest` that concern the MMU.
+
+use crate::mmu::shadow::invalid_list::InvalidList;
+use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::vm::vcpu_mmu::{
+    REQ_LOAD_CR3, REQ_MMU_RELOAD, REQ_MMU_SYNC, REQ_TLB_FLUSH, REQ_UPDATE_CPU_DIRTY_LOGGING,
+};
+use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::config::Family;
+use crate::mmu::words::error::Result;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+
+/// gfns of one of four roots, as a shift.
+const PAE_ROOT_GFNS: u32 = 18;
+
+/// No room for a root.
+pub(in crate::mmu) const ENOSPC: i32 = 28;
+
+impl MmuState {
+    /// What happens before a vCPU runs: requests, then a root if there is none. 0, or a negative errno.
+    pub(in crate::mmu) fn enter(&mut self, vcpu: usize) -> Result<i32> {
+        let requests = self.vcpus[vcpu].requests;
+        if requests != 0 {
+            if requests & REQ_MMU_RELOAD != 0 {
+                self.vcpus[vcpu].requests &= !REQ_MMU_RELOAD;
+                if !self.config.kernel.reload_keeps_valid_root
+                    || is_chosen(Mutant::ValidRootReloaded)
+                    || self.has_obsolete_root(vcpu)
+                {
+                    self.unload(vcpu);
+                }
+            }
+            let requests = &mut self.vcpus[vcpu].requests;
+            if *requests & REQ_TLB_FLUSH != 0 {
+                self.vcpus[vcpu].tlb.flush();
+            }
+            self.vcpus[vcpu].requests &= !(REQ_TLB_FLUSH | REQ_MMU_SYNC | REQ_LOAD_CR3 | REQ_UPDATE_CPU_DIRTY_LOGGING);
+        }
+        if self.vcpus[vcpu].root == PageIdx::NONE { self.load(vcpu) } else { Ok(0) }
+    }
+
+    /// Loads a root, also where there is one: the count of the one before is then never given back.
+    pub(in crate::mmu) fn load(&mut self, vcpu: usize) -> Result<i32> {
+        if self.make_mmu_pages_available().is_err() {
+            return Ok(-ENOSPC);
+        }
+        if self.config.family == Family::Shadow {
+            self.load_pae_roots(vcpu)?;
+            return Ok(0);
+        }
+        let root = self.get_page(Gfn(0), self.vcpus[vcpu].role)?;
+        self.is_root_leaked |= self.vcpus[vcpu].root != PageIdx::NONE;
+        self.arena.page_mut(root).root_count += 1;
+        self.vcpus[vcpu].root = root;
+        self.vcpus[vcpu].tlb.flush();
+        Ok(0)
+    }
+
+    /// Drops the root; if it was zapped while in use, it goes now.
+    pub(in crate::mmu) fn unload(&mut self, vcpu: usize) {
+        let roots = self.vcpus[vcpu].roots();
+        let root = std::mem::take(&mut self.vcpus[vcpu].root);
+        self.vcpus[vcpu].pae_roots = [PageIdx::NONE; 3];
+        self.vcpus[vcpu].tlb.flush();
+        if root == PageIdx::NONE {
+            return;
+        }
+        let mut invalid = InvalidList::default();
+        for root in roots {
+            let page = self.arena.page_mut(root);
+            page.root_count = page.root_count.saturating_sub(u32::from(!is_chosen(Mutant::RootCountKept)));
+            if page.root_count == 0 && self.arena.key(root).role.invalid() {
+                self.prepare_zap_page(root, &mut invalid);
+            }
+        }
+        self.commit_zap_page(&mut invalid);
+    }
+
+    /// The four directories of a guest without paging, in the order of their addresses.
+    fn load_pae_roots(&mut self, vcpu: usize) -> Result<()> {
+        let mut roots = [PageIdx::NONE; 4];
+        for (gfn, root) in (0_u64..).map(|at| Gfn(at << PAE_ROOT_GFNS)).zip(&mut roots) {
+            *root = self.get_page(gfn, self.vcpus[vcpu].role)?;
+            self.arena.page_mut(*root).root_count += 1;
+        }
+        let vcpu = &mut self.vcpus[vcpu];
+        self.is_root_leaked |= vcpu.root != PageIdx::NONE;
+        [vcpu.root, vcpu.pae_roots[0], vcpu.pae_roots[1], vcpu.pae_roots[2]] = roots;
+        vcpu.tlb.flush();
+        Ok(())
+    }
+
+    /// The root from which an address is walked.
+    #[inline]
+    pub(in crate::mmu) fn root_for(&self, vcpu: usize, gpa: u64) -> PageIdx {
+        let vcpu = &self.vcpus[vcpu];
+        if self.config.family == Family::Shadow && !is_chosen(Mutant::FirstRootOnly) {
+            vcpu.pae_root(gpa)
+        } else {
+            vcpu.root
+        }
+    }
+
+    fn has_obsolete_root(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].roots().any(|root| self.is_obsolete(root))
+    }
+
+    /// Drops the root and computes the role anew, also when no register changed.
+    pub(in crate::mmu) fn reset_context(&mut self, vcpu: usize) {
+        self.unload(vcpu);
+        self.vcpus[vcpu].update_role();
+    }
+}

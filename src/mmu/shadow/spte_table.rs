@@ -1,0 +1,205 @@
+//! `SpteTable`: the 512 entries of a shadow page, as small as their number allows: none, one, up to fourteen sorted, or
+//! the full array. Most tables of an MMIO region or of a sparse guest hold one entry; a table that fills up costs its
+//! 4 KiB and no more.
+//!
+//! A table never shrinks before its page is zapped: what once was busy is likely to be again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::mmu::words::level::ENTRIES;
+
+const FEW: usize = 14;
+
+/// Up to fourteen entries, ascending by index.
+#[derive(Clone, Debug)]
+pub struct FewSptes {
+    len: u16,
+    index: [u16; FEW],
+    value: [u64; FEW],
+}
+
+/// The entries of one shadow page. Saved as those that are not zero; what comes back may take another form.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<(u16, u64)>", into = "Vec<(u16, u64)>")]
+pub enum SpteTable {
+    /// All zero.
+    #[default]
+    Empty,
+    /// One entry is not zero.
+    One {
+        /// Which.
+        index: u16,
+        /// Its word.
+        value: u64,
+    },
+    /// A few are not zero.
+    Few(Box<FewSptes>),
+    /// Every entry has its place.
+    Full(Box<[u64; ENTRIES]>),
+}
+
+impl From<SpteTable> for Vec<(u16, u64)> {
+    fn from(table: SpteTable) -> Self {
+        table.iter().collect()
+    }
+}
+
+impl From<Vec<(u16, u64)>> for SpteTable {
+    fn from(saved: Vec<(u16, u64)>) -> Self {
+        let mut table = Self::Empty;
+        for (index, word) in saved {
+            table.set(index & 0x1ff, word);
+        }
+        table
+    }
+}
+
+impl SpteTable {
+    /// The word at an index.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, at: u16) -> u64 {
+        // Tested one after the other: a jump table would be mispredicted on every other level of a walk.
+        if let Self::Full(words) = self {
+            return words[usize::from(at) % ENTRIES];
+        }
+        if let Self::One { index, value } = self {
+            return if *index == at { *value } else { 0 };
+        }
+        if let Self::Few(few) = self { few.get(at) } else { 0 }
+    }
+
+    /// The aligned group of eight words that holds an index.
+    #[must_use]
+    #[inline]
+    pub fn group_of_eight(&self, at: u16) -> [u64; 8] {
+        let first = at & !7;
+        match self {
+            Self::Full(words) => {
+                let (groups, _) = words.as_chunks::<8>();
+                groups.get(usize::from(first / 8)).copied().unwrap_or_default()
+            }
+            _ => [0, 1, 2, 3, 4, 5, 6, 7].map(|place| self.get(first + place)),
+        }
+    }
+
+    /// Stores a word; only `spte_write` calls this.
+    #[inline]
+    pub fn set(&mut self, at: u16, word: u64) {
+        match self {
+            Self::Full(words) => words[usize::from(at) % ENTRIES] = word,
+            _ => self.set_small(at, word),
+        }
+    }
+
+    fn set_small(&mut self, at: u16, word: u64) {
+        match self {
+            Self::Full(words) => words[usize::from(at) % ENTRIES] = word,
+            Self::Empty => {
+                if word != 0 {
+                    *self = Self::One { index: at, value: word };
+                }
+            }
+            Self::One { index, value } if *index == at => {
+                if word == 0 {
+                    *self = Self::Empty;
+                } else {
+                    *value = word;
+                }
+            }
+            Self::One { index, value } => {
+                if word != 0 {
+                    let mut few = FewSptes { len: 1, index: [0; FEW], value: [0; FEW] };
+                    few.index[0] = *index;
+                    few.value[0] = *value;
+                    few.set(at, word);
+                    *self = Self::Few(Box::new(few));
+                }
+            }
+            Self::Few(few) => {
+                if !few.set(at, word) {
+                    let mut words = Box::new([0; ENTRIES]);
+                    for (index, value) in few.iter() {
+                        words[usize::from(index)] = value;
+                    }
+                    words[usize::from(at) % ENTRIES] = word;
+                    *self = Self::Full(words);
+                }
+            }
+        }
+    }
+
+    /// Index and word of every entry that is not zero, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        let (one, few, full) = match self {
+            Self::Empty => (None, None, None),
+            Self::One { index, value } => (Some((*index, *value)), None, None),
+            Self::Few(few) => (None, Some(few.iter()), None),
+            Self::Full(words) => (None, None, Some(words)),
+        };
+        let full =
+            full.into_iter().flat_map(|words| (0_u16..).zip(words.iter().copied()).filter(|&(_, word)| word != 0));
+        one.into_iter().chain(few.into_iter().flatten()).chain(full)
+    }
+
+    /// Whether every entry is zero.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// Bytes held outside the enum itself.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Empty | Self::One { .. } => 0,
+            Self::Few(_) => size_of::<FewSptes>(),
+            Self::Full(_) => ENTRIES * 8,
+        }
+    }
+}
+
+impl FewSptes {
+    fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    #[inline]
+    fn get(&self, at: u16) -> u64 {
+        let len = self.len();
+        self.index[..len].iter().position(|&index| index == at).map_or(0, |place| self.value[place])
+    }
+
+    /// Stores a word; false if there is no room for it.
+    fn set(&mut self, at: u16, word: u64) -> bool {
+        let len = self.len();
+        let place = self.index[..len].partition_point(|&index| index < at);
+        if place < len && self.index[place] == at {
+            if word == 0 {
+                self.index.copy_within(place + 1..len, place);
+                self.value.copy_within(place + 1..len, place);
+                self.len -= 1;
+            } else {
+                self.value[place] = word;
+            }
+            return true;
+        }
+        if word == 0 {
+            return true;
+        }
+        if len == FEW {
+            return false;
+        }
+        self.index.copy_within(place..len, place + 1);
+        self.value.copy_within(place..len, place + 1);
+        self.index[place] = at;
+        self.value[place] = word;
+        self.len += 1;
+        true
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        let len = self.len();
+        self.index[..len].iter().copied().zip(self.value[..len].iter().copied())
+    }
+}

@@ -1,0 +1,138 @@
+//! The one file that writes SPTE words into tables, with what a write owes the host page and the TLBs.
+//!
+//! Models v5.0/v5.2 `mmu_spte_set`, `mmu_spte_update`, `mmu_spte_clear_track_bits`, `mmu_spte_clear_no_track`,
+//! `mark_mmio_spte`. Invariant: a page's reverse maps and parents are settled by the caller (`link`, `zap`).
+
+use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::shadow::spte_table::SpteTable;
+use crate::mmu::shadow::walk::{can_be_made_writable, is_accessed, is_dirty, is_shadow_present, pfn_of};
+use crate::mmu::vm::events::Event;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::generation::GenerationBits;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::layout::WRITABLE;
+use crate::mmu::words::spte::mmio::{STORED_ACCESS, make_mmio_spte};
+
+impl MmuState {
+    /// Stores a word, nothing else.
+    #[inline]
+    pub(in crate::mmu) fn spte_set(&mut self, sptep: Sptep, spte: u64) {
+        self.arena.table_mut(sptep.page()).set(sptep.index(), spte);
+    }
+
+    pub(in crate::mmu) fn push_accessed(&mut self, pfn: Pfn) {
+        self.stats.pfn_accessed += 1;
+        self.events.push(|| Event::PfnAccessed { pfn: pfn.0 });
+    }
+
+    pub(in crate::mmu) fn push_dirty(&mut self, pfn: Pfn) {
+        self.stats.pfn_dirty += 1;
+        self.events.push(|| Event::PfnDirty { pfn: pfn.0 });
+    }
+
+    /// Replaces a word of the same frame; whether TLBs must be flushed. Lost A and D bits go to the host page.
+    pub(in crate::mmu) fn spte_update(&mut self, sptep: Sptep, new: u64) -> bool {
+        let old = self.arena.spte(sptep);
+        self.spte_update_from(sptep, old, new)
+    }
+
+    /// The same, where the old word is known.
+    #[inline]
+    pub(in crate::mmu) fn spte_update_from(&mut self, sptep: Sptep, old: u64, new: u64) -> bool {
+        self.spte_set(sptep, new);
+        if !is_shadow_present(&self.masks, old) {
+            return false;
+        }
+        let mut flush = can_be_made_writable(&self.masks, old) && new & WRITABLE == 0;
+        if is_accessed(&self.masks, old) && !is_accessed(&self.masks, new) {
+            flush = true;
+            self.push_accessed(pfn_of(old));
+        }
+        if is_dirty(&self.masks, old) && !is_dirty(&self.masks, new) {
+            flush = true;
+            self.push_dirty(pfn_of(old));
+        }
+        flush
+    }
+
+    /// Clears a leaf; whether it was present. Its A and D bits go to the host page.
+    pub(in crate::mmu) fn spte_clear_track_bits(&mut self, sptep: Sptep) -> bool {
+        let old = self.arena.spte(sptep);
+        if old != 0 {
+            self.spte_set(sptep, 0);
+        }
+        if !is_shadow_present(&self.masks, old) {
+            return false;
+        }
+        self.account_leaf_gone(old);
+        true
+    }
+
+    /// The A and D bits of a leaf that is gone go to the host page.
+    #[inline]
+    pub(in crate::mmu) fn account_leaf_gone(&mut self, old: u64) {
+        if is_chosen(Mutant::AccessedDirtyLost) {
+            return;
+        }
+        if is_accessed(&self.masks, old) {
+            self.push_accessed(pfn_of(old));
+        }
+        if is_dirty(&self.masks, old) {
+            self.push_dirty(pfn_of(old));
+        }
+    }
+
+    /// Empties a page at once and hands its entries over; the caller settles what each was.
+    pub(in crate::mmu) fn take_table(&mut self, page: PageIdx) -> SpteTable {
+        std::mem::take(self.arena.table_mut(page))
+    }
+
+    /// Stores an MMIO SPTE; the page is flagged before the event and the store.
+    pub(in crate::mmu) fn mark_mmio_spte(&mut self, sptep: Sptep, gfn: Gfn, access: u8, slots_gen: u64) {
+        let page = sptep.page();
+        let flagged = if is_chosen(Mutant::FlagOnParentTable) { self.parent_of(page) } else { page };
+        if !self.active.is_mmio_cached(flagged) {
+            self.active.set_mmio_cached(flagged);
+            if !self.arena.key(flagged).role.invalid() {
+                self.mmio_pages.push_head(&mut self.arena, flagged);
+            }
+        }
+        let layout = &self.generation;
+        let spte = make_mmio_spte(&self.masks, layout, gfn.0, access.into(), slots_gen);
+        let mmio_gen = layout.compared(slots_gen);
+        let id = self.arena.key(page).id;
+        let shown_access = self.config.kernel.access_bits.word(access);
+        let mut shown = u64::from(access & STORED_ACCESS);
+        if self.config.probes {
+            self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access: shown_access });
+            self.events.push(|| Event::MakeMmioSpteRet { spte });
+        }
+        let mask = self.config.kernel.mark_mmio_access_mask;
+        if mask != 0 {
+            shown = spte & u64::from(mask);
+        }
+        self.events.push(|| Event::MarkMmio {
+            page: id,
+            index: sptep.index(),
+            gfn: gfn.0,
+            access: u32::try_from(shown).unwrap_or(0),
+            mmio_gen,
+        });
+        self.spte_set(sptep, spte);
+    }
+
+    /// The page above, or the page itself where there is none. For a mutant.
+    fn parent_of(&self, page: PageIdx) -> PageIdx {
+        self.pte_lists.first(self.arena.page(page).parents).map_or(page, Sptep::page)
+    }
+
+    /// What the processor does on a walk: sets bits in an entry, unseen by the MMU.
+    #[inline]
+    pub(in crate::mmu) fn spte_set_by_hardware(&mut self, sptep: Sptep, bits: u64) {
+        let spte = self.arena.spte(sptep);
+        if spte & bits != bits {
+            self.spte_set(sptep, spte | bits);
+        }
+    }
+}

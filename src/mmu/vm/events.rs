@@ -1,0 +1,405 @@
+//! The event log: what the kernel's tracepoints and the vectors' environment tell, in order of occurrence.
+//!
+//! The vectors' event list is closed; events carry more than it prints, so that ftrace text can be made from them.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+
+use crate::mmu::words::config::EventMode;
+
+/// The fields every page tracepoint has, at the moment of the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the kernel's own names")]
+pub struct PageFacts {
+    pub id: u32,
+    pub gfn: u64,
+    pub role: u32,
+    pub root_count: u32,
+    pub unsync: bool,
+    pub valid_gen: u64,
+}
+
+/// One event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the vectors' own names")]
+#[non_exhaustive]
+pub enum Event {
+    GetPage {
+        page: PageFacts,
+        created: bool,
+    },
+    PrepareZap {
+        page: PageFacts,
+    },
+    MarkMmio {
+        page: u32,
+        index: u16,
+        gfn: u64,
+        access: u32,
+        mmio_gen: u64,
+    },
+    CheckMmio {
+        spte: u64,
+        kvm_gen: u64,
+        spte_gen: u64,
+    },
+    HandleMmio {
+        addr: u64,
+        gfn: u64,
+        access: u32,
+    },
+    FastPf {
+        vcpu: u16,
+        addr: u64,
+        error_code: u64,
+        page: u32,
+        index: u16,
+        old: u64,
+        new: u64,
+        handled: u8,
+    },
+    Flush,
+    FlushRange {
+        gfn: u64,
+        pages: u64,
+    },
+    ReloadMmus,
+    InvalidateZapAll {
+        valid_gen: u64,
+        used: u64,
+    },
+    Age {
+        gfn: u64,
+        level: u8,
+    },
+    PfnAccessed {
+        pfn: u64,
+    },
+    PfnDirty {
+        pfn: u64,
+    },
+    Pml {
+        gfn: u64,
+    },
+    Emulate {
+        vcpu: u16,
+        addr: u64,
+        kind: u8,
+    },
+    Fault {
+        vcpu: u16,
+        addr: u64,
+        error_code: u64,
+    },
+    Ret {
+        ret: i32,
+    },
+    LockBreak,
+    SrcuSync,
+    HwpoisonSignal {
+        hva: u64,
+    },
+    NestedBegin {
+        kind: u8,
+    },
+    NestedEnd {
+        kind: u8,
+    },
+    /// `rxu`: bit 0 readable, 1 executable, 2 for the user, as the tracepoint shows them.
+    SetSpte {
+        page: u32,
+        index: u16,
+        gfn: u64,
+        spte: u64,
+        level: u8,
+        rxu: u8,
+    },
+    PageZapPte {
+        page: u32,
+        index: u16,
+        spte: u64,
+    },
+    CommitZap,
+    MakeMmioSpte {
+        gfn: u64,
+        access: u32,
+    },
+    MakeMmioSpteRet {
+        spte: u64,
+    },
+    TryUnsync {
+        gfn: u64,
+        can_unsync: bool,
+        prefetch: bool,
+    },
+    TryUnsyncRet {
+        ret: i32,
+    },
+    ZapOldestRet {
+        nr_zapped: u64,
+    },
+    ChangeMmuPages {
+        goal: u64,
+    },
+    MemslotsUpdated {
+        slots_gen: u64,
+    },
+    InvalidateMmio {
+        slots_gen: u64,
+    },
+    FlushShadowMemslot,
+    ZapAllFastEnter,
+    ZapAllFast {
+        valid_gen: u64,
+        used: u64,
+    },
+    Requested {
+        gfn: u64,
+        pfn: u64,
+        level: u8,
+    },
+    UnmapHva {
+        start: u64,
+        end: u64,
+    },
+    AgeHva {
+        start: u64,
+        end: u64,
+    },
+    TestAgeHva {
+        hva: u64,
+    },
+    SetSpteHva {
+        hva: u64,
+    },
+}
+
+impl Event {
+    /// The vectors' form: a JSON array.
+    pub fn write_json(&self, out: &mut String) {
+        // Writing to a String cannot fail.
+        let _ = match *self {
+            Self::GetPage { page, created } => {
+                write!(out, r#"["get_page",{},{},"{:#x}",{}]"#, page.id, page.gfn, page.role, u8::from(created))
+            }
+            Self::PrepareZap { page } => write!(out, r#"["prepare_zap",{}]"#, page.id),
+            Self::MarkMmio { page, index, gfn, access, mmio_gen } => {
+                write!(out, r#"["mark_mmio",{page},{index},{gfn},{access},{mmio_gen}]"#)
+            }
+            Self::CheckMmio { spte, kvm_gen, spte_gen } => {
+                write!(out, r#"["check_mmio","{spte:#x}",{kvm_gen},{spte_gen}]"#)
+            }
+            Self::HandleMmio { addr, gfn, access } => write!(out, r#"["handle_mmio",{addr},{gfn},{access}]"#),
+            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => {
+                write!(out, r#"["fast_pf",{vcpu},{addr},{error_code},{page},{index},"{old:#x}","{new:#x}",{handled}]"#)
+            }
+            Self::Flush => write!(out, r#"["flush"]"#),
+            Self::FlushRange { gfn, pages } => write!(out, r#"["flush_range",{gfn},{pages}]"#),
+            Self::ReloadMmus => write!(out, r#"["reload_mmus"]"#),
+            Self::InvalidateZapAll { .. } => write!(out, r#"["invalidate_zap_all"]"#),
+            Self::Age { gfn, level } => write!(out, r#"["age",{gfn},{level}]"#),
+            Self::PfnAccessed { pfn } => write!(out, r#"["pfn_accessed",{pfn}]"#),
+            Self::PfnDirty { pfn } => write!(out, r#"["pfn_dirty",{pfn}]"#),
+            Self::Pml { gfn } => write!(out, r#"["pml",{gfn}]"#),
+            Self::Emulate { vcpu, addr, kind } => write!(out, r#"["emulate",{vcpu},{addr},{kind}]"#),
+            Self::Fault { vcpu, addr, error_code } => write!(out, r#"["fault",{vcpu},{addr},"{error_code:#x}"]"#),
+            Self::Ret { ret } => write!(out, r#"["ret",{ret}]"#),
+            Self::LockBreak => write!(out, r#"["lock_break"]"#),
+            Self::SrcuSync => write!(out, r#"["srcu_sync"]"#),
+            Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal",{hva}]"#),
+            Self::NestedBegin { kind } => write!(out, r#"["nested_begin",{kind}]"#),
+            Self::NestedEnd { kind } => write!(out, r#"["nested_end",{kind}]"#),
+            Self::SetSpte { page, index, gfn, spte, level, .. } => {
+                write!(out, r#"["set_spte",{page},{index},{gfn},"{spte:#x}",{level}]"#)
+            }
+            Self::PageZapPte { page, index, spte } => write!(out, r#"["page_zap_pte",{page},{index},"{spte:#x}"]"#),
+            Self::CommitZap => write!(out, r#"["commit_zap"]"#),
+            Self::MakeMmioSpte { gfn, access } => write!(out, r#"["make_mmio_spte",{gfn},{access}]"#),
+            Self::MakeMmioSpteRet { spte } => write!(out, r#"["make_mmio_spte_ret","{spte:#x}"]"#),
+            Self::TryUnsync { gfn, can_unsync, prefetch } => {
+                write!(out, r#"["try_unsync",{gfn},{},{}]"#, u8::from(can_unsync), u8::from(prefetch))
+            }
+            Self::TryUnsyncRet { ret } => write!(out, r#"["try_unsync_ret",{ret}]"#),
+            Self::ZapOldestRet { nr_zapped } => write!(out, r#"["zap_oldest_ret",{nr_zapped}]"#),
+            Self::ChangeMmuPages { goal } => write!(out, r#"["change_mmu_pages",{goal}]"#),
+            Self::MemslotsUpdated { slots_gen } => write!(out, r#"["memslots_updated","{slots_gen:#x}"]"#),
+            Self::InvalidateMmio { slots_gen } => write!(out, r#"["invalidate_mmio","{slots_gen:#x}"]"#),
+            Self::FlushShadowMemslot => write!(out, r#"["flush_shadow_memslot"]"#),
+            Self::ZapAllFastEnter => write!(out, r#"["zap_all_fast_enter"]"#),
+            Self::ZapAllFast { valid_gen, used } => write!(out, r#"["zap_all_fast",{valid_gen},{used}]"#),
+            Self::Requested { gfn, pfn, level } => write!(out, r#"["requested",{gfn},"{pfn:#x}",{level}]"#),
+            Self::UnmapHva { start, end } => write!(out, r#"["unmap_hva","{start:#x}","{end:#x}"]"#),
+            Self::AgeHva { start, end } => write!(out, r#"["age_hva","{start:#x}","{end:#x}"]"#),
+            Self::TestAgeHva { hva } => write!(out, r#"["test_age_hva","{hva:#x}"]"#),
+            Self::SetSpteHva { hva } => write!(out, r#"["set_spte_hva","{hva:#x}"]"#),
+        };
+    }
+
+    /// The form of the vectors of v6.1 and v6.12; nothing for what they do not list.
+    pub fn write_json_stepped(&self, out: &mut String) {
+        let _ = match *self {
+            Self::GetPage { page, created } => {
+                let unsync = u8::from(page.unsync);
+                let (id, gfn, role, valid_gen) = (page.id, page.gfn, page.role, page.valid_gen);
+                let (created, count) = (u8::from(created), page.root_count);
+                write!(out, r#"["get_page",{id},{gfn},"{role:#x}",{created},{valid_gen},{count},{unsync}]"#)
+            }
+            Self::PrepareZap { page } => {
+                let unsync = u8::from(page.unsync);
+                let (id, gfn, role, valid_gen, count) = (page.id, page.gfn, page.role, page.valid_gen, page.root_count);
+                write!(out, r#"["prepare_zap",{id},{gfn},"{role:#x}",{valid_gen},{count},{unsync}]"#)
+            }
+            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => {
+                let (spurious, fixed) = (handled >> 1 & 1, handled & 1);
+                write!(
+                    out,
+                    r#"["fast_pf",{vcpu},{addr},"{error_code:#x}",{page},{index},"{old:#x}","{new:#x}",{spurious},{fixed}]"#
+                )
+            }
+            Self::SetSpte { page, index, gfn, spte, level, rxu } => {
+                let (r, x, u) = (rxu & 1, rxu >> 1 & 1, rxu >> 2 & 1);
+                write!(out, r#"["set_spte",{gfn},"{spte:#x}",{level},{r},{x},{u},{page},{index}]"#)
+            }
+            // The type of a page fault is always part of what the emulator is told.
+            Self::Emulate { vcpu, addr, kind } => write!(out, r#"["emulate",{vcpu},{addr},{}]"#, kind | 0x40),
+            Self::LockBreak => write!(out, r#"["lock_break",0]"#),
+            Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal","{hva:#x}"]"#),
+            Self::ReloadMmus | Self::Age { .. } => Ok(()),
+            _ => {
+                self.write_json(out);
+                Ok(())
+            }
+        };
+    }
+
+    /// Every field, as a JSON object with the key `event`.
+    pub fn write_json_rich(&self, out: &mut String) {
+        let _ = match *self {
+            Self::GetPage { page, created } => {
+                let _ = write!(out, r#"{{"event":"get_page","created":{},"#, u8::from(created));
+                write_facts(&page, out)
+            }
+            Self::PrepareZap { page } => {
+                let _ = write!(out, r#"{{"event":"prepare_zap","#);
+                write_facts(&page, out)
+            }
+            Self::MarkMmio { page, index, gfn, access, mmio_gen } => write!(
+                out,
+                r#"{{"event":"mark_mmio","id":{page},"index":{index},"gfn":{gfn},"access":{access},"gen":{mmio_gen}}}"#
+            ),
+            Self::CheckMmio { spte, kvm_gen, spte_gen } => {
+                write!(out, r#"{{"event":"check_mmio","spte":"{spte:#x}","kvm_gen":{kvm_gen},"spte_gen":{spte_gen}}}"#)
+            }
+            Self::HandleMmio { addr, gfn, access } => {
+                write!(out, r#"{{"event":"handle_mmio","addr":{addr},"gfn":{gfn},"access":{access}}}"#)
+            }
+            Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => write!(
+                out,
+                r#"{{"event":"fast_pf","vcpu":{vcpu},"addr":{addr},"error_code":{error_code},"id":{page},"index":{index},"old":"{old:#x}","new":"{new:#x}","handled":{handled}}}"#
+            ),
+            Self::InvalidateZapAll { valid_gen, used } => {
+                write!(out, r#"{{"event":"invalidate_zap_all","valid_gen":{valid_gen},"used":{used}}}"#)
+            }
+            _ => {
+                let _ = write!(out, r#"{{"event":"#);
+                let mut plain = String::new();
+                self.write_json(&mut plain);
+                let body = plain.trim_start_matches('[').trim_end_matches(']');
+                let (name, args) = body.split_once(',').unwrap_or((body, ""));
+                write!(out, r#"{name},"args":[{args}]}}"#)
+            }
+        };
+    }
+}
+
+fn write_facts(page: &PageFacts, out: &mut String) -> std::fmt::Result {
+    write!(
+        out,
+        r#""id":{},"gfn":{},"role":"{:#x}","root_count":{},"unsync":{},"valid_gen":{}}}"#,
+        page.id,
+        page.gfn,
+        page.role,
+        page.root_count,
+        u8::from(page.unsync),
+        page.valid_gen
+    )
+}
+
+/// The log: off, a ring, or all.
+#[derive(Clone, Debug)]
+pub struct Events {
+    is_on: bool,
+    keep: usize,
+    log: VecDeque<Event>,
+}
+
+impl Events {
+    /// An empty log.
+    #[must_use]
+    pub fn new(mode: EventMode) -> Self {
+        let keep = match mode {
+            EventMode::Off => 0,
+            EventMode::Ring(keep) => keep,
+            EventMode::All => usize::MAX,
+        };
+        Self { is_on: keep > 0, keep, log: VecDeque::new() }
+    }
+
+    /// Whether anything is kept.
+    #[inline]
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// Logs what `make` gives; `make` is not called when the log is off.
+    #[inline]
+    pub fn push(&mut self, make: impl FnOnce() -> Event) {
+        if self.is_on {
+            self.push_on(make());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_on(&mut self, event: Event) {
+        if self.log.len() >= self.keep {
+            self.log.pop_front();
+        }
+        self.log.push_back(event);
+    }
+
+    /// The events kept, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Event> {
+        self.log.iter()
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.log.clear();
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.log.capacity() * size_of::<Event>()
+    }
+
+    /// The vectors' form of the log.
+    #[must_use]
+    pub fn json(&self, write: fn(&Event, &mut String)) -> String {
+        let mut out = String::from("[");
+        for event in &self.log {
+            let before = out.len();
+            write(event, &mut out);
+            if out.len() > before {
+                out.push(',');
+            }
+        }
+        if out.ends_with(',') {
+            out.pop();
+        }
+        out.push(']');
+        out
+    }
+}

@@ -1,0 +1,7 @@
+//! Watchers: they look at everything and change nothing.
+
+pub(in crate::mmu) mod audit;
+pub(in crate::mmu) mod left_over;
+pub(in crate::mmu) mod saved;
+pub(in crate::mmu) mod snapshot;
+pub(in crate::mmu) mod stepped_dump;

@@ -1,0 +1,15 @@
+//! Words: encodings, plans and configuration. They know no structures.
+
+pub mod access;
+pub mod addr;
+pub mod config;
+pub mod error;
+pub mod generation;
+pub mod level;
+pub mod mutants;
+pub mod plan;
+pub mod role;
+pub mod spte;
+pub mod stats;
+pub mod views;
+pub mod work;
