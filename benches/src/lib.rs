@@ -14,7 +14,7 @@ pub mod zap;
 use std::hint::black_box;
 
 use kvm_mmu::mmu::{
-    Config, EventMode, Family, GfnHash, KernelProfile, Mmu, Progress, RunReport, SlotChange, SlotSpec, Task,
+    Config, EventMode, Family, GfnHash, Kernel, Mmu, Progress, RunReport, SlotChange, SlotSpec, Task,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -66,7 +66,7 @@ pub fn timed(count: u64, work: impl FnOnce()) -> Timed {
 /// If the core refuses the configuration.
 #[must_use]
 pub fn vm(kernel: &str, npages: u64, flags: u32, gfn_hash: GfnHash) -> Mmu {
-    let profile = KernelProfile::by_name(kernel).expect("a known kernel");
+    let profile = Kernel::by_name(kernel).expect("a known kernel");
     let config = Config { family: Family::EptAd, events: EventMode::Off, gfn_hash, ..Config::new(profile) };
     let mut mmu = Mmu::new(config).expect("a valid configuration");
     let spec = SlotSpec { id: 0, base: 0, npages, hva: 0x10_0000_0000, flags };

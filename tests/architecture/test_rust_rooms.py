@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "verbs",
-        "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots fault prefetch"
+        "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots page_fault prefetch"
         " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
         " install_slot zap_batch direct_map direct_page_fault nx_huge_pages prefault",
     ),
@@ -38,7 +38,7 @@ HEIGHT = {name: height for height, names in enumerate(ROOMS) for name in names}
 # recovered.
 UPWARD_CALLS = {
     ("direct_map", "note_nx"),
-    ("fault", "copy_page"),
+    ("page_fault", "copy_page"),
     ("nx_huge_pages", "prepare_in_run"),
     ("nx_huge_pages", "flush_or_zap"),
     ("head_walk", "slot_level"),
@@ -257,12 +257,12 @@ BROKEN = [
     (upward, "mmu/words/addr.rs", "use crate::mmu::tlb::Tlb;\n"),
     (upward, "mmu/words/spte/make.rs", "use super::super::slots::Slot;\n"),
     (upward, "mmu/vm/slots.rs", "use super::zap;\n"),
-    (upward, "mmu/vm/slots.rs", "use super::{addr::Gfn, fault::{self, Fault}};\n"),
+    (upward, "mmu/vm/slots.rs", "use super::{addr::Gfn, page_fault::{self, Fault}};\n"),
     (upward, "mmu/shadow/zap.rs", "fn f() { crate::mmu::audit::audit(); }\n"),
     (upward, "mmu/attic.rs", "fn f() {}\n"),
     (rooms_one_way, "mmu/words/addr.rs", "use crate::mmu::vm::slots::Slot;\n"),
     (rooms_one_way, "mmu/shadow/zap.rs", "use crate::mmu::zap::zap_plan;\n"),
-    (rooms_one_way, "mmu/fault/fault.rs", "use crate::mmu::range::dirty_log;\n"),
+    (rooms_one_way, "mmu/fault/page_fault.rs", "use crate::mmu::range::dirty_log;\n"),
     (outside, "mmu/words/addr.rs", "use pyo3::prelude::*;\n"),
     (outside, "mmu/words/addr.rs", "fn f() { let _ = std::time::Instant::now(); }\n"),
     (outside, "mmu/words/addr.rs", "use std::collections::HashMap;\n"),
@@ -303,7 +303,7 @@ def test_a_break_is_found(rule, file: str, text: str, tmp_path: Path) -> None:  
 
 def test_a_call_upward_is_found(tmp_path: Path) -> None:
     src = tree(tmp_path, "mmu/range/notifier.rs", "fn f(&mut self) { self.handle(); self.write(); }\n")
-    for file, method in (("mmu/fault/fault.rs", "handle"), ("mmu/shadow/spte_write.rs", "write")):
+    for file, method in (("mmu/fault/page_fault.rs", "handle"), ("mmu/shadow/spte_write.rs", "write")):
         path = src / file
         path.parent.mkdir(parents=True)
         path.write_text(f"impl MmuState {{\n    pub fn {method}(&mut self) {{}}\n}}\n", encoding="utf-8")

@@ -4,7 +4,7 @@
 //! that would not change is left alone, and then nothing is mapped ahead.
 
 use crate::kernels::{ChildReuse, LargeInWay, OldEntryExempts};
-use crate::mmu::fault::fault::{Handled, PTE_PREFETCH_NUM};
+use crate::mmu::fault::page_fault::{Handled, PTE_PREFETCH_NUM};
 use crate::mmu::shadow::link::{Backing, Mapping, RMAP_RECYCLE_THRESHOLD};
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
 use crate::mmu::shadow::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};

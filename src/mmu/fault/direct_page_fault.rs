@@ -5,7 +5,7 @@
 //! `is_page_fault_stale`. What the tables become is in `direct_map`.
 
 use crate::kernels::{MmioCacheAccess, StaleTest};
-use crate::mmu::fault::fault::{Frame, Handled, MMIO_CACHE_ACCESS};
+use crate::mmu::fault::page_fault::{Frame, Handled, MMIO_CACHE_ACCESS};
 use crate::mmu::shadow::link::{Backing, Mapping};
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::shadow::roots::ENOSPC;

@@ -3,7 +3,7 @@
 //! Models v6.12 `kvm_arch_vcpu_pre_fault_memory`, `kvm_tdp_map_page`. A signal is pending after eight looks, so that a
 //! root that nobody drops ends the call.
 
-use crate::mmu::fault::fault::Handled;
+use crate::mmu::fault::page_fault::Handled;
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::PFERR_GUEST_FINAL;
