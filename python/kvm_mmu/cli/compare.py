@@ -15,6 +15,7 @@ from typing import Any
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.compare import compare
+from kvm_mmu.lab.comparison_text import sentence
 from kvm_mmu.lab.cost import MODELS
 from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
@@ -219,5 +220,5 @@ def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder
         for path in written:
             print(f"written: {path}")
         for text in result.finding_lines():
-            print(text)
+            print(sentence(text))
     return 1 if result.findings else 0

@@ -6,6 +6,7 @@ text that is too long is numbered and written out below.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -68,10 +69,23 @@ def text(found: Comparison, wide: bool, measured: bool) -> str:
         parts.append("measured wall time of this program (not a kernel's), seconds")
         shown = tuple(found.measured_rows[0])
         parts.append(text_table({n: [r[n] for r in found.measured_rows] for n in shown}, indent="  "))
-    if not wide:
-        parts += [f"note: {note}" for note in _differences(found.sides)]
-    parts += [f"note: {note}" for note in found.notes]
-    return escaped("\n".join(part for part in parts if part))
+    notes = [] if wide else _differences(found.sides)
+    said = [sentence(f"note: {note}") for note in [*notes, *found.notes]]
+    return "\n".join([*(escaped(part) for part in parts if part), *said])
+
+
+def sentence(text: str) -> str:
+    """Write a note or a finding for a terminal.
+
+    Args:
+        text: the sentence.
+
+    Returns:
+        It in lines of at most 80 columns; a word that is longer, such as a file name, is not cut.
+    """
+    return textwrap.fill(
+        escaped(text), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -95,7 +95,7 @@ def _table(found: Comparison) -> str:
         parts.append(f"nodes visited grow as {power}: {', '.join(names)}")
     ours = f" of {rows[0]['input']}: no way to do a "
     left = [note for note in found.notes if ours in note]
-    return "\n".join([*parts, *(f"note: {note}" for note in left)])
+    return "\n".join([*parts, *(comparison_text.sentence(f"note: {note}") for note in left)])
 
 
 def run_demo(
