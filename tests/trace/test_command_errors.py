@@ -27,6 +27,12 @@ def test_an_error_names_the_command(command: str):
     assert done.stderr.startswith(f"kvm-mmu trace {command}: nowhere.txt: ")
 
 
+def test_an_option_that_is_none_of_its_own_names_the_command_too():
+    done = run("trace", "strip", "nowhere.txt", "--kernel", "v5.0\x1b[31m")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "kvm-mmu trace strip: unrecognized arguments: --kernel v5.0\\x1b[31m\n"
+
+
 def test_trace_alone_lists_its_commands():
     done = run("trace")
     assert (done.returncode, done.stdout) == (2, "")

@@ -115,7 +115,11 @@ def _run(words: list[str], command: str) -> int:
     if not words:
         parser.print_help(sys.stderr)
         return 2
-    args = parser.parse_args(words)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        return _fail(
+            command_line(args).removeprefix("kvm-mmu "), f"unrecognized arguments: {' '.join(unknown)}", 2
+        )
     if sys.stdout is None:
         return _fail(command, "stdout is closed", 2)
     if args.verbose:
