@@ -14,6 +14,7 @@ from typing import Any
 from kvm_mmu.reference import Engine
 from kvm_mmu.reference.dirty_log import kvm_mmu_slot_remove_write_access
 from kvm_mmu.reference.fault import kvm_mmu_page_fault
+from kvm_mmu.reference.kernels import kernel
 from kvm_mmu.reference.page import kvm_mmu_get_page
 from kvm_mmu.reference.pte_list import PteList, pte_list_add, pte_list_remove
 from kvm_mmu.reference.rmap import kvm_mmu_page_get_gfn, rmap_add, rmap_remove
@@ -176,9 +177,10 @@ def rmap_row(kernel: str) -> float:
 
 def pte_list(length: int) -> tuple[float, float]:
     heads = [PteList() for _ in range(PAGES // length)]
+    rules = kernel("v5.0")
     entries = [(head, (at, n & 511)) for at in range(length) for n, head in enumerate(heads)]
-    add = timed(len(entries), lambda: [pte_list_add(head, sptep) for head, sptep in entries])
-    remove = timed(len(entries), lambda: [pte_list_remove(head, sptep) for head, sptep in entries])
+    add = timed(len(entries), lambda: [pte_list_add(rules, head, sptep) for head, sptep in entries])
+    remove = timed(len(entries), lambda: [pte_list_remove(rules, head, sptep) for head, sptep in entries])
     return add, remove
 
 

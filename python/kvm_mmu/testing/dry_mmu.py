@@ -12,7 +12,6 @@ recordings have it.
 
 from __future__ import annotations
 
-from kvm_mmu.testing.dry_host import PAGES_2M
 from kvm_mmu.testing.dry_pages import MMU_WRITABLE, SPTEP, DryPage, DryVcpu, W, is_mmio
 from kvm_mmu.testing.dry_slots import GEN_MASK, LOG_DIRTY, READONLY, DrySlot, DrySlots
 
@@ -118,12 +117,9 @@ class DryMmu(DrySlots):
         return bool(spurious or fixed)
 
     def _level(self, slot: DrySlot, gfn: int, error: int) -> int:
-        start = gfn & -PAGES_2M
         if slot.flags & LOG_DIRTY or (error & _FETCH and self.facts.nx_huge_pages):
             return 1
-        is_aligned = not (slot.base ^ (slot.hva >> 12)) & PAGES_2M - 1
-        whole = slot.has(start) and slot.has(start + PAGES_2M - 1)
-        return 2 if whole and is_aligned and self.host.is_2m(slot.page(gfn)) else 1
+        return 2 if self.may_be_2m(slot, gfn) and self.host.is_2m(slot.page(gfn)) else 1
 
     def _map(self, vcpu: DryVcpu, gpa: int, error: int, slot: DrySlot | None) -> bool:
         gfn, page = gpa >> 12, vcpu.roots[0 if self.facts.npt else gpa >> 30 & 3]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvm_mmu.testing.dry_host import DryHost
+from kvm_mmu.testing.dry_host import PAGES_2M, DryHost
 from kvm_mmu.testing.dry_pages import MIN_LIMIT, MMU_WRITABLE, DryFacts, DryPage, DryPages, W, is_mmio
 
 LOG_DIRTY, READONLY = 1, 2
@@ -129,15 +129,20 @@ class DrySlots(DryPages):
         everything = (slot, slot.base, slot.base + slot.npages)
         if not flags & LOG_DIRTY:
             self.say("zap_collapsible", "")
-            self._each_leaf(
-                *everything, (1,), lambda p, i, w: None if self._is_collapsible(slot, p, i) else w
-            )
+            self._each_leaf(*everything, (1,), lambda p, _i, w: None if self._is_collapsible(slot, p) else w)
         elif not self.manual & _MANUAL_INITIALLY_SET:
             self.say("slot_wrprot", "start_level=1")
             self._each_leaf(*everything, (1, 2, 3), lambda _p, _i, word: word & ~W)
 
-    def _is_collapsible(self, slot: DrySlot, page: DryPage, index: int) -> bool:
-        return slot.has(page.gfn) and self.host.is_2m(slot.page(page.gfn_at(index)))
+    def _is_collapsible(self, slot: DrySlot, page: DryPage) -> bool:
+        """Whether 2 MiB may stand where this table does: in the slot, aligned as in the host, one host page."""
+        return self.may_be_2m(slot, page.gfn) and self.host.is_2m(slot.page(page.gfn))
+
+    def may_be_2m(self, slot: DrySlot, gfn: int) -> bool:
+        """Whether the slot has all 2 MiB around a gfn, aligned as the host has them."""
+        start = gfn & -PAGES_2M
+        is_aligned = not (slot.base ^ (slot.hva >> 12)) & PAGES_2M - 1
+        return is_aligned and slot.has(start) and slot.has(start + PAGES_2M - 1)
 
     def _each_leaf(
         self,

@@ -41,6 +41,18 @@ impl MmuState {
                     self.work.heads_visited += made;
                     walk.done += made;
                     wanted
+                } else if let Some((copied, held)) = self.heads_at_once(slot, walk, index) {
+                    let most = (held as u64).min(len - walk.done);
+                    let (made, wanted) = if walk.is_polled { self.need_resched_many(most) } else { (most, false) };
+                    self.work.heads_visited += made;
+                    self.slice.spend(made.saturating_sub(1));
+                    for (head, _) in copied.into_iter().zip(0..made) {
+                        if !head.is_empty() {
+                            walk.flush |= self.handle_kept(walk.handler, head);
+                        }
+                    }
+                    walk.done += made;
+                    wanted
                 } else {
                     self.work.heads_visited += 1;
                     walk.flush |= self.handle_head(slot, walk.handler, index, walk.level);
@@ -69,6 +81,26 @@ impl MmuState {
         Step::Done
     }
 
+    /// The heads of a chunk, where they are polled one like the other and their handler leaves them as they are.
+    fn heads_at_once(&self, slot: SlotAt, walk: &HeadWalk, index: u64) -> Option<([PteHead; 64], usize)> {
+        let is_kept = matches!(walk.handler, Handler::WriteProtect | Handler::ClearDirty | Handler::SetDirty);
+        if !is_kept || self.config.kernel.walk_skips_empty_heads {
+            return None;
+        }
+        self.slot_body(slot).rmap[usize::from(walk.level) - 1].rest_of_chunk(index)
+    }
+
+    /// Handles one head whose list stays as it is; whether TLBs must be flushed.
+    #[inline]
+    fn handle_kept(&mut self, handler: Handler, head: PteHead) -> bool {
+        match handler {
+            Handler::WriteProtect => self.write_protect_head(head, false),
+            Handler::ClearDirty => self.for_each_spte(head, Self::spte_clear_dirty),
+            Handler::SetDirty => self.for_each_spte(head, Self::spte_set_dirty),
+            Handler::Zap | Handler::ZapCollapsible => false,
+        }
+    }
+
     fn flush_inside(&mut self, first: Gfn, last: Gfn) {
         if self.config.kernel.walk_flush_ranged {
             self.flush_remote_tlbs_with_address(first, last.0.wrapping_sub(first.0).wrapping_add(1));
@@ -84,9 +116,7 @@ impl MmuState {
             return false;
         }
         match handler {
-            Handler::WriteProtect => self.write_protect_head(head, false),
-            Handler::ClearDirty => self.for_each_spte(head, Self::spte_clear_dirty),
-            Handler::SetDirty => self.for_each_spte(head, Self::spte_set_dirty),
+            Handler::WriteProtect | Handler::ClearDirty | Handler::SetDirty => self.handle_kept(handler, head),
             Handler::Zap => self.zap_rmap(slot, index, level),
             Handler::ZapCollapsible => self.zap_collapsible(slot, index, level),
         }

@@ -105,6 +105,17 @@ impl<T: Copy + PartialEq> SlotArray<T> {
         }
     }
 
+    /// The elements from an index to the end of its chunk, copied, and how many they are; none where nothing was written.
+    #[inline]
+    #[must_use]
+    pub fn rest_of_chunk(&self, index: u64) -> Option<([T; CHUNK], usize)> {
+        let (node, chunk, at) = place(index);
+        let values = self.nodes.get(node)?.as_ref()?[chunk].as_ref()?;
+        let mut copied = **values;
+        copied.rotate_left(at);
+        Some((copied, CHUNK - at))
+    }
+
     /// The element at an index, to change; none beyond the end.
     #[inline]
     pub fn get_mut(&mut self, index: u64) -> Option<&mut T> {
