@@ -243,6 +243,41 @@ words! {
         /// The bit MMU-writable lost.
         MmuWritable = "mmu_writable",
     }
+    /// In which passes a root of the TDP MMU is zapped.
+    TdpRootZap {
+        /// Level 3, then the root's level: what lies below goes by recursion.
+        Large = "large",
+        /// Level 1, 2, 3, then the root's level.
+        EachLevel = "each_level",
+    }
+    /// The order of an atomic zap of one entry in the TDP MMU.
+    TdpAtomicZap {
+        /// The entry becomes frozen and is reported so, then the flush.
+        ReportFirst = "report_first",
+        /// The flush, then the entry is reported as empty.
+        FlushFirst = "flush_first",
+    }
+    /// What a fault does to a large leaf of the TDP MMU that stands where a table is needed.
+    TdpLargeInWay {
+        /// It is zapped: the rest of the large page is unmapped.
+        Zapped = "zapped",
+        /// It is split in place.
+        Split = "split",
+    }
+    /// What is flushed when a fault puts a large leaf of the TDP MMU where a table was.
+    TdpFaultFlush {
+        /// What the table that holds the leaf maps.
+        Table = "table",
+        /// What the leaf maps.
+        Leaf = "leaf",
+    }
+    /// What the end of the dirty log does to a link of the TDP MMU that could be a large leaf.
+    TdpCollapse {
+        /// The link is zapped: the next fault maps large.
+        Zapped = "zapped",
+        /// A large leaf takes its place.
+        InPlace = "in_place",
+    }
 }
 
 macro_rules! facts {
@@ -371,4 +406,20 @@ facts! {
     has_prefault: bool, "KVM_PRE_FAULT_MEMORY exists.", Vector;
     spte_flush: SpteFlush, "Which change of an SPTE needs a flush.", Source;
     copies_ad_on_zap: bool, "A zapped leaf hands its accessed and dirty bits to the host page.", Source;
+    has_tdp_mmu: bool, "There is a TDP MMU, and it serves guests that are not nested unless a parameter says otherwise.", Recording;
+    tdp_load_needs_room: bool, "Loading a root of the TDP MMU makes room for shadow pages first, and fails before the first memslot.", Vector;
+    tdp_root_zap: TdpRootZap, "In which passes a root of the TDP MMU is zapped.", Vector;
+    tdp_atomic_zap: TdpAtomicZap, "In which order one entry of the TDP MMU is zapped under the shared lock.", Vector;
+    tdp_large_in_way: TdpLargeInWay, "What a fault does to a large leaf of the TDP MMU where it needs a table.", Vector;
+    tdp_fault_flush: TdpFaultFlush, "What is flushed when a fault puts a leaf of the TDP MMU over a link.", Vector;
+    tdp_walks_invalid_roots: bool, "The dirty log's masks, write protection of a gfn and zap_gfn_range also walk invalid roots of the TDP MMU.", Source;
+    tdp_split_whole_mask: bool, "A split for a mask of the dirty log reaches the last page of the mask, else it ends before it.", Vector;
+    tdp_split_drops_lock: bool, "A split of the TDP MMU drops the lock for each table it allocates.", Vector;
+    tdp_log_marks_dirty: bool, "Where the dirty log takes W or D from a small leaf of the TDP MMU, the host page is marked dirty whatever the leaf's D.", Vector;
+    tdp_age_marks_twice: bool, "Aging a writable leaf of the TDP MMU without A/D bits marks the host page dirty again after the report.", Vector;
+    tdp_collapse: TdpCollapse, "What the end of the dirty log does to a link of the TDP MMU that could be a large leaf.", Recording;
+    tdp_allowed_is_spurious: bool, "A fault that finds a leaf of the TDP MMU that allows it is spurious at once and reports nothing.", Recording;
+    tdp_nx_recovery_shared: bool, "NX recovery zaps a table of the TDP MMU under the shared lock.", Recording;
+    tdp_nx_count_kept: bool, "NX recovery does not lower the count of the TDP MMU's tables that it takes off its list.", Recording;
+    tdp_subtree_first: bool, "A change that removes a table is reported after the table's own.", Recording;
 }

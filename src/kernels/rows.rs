@@ -2,8 +2,8 @@
 
 use super::facts::{
     AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FaultReturns, Kernel, LargeInWay, LogOnFlush,
-    MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, ZapRangeBlocks,
-    ZapRangeFlush,
+    MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, TdpAtomicZap,
+    TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, ZapRangeBlocks, ZapRangeFlush,
 };
 use super::layouts::{GenerationKind, RoleLayout, SpteKind};
 use crate::mmu::{Plans, ZapPlan};
@@ -95,6 +95,22 @@ impl Kernel {
         has_prefault: false,
         spte_flush: SpteFlush::AnyBit,
         copies_ad_on_zap: true,
+        has_tdp_mmu: false,
+        tdp_load_needs_room: true,
+        tdp_root_zap: TdpRootZap::Large,
+        tdp_atomic_zap: TdpAtomicZap::ReportFirst,
+        tdp_large_in_way: TdpLargeInWay::Zapped,
+        tdp_fault_flush: TdpFaultFlush::Table,
+        tdp_walks_invalid_roots: true,
+        tdp_split_whole_mask: false,
+        tdp_split_drops_lock: false,
+        tdp_log_marks_dirty: false,
+        tdp_age_marks_twice: true,
+        tdp_collapse: TdpCollapse::Zapped,
+        tdp_allowed_is_spurious: false,
+        tdp_nx_recovery_shared: false,
+        tdp_nx_count_kept: false,
+        tdp_subtree_first: false,
     };
 
     /// Linux 5.0 with the seed patch: the flag `mmio_cached` and a wrap that zaps only flagged pages.
@@ -215,6 +231,7 @@ impl Kernel {
         collapse: Collapse::ByTable,
         limit_on_resize: true,
         has_eager_split: true,
+        has_tdp_mmu: true,
         ..Self::V5_10
     };
 
@@ -254,6 +271,16 @@ impl Kernel {
         has_slot_zap_all_quirk: true,
         nx_recovery_spares_logged: true,
         has_prefault: true,
+        tdp_load_needs_room: false,
+        tdp_root_zap: TdpRootZap::EachLevel,
+        tdp_atomic_zap: TdpAtomicZap::FlushFirst,
+        tdp_large_in_way: TdpLargeInWay::Split,
+        tdp_fault_flush: TdpFaultFlush::Leaf,
+        tdp_walks_invalid_roots: false,
+        tdp_split_whole_mask: true,
+        tdp_split_drops_lock: true,
+        tdp_log_marks_dirty: true,
+        tdp_age_marks_twice: false,
         ..Self::V6_1_0
     };
 
@@ -287,6 +314,11 @@ impl Kernel {
         aging_is_lockless: true,
         spte_flush: SpteFlush::MmuWritable,
         copies_ad_on_zap: false,
+        tdp_log_marks_dirty: false,
+        tdp_collapse: TdpCollapse::InPlace,
+        tdp_allowed_is_spurious: true,
+        tdp_nx_recovery_shared: true,
+        tdp_nx_count_kept: true,
         ..Self::V6_12_0
     };
 
@@ -317,6 +349,7 @@ impl Kernel {
         access_bits: AccessBits::Rwux,
         mark_mmio_access_mask: 15,
         zap_spares_rooted_child: true,
+        tdp_subtree_first: true,
         ..Self::V7_1
     };
 

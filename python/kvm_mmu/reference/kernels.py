@@ -112,6 +112,23 @@ class KernelRules:
     has_prefault: bool = False
     spte_flush: str = "any_bit"  # which lost bits of an entry ask for a flush
     copies_ad_on_zap: bool = True
+    # The TDP MMU.
+    has_tdp_mmu: bool = False
+    tdp_load_needs_room: bool = True  # a root is loaded only where shadow pages may be made
+    tdp_root_zap: str = "large"  # the passes of a root's zap: large, each_level
+    tdp_atomic_zap: str = "report_first"  # of one entry: report_first, flush_first
+    tdp_large_in_way: str = "zapped"  # a fault needs a table where a large leaf stands: zapped, split
+    tdp_fault_flush: str = "table"  # after a leaf took a link's place: the range of the table, of the leaf
+    tdp_walks_invalid_roots: bool = True  # also masks, single gfns and zap_gfn_range
+    tdp_split_whole_mask: bool = False  # the split for a mask reaches its last page
+    tdp_split_drops_lock: bool = False  # for each table it allocates
+    tdp_log_marks_dirty: bool = False  # the host page of a small leaf that loses W or D to the log
+    tdp_age_marks_twice: bool = True  # the host page of a writable leaf without A/D bits
+    tdp_collapse: str = "zapped"  # a link that could be a large leaf when the log ends: zapped, in_place
+    tdp_allowed_is_spurious: bool = False  # a leaf that allows the access ends the fault unseen
+    tdp_nx_recovery_shared: bool = False  # the lock of a recovered table's zap
+    tdp_nx_count_kept: bool = False  # recovery lowers the count of another list
+    tdp_subtree_first: bool = False  # the change of a link is reported after those of its table
     # What the vectors of v6 showed besides.
     walk_skips_empty_heads: bool = False  # a walk polls only after heads that hold something
     notifier_by_hva: bool = False  # notifiers come to slots by host address, else as the array has them
@@ -226,6 +243,7 @@ _V6_1_0 = replace(
     collapse="by_table",
     limit_on_resize=True,
     has_eager_split=True,
+    has_tdp_mmu=True,
     walk_skips_empty_heads=True,
     notifier_by_hva=True,
     zap_list_in_order=True,
@@ -264,6 +282,16 @@ _V6_12_0 = replace(
     has_slot_zap_all_quirk=True,
     nx_recovery_spares_logged=True,
     has_prefault=True,
+    tdp_load_needs_room=False,
+    tdp_root_zap="each_level",
+    tdp_atomic_zap="flush_first",
+    tdp_large_in_way="split",
+    tdp_fault_flush="leaf",
+    tdp_walks_invalid_roots=False,
+    tdp_split_whole_mask=True,
+    tdp_split_drops_lock=True,
+    tdp_log_marks_dirty=True,
+    tdp_age_marks_twice=False,
 )
 _V6_12 = replace(
     _V6_12_0,
@@ -291,6 +319,11 @@ _V6_18 = replace(
     aging_is_lockless=True,
     spte_flush="mmu_writable",
     copies_ad_on_zap=False,
+    tdp_log_marks_dirty=False,
+    tdp_collapse="in_place",
+    tdp_allowed_is_spurious=True,
+    tdp_nx_recovery_shared=True,
+    tdp_nx_count_kept=True,
 )
 _V7_1 = replace(
     _V6_18,
@@ -315,6 +348,7 @@ _V7_2_6 = replace(
     access_bits="rwux",
     mark_mmio_access_mask=15,
     zap_spares_rooted_child=True,
+    tdp_subtree_first=True,
 )
 _V7_2 = replace(_V7_2_6, name="v7.2", release="7.2.12", mmio_cache_space="own")
 _V7_3 = replace(_V7_2, name="v7.3", release="7.3.4")
