@@ -60,7 +60,7 @@ $(VENV)/.dist: constraints.txt pyproject.toml | $(VENV)/.base
 # The native module, release profile, in place: built again when its sources changed or the library is gone.
 $(VENV)/.built: $(NATIVE) $(if $(LIBRARY),,FORCE) | $(VENV)/.base
 	@command -v cargo >/dev/null || { echo "make: no cargo: install Rust 1.95 or newer" >&2; exit 1; }
-	@echo "building the native module (about a minute the first time)" >&2
+	@echo "building the native module (one to two minutes the first time)" >&2
 	@$(ENVIRON) $(PY) -m pip --disable-pip-version-check install -q --no-input --no-build-isolation --no-deps -e .
 	@touch $@
 FORCE:
@@ -74,7 +74,7 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.test $(VENV)/.built
 	PROPTEST_RNG_SEED=20190110 cargo test --quiet
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n auto --dist worksteal $(PYTEST)
 
 lint: $(VENV)/.lint $(VENV)/.built
 	cargo fmt --check
