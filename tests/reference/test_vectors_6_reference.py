@@ -1,6 +1,7 @@
 """The reference against the vectors of format 6: every result, event, counter, digest and state of every step.
 
-The files that come with the project run always, all of them in a long run. Only the direct MMU of shadow pages is here.
+The files that come with the project run always, all of them in a long run: of the TDP MMU, and of the direct MMU of
+shadow pages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FAMILIES = ("npt", "ept_ad", "ept_noad")
 def files_in(top: Path) -> dict[str, Path]:
     found = {}
     for variant in VARIANTS:
-        for path in sorted((top / variant).glob("*.tdp0.jsonl*")):
+        for path in sorted((top / variant).glob("*.tdp[01].jsonl*")):
             if path.name.split(".")[1] in FAMILIES:
                 found[f"{variant}/{path.name.split('.jsonl')[0]}"] = path
     return found
@@ -39,8 +40,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_there_are_files_of_both_kernels_and_all_families() -> None:
-    assert {(name.split("/")[0], name.split(".")[-2]) for name in OURS} == {
-        (variant, family) for variant in VARIANTS for family in FAMILIES
+    assert {(name.split("/")[0], *name.split(".")[-2:]) for name in OURS} == {
+        (variant, family, mmu) for variant in VARIANTS for family in FAMILIES for mmu in ("tdp0", "tdp1")
     }
 
 

@@ -17,7 +17,7 @@ from .flush import (
     kvm_flush_remote_tlbs,
     kvm_flush_remote_tlbs_with_address,
 )
-from .host_memory import host_pfn_mapping_level, is_compound_page
+from .host_memory import is_compound_page, kvm_mmu_max_mapping_level
 from .pte_list import PteList, pte_list_entries
 from .rmap import (
     drop_spte,
@@ -39,8 +39,14 @@ from .slot_walk import (
     slot_handle_level_range,
     whole_slot,
 )
-from .slots import mmu_gfn_lpage_is_disallowed
 from .state import Kvm, KvmMemorySlot, ShadowPage
+from .tdp.collapse import kvm_tdp_mmu_zap_collapsible_sptes
+from .tdp.dirty_log import (
+    kvm_tdp_mmu_clear_dirty_pt_masked,
+    kvm_tdp_mmu_clear_dirty_slot,
+    kvm_tdp_mmu_wrprot_slot,
+)
+from .tdp.split import kvm_tdp_mmu_try_split_huge_pages
 from .track import kvm_mmu_slot_gfn_write_protect
 
 LARGE_PAGES = kvm_pages_per_hpage(2)
@@ -64,6 +70,13 @@ def walk_slot(kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Level
     return slot_handle_level_range(kvm, whole_slot(slot, levels), handler, flush_on_yield=False)
 
 
+def kvm_mmu_slot_try_split_huge_pages(kvm: Kvm, slot: KvmMemorySlot, target_level: int) -> None:
+    """Split what is larger than a level, under the shared lock; the direct MMU of shadow pages splits nothing."""
+    if kvm.config.tdp_mmu:
+        end = slot.base_gfn + slot.npages
+        kvm_tdp_mmu_try_split_huge_pages(kvm, slot, slot.base_gfn, end, target_level, shared=True)
+
+
 def walk_then_flush_slot(kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, levels: Levels) -> None:
     """v5: the flush comes once, after the lock is released. v6 leaves it to whom asked for the walk."""
     if walk_slot(kvm, slot, handler, levels) and kvm.rules.log_on_flush == "if_changed":
@@ -71,27 +84,28 @@ def walk_then_flush_slot(kvm: Kvm, slot: KvmMemorySlot, handler: RmapHandler, le
 
 
 def kvm_mmu_slot_remove_write_access(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    if kvm.config.tdp_mmu:
+        kvm_tdp_mmu_wrprot_slot(kvm, slot, PT_PAGE_TABLE_LEVEL)
+        return
     walk_then_flush_slot(kvm, slot, write_protect_head, ALL_LEVELS)
 
 
 def kvm_mmu_slot_largepage_remove_write_access(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    if kvm.config.tdp_mmu:
+        kvm_tdp_mmu_wrprot_slot(kvm, slot, LARGE_LEVELS.first)
+        return
     walk_then_flush_slot(kvm, slot, write_protect_head, LARGE_LEVELS)
 
 
 def kvm_mmu_slot_leaf_clear_dirty(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    if kvm.config.tdp_mmu:
+        kvm_tdp_mmu_clear_dirty_slot(kvm, slot)
+        return
     walk_then_flush_slot(kvm, slot, clear_dirty_head, LEAF_LEVEL)
 
 
 def kvm_mmu_slot_set_dirty(kvm: Kvm, slot: KvmMemorySlot) -> None:
     walk_then_flush_slot(kvm, slot, set_dirty_head, ALL_LEVELS)
-
-
-def kvm_mmu_max_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
-    """v6: the highest level that nothing vetoes, but not above that of the host's page."""
-    level = kvm.config.lpage_level
-    while level > PT_PAGE_TABLE_LEVEL and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
-        level -= 1
-    return min(level, host_pfn_mapping_level(kvm, slot, gfn)) if level > PT_PAGE_TABLE_LEVEL else level
 
 
 def is_collapsible(kvm: Kvm, slot: KvmMemorySlot, sp: ShadowPage, spte: int) -> bool:
@@ -139,6 +153,9 @@ def check_tables_begin_in_slot(kvm: Kvm, slot: KvmMemorySlot) -> None:
 
 
 def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    if kvm.config.tdp_mmu:
+        kvm_tdp_mmu_zap_collapsible_sptes(kvm, slot)
+        return
     check_tables_begin_in_slot(kvm, slot)
     levels = LEAF_LEVEL if kvm.rules.collapse == "by_leaf" else COLLAPSIBLE_LEVELS
     walk = whole_slot(slot, levels)
@@ -166,12 +183,31 @@ def kvm_arch_mmu_enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemorySlot, offse
     if kvm.dirty_log_initially_set and mask:
         first = slot.base_gfn + offset + (mask & -mask).bit_length() - 1
         last = slot.base_gfn + offset + mask.bit_length() - 1
+        if kvm.config.tdp_mmu and kvm.eager_page_split:
+            end = last + 1 if kvm.rules.tdp_split_whole_mask else last
+            kvm_tdp_mmu_try_split_huge_pages(kvm, slot, first, end, PT_PAGE_TABLE_LEVEL, shared=False)
         kvm_mmu_slot_gfn_write_protect(kvm, slot, first, LARGE_LEVELS.first)
         # Rounded up, so two gfns of one large page can differ and two of different ones can be the same.
         if -first // LARGE_PAGES != -last // LARGE_PAGES:
             kvm_mmu_slot_gfn_write_protect(kvm, slot, last, LARGE_LEVELS.first)
-    handler = clear_dirty_head if kvm.config.pml else write_protect_head
-    handle_masked_gfns(kvm, slot, offset, mask, handler)
+    if kvm.config.pml:
+        kvm_mmu_clear_dirty_pt_masked(kvm, slot, offset, mask)
+    else:
+        kvm_mmu_write_protect_pt_masked(kvm, slot, offset, mask)
+
+
+def kvm_mmu_write_protect_pt_masked(kvm: Kvm, slot: KvmMemorySlot, offset: int, mask: int) -> None:
+    if kvm.config.tdp_mmu:
+        kvm_tdp_mmu_clear_dirty_pt_masked(kvm, slot, slot.base_gfn + offset, mask, wrprot=True)
+    else:
+        handle_masked_gfns(kvm, slot, offset, mask, write_protect_head)
+
+
+def kvm_mmu_clear_dirty_pt_masked(kvm: Kvm, slot: KvmMemorySlot, offset: int, mask: int) -> None:
+    if kvm.config.tdp_mmu:
+        kvm_tdp_mmu_clear_dirty_pt_masked(kvm, slot, slot.base_gfn + offset, mask, wrprot=False)
+    else:
+        handle_masked_gfns(kvm, slot, offset, mask, clear_dirty_head)
 
 
 def flush_dirty_log(kvm: Kvm, slot: KvmMemorySlot) -> None:

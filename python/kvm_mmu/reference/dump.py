@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from . import spte as word
@@ -140,7 +141,7 @@ def dump_state_6(kvm: Kvm) -> dict[str, Any]:
     """The state of format 6: the statistics too, and equal neighbours as runs; there is no TDP MMU here."""
     return {
         "as": [
-            {"gen": hex(memslots.generation), "slots": [dump_slot_6(slot) for slot in memslots.memslots]}
+            {"gen": hex(memslots.generation), "slots": [dump_slot_6(kvm, slot) for slot in memslots.memslots]}
             for memslots in kvm.memslots
         ],
         "used": kvm.n_used_mmu_pages,
@@ -150,9 +151,7 @@ def dump_state_6(kvm: Kvm) -> dict[str, Any]:
         "valid_gen": kvm.mmu_valid_gen,
         "zapped_obsolete": len(kvm.zapped_obsolete_pages),
         "nx_list": list(kvm.possible_nx_huge_pages),
-        "tdp_pages": None,
-        "roots": None,
-        "tdp": None,
+        **dump_tdp(kvm),
         "active": [dump_page_6(kvm, kvm.pages[page_id]) for page_id in list_pages(kvm.active)],
         "vcpus": [dump_vcpu_6(kvm, vcpu) for vcpu in kvm.vcpus],
         "stat": dict(kvm.stat),
@@ -161,8 +160,47 @@ def dump_state_6(kvm: Kvm) -> dict[str, Any]:
     }
 
 
-def dump_slot_6(slot: KvmMemorySlot) -> dict[str, Any]:
+def dump_tdp(kvm: Kvm) -> dict[str, Any]:
+    """The roots, newest first, and every table below them, depth first."""
+    if not kvm.config.tdp_mmu:
+        return {"tdp_pages": None, "roots": None, "tdp": None}
+    roots = [kvm.pages[root_id] for root_id in kvm.tdp_mmu_roots]
+    return {
+        "tdp_pages": kvm.tdp_mmu_pages,
+        "roots": [
+            {
+                "id": root.id,
+                "refs": root.root_count,
+                "invalid": int(role_is_invalid(root.role)),
+                "scheduled": int(root.tdp_mmu_scheduled_root_to_zap),
+                "role": hex(shown_role(kvm.rules, root.role)),
+            }
+            for root in roots
+        ],
+        "tdp": [dumped for root in roots for dumped in dump_tdp_tables(kvm, root)],
+    }
+
+
+def dump_tdp_tables(kvm: Kvm, sp: ShadowPage) -> Iterator[dict[str, Any]]:
+    entries = dump_sptes_6(kvm, sp)
+    yield {
+        "id": sp.id,
+        "gfn": sp.gfn,
+        "role": hex(shown_role(kvm.rules, sp.role)),
+        "level": role_level(sp.role),
+        "nx_disallowed": int(sp.nx_huge_page_disallowed),
+        "nx_listed": int(sp.is_possible_nx_huge_page),
+        "sptes": entries,
+    }
+    for entry in entries:
+        if len(entry) == 3:
+            yield from dump_tdp_tables(kvm, kvm.pages[entry[2]])
+
+
+def dump_slot_6(kvm: Kvm, slot: KvmMemorySlot) -> dict[str, Any]:
     dumped = dump_slot(slot)
+    if kvm.config.tdp_mmu:
+        dumped["rmap"] = None
     dumped["track"] = None  # no counters: the VM never had a shadow root
     vetoes: list[list[int]] = []
     for level, index, count in dumped["disallow"]:

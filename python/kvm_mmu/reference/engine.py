@@ -20,6 +20,7 @@ from .operations import run_nested_op, run_op
 from .roots import init_kvm_mmu
 from .scenario import parse_config, parse_op
 from .state import CTR_NAMES, CTR_NAMES_6, Config, Kvm, KvmMemslots, Vcpu
+from .tdp.page import run_rcu_callbacks
 from .zap_plan import parse_plans
 
 
@@ -42,6 +43,7 @@ def new_kvm(rules: KernelRules, config: Config, plans: Mapping[str, Any] | None,
         run_invalidation=kvm_unmap_hva_range,
         format=format,
         nx_huge_pages=bool(config.nx_huge_pages),
+        eager_page_split=bool(config.eager_split),
         slot_zap_all=bool(config.slot_zap_all) or not rules.has_slot_zap_all_quirk,
         memslots=[KvmMemslots(initial_generation(rules, as_id)) for as_id in range(KVM_ADDRESS_SPACE_NUM)],
         vcpus=[Vcpu(id=number) for number in range(config.vcpus)],
@@ -110,6 +112,7 @@ class Engine:
         names = CTR_NAMES_6 if kvm.format == 6 else CTR_NAMES
         before = dict(kvm.ctr)
         ret, out = run_op(kvm, checked)
+        run_rcu_callbacks(kvm)
         line: dict[str, Any] = {"ret": ret}
         if out is not None:
             line["out"] = out

@@ -7,9 +7,11 @@ have probes (`logs_silent_calls`), are entered in format 1 only.
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import spte as word
-from .constants import PT64_BASE_ADDR_MASK, U64
-from .role import role_level, shown_role
+from .constants import PT64_BASE_ADDR_MASK, U64, kvm_pages_per_hpage
+from .role import role_address_space, role_level, shown_role
 from .state import Kvm, ShadowPage, Vcpu
 
 EMULTYPE_PF = 0x40
@@ -71,6 +73,42 @@ def note_fast_page_fault(
         kvm.events.append(["fast_pf", vcpu.id, gpa, hex(code), sp.id, index, *shown, *verdict])
     else:
         kvm.events.append(["fast_pf", vcpu.id, gpa, code, sp.id, index, *shown, handled])
+
+
+def shown_tdp_spte(kvm: Kvm, spte: int, level: int) -> tuple[str, int | None]:
+    """A TDP entry as events show it, and the table that it links."""
+    if word.is_shadow_present_pte(kvm.masks, spte) and not word.is_last_spte(spte, level):
+        return hex(spte & ~PT64_BASE_ADDR_MASK & U64), word.spte_to_pfn(spte)
+    return hex(spte or kvm.masks.empty), None
+
+
+def note_spte_changed(kvm: Kvm, sp: ShadowPage, gfn: int, old: int, new: int, number: int = 1) -> None:
+    """A change of a TDP entry, or of so many neighbours; format 6 has equal ones that follow each other as one."""
+    kvm.ctr["spte_changed"] += number
+    level = role_level(sp.role)
+    (shown_old, old_child), (shown_new, new_child) = (shown_tdp_spte(kvm, spte, level) for spte in (old, new))
+    what: list[Any] = [level, shown_old, shown_new, old_child, new_child]
+    as_id = role_address_space(sp.role)
+    pages = kvm_pages_per_hpage(level)
+    if kvm.format != 6:
+        kvm.events.extend(["spte", as_id, gfn + i * pages, *what] for i in range(number))
+        return
+    last: list[Any] = kvm.events[-1] if kvm.events else [""]
+    if last[0] == "spte" and last[1] == as_id and last[3:8] == what:
+        run = last[8] if len(last) > 8 else 1
+        if last[2] + run * pages == gfn:
+            last[8:] = [run + number]
+            return
+    kvm.events.append(["spte", as_id, gfn, *what] + ([number] if number > 1 else []))
+
+
+def note_split(kvm: Kvm, gfn: int, huge_spte: int, level: int) -> None:
+    """A large leaf became a table; there is always memory for it."""
+    kvm.events.append(["split", gfn, hex(huge_spte), level, 0])
+
+
+def note_mark_mmio(kvm: Kvm, sp: ShadowPage, index: int, gfn: int, spte: int, gen: int) -> None:
+    kvm.events.append(["mark_mmio", sp.id, index, gfn, spte & kvm.rules.mark_mmio_access_mask, gen])
 
 
 def note_hwpoison_signal(kvm: Kvm, hva: int) -> None:

@@ -28,9 +28,9 @@ from .constants import (
     RET_PF_WRITE_PROTECTED,
     U32,
 )
-from .dirty_log import kvm_mmu_max_mapping_level
 from .events import note_fast_page_fault, note_requested
 from .fault_v5 import handle_abnormal_pfn, page_fault_handle_page_track
+from .host_memory import kvm_mmu_max_mapping_level
 from .map_v6 import direct_map
 from .mmio_fault import walk_to_last
 from .notifier import mmu_invalidate_retry
@@ -47,6 +47,7 @@ from .slots import (
     memslot_is_visible,
 )
 from .state import Kvm, ShadowPage, Vcpu
+from .tdp.map import kvm_tdp_mmu_map
 
 
 def direct_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
@@ -98,12 +99,14 @@ def map_pinned(kvm: Kvm, vcpu: Vcpu, fault: PageFault, pinned: PinnedPfn) -> int
         return RET_PF_RETRY
     if kvm.rules.stale_test == "none" and was_invalidated(kvm, fault):
         return RET_PF_RETRY
-    if make_mmu_pages_available(kvm) < 0:
+    if not kvm.config.tdp_mmu and make_mmu_pages_available(kvm) < 0:
         return -ENOSPC if kvm.rules.enospc_to_user else RET_PF_RETRY
     if kvm.rules.stale_test == "after_reclaim" and is_page_fault_stale(kvm, root, fault):
         return RET_PF_RETRY
     kvm_mmu_hugepage_adjust(kvm, fault, pinned)
     note_requested(kvm, fault.gfn, pinned.pfn, fault.goal_level)
+    if kvm.config.tdp_mmu:
+        return kvm_tdp_mmu_map(kvm, vcpu, kvm.pages[root], fault, pinned)
     return direct_map(kvm, vcpu, root, fault, pinned)
 
 

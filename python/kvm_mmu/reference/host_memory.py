@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT, kvm_pages_per_hpage
-from .slots import gfn_to_host_page, gfn_to_memslot
+from .slots import gfn_to_host_page, gfn_to_memslot, mmu_gfn_lpage_is_disallowed
 from .state import HostMemory, Kvm, KvmMemorySlot
 
 HOST_STATES = ("rw", "cow", "absent", "zero", "ro", "fault", "hwpoison")
@@ -92,6 +92,14 @@ def host_pfn_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
                 return level
         return 1
     return 1
+
+
+def kvm_mmu_max_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
+    """v6: the highest level that nothing vetoes, but not above that of the host's page."""
+    level = kvm.config.lpage_level
+    while level > 1 and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
+        level -= 1
+    return min(level, host_pfn_mapping_level(kvm, slot, gfn)) if level > 1 else level
 
 
 def can_pin_for_write_atomically(host: HostMemory, pfn: int) -> bool:

@@ -15,6 +15,8 @@ NESTED_IN_LOCK_BREAK = 1
 NESTED_IN_PUBLICATION = 2
 NESTED_IN_INVALIDATION = 3
 WRITE_LOCK = 0
+READ_LOCK = 1
+DROPPED_TO_ALLOCATE = 3
 
 
 def may_break(kvm: Kvm) -> bool:
@@ -51,7 +53,7 @@ def count_polls(kvm: Kvm, number: int) -> None:
         kvm.lock.contend_polls += number
 
 
-def cond_resched_lock(kvm: Kvm) -> bool:
+def cond_resched_lock(kvm: Kvm, kind: int = WRITE_LOCK) -> bool:
     """One offer of the lock; true when it was really dropped."""
     lock = kvm.lock
     kvm.ctr["cond_resched"] += 1
@@ -61,23 +63,37 @@ def cond_resched_lock(kvm: Kvm) -> bool:
     if not lock.armed and not is_nth:
         return False
     lock.armed = False
-    note_lock_break(kvm, WRITE_LOCK)
+    break_lock(kvm, kind)
+    return True
+
+
+def drop_lock_to_allocate(kvm: Kvm) -> None:
+    """The lock is dropped for an allocation; every `alloc`-th counts as a break."""
+    lock = kvm.lock
+    lock.allocations += 1
+    if lock.alloc and lock.allocations % lock.alloc == 0:
+        break_lock(kvm, DROPPED_TO_ALLOCATE)
+
+
+def break_lock(kvm: Kvm, kind: int) -> None:
+    """The lock is free: the operations listed for this break run, unless the break is in such a list itself."""
+    lock = kvm.lock
+    note_lock_break(kvm, kind)
     kvm.ctr["lock_breaks"] += 1
     kvm.work["lock_breaks"] += 1
     if kvm.format == 6 and lock.is_nested:
-        return True
+        return
     number = lock.breaks
     lock.breaks += 1
     if number < len(lock.do):
         lock.is_nested = True
         run_nested_ops(kvm, NESTED_IN_LOCK_BREAK, lock.do[number])
         lock.is_nested = False
-    return True
 
 
 def run_nested_ops(kvm: Kvm, kind: int, ops: list[Op]) -> None:
-    """Run operations in the middle of another one; an empty list leaves no trace."""
-    if not ops:
+    """Run operations in the middle of another one; in format 1 an empty list leaves no trace."""
+    if not ops and kvm.format == 1:
         return
     kvm.events.append(["nested_begin", kind])
     for op in ops:

@@ -28,7 +28,7 @@ from .constants import (
     kvm_pages_per_hpage,
     spte_index,
 )
-from .events import note_set_spte, note_silent_call, shown_spte
+from .events import note_mark_mmio, note_set_spte, note_silent_call, shown_spte
 from .flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
 from .host_memory import HostAnswer
 from .map import note_mmio_cached, pin_run
@@ -236,7 +236,7 @@ def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -
     note_mmio_cached(kvm, sp)
     note_silent_call(kvm, "make_mmio_spte", gfn, access)
     note_silent_call(kvm, "make_mmio_spte_ret", hex(spte))
-    kvm.events.append(["mark_mmio", sp.id, index, gfn, spte & kvm.rules.mark_mmio_access_mask, gen])
+    note_mark_mmio(kvm, sp, index, gfn, spte, gen)
     write_spte(sp, index, spte)
 
 

@@ -14,11 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import constants as c
-from .constants import EEXIST, EINVAL, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
+from .constants import (
+    EEXIST,
+    EINVAL,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+    PT_PAGE_TABLE_LEVEL,
+)
 from .dirty_log import (
     enable_pml_log,
     kvm_mmu_slot_remove_write_access,
     kvm_mmu_slot_set_dirty,
+    kvm_mmu_slot_try_split_huge_pages,
     kvm_mmu_zap_collapsible_sptes,
 )
 from .events import note_silent_call
@@ -215,6 +223,7 @@ def create_memslot(kvm: Kvm, memslots: KvmMemslots, region: MemoryRegion, public
         npages=region.memory_size >> c.PAGE_SHIFT,
         userspace_addr=region.userspace_addr,
         flags=0,
+        as_id=region.as_id,
     )
     new_lpage_vetoes(slot)
     set_slot_flags(kvm, slot, region.flags)
@@ -320,6 +329,8 @@ def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: KvmMemorySlot, old_flags: int) -> N
         return
     if kvm.dirty_log_initially_set:
         return
+    if kvm.eager_page_split and kvm.rules.has_eager_split:
+        kvm_mmu_slot_try_split_huge_pages(kvm, slot, PT_PAGE_TABLE_LEVEL)
     if kvm.config.pml:
         enable_pml_log(kvm, slot)
     else:

@@ -53,7 +53,10 @@ def clear_mmio_info(vcpu: Vcpu) -> None:
 def walk_to_last(kvm: Kvm, root: int, gpa: int, stop_below: int = 0) -> tuple[ShadowPage, int, int]:
     """Page, index and value of the entry a lockless walk ends on: not present, a leaf, or too low."""
     sp = kvm.pages[root]
+    is_counted = kvm.config.tdp_mmu
+    kvm.ctr["tdp_walks"] += is_counted
     while True:
+        kvm.ctr["tdp_steps"] += is_counted
         level = role_level(sp.role)
         index = spte_index(gpa, level)
         spte = sp.sptes.get(index, 0)

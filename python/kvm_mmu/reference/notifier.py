@@ -9,6 +9,8 @@ again. Up to v6.1 its range is of host addresses and what only zaps gfns counts 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import spte as word
 from .constants import (
     KVM_ADDRESS_SPACE_NUM,
@@ -42,6 +44,8 @@ from .slot_walk import (
     slots_in_hva_range,
 )
 from .state import Kvm, KvmMemorySlot, Op, ShadowPage
+from .tdp.age import kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_set_spte_gfn, kvm_tdp_mmu_test_age_gfn
+from .tdp.zap import kvm_tdp_mmu_unmap_gfn_range, kvm_tdp_mmu_zap_leafs
 
 
 def has_gfn_range(kvm: Kvm) -> bool:
@@ -85,6 +89,8 @@ def unmap_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: 
 
 def kvm_unmap_gfn_range(kvm: Kvm, slot: KvmMemorySlot, first: int, end: int, may_block: bool) -> bool:
     """Remove the mappings of gfns first..end (end exclusive); true when a flush is owed."""
+    if kvm.config.tdp_mmu:
+        return kvm_tdp_mmu_unmap_gfn_range(kvm, slot.as_id, first, end, may_block)
     walk = WalkRange(slot, first, end - 1)
     if kvm.rules.unmap_offers_lock and may_block:
         return slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=True)
@@ -94,7 +100,16 @@ def kvm_unmap_gfn_range(kvm: Kvm, slot: KvmMemorySlot, first: int, end: int, may
 def kvm_unmap_hva_range(
     kvm: Kvm, start: int, end: int, may_block: bool = True, during: list[list[Op]] | None = None
 ) -> None:
-    """mmu_notifier_invalidate_range_start and _end; the first list of `during` runs between them."""
+    """A range that the host takes away; the first list of `during` runs while the invalidation is open."""
+    is_begun = kvm_mmu_notifier_invalidate_range_start(kvm, start, end, may_block)
+    for ops in (during or [])[:1]:
+        run_nested_ops(kvm, NESTED_IN_INVALIDATION, ops)
+    if is_begun:
+        kvm_mmu_invalidate_end(kvm)
+
+
+def kvm_mmu_notifier_invalidate_range_start(kvm: Kvm, start: int, end: int, may_block: bool = True) -> bool:
+    """Open an invalidation where the range has a slot, and unmap it; true when it is open."""
     note_notifier(kvm, "unmap_hva", start, end)
     flush = False
     is_begun = False
@@ -110,10 +125,18 @@ def kvm_unmap_hva_range(
             flush |= kvm_unmap_gfn_range(kvm, slot, first_gfn, end_gfn, may_block)
     if flush:
         kvm_flush_remote_tlbs(kvm)
-    for ops in (during or [])[:1]:
-        run_nested_ops(kvm, NESTED_IN_INVALIDATION, ops)
-    if is_begun:
-        kvm_mmu_invalidate_end(kvm)
+    return is_begun
+
+
+def kvm_tdp_mmu_handle_hva_range(
+    kvm: Kvm, start: int, end: int, handler: Callable[[Kvm, int, int, int], bool]
+) -> bool:
+    """Run a handler of the TDP MMU on the gfns that a range of host addresses reaches, slot by slot."""
+    changed = False
+    for memslots in kvm.memslots:
+        for slot, first_gfn, end_gfn in slots_in_hva_range(kvm, memslots, start, end):
+            changed |= handler(kvm, slot.as_id, first_gfn, end_gfn)
+    return changed
 
 
 def mmu_spte_age(kvm: Kvm, sp: ShadowPage, index: int, spte: int) -> bool:
@@ -138,7 +161,10 @@ def age_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, level: int, gfn: int
 
 def kvm_age_hva(kvm: Kvm, start: int, end: int, flush_when_young: int) -> int:
     note_notifier(kvm, "age_hva", start, end)
-    young = kvm_handle_hva_range(kvm, start, end, age_head)
+    if kvm.config.tdp_mmu:
+        young = kvm_tdp_mmu_handle_hva_range(kvm, start, end, kvm_tdp_mmu_age_gfn_range)
+    else:
+        young = kvm_handle_hva_range(kvm, start, end, age_head)
     if young and flush_when_young and not kvm.rules.aging_is_lockless:
         kvm_flush_remote_tlbs(kvm)
     return int(young)
@@ -153,12 +179,17 @@ def test_age_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, _g
 
 def kvm_test_age_hva(kvm: Kvm, hva: int) -> int:
     note_notifier(kvm, "test_age_hva", hva)
+    if kvm.config.tdp_mmu:
+        return int(kvm_tdp_mmu_handle_hva_range(kvm, hva, hva + 1, kvm_tdp_mmu_test_age_gfn))
     return int(kvm_handle_hva_range(kvm, hva, hva + 1, test_age_head))
 
 
 def kvm_set_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
     """The host gave the address another page: map that read-only, or nothing if it is writable."""
     note_notifier(kvm, "set_spte_hva", hva)
+    if kvm.config.tdp_mmu:
+        set_tdp_spte_hva(kvm, hva, pfn, is_writable)
+        return
 
     def set_pte_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, gfn: int) -> bool:
         need_flush = False
@@ -179,6 +210,18 @@ def kvm_set_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
         return need_flush
 
     if kvm_handle_hva_range(kvm, hva, hva + 1, set_pte_head):
+        kvm_flush_remote_tlbs(kvm)
+
+
+def set_tdp_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
+    """The TDP MMU listens only while an invalidation is open."""
+    if not kvm.invalidation.in_progress:
+        return
+
+    def set_gfn(kvm: Kvm, as_id: int, first: int, end: int) -> bool:
+        return kvm_tdp_mmu_set_spte_gfn(kvm, as_id, first, end, pfn, bool(is_writable))
+
+    if kvm_tdp_mmu_handle_hva_range(kvm, hva, hva + 1, set_gfn):
         kvm_flush_remote_tlbs(kvm)
 
 
@@ -213,8 +256,8 @@ def zap_gfn_range_with_one_flush(kvm: Kvm, start: int, end: int) -> None:
         return
     kvm_mmu_invalidate_begin(kvm)
     kvm_mmu_invalidate_range_add(kvm, *((start, end) if has_gfn_range(kvm) else (0, U64)))
-    pending = False
-    for as_id in range(KVM_ADDRESS_SPACE_NUM):
+    pending = kvm_tdp_mmu_zap_leafs(kvm, start, end, False) if kvm.config.tdp_mmu else False
+    for as_id in range(0 if kvm.config.tdp_mmu else KVM_ADDRESS_SPACE_NUM):
         for slot in reversed(kvm.memslots[as_id].memslots):
             first = max(start, slot.base_gfn)
             last = min(end, slot.base_gfn + slot.npages) - 1

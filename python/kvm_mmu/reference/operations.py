@@ -9,22 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .constants import EINVAL, ENOENT, EOPNOTSUPP, PAGE_SHIFT, PAGE_SIZE
+from .constants import (
+    EINVAL,
+    ENOENT,
+    EOPNOTSUPP,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PT_DIRECTORY_LEVEL,
+    PT_PAGE_TABLE_LEVEL,
+)
 from .dirty_log import (
-    clear_dirty_head,
-    handle_masked_gfns,
     kvm_arch_mmu_enable_log_dirty_pt_masked,
+    kvm_mmu_clear_dirty_pt_masked,
     kvm_mmu_slot_largepage_remove_write_access,
     kvm_mmu_slot_leaf_clear_dirty,
     kvm_mmu_slot_remove_write_access,
     kvm_mmu_slot_set_dirty,
+    kvm_mmu_slot_try_split_huge_pages,
+    kvm_mmu_write_protect_pt_masked,
     kvm_mmu_zap_collapsible_sptes,
     kvm_vm_ioctl_clear_dirty_log,
     kvm_vm_ioctl_get_dirty_log,
-    write_protect_head,
 )
 from .errors import ScenarioError
-from .events import note_notifier
 from .fault import kvm_mmu_page_fault
 from .hardware import hardware_walk
 from .host_memory import set_host_huge, set_host_state
@@ -38,6 +45,8 @@ from .memslots import (
 from .mmio_fault import clear_mmio_info
 from .notifier import (
     kvm_age_hva,
+    kvm_mmu_invalidate_end,
+    kvm_mmu_notifier_invalidate_range_start,
     kvm_set_spte_hva,
     kvm_test_age_hva,
     kvm_unmap_hva_range,
@@ -203,13 +212,17 @@ def op_dirty_masked(kvm: Kvm, op: Op) -> Result:
     return DONE
 
 
-def split_nothing(_kvm: Kvm, _slot: KvmMemorySlot) -> None:
-    """kvm_mmu_slot_try_split_huge_pages: without the TDP MMU there is nothing it splits."""
+def split_to_4k(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    kvm_mmu_slot_try_split_huge_pages(kvm, slot, PT_PAGE_TABLE_LEVEL)
+
+
+def split_to_2m(kvm: Kvm, slot: KvmMemorySlot) -> None:
+    kvm_mmu_slot_try_split_huge_pages(kvm, slot, PT_DIRECTORY_LEVEL)
 
 
 SLOT_FUNCTIONS: dict[str, Callable[[Kvm, KvmMemorySlot], None]] = {
-    "split_4k": split_nothing,
-    "split_2m": split_nothing,
+    "split_4k": split_to_4k,
+    "split_2m": split_to_2m,
     "remove_write_access": kvm_mmu_slot_remove_write_access,
     "leaf_clear_dirty": kvm_mmu_slot_leaf_clear_dirty,
     "largepage_remove_write_access": kvm_mmu_slot_largepage_remove_write_access,
@@ -234,8 +247,10 @@ def op_pt_masked(kvm: Kvm, op: Op) -> Result:
     if op["what"] == "enable_log_dirty":
         kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, op["offset"], op["mask"])
         return DONE
-    handler = write_protect_head if op["what"] == "write_protect" else clear_dirty_head
-    handle_masked_gfns(kvm, slot, op["offset"], op["mask"], handler)
+    handle = (
+        kvm_mmu_write_protect_pt_masked if op["what"] == "write_protect" else kvm_mmu_clear_dirty_pt_masked
+    )
+    handle(kvm, slot, op["offset"], op["mask"])
     return DONE
 
 
@@ -324,8 +339,10 @@ def change_host_pte(kvm: Kvm, op: Op) -> Result:
     if not kvm.rules.has_change_pte:
         return -EOPNOTSUPP, None
     hva = op["hva"] & ~(PAGE_SIZE - 1)
-    kvm_unmap_hva_range(kvm, hva, hva + PAGE_SIZE)
-    note_notifier(kvm, "set_spte_hva", op["hva"])  # it finds nothing any more
+    is_begun = kvm_mmu_notifier_invalidate_range_start(kvm, hva, hva + PAGE_SIZE)
+    kvm_set_spte_hva(kvm, op["hva"], op["pfn"], op["write"])  # it finds nothing any more
+    if is_begun:
+        kvm_mmu_invalidate_end(kvm)
     kvm.host.frames[hva >> PAGE_SHIFT] = op["pfn"]
     set_host_state(kvm.host, hva >> PAGE_SHIFT, 1, "rw" if op["write"] else "cow")
     return DONE
@@ -337,7 +354,13 @@ def op_set_generation(kvm: Kvm, op: Op) -> Result:
 
 
 def op_lock_break(kvm: Kvm, op: Op) -> Result:
-    breaks = LockBreaks(cond=op["cond"], need=op["need"], contend=op.get("contend", 0), do=list(op["do"]))
+    breaks = LockBreaks(
+        cond=op["cond"],
+        need=op["need"],
+        contend=op.get("contend", 0),
+        alloc=op.get("alloc", 0),
+        do=list(op["do"]),
+    )
     set_lock_breaks(kvm, breaks)
     return DONE
 
@@ -397,8 +420,9 @@ def op_nx_recover(kvm: Kvm, op: Op) -> Result:
     return DONE
 
 
-def op_eager_split(_kvm: Kvm, _op: Op) -> Result:
-    """The module parameter; only the TDP MMU and nested guests split."""
+def op_eager_split(kvm: Kvm, op: Op) -> Result:
+    """The module parameter; only the TDP MMU splits here."""
+    kvm.eager_page_split = bool(op["on"])
     return DONE
 
 

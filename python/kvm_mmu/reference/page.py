@@ -29,6 +29,8 @@ def kvm_page_table_hashfn(gfn: int) -> int:
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
     if kvm.rules.obsolete_if_invalid and role_is_invalid(sp.role):
         return True
+    if kvm.config.tdp_mmu:
+        return False  # its tables have no generation
     return sp.mmu_valid_gen != kvm.mmu_valid_gen
 
 

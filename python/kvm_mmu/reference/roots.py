@@ -22,6 +22,7 @@ from .page import is_obsolete_sp, kvm_mmu_get_page, root_role
 from .reclaim import make_mmu_pages_available
 from .role import kvm_calc_tdp_mmu_base_role, role_is_invalid
 from .state import Kvm, Vcpu
+from .tdp.roots import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 from .zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 
 PAE_ROOT_LEVEL = 2
@@ -41,9 +42,13 @@ def root_level(kvm: Kvm) -> int:
 
 def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
     """Load a root; -ENOSPC when the limit leaves no page for it. One held already keeps its count."""
-    error = make_mmu_pages_available(kvm)
-    if error:
-        return error
+    if not kvm.config.tdp_mmu or kvm.rules.tdp_load_needs_room:
+        error = make_mmu_pages_available(kvm)
+        if error:
+            return error
+    if kvm.config.tdp_mmu:
+        vcpu.roots = [kvm_tdp_mmu_get_vcpu_root(kvm, root_role(kvm, vcpu, root_level(kvm))).id]
+        return 0
     gfns, level = ((0,), root_level(kvm)) if is_tdp(kvm) else (PAE_ROOT_GFNS, PAE_ROOT_LEVEL)
     vcpu.roots = []
     for gfn in gfns:
@@ -56,6 +61,10 @@ def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
 def kvm_mmu_unload(kvm: Kvm, vcpu: Vcpu) -> None:
     """Give the roots up; one that was zapped while in use is zapped again, and freed."""
     roots, vcpu.roots = [kvm.pages[page_id] for page_id in vcpu.roots], []
+    if kvm.config.tdp_mmu:
+        for root in roots:
+            kvm_tdp_mmu_put_root(kvm, root)
+        return
     invalid_list: list[int] = []
     for sp in roots:
         sp.root_count -= 1

@@ -297,6 +297,7 @@ CONFIG_RANGES = {
     "guest_paging": (0, 1),
     "eager_split": (0, 1),
     "slot_zap_all": (0, 1),
+    "tdp_mmu": (0, 1),
 }
 ONLY_IN_FORMAT_6 = ("eager_split", "slot_zap_all")
 
@@ -309,13 +310,13 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: in
     """A header's config with the defaults of the scenario language; l1tf is the CPU's where the kernel asks it."""
     if format not in OPS_OF_FORMAT:
         raise ScenarioError(f"format is {format!r}; expected one of {', '.join(map(str, OPS_OF_FORMAT))}")
-    given = {"l1tf": int(rules.l1tf), **(given or {})}
+    given = {"l1tf": int(rules.l1tf), "tdp_mmu": int(format == 6), **(given or {})}
     if format == 6:
         given = {NAMES_OF_FORMAT_6.get(name, name): value for name, value in given.items()}
-        check_format_6(given, rules)
+        check_format_6(rules)
     known = [f.name for f in fields(Config) if format == 6 or f.name not in ONLY_IN_FORMAT_6]
     for name in given:
-        if name not in known and not (format == 6 and name == "tdp_mmu"):
+        if name not in known:
             raise ScenarioError(f"config has no key {cut(name)}; expected {', '.join(known)}")
     family = given.get("family", Config().family)
     if family not in FAMILIES:
@@ -330,6 +331,10 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: in
         raise ScenarioError(
             "family 'shadow' is here only for guests without paging of v5.10 and later: give guest_paging 0"
         )
+    if values["tdp_mmu"] and family == "shadow":
+        raise ScenarioError("config tdp_mmu is 1; family 'shadow' has shadow pages only: give tdp_mmu 0")
+    if values["tdp_mmu"] and not rules.has_tdp_mmu:
+        raise ScenarioError(f"config tdp_mmu is 1; the TDP MMU of {rules.name} is not modelled")
     if values["nx_huge_pages"] and not rules.has_nx_huge_pages:
         raise ScenarioError(f"nx_huge_pages is not modelled for {rules.name}")
     if not values["mmio_caching"] and not rules.has_mmio_caching:
@@ -337,9 +342,7 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: in
     return Config(family=family, **values)
 
 
-def check_format_6(given: Mapping[str, Any], rules: KernelRules) -> None:
-    """Format 6 is that of v6 and later; of its two page tables only the direct one of shadow pages is here."""
+def check_format_6(rules: KernelRules) -> None:
+    """Format 6 is that of v6 and later."""
     if not rules.has_max_gfn:
         raise ScenarioError(f"format is 6; {rules.name} has format 1")
-    if read_u64("config tdp_mmu", given.get("tdp_mmu", 1), 0) != 0:
-        raise ScenarioError("config tdp_mmu is 1; the reference has only 0, the direct MMU of shadow pages")

@@ -60,6 +60,7 @@ class Config:
     guest_paging: int = 1  # 0: the guest has no page tables of its own
     eager_split: int = 1
     slot_zap_all: int = 1  # the quirk: a slot's removal zaps everything
+    tdp_mmu: int = 0  # the guest has the TDP MMU, else shadow pages
 
 
 @dataclass(slots=True)
@@ -76,6 +77,8 @@ class ShadowPage:
     mmio_cached: bool = False
     nx_huge_page_disallowed: bool = False
     is_possible_nx_huge_page: bool = False  # on the list of the recovery
+    ptep: tuple[int, int] | None = None  # TDP MMU: the entry that links the table, as table id and index
+    tdp_mmu_scheduled_root_to_zap: bool = False
     aliased: dict[int, int] = field(
         default_factory=dict
     )  # leaf -> its gfn, where the table was made for another
@@ -103,6 +106,7 @@ class KvmMemorySlot:
     disallow_lpage: dict[int, dict[int, int]] = field(default_factory=lambda: {2: {}, 3: {}})
     lpage_entries: dict[int, int] = field(default_factory=lambda: {2: 0, 3: 0})  # length of the veto arrays
     gfn_track: dict[int, int] = field(default_factory=dict)
+    as_id: int = 0
     placed: int = 0  # the number of the update that put it into its address space
 
 
@@ -165,12 +169,14 @@ class LockBreaks:
     cond: int = 0
     need: int = 0
     contend: int = 0
+    alloc: int = 0
     do: list[list[Op]] = field(default_factory=list)
     breaks: int = 0
     armed: bool = False
     cond_calls: int = 0  # the running numbers
     need_polls: int = 0
     contend_polls: int = 0
+    allocations: int = 0
     is_nested: bool = False  # operations of a break run now
 
 
@@ -201,6 +207,10 @@ class Kvm:
     nx_huge_pages: bool = False
     possible_nx_huge_pages: list[int] = field(default_factory=list)  # oldest first
     slot_zap_all: bool = True
+    eager_page_split: bool = True
+    tdp_mmu_roots: list[int] = field(default_factory=list)  # newest first
+    tdp_mmu_pages: int = 0  # tables of the TDP MMU that are no roots
+    rcu_frees: int = 0  # tables that wait until no walker can hold them
     invalidation: Invalidation = field(default_factory=Invalidation)
     manual_dirty_log_protect: bool = False
     dirty_log_initially_set: bool = False

@@ -11,10 +11,13 @@ from .flush import kvm_flush_remote_tlbs
 from .rmap import gfn_to_rmap, rmap_write_protect
 from .slots import update_gfn_disallow_lpage_count
 from .state import Kvm, KvmMemorySlot
+from .tdp.dirty_log import kvm_tdp_mmu_write_protect_gfn
 
 
 def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemorySlot, gfn: int, min_level: int = 1) -> bool:
     """Take the writable and the may-become-writable bit of every mapping of the gfn from a level on; no flush here."""
+    if kvm.config.tdp_mmu:
+        return kvm_tdp_mmu_write_protect_gfn(kvm, slot, gfn, min_level)
     protected = False
     for level in range(min_level, PT_MAX_HUGEPAGE_LEVEL + 1):
         head = gfn_to_rmap(slot, gfn, level)

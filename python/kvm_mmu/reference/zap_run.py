@@ -26,6 +26,8 @@ from .page import for_each_sp, is_obsolete_sp
 from .role import role_is_direct, role_is_invalid
 from .slot_walk import ALL_LEVELS, handle_heads_without_polls, slot_handle_level_range, whole_slot
 from .state import Kvm, KvmMemorySlot, ShadowPage
+from .tdp.roots import kvm_tdp_mmu_invalidate_all_roots
+from .tdp.zap import kvm_tdp_mmu_zap_all, kvm_tdp_mmu_zap_invalidated_roots
 from .zap import Prepared, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
 from .zap_memslot import kvm_mmu_zap_memslot
 from .zap_plan import ZapPlan
@@ -71,6 +73,8 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
     if plan.bump_valid_gen:
         begin_new_valid_gen(kvm)
         kvm.filters_obsolete = True
+        if kvm.config.tdp_mmu:
+            kvm_tdp_mmu_invalidate_all_roots(kvm)
     if plan.reload_roots == "before":
         kvm_reload_remote_mmus(kvm)
     if plan.walk == "slot":
@@ -83,6 +87,10 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
     kvm_mmu_commit_zap_page(kvm, run.invalid_list)
     if plan.reload_roots == "after":
         kvm_reload_remote_mmus(kvm)
+    if kvm.config.tdp_mmu and plan.bump_valid_gen:
+        kvm_tdp_mmu_zap_invalidated_roots(kvm)
+    elif kvm.config.tdp_mmu:
+        kvm_tdp_mmu_zap_all(kvm)
     return run
 
 
