@@ -12,6 +12,7 @@ from kvm_mmu.recorders.inputs import Input, Marker, read_inputs
 from kvm_mmu.recorders.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.recorders.recorder_5x import Recorder5x
 from kvm_mmu.recorders.recorder_6x import Recorder6x
+from kvm_mmu.recorders.recorder_tdp import RecorderTdp
 from kvm_mmu.trace.replay.recorder import Session, Survey, Unreplayable
 from kvm_mmu.trace.text.markers import number
 from kvm_mmu.trace.text.wording import wording_of
@@ -69,15 +70,16 @@ class Later:
 
     def drive(self, survey: Survey, lines: Iterable[str], session: Session) -> Mapping[str, int]:
         """Feed the events to the model."""
+        is_tdp = bool(session.host.number("tdp_mmu"))
         try:
-            translator = Recorder6x(
+            translator = (RecorderTdp if is_tdp else Recorder6x)(
                 session.factory, session.kernel, session.host, survey.events, session.predict
             )
         except TraceError as err:
             raise Unreplayable(str(err)) from err
         translator.vcpus_needed, translator.tasks = survey.vcpus, survey.tasks
         is_noted = False
-        for event in iter_events(lines, session.name):
+        for event in iter_events(lines, session.name, is_tdp=is_tdp):
             translator.feed(event, f"{session.name}:{event.line}")
             if translator.starts_in_the_middle and not is_noted:
                 is_noted = True

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.replay.stripping import ANSWER
+from kvm_mmu.trace.replay.stripping_tdp import RECOVERS
 from kvm_mmu.trace.text.line import Line, clean_body, lost_events, parse_line
 from kvm_mmu.trace.text.markers import Operation, number, parse_marker
 
@@ -43,6 +44,18 @@ _PATTERNS = {
     "mmu_load": r"",
 }
 _COMPILED = {event: re.compile(pattern) for event, pattern in _PATTERNS.items()}
+#: Inputs of a recording of the TDP MMU besides; answers of other kinds go by names of their own.
+_TDP_COMPILED = {
+    **_COMPILED,
+    "mmu_unload": re.compile(""),
+    "slot_clear_dirty": re.compile(""),
+}
+_TDP_ANSWERS = {
+    "leaves_found": re.compile(r"(?:young|dirty) (\S+)"),
+    RECOVERS: re.compile(RECOVERS),
+}
+#: What the recorder notes between operations, as far as it matters there.
+_NOTES = frozenset({"dirty_log", "clear_dirty_log_ret", "pre_fault_ret", "vm_closed"})
 
 
 class Event(NamedTuple):
@@ -62,13 +75,14 @@ def read_events(lines: Iterable[str], name: str) -> list[Event]:
     return list(iter_events(lines, name))
 
 
-def iter_events(lines: Iterable[str], name: str) -> Iterator[Event]:
-    """The input lines, in order.
+def iter_events(lines: Iterable[str], name: str, *, is_tdp: bool = False) -> Iterator[Event]:
+    """The input lines, in order; `is_tdp`: also those that only the TDP MMU needs.
 
     Raises:
         TraceError: an input line cannot be read, or events were lost; the message names the line.
     """
     exits = _Exits()
+    patterns = _TDP_COMPILED if is_tdp else _COMPILED
     for at, text in enumerate(lines, 1):
         line = parse_line(text)
         if line is None:
@@ -83,16 +97,25 @@ def iter_events(lines: Iterable[str], name: str) -> Iterator[Event]:
                 yield Event(at, "op", (), operation)
             elif operation.get("ev") == "toggle":
                 yield Event(at, "toggle", (), {**operation, "op": "toggle"})
+            elif is_tdp and operation.get("ev") in _NOTES:
+                yield Event(at, str(operation["ev"]), (), None, line.task)
             continue
         if line.event == "kvm_exit":
             exits.note(line)
         misconfigured = exits.address(line) if line.event in _GPA else None
         if misconfigured is not None:
             yield Event(at, "misconfiguration", (misconfigured,), None, line.task)
-        pattern = _FAULT if line.event == "kvm_page_fault" else _COMPILED.get(line.event)
+        pattern = _FAULT if line.event == "kvm_page_fault" else patterns.get(line.event)
         if pattern is None:
             continue
-        found = pattern.match(clean_body(line.body))
+        body = clean_body(line.body)
+        found = pattern.match(body)
+        if found is None and line.event == ANSWER and not body.startswith("set "):
+            for answer, form in _TDP_ANSWERS.items():
+                said = form.match(body) if is_tdp else None
+                if said is not None:
+                    yield Event(at, answer, said.groups(), None, line.task)
+            continue
         if found is None:
             raise TraceError(f"{name}:{at}: {line.event}: cannot be read: {line.body[:80]!r}")
         if line.event == "kvm_page_fault":

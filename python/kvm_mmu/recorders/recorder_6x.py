@@ -32,7 +32,7 @@ from kvm_mmu.trace.text.wording import wording_of
 
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
 _P, _W, _RSVD = 1 << 0, 1 << 1, 1 << 3
-_LOG_DIRTY, _READONLY = 1 << 0, 1 << 1
+LOG_DIRTY, READONLY = 1 << 0, 1 << 1
 _GROUP = 8
 #: A fault that makes room asks for no more pages; the shrinker asks for its batch of 128.
 _REFILL_PAGES = 25
@@ -78,7 +78,7 @@ class Slot:
 
 
 @dataclass
-class _Fault:
+class Fault:
     """A fault between its exit and its request to map."""
 
     vcpu: int
@@ -89,7 +89,9 @@ class _Fault:
 
 
 @dataclass
-class _Vm:
+class Vm:
+    """A VM of the recording: its model, and what the recorder has done to it."""
+
     engine: Engine
     narrator: Narrator6x
     residency: Residency
@@ -117,8 +119,6 @@ class Recorder6x:
         emit: Callable[[Prediction], None],
     ):
         family = host.family
-        if host.number("tdp_mmu"):
-            raise TraceError("this recording used the TDP MMU, which is not modelled")
         is_shadow = family == "shadow"
         if is_shadow and host.text("guest_mode") not in ("flat", "real"):
             raise TraceError("shadow paging of a guest with page tables cannot be replayed yet")
@@ -149,10 +149,10 @@ class Recorder6x:
         #: An input where no other probe shows memslot updates, and then no output.
         self._given_generations = "invalidate_mmio" in names
         self._mode = host.text("guest_mode")
-        self._made: _Vm | None = None
+        self._made: Vm | None = None
         self._current = 0
         self._logged: tuple[int, int] | None = None
-        self._fault: _Fault | None = None
+        self._fault: Fault | None = None
         self._requested: int | None = None
         #: The slot last made or changed: the one that updates without a marker are about.
         self._touched: Slot | None = None
@@ -193,8 +193,9 @@ class Recorder6x:
             self._current = int(event.groups[0] or self._current)
             if self._smm.leaves_at_fault(self._current, event.rip):
                 self._switch_smm(self._current, False)
-        handler = getattr(self, f"_on_{event.name}")
-        handler(*event.groups)
+        handler = getattr(self, f"_on_{event.name}", None)
+        if handler is not None:
+            handler(*event.groups)
 
     def finish(self) -> None:
         """The trace ends: a mapping whose answer never came is made, and what was kept for a later line."""
@@ -211,7 +212,7 @@ class Recorder6x:
         if self._is_ept:
             code = error_code_of(code)
             self._violations.add(self._current)
-        self._take_fault(_Fault(self._current, int(address, 16), code))
+        self._take_fault(Fault(self._current, int(address, 16), code))
 
     def _on_mmu_fault(self, gpa: str, error_code: str) -> None:
         """The MMU is called: for a violation, which is known, or for a misconfiguration, which no tracepoint tells."""
@@ -220,18 +221,18 @@ class Recorder6x:
         if self._current in self._violations:
             self._violations.discard(self._current)
         else:
-            self._take_fault(_Fault(self._current, int(gpa, 16), int(error_code, 16)))
+            self._take_fault(Fault(self._current, int(gpa, 16), int(error_code, 16)))
 
     def _on_misconfiguration(self, gpa: str) -> None:
         """The same where no probe tells it."""
         if self._is_ept:
-            self._take_fault(_Fault(self._current, int(gpa, 16), MISCONFIGURATION))
+            self._take_fault(Fault(self._current, int(gpa, 16), MISCONFIGURATION))
 
-    def _take_fault(self, fault: _Fault) -> None:
+    def _take_fault(self, fault: Fault) -> None:
         result = self._apply(_fault_op(fault, fault.error_code, None))
         self._fault = None if _is_answered(result) else fault
         slot = self._vm.find(fault.vcpu, fault.gpa >> 12)
-        if self._fault is None or slot is None or not fault.error_code & _W or slot.flags & _READONLY:
+        if self._fault is None or slot is None or not fault.error_code & _W or slot.flags & READONLY:
             return
         # Whether the fault maps or is told to come again: the host page is resident and writable from here on.
         page = slot.page_of(fault.gpa >> 12)
@@ -266,7 +267,7 @@ class Recorder6x:
             answer = {"writable": 0, "found": []}
         elif answer is None:
             group = range(gfn & -_GROUP, (gfn & -_GROUP) + _GROUP)
-            writable = not slot.flags & _READONLY and residency.is_resident(slot.page_of(gfn))
+            writable = not slot.flags & READONLY and residency.is_resident(slot.page_of(gfn))
             found = [g for g in group if self._is_resident(fault.vcpu, g)]
             answer = {"writable": int(writable), "found": found}
         op = _fault_op(fault, fault.error_code & ~(_P | _RSVD), {"level": level, **answer})
@@ -348,7 +349,7 @@ class Recorder6x:
         slot, as_id = self._touched, self._quiet.as_id
         if slot is not None and change != MOVE:
             now = self._vm.slots.get((slot.as_id, slot.id), slot)
-            flags = now.flags ^ _LOG_DIRTY if change == FLAGS else now.flags
+            flags = now.flags ^ LOG_DIRTY if change == FLAGS else now.flags
             self._set_memslot(replace(now, flags=flags), 0 if change == DELETE else now.npages << 12)
         elif self._given_generations:
             value = self._vm.generations[as_id] + 2
@@ -507,16 +508,21 @@ class Recorder6x:
     # -----------------------------------------------------------------------------------------------
 
     @property
-    def _vm(self) -> _Vm:
+    def _vm(self) -> Vm:
         """The VM, made when the first input needs it."""
         if self._made is None:
             engine = self._factory(self._kernel, {**self._config, "vcpus": self.vcpus_needed})
-            narrator = Narrator6x(self._wording, self._words, self._root_level)
-            self._made = _Vm(engine, narrator, Residency(self._note_huge))
+            self._made = Vm(engine, self._narrator(), self._residency())
         return self._made
 
-    def _note_huge(self, first: int, count: int) -> None:
-        self._apply({"op": "host_huge", "hva": first << 12, "npages": count, "kind": "thp"})
+    def _narrator(self) -> Narrator6x:
+        return Narrator6x(self._wording, self._words, self._root_level)
+
+    def _residency(self) -> Residency:
+        return Residency(self._note_huge)
+
+    def _note_huge(self, first: int, count: int, kind: str = "thp") -> None:
+        self._apply({"op": "host_huge", "hva": first << 12, "npages": count, "kind": kind})
 
     def _expect(self, op: Operation) -> dict[str, object]:
         """An operation whose reclaims come by as probes of their own."""
@@ -539,7 +545,7 @@ class Recorder6x:
         return result
 
 
-def _fault_op(fault: _Fault, error_code: int, host: dict[str, object] | None) -> Operation:
+def _fault_op(fault: Fault, error_code: int, host: dict[str, object] | None) -> Operation:
     return {"op": "fault", "vcpu": fault.vcpu, "gpa": fault.gpa, "err": error_code, "host": host}
 
 

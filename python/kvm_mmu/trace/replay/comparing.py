@@ -81,16 +81,30 @@ class Comparison:
             self._part()
 
     def _pair(self) -> None:
-        while self._recorded and self._predicted:
+        while self._predicted and self._settle():
             theirs, mine = self._recorded[0], self._predicted[0]
             if not self._is_alike(theirs.event, theirs.body, mine.event, mine.body):
+                if not self._differ():
+                    continue
                 self._part()
                 return
+            self._agree(theirs.event)
             self.equal[theirs.event] += 1
             self._recorded.popleft()
             self._predicted.popleft()
         if len(self._recorded) > WAITS_MAX or len(self._predicted) > WAITS_MAX + self._burst:
             self._part()
+
+    def _settle(self) -> bool:
+        """Whether a recorded output waits; what stands before it and is none has been taken."""
+        return bool(self._recorded)
+
+    def _differ(self) -> bool:
+        """Whether the two that wait first are a difference."""
+        return True
+
+    def _agree(self, event: str) -> None:
+        """The two that wait first are equal."""
 
     def _part(self) -> None:
         recorded = self._recorded[0] if self._recorded else None

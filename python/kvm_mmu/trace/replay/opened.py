@@ -26,7 +26,7 @@ from kvm_mmu.trace.replay.stripping import (
     Recorded,
     is_stripped,
     scenario_of,
-    strip_lines,
+    stripped_lines,
     wants_answers,
 )
 from kvm_mmu.trace.text import host as host_facts
@@ -70,12 +70,20 @@ class Opened:
         """` (FILE says so)` where one of these facts was found in a file that the user did not name, else nothing."""
         return f" ({self.facts_file} says so)" if self.facts_of_file.intersection(keys) else ""
 
+    @property
+    def is_tdp(self) -> bool:
+        """Whether the VM used the TDP MMU, as a fact or by what the trace shows."""
+        return bool(self.facts.values.get("tdp_mmu", self.facts.likely.get("tdp_mmu", 0)))
+
     def items(self) -> Iterator[Kept | Recorded]:
         """The lines of the stripped text in order, and among them the outputs that were removed."""
         if self.is_stripped:
             return (Kept(text, number) for number, text in enumerate(self.lines(), 1))
-        return strip_lines(
-            self.lines(), self.facts.values, self._operations(), answers=self.answers, outputs=self.outputs
+        host = self.facts.values
+        if self.is_tdp:
+            host = {**host, "tdp_mmu": 1}
+        return stripped_lines(
+            self.lines(), host, self._operations(), answers=self.answers, outputs=self.outputs
         )
 
     def lines(self) -> Iterator[str]:
@@ -141,7 +149,8 @@ def _look(
         scenario = first_operation(operations) or scenario
     wanted = wants_answers(values, [] if scenario is None else [scenario]) if answers is None else answers
     facts = HostFacts(values, likely=_likely(source, values, scenario))
-    opened = Opened(name, source, facts, False, operations, answers=wanted, outputs=outputs_of(probes))
+    opened = Opened(name, source, facts, False, operations, answers=wanted)
+    opened.outputs = outputs_of(probes, is_tdp=opened.is_tdp)
     opened.facts_file, opened.facts_of_file = host_facts.file_beside(path), frozenset(found) - set(host or {})
     return opened
 
@@ -153,7 +162,8 @@ def _likely(source: Source, values: Mapping[str, object], begin: str | None = No
     whether there are accessed and dirty bits, and only PML clears the dirty bits of a slot; the TDP MMU has an event
     of its own.
     """
-    if "mmu" in values and not (values["mmu"] == "ept" and {"family", "pml"} - set(values)):
+    asks_tdp = "tdp_mmu" not in values and has_requests(host_facts.kernel_of(values))
+    if "mmu" in values and not (values["mmu"] == "ept" and {"family", "pml"} - set(values)) and not asks_tdp:
         return {}
     codes, has_tdp_mmu, is_ept, has_pml = 0, False, values.get("mmu") == "ept", False
     signs: set[str] = set()

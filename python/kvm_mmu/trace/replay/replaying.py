@@ -17,6 +17,7 @@ from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.replay.comparing import Comparison, Divergence, surroundings
+from kvm_mmu.trace.replay.comparing_tdp import TdpComparison
 from kvm_mmu.trace.replay.engine import EngineFactory, engine_factory
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.opened import Opened, open_recording
@@ -205,7 +206,7 @@ def replay(
     if isinstance(host, str | Path):
         host = host_facts.facts_from(str(host))
     with open_recording(trace, host, operations) as opened:
-        refuse_host(opened.facts.values, opened.name, opened.said_by)
+        refuse_host({**opened.facts.likely, **opened.facts.values}, opened.name, opened.said_by)
         profile = host_facts.kernel_name(kernel) if kernel else _kernel_of(opened)
         if profile not in kernels:
             key = "kernel" if opened.facts.values.get("kernel") else "release"
@@ -296,7 +297,9 @@ class _Replay:
         """The stripped text; outputs of the recording go to the comparison."""
         if not self._opened.is_stripped:
             words = spte_words(self._profile, self._opened.facts.family)
-            self._comparison = Comparison(words, switched_on(wording_of(self._profile), names))
+            is_tdp = self._opened.is_tdp
+            present = switched_on(wording_of(self._profile), names, is_tdp=is_tdp)
+            self._comparison = (TdpComparison if is_tdp else Comparison)(words, present)
         for item in self._items():
             if isinstance(item, Kept):
                 self._report.host_answers += f": {ANSWER}: " in item.text[:512]

@@ -25,6 +25,7 @@ from kvm_mmu.trace.text.wording import has_requests
 
 __all__ = [
     "ANSWER",
+    "YIELD",
     "Kept",
     "Recorded",
     "Stripped",
@@ -43,6 +44,10 @@ _ENDS_ANSWER = frozenset(
 )
 _ASKS_HOST = frozenset({"kvm_mmu_spte_requested", "invlpg"})
 ANSWER = "replay_host_answer"
+#: In place of an output: a flush that a yield made. It is not predicted, and may stand for a later one.
+YIELD = "flush of a yield"
+#: Scenarios of the TDP MMU in which host memory changes behind the operations.
+_CHANGES_HOST_MEMORY = frozenset({"age", "hugelog", "mix", "prefault", "roots", "unaligned"})
 #: An answer is looked for in so many lines behind its request: in recordings it comes within some dozens.
 _ANSWER_WITHIN = 1 << 14
 
@@ -144,13 +149,31 @@ def strip(
     names = frozenset(line.event for line in parsed if line is not None)
     known = KnownOperations(operations) if operations else None
     done = Stripped([], [], [], names)
-    for item in strip_lines(lines, host, known, answers=answers, outputs=outputs_of(names)):
+    outputs = outputs_of(names, is_tdp=bool(host.get("tdp_mmu")))
+    for item in stripped_lines(lines, host, known, answers=answers, outputs=outputs):
         if isinstance(item, Recorded):
-            done.recorded.append(item)
+            if item.event != YIELD:
+                done.recorded.append(item)
         else:
             done.lines.append(item.text)
             done.origin.append(item.origin)
     return done
+
+
+def stripped_lines(
+    lines: Iterable[str],
+    host: Mapping[str, object],
+    operations: Operations | None,
+    *,
+    answers: bool,
+    outputs: frozenset[str],
+) -> Iterator[Kept | Recorded]:
+    """The recording line by line, by the rules of the MMU that its host used (`strip_lines` says how)."""
+    if host.get("tdp_mmu"):
+        from kvm_mmu.trace.replay.stripping_tdp import strip_tdp_lines
+
+        return strip_tdp_lines(lines, host, operations, answers=answers, outputs=outputs)
+    return strip_lines(lines, host, operations, answers=answers, outputs=outputs)
 
 
 def strip_lines(
@@ -192,7 +215,7 @@ def strip_lines(
             yield from held
             asked, held = None, []
         if line is not None and event == "tracing_mark_write" and operations is not None:
-            yield from _complete(text, line, operations, number)
+            yield from completed(text, line, operations, number)
             continue
         if asked is not None:
             held.append(Kept(text, number))
@@ -211,7 +234,7 @@ def strip_lines(
         yield from held
 
 
-def _complete(text: str, line: Line, operations: Operations, number: int) -> Iterator[Kept]:
+def completed(text: str, line: Line, operations: Operations, number: int) -> Iterator[Kept]:
     """Operations left out before this marker, and the marker in full."""
     index = _INDEXED.match(line.body)
     found = None if index is None else operations.upto(int(index[1]))
@@ -238,12 +261,14 @@ def scenario_of(text: str) -> str | None:
 def wants_answers(host: Mapping[str, object], lines: Iterable[str]) -> bool:
     """Whether residency of host memory does not follow from the operations of this trace.
 
-    True for shadow paging of guests with page tables from v5.10 on, for scenarios that fork, merge or page out
-    memory, and for traces of users (no operations at all).
+    True for shadow paging of guests with page tables from v5.10 on, for scenarios that fork, merge, page out or give
+    back memory, and for traces of users (no operations at all).
     """
     if not has_requests(host_facts.kernel_of(host)):
         return False
     scenario = next((found for text in lines if (found := scenario_of(text)) is not None), None)
     if scenario is None or "notifier" in scenario or scenario == "age":
+        return True
+    if host.get("tdp_mmu") and scenario.removeprefix("tdp_") in _CHANGES_HOST_MEMORY:
         return True
     return host.get("mmu") == "shadow" and host.get("guest_mode") not in ("flat", "real")

@@ -53,6 +53,12 @@ TRACEPOINTS: frozenset[str] = frozenset(
     or name in ("mark_mmio_spte", "check_mmio_spte", "handle_mmio_page_fault", "fast_page_fault")
 )
 
+#: Outputs of the TDP MMU besides: its own tracepoint, and the probes on flushes, each of which has a reason there.
+TDP_OUTPUTS = OUTPUTS | {"kvm_tdp_mmu_spte_changed", "flush_remote_tlbs", "flush_remote_tlbs_range"}
+#: The probes on flushes.
+FLUSHES = frozenset({"flush_remote_tlbs", "flush_remote_tlbs_range"})
+
+_TDP_CHANGED = frozenset({"kvm_tdp_mmu_spte_changed"})
 _GUEST_TABLE_BITS = frozenset({"kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"})
 #: Any of these shows that a memslot update took place.
 UPDATE_PROBES = frozenset({"memslots_updated", "swap_memslots", "set_memslot"})
@@ -63,16 +69,25 @@ _MODEL_PROBES = frozenset(
 TELLING = frozenset({"kvm_entry", "memslots_updated", "invalidate_mmio"})
 
 
-def outputs_of(names: Set[str]) -> frozenset[str]:
+def outputs_of(names: Set[str], *, is_tdp: bool = False) -> frozenset[str]:
     """The outputs to strip from a recording in which these events occur.
 
     Without any probe on memslot updates the generation probe is the only sign of one, and so an input.
     """
-    return OUTPUTS if names & UPDATE_PROBES else OUTPUTS - {"invalidate_mmio"}
+    outputs = TDP_OUTPUTS if is_tdp else OUTPUTS
+    return outputs if names & UPDATE_PROBES else outputs - {"invalidate_mmio"}
 
 
-def switched_on(wording: Wording, names: Set[str]) -> frozenset[str]:
+def switched_on(wording: Wording, names: Set[str], *, is_tdp: bool = False) -> frozenset[str]:
     """The outputs that a recording of a kernel with this wording had switched on, judged by its event set."""
+    if is_tdp:
+        return _switched_on(wording, names) | (
+            TDP_OUTPUTS - OUTPUTS if "kvm_entry" in names else _TDP_CHANGED
+        )
+    return _switched_on(wording, names)
+
+
+def _switched_on(wording: Wording, names: Set[str]) -> frozenset[str]:
     if not wording.has_requests:
         return TRACEPOINTS
     if "kvm_entry" in names:

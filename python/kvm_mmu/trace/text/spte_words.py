@@ -14,6 +14,8 @@ from kvm_mmu.trace.text.host import family_of, kernel_of
 from kvm_mmu.words.codec import Codec
 
 FRAME = 0x000FFFFFFFFFF000
+#: Of an SPTE of the kernels with a TDP MMU: present for KVM, and a large leaf above level 1.
+_PRESENT, _LARGE = 1 << 11, 1 << 7
 #: Whose masks a recording is taken to have while nobody says: those of the first kernel whose recordings are replayed
 #: without being told which it is.
 _UNSAID = "v6.12"
@@ -46,6 +48,21 @@ class SpteWords:
     def compared(self, value: int) -> int:
         """A raw value without its frame and without what the CPU sets."""
         return value if self.is_mmio(value) else value & ~FRAME & ~self.accessed
+
+    def without_table(self, value: int, level: int) -> int:
+        """An entry of the TDP MMU without the address of the table it links; any other one as it is."""
+        is_link = level > 1 and value & (_PRESENT | _LARGE) == _PRESENT
+        return value & ~FRAME if is_link else value
+
+    def is_same_leaf(self, recorded: int, predicted: int, level: int) -> bool:
+        """Whether two entries are the same, but for bits of a leaf that the CPU sets: the recording may have more."""
+        if recorded == predicted:
+            return True
+        set_by_cpu = self.accessed | self.dirty
+        if predicted & ~recorded or (recorded ^ predicted) & ~set_by_cpu:
+            return False
+        is_leaf = bool(predicted & _PRESENT) and (level == 1 or bool(predicted & _LARGE))
+        return is_leaf and not self.is_mmio(predicted)
 
     def access_text(self, value: int) -> str:
         """`rwxu` with a dash for what is missing, as `kvm_mmu_set_spte` prints a leaf."""

@@ -35,6 +35,8 @@ class Wording:
         has_leaves: kvm_mmu_set_spte exists.
         has_requests: kvm_mmu_spte_requested is an input of a replay, as in the recordings with JSON markers.
         try_unsync_inverted: what the probe on try_unsync calls can_unsync says the opposite.
+        yields_unseen: the TDP MMU yields under the shared lock where no probe shows it, while it recovers huge pages;
+            so flushes there cannot be told from those of yields.
         unprobed: outputs that are probes and whose function or value this kernel does not have. unsaid: those
             of them that have no value, so that nobody could print them.
     """
@@ -49,6 +51,7 @@ class Wording:
     has_leaves: bool = False
     has_requests: bool = False
     try_unsync_inverted: bool = False
+    yields_unseen: bool = False
     unprobed: frozenset[str] = frozenset()
     unsaid: frozenset[str] = frozenset()
 
@@ -135,6 +138,7 @@ _V6_18 = replace(
     _V6_12,
     flags=_MORE_FLAGS,
     try_unsync_inverted=True,
+    yields_unseen=True,
     unprobed=frozenset({"zap_all_fast_enter", "zap_oldest_ret"}),
     unsaid=frozenset({"zap_oldest_ret"}),
 )

@@ -1,0 +1,62 @@
+"""At which level the host maps the memory of the recorder, for a VM with a TDP MMU.
+
+Owns: what the level of 2 MiB of host memory follows from (what the recorder touched, what faults asked for, what a
+notifier took away) and that hugetlb memory of 1 GiB stays as it is. The level matters where no request says it: when
+huge pages are recovered, and for an instruction fetch that is not allowed to map them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvm_mmu.recorders.residency_6x import Backing, Residency
+
+_PAGES_2M = 512
+#: `hugetlb` of a backing: pages of 1 GiB.
+HUGETLB_1G = 3
+
+
+class ResidencyTdp(Residency):
+    """Resident host pages, and the host's levels: `note_level(first, count, kind)` tells each change of a range.
+
+    Kinds are those of the operation `host_huge`.
+    """
+
+    def __init__(self, note_level: Callable[[int, int, str], None]) -> None:
+        super().__init__(self._maps_2m)
+        self._note_level = note_level
+        #: first pages of 2 MiB that the host maps with less, after it was known to map them at once
+        self._split: set[int] = set()
+
+    def _maps_2m(self, first: int, count: int) -> None:
+        self._note_level(first, count, "thp")
+
+    def add_hugetlb(self, name: str, hva: int, size: int) -> None:
+        """The recorder made a backing of 1 GiB pages."""
+        self._backings.append(Backing(name, hva >> 12, size >> 12, thp=False))
+        self._note_level(hva >> 12, size >> 12, "hugetlb1g")
+
+    def note_2m(self, page: int) -> None:
+        """A fault was told that the host maps this page with 2 MiB."""
+        start = page & -_PAGES_2M
+        if start in self._split:
+            self._split.discard(start)
+            self._note_level(start, _PAGES_2M, "thp")
+        super().note_2m(page)
+
+    def note_4k(self, page: int) -> None:
+        """A fault was told that the host maps this page with 4 KiB."""
+        start = page & -_PAGES_2M
+        backing = self._find(page)
+        if backing is not None and self._huge_range(backing, page) and start not in self._split:
+            self._split.add(start)
+            self._note_level(start, _PAGES_2M, "none")
+
+    def unmap(self, first: int, end: int) -> None:
+        """The host took pages away: where they were part of 2 MiB, it no longer maps these at once."""
+        for backing in self._backings:
+            if not backing.thp:
+                continue
+            low = max(first, backing.first) & -_PAGES_2M
+            for start in range(low, min(end, backing.first + backing.npages), _PAGES_2M):
+                self.note_4k(start)
