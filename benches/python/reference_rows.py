@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kvm_mmu.reference import Engine
-from kvm_mmu.reference.dirty_log import kvm_mmu_slot_remove_write_access
-from kvm_mmu.reference.fault import kvm_mmu_page_fault
-from kvm_mmu.reference.kernels import kernel
-from kvm_mmu.reference.page import kvm_mmu_get_page
-from kvm_mmu.reference.pte_list import PteList, pte_list_add, pte_list_remove
-from kvm_mmu.reference.rmap import kvm_mmu_page_get_gfn, rmap_add, rmap_remove
-from kvm_mmu.reference.role import role_level
-from kvm_mmu.reference.state import Kvm, ShadowPage
-from kvm_mmu.reference.zap_plan import parse_plans
-from kvm_mmu.reference.zap_run import run_zap_plan
+from kvm_mmu.reference.common.kernels import kernel
+from kvm_mmu.reference.common.page_table import kvm_mmu_page_get_gfn
+from kvm_mmu.reference.common.pte_list import PteList, pte_list_add, pte_list_remove
+from kvm_mmu.reference.common.role import role_level
+from kvm_mmu.reference.common.state import Kvm, ShadowPage
+from kvm_mmu.reference.common.zap_plan import parse_plans
+from kvm_mmu.reference.shadow.page import kvm_mmu_get_page
+from kvm_mmu.reference.shadow.rmap import rmap_add, rmap_remove
+from kvm_mmu.reference.verbs.dirty_log import kvm_mmu_slot_remove_write_access
+from kvm_mmu.reference.verbs.fault import kvm_mmu_page_fault
+from kvm_mmu.reference.verbs.zap_run import run_zap_plan
 
 TABLE = 512
 HOLE = 1 << 28

@@ -102,7 +102,10 @@ STRANGERS = [
     ("lab/run.py", "from kvm_mmu.cli import demo\n"),
     ("trace/replay/run.py", "from kvm_mmu.recorders import demo\n"),
     ("trace/text/run.py", "from kvm_mmu.trace import replay\n"),
-    ("reference/zap.py", "from kvm_mmu.words import bits\n"),
+    ("reference/shadow/zap.py", "from kvm_mmu.words import bits\n"),
+    ("reference/tdp/zap.py", "from ..shadow import zap\n"),
+    ("reference/common/lock.py", "def f():\n    from kvm_mmu.reference.tdp import iter\n"),
+    ("reference/v6/map.py", "from ..verbs import roots\n"),
 ]
 
 
@@ -111,7 +114,8 @@ def test_a_stranger_is_found(file: str, text: str, tmp_path: Path, root: Path) -
     rooms = (
         "cli studies lab recorders testing trace/analysis trace/replay scenario trace/text words machine view"
     )
-    for room in ["", "trace", "reference", *rooms.split()]:
+    chapters = [f"reference/{chapter}" for chapter in ("common", "shadow", "tdp", "v5", "v6", "verbs")]
+    for room in ["", "trace", "reference", *chapters, *rooms.split()]:
         (tmp_path / PACKAGE / room).mkdir(parents=True, exist_ok=True)
         (tmp_path / PACKAGE / room / "__init__.py").touch()
     for name in (
@@ -121,7 +125,13 @@ def test_a_stranger_is_found(file: str, text: str, tmp_path: Path, root: Path) -
         "lab/run",
         "cli/demo",
         "recorders/demo",
+        "reference/dump",
         "reference/engine",
+        "reference/operations",
+        "reference/scenario",
+        "reference/shadow/zap",
+        "reference/tdp/iter",
+        "reference/verbs/roots",
         "words/bits",
     ):
         (tmp_path / PACKAGE / f"{name}.py").touch()
@@ -179,9 +189,9 @@ BROKEN = {
         ("lab/run.py", '"""Head."""\nclass Table:\n    import pandas\n'),
     ],
     reference_is_alone: [
-        ("reference/spte.py", '"""Head."""\nimport numpy\n'),
-        ("reference/spte.py", '"""Head."""\nfrom kvm_mmu.types import KVM_ADDRESS_SPACE_NUM\n'),
-        ("reference/spte.py", '"""Head."""\ndef f():\n    from .. import _core\n'),
+        ("reference/common/spte.py", '"""Head."""\nimport numpy\n'),
+        ("reference/common/spte.py", '"""Head."""\nfrom kvm_mmu.types import KVM_ADDRESS_SPACE_NUM\n'),
+        ("reference/common/spte.py", '"""Head."""\ndef f():\n    from ... import _core\n'),
     ],
     undocumented: [("machine/vm.py", "import os\n")],
 }
@@ -205,7 +215,7 @@ ALLOWED = [
         '"""Head."""\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import polars\n',
     ),
     (
-        "reference/zap.py",
+        "reference/shadow/zap.py",
         '"""Head."""\nimport errno\nfrom .page import Page\nfrom kvm_mmu.reference import spte\n',
     ),
 ]

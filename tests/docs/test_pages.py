@@ -183,7 +183,7 @@ def test_the_list_of_examples_is_whole() -> None:
 
 
 def test_the_kernel_map_names_what_exists() -> None:
-    """`module.function` of the reference and `file::function` of the core are looked up in the sources."""
+    """`chapter.module.function` of the reference and `file::function` of the core are looked up in the sources."""
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in (ROOT / "docs" / "kernel-map.md").read_text(encoding="utf-8").splitlines()
@@ -200,8 +200,8 @@ def test_the_kernel_map_names_what_exists() -> None:
         for file in re.findall(r"`(machine/\w+\.py)`", core):
             if not (ROOT / "python" / "kvm_mmu" / file).is_file():
                 missing.append(file)
-        for module, function in re.findall(r"`(\w+)\.(\w+)`", reference):
-            path = ROOT / "python" / "kvm_mmu" / "reference" / f"{module}.py"
+        for module, function in re.findall(r"`(\w+(?:\.\w+)?)\.(\w+)`", reference):
+            path = ROOT / "python" / "kvm_mmu" / "reference" / f"{module.replace('.', '/')}.py"
             if not path.is_file() or not re.search(
                 rf"^def {function}\b", path.read_text(encoding="utf-8"), re.MULTILINE
             ):

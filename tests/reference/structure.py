@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kvm_mmu.reference import spte as word
-from kvm_mmu.reference.active_list import list_pages
-from kvm_mmu.reference.page import kvm_page_table_hashfn
-from kvm_mmu.reference.pte_list import pte_list_entries
-from kvm_mmu.reference.rmap import kvm_mmu_page_get_gfn
-from kvm_mmu.reference.role import role_address_space, role_is_invalid, role_level
-from kvm_mmu.reference.slots import gfn_to_index, gfn_to_memslot
-from kvm_mmu.reference.state import Kvm
+from kvm_mmu.reference.common import spte as word
+from kvm_mmu.reference.common.page_table import kvm_mmu_page_get_gfn
+from kvm_mmu.reference.common.pte_list import pte_list_entries
+from kvm_mmu.reference.common.role import role_address_space, role_is_invalid, role_level
+from kvm_mmu.reference.common.slots import gfn_to_index, gfn_to_memslot
+from kvm_mmu.reference.common.state import Kvm
+from kvm_mmu.reference.shadow.active_list import list_pages
+from kvm_mmu.reference.shadow.page import kvm_page_table_hashfn
 
 
 def assert_structure(kvm: Kvm) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm_mmu.reference import ScenarioError, mmio
+from kvm_mmu.reference import ScenarioError
+from kvm_mmu.reference.common import mmio
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from kvm_mmu import _core
-from kvm_mmu.reference.errors import ScenarioError
-from kvm_mmu.reference.kernels import KERNELS, KernelRules, kernel
+from kvm_mmu.reference.common.errors import ScenarioError
+from kvm_mmu.reference.common.kernels import KERNELS, KernelRules, kernel
 
 #: What a row has beside its facts.
 LABELS = ("name", "release", "plans")

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm_mmu.reference import Engine, map, memslots, page, zap, zap_run
-from kvm_mmu.reference.active_list import list_add_head
-from kvm_mmu.reference.mmio import mmio_generation
-from kvm_mmu.reference.pte_list import pte_list_entries
-from kvm_mmu.reference.state import ActiveList, Kvm, ShadowPage, Vcpu
-from kvm_mmu.reference.zap import Prepared
-from kvm_mmu.reference.zap_run import ZapRun
+from kvm_mmu.reference import Engine
+from kvm_mmu.reference.common.mmio import mmio_generation
+from kvm_mmu.reference.common.pte_list import pte_list_entries
+from kvm_mmu.reference.common.state import ActiveList, Kvm, ShadowPage, Vcpu
+from kvm_mmu.reference.shadow import page, zap
+from kvm_mmu.reference.shadow.active_list import list_add_head
+from kvm_mmu.reference.shadow.zap import Prepared
+from kvm_mmu.reference.v5 import map
+from kvm_mmu.reference.verbs import memslots, zap_run
+from kvm_mmu.reference.verbs.zap_run import ZapRun
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {"v5.0": "v5.0", "seed": "v5.0-seed", "v5.2": "v5.2"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from kvm_mmu.errors import ScenarioError
-from kvm_mmu.reference.errors import ScenarioError as ReferenceError
+from kvm_mmu.reference.common.errors import ScenarioError as ReferenceError
 from kvm_mmu.reference.operations import RUN
 from kvm_mmu.reference.scenario import OPS_OF_FORMAT, parse_op
 from kvm_mmu.scenario.machine_engine import OPERATIONS

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from kvm_mmu.reference.kernels import kernel
-from kvm_mmu.reference.page import kvm_page_table_hashfn
-from kvm_mmu.reference.pte_list import (
+from kvm_mmu.reference.common.kernels import kernel
+from kvm_mmu.reference.common.pte_list import (
     PteList,
     Sptep,
     pte_list_add,
@@ -16,6 +15,7 @@ from kvm_mmu.reference.pte_list import (
     pte_list_is_empty,
     pte_list_remove,
 )
+from kvm_mmu.reference.shadow.page import kvm_page_table_hashfn
 
 RULES = kernel("v5.2")
 

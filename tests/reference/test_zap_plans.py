@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kvm_mmu.reference import Engine, ScenarioError
-from kvm_mmu.reference.zap_plan import NAMED_PLANS, parse_plan
+from kvm_mmu.reference.common.zap_plan import NAMED_PLANS, parse_plan
 
 from structure import assert_structure  # isort: skip
 

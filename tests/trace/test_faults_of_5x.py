@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.recorders import recorder_5x
-from kvm_mmu.reference.hardware import hardware_walk
+from kvm_mmu.reference.common.hardware import hardware_walk
 from kvm_mmu.trace.replay.replaying import replay
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"

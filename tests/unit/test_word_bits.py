@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from kvm_mmu.errors import UsageError
-from kvm_mmu.reference import mmio
+from kvm_mmu.reference.common import mmio
 from kvm_mmu.words.codec import Codec
 from kvm_mmu.words.roles import decode_role
 

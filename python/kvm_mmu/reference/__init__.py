@@ -6,15 +6,15 @@ with the Rust core, nor with the memslot and generation policy of `kvm_mmu.machi
 independent readings. Free functions carry the kernel's full names. What differs between kernels stands in `kernels`
 alone, as facts under the names that the core's rows have.
 
-Reading order: words (`constants kernels masks mmio spte role`), nouns (`pte_list state active_list slots
-host_memory page_fault`), verbs (`events flush lock rmap page zap track slot_walk dirty_log notifier zap_memslot
-zap_plan zap_run reclaim roots hardware pin map map_v6 tdp mmio_fault fault_v5 fault_v6 fault prefault memslots`), the
-language (`scenario operations dump engine`).
+Chapters, each knowing those before it: `common` (words and nouns: `constants errors kernels masks mmio spte role`,
+`pte_list state slots host_memory pin`, `events flush lock`, `page_table invalidation hardware mmio_fault`), `shadow`
+(shadow pages) and `tdp` (the TDP MMU), `v5` and `v6` (the faults), `verbs` (all that can happen to a VM); above them
+the language (`scenario operations dump engine`).
 """
 
 from __future__ import annotations
 
+from .common.errors import ScenarioError
 from .engine import Engine
-from .errors import ScenarioError
 
 __all__ = ["Engine", "ScenarioError"]

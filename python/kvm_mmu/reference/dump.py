@@ -11,18 +11,17 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from . import spte as word
-from .active_list import list_pages
-from .constants import (
+from .common import spte as word
+from .common.constants import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_RELOAD,
     PAGE_SHIFT,
     PT64_BASE_ADDR_MASK,
     kvm_pages_per_hpage,
 )
-from .page import root_role
-from .pte_list import pte_list_entries
-from .role import (
+from .common.page_table import root_role
+from .common.pte_list import pte_list_entries
+from .common.role import (
     role_access,
     role_is_ad_disabled,
     role_is_direct,
@@ -31,8 +30,9 @@ from .role import (
     role_smm,
     shown_role,
 )
-from .roots import root_level
-from .state import Kvm, KvmMemorySlot, ShadowPage, Vcpu
+from .common.state import Kvm, KvmMemorySlot, ShadowPage, Vcpu
+from .shadow.active_list import list_pages
+from .verbs.roots import root_level
 
 
 def dump_state(kvm: Kvm) -> dict[str, Any]:

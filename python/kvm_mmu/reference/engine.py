@@ -9,19 +9,19 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
-from .constants import KVM_ADDRESS_SPACE_NUM
+from .common.constants import KVM_ADDRESS_SPACE_NUM
+from .common.kernels import KernelRules
+from .common.kernels import kernel as kernel_named
+from .common.masks import make_masks
+from .common.state import CTR_NAMES, CTR_NAMES_6, Config, Kvm, KvmMemslots, Vcpu
+from .common.zap_plan import parse_plans
 from .dump import digest_of, dump_state
-from .kernels import KernelRules
-from .kernels import kernel as kernel_named
-from .masks import make_masks
-from .memslots import initial_generation
-from .notifier import kvm_unmap_hva_range
 from .operations import run_nested_op, run_op
-from .roots import init_kvm_mmu
 from .scenario import parse_config, parse_op
-from .state import CTR_NAMES, CTR_NAMES_6, Config, Kvm, KvmMemslots, Vcpu
 from .tdp.page import run_rcu_callbacks
-from .zap_plan import parse_plans
+from .verbs.memslots import initial_generation
+from .verbs.notifier import kvm_unmap_hva_range
+from .verbs.roots import init_kvm_mmu
 
 
 def new_kvm(rules: KernelRules, config: Config, plans: Mapping[str, Any] | None, format: int) -> Kvm:

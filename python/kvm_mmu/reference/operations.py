@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .constants import (
+from .common.constants import (
     EINVAL,
     ENOENT,
     EOPNOTSUPP,
@@ -18,7 +18,21 @@ from .constants import (
     PT_DIRECTORY_LEVEL,
     PT_PAGE_TABLE_LEVEL,
 )
-from .dirty_log import (
+from .common.errors import ScenarioError
+from .common.hardware import hardware_walk
+from .common.host_memory import set_host_huge, set_host_state
+from .common.invalidation import kvm_mmu_invalidate_end
+from .common.lock import set_lock_breaks
+from .common.mmio_fault import clear_mmio_info
+from .common.slots import gfn_to_memslot, id_to_memslot
+from .common.state import Kvm, KvmMemorySlot, LockBreaks, Op, Vcpu
+from .shadow.reclaim import (
+    kvm_mmu_change_mmu_pages,
+    kvm_mmu_zap_oldest_mmu_pages,
+    kvm_vm_ioctl_set_nr_mmu_pages,
+    mmu_shrink_scan,
+)
+from .verbs.dirty_log import (
     kvm_arch_mmu_enable_log_dirty_pt_masked,
     kvm_mmu_clear_dirty_pt_masked,
     kvm_mmu_slot_largepage_remove_write_access,
@@ -31,44 +45,30 @@ from .dirty_log import (
     kvm_vm_ioctl_clear_dirty_log,
     kvm_vm_ioctl_get_dirty_log,
 )
-from .errors import ScenarioError
-from .fault import kvm_mmu_page_fault
-from .hardware import hardware_walk
-from .host_memory import set_host_huge, set_host_state
-from .lock import set_lock_breaks
-from .memslots import (
+from .verbs.fault import kvm_mmu_page_fault
+from .verbs.memslots import (
     MemoryRegion,
     kvm_arch_flush_shadow_memslot,
     kvm_mmu_invalidate_mmio_sptes,
     kvm_set_memory_region,
 )
-from .mmio_fault import clear_mmio_info
-from .notifier import (
+from .verbs.notifier import (
     kvm_age_hva,
-    kvm_mmu_invalidate_end,
     kvm_mmu_notifier_invalidate_range_start,
     kvm_set_spte_hva,
     kvm_test_age_hva,
     kvm_unmap_hva_range,
     kvm_zap_gfn_range,
 )
-from .prefault import kvm_vcpu_pre_fault_memory
-from .reclaim import (
-    kvm_mmu_change_mmu_pages,
-    kvm_mmu_zap_oldest_mmu_pages,
-    kvm_vm_ioctl_set_nr_mmu_pages,
-    mmu_shrink_scan,
-)
-from .roots import kvm_mmu_load, kvm_mmu_reset_context, kvm_mmu_unload, vcpu_enter_guest
-from .slots import gfn_to_memslot, id_to_memslot
-from .state import Kvm, KvmMemorySlot, LockBreaks, Op, Vcpu
-from .track import (
+from .verbs.prefault import kvm_vcpu_pre_fault_memory
+from .verbs.roots import kvm_mmu_load, kvm_mmu_reset_context, kvm_mmu_unload, vcpu_enter_guest
+from .verbs.track import (
     kvm_mmu_slot_gfn_write_protect,
     kvm_slot_page_track_add_page,
     kvm_slot_page_track_remove_page,
 )
-from .zap_memslot import kvm_recover_nx_huge_pages
-from .zap_run import ZapTarget, run_zap_plan
+from .verbs.zap_memslot import kvm_recover_nx_huge_pages
+from .verbs.zap_run import ZapTarget, run_zap_plan
 
 Result = tuple[int, dict[str, Any] | None]
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from .constants import KVM_ADDRESS_SPACE_NUM, PT_MAX_HUGEPAGE_LEVEL, U64
-from .errors import ScenarioError, cut
-from .host_memory import HOST_PAGE_KINDS, HOST_STATES, HOST_STATES_6, HostAnswer
-from .kernels import KernelRules
-from .masks import FAMILIES
-from .state import Config, Op
-from .zap_plan import parse_plan
+from .common.constants import KVM_ADDRESS_SPACE_NUM, PT_MAX_HUGEPAGE_LEVEL, U64
+from .common.errors import ScenarioError, cut
+from .common.host_memory import HOST_PAGE_KINDS, HOST_STATES, HOST_STATES_6, HostAnswer
+from .common.kernels import KernelRules
+from .common.masks import FAMILIES
+from .common.state import Config, Op
+from .common.zap_plan import parse_plan
 
 REQUIRED = object()
 MAX_NESTING = 16

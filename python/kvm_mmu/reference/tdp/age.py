@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .. import spte as word
-from ..constants import PAGE_SHIFT, PT64_BASE_ADDR_MASK, PT_PAGE_TABLE_LEVEL, PT_WRITABLE_MASK, U64
-from ..events import note_spte_changed
-from ..rmap import kvm_set_pfn_dirty, write_spte
-from ..state import Kvm
+from ..common import spte as word
+from ..common.constants import PAGE_SHIFT, PT64_BASE_ADDR_MASK, PT_PAGE_TABLE_LEVEL, PT_WRITABLE_MASK, U64
+from ..common.events import note_spte_changed
+from ..common.page_table import kvm_set_pfn_dirty, write_spte
+from ..common.state import Kvm
 from .change import EMPTY, handle_changed_spte, tdp_mmu_set_spte
 from .iter import TdpIter, tdp_root_for_each_leaf_pte
 from .roots import for_each_tdp_mmu_root_yield_safe

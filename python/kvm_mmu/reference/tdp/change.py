@@ -10,15 +10,20 @@ only present entries are. Frozen words are never stored: nobody looks at a table
 
 from __future__ import annotations
 
-from .. import spte as word
-from ..constants import PT64_ENT_PER_PAGE, kvm_pages_per_hpage
-from ..events import note_prepare_zap, note_spte_changed
-from ..flush import kvm_flush_remote_tlbs_with_address
-from ..page import child_of
-from ..rmap import kvm_set_pfn_accessed, kvm_set_pfn_dirty, kvm_update_page_stats, write_spte
-from ..role import role_is_ad_disabled, role_level
-from ..state import Kvm, ShadowPage
-from ..zap import unaccount_nx_huge_page
+from ..common import spte as word
+from ..common.constants import PT64_ENT_PER_PAGE, kvm_pages_per_hpage
+from ..common.events import note_prepare_zap, note_spte_changed
+from ..common.flush import kvm_flush_remote_tlbs_with_address
+from ..common.nx_huge_page import unaccount_nx_huge_page
+from ..common.page_table import (
+    child_of,
+    kvm_set_pfn_accessed,
+    kvm_set_pfn_dirty,
+    kvm_update_page_stats,
+    write_spte,
+)
+from ..common.role import role_is_ad_disabled, role_level
+from ..common.state import Kvm, ShadowPage
 from .iter import TdpIter, is_leaf, is_link
 from .page import tdp_mmu_free_sp
 

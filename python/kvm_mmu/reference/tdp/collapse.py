@@ -8,7 +8,7 @@ rights and marks of the first page that the table maps.
 
 from __future__ import annotations
 
-from ..constants import (
+from ..common.constants import (
     PAGE_SHIFT,
     PT64_BASE_ADDR_MASK,
     PT_MAX_HUGEPAGE_LEVEL,
@@ -17,9 +17,9 @@ from ..constants import (
     U64,
     kvm_pages_per_hpage,
 )
-from ..flush import kvm_arch_flush_remote_tlbs_memslot
-from ..host_memory import kvm_mmu_max_mapping_level
-from ..state import Kvm, KvmMemorySlot, ShadowPage
+from ..common.flush import kvm_arch_flush_remote_tlbs_memslot
+from ..common.host_memory import kvm_mmu_max_mapping_level
+from ..common.state import Kvm, KvmMemorySlot, ShadowPage
 from .change import tdp_mmu_set_spte, tdp_mmu_zap_spte_atomic
 from .iter import (
     TdpIter,

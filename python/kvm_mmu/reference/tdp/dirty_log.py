@@ -6,18 +6,13 @@ kvm_tdp_mmu functions over them of v6.1 and v6.12.
 
 from __future__ import annotations
 
-from .. import spte as word
-from ..constants import PT_PAGE_TABLE_LEVEL, PT_WRITABLE_MASK, U64
-from ..events import note_spte_changed
-from ..rmap import kvm_set_pfn_dirty, write_spte
-from ..state import Kvm, KvmMemorySlot, ShadowPage
+from ..common import spte as word
+from ..common.constants import PT_PAGE_TABLE_LEVEL, PT_WRITABLE_MASK, U64
+from ..common.events import note_spte_changed
+from ..common.page_table import kvm_set_pfn_dirty, write_spte
+from ..common.state import Kvm, KvmMemorySlot, ShadowPage
 from .change import tdp_mmu_set_spte
-from .iter import (
-    for_each_tdp_pte_min_level,
-    is_leaf,
-    tdp_mmu_iter_cond_resched,
-    tdp_root_for_each_leaf_pte,
-)
+from .iter import for_each_tdp_pte_min_level, is_leaf, tdp_mmu_iter_cond_resched, tdp_root_for_each_leaf_pte
 from .roots import for_each_tdp_mmu_root_yield_safe, for_each_valid_tdp_mmu_root_yield_safe
 
 BITS_PER_LONG = 64

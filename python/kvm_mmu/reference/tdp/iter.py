@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..constants import (
+from ..common.constants import (
     PAGE_SHIFT,
     PT64_BASE_ADDR_MASK,
     PT64_ENT_PER_PAGE,
@@ -20,10 +20,10 @@ from ..constants import (
     PT_PAGE_SIZE_MASK,
     PT_PAGE_TABLE_LEVEL,
 )
-from ..flush import kvm_flush_remote_tlbs
-from ..lock import READ_LOCK, WRITE_LOCK, cond_resched_lock, need_resched
-from ..role import role_level
-from ..state import Kvm, ShadowPage
+from ..common.flush import kvm_flush_remote_tlbs
+from ..common.lock import READ_LOCK, WRITE_LOCK, cond_resched_lock, need_resched
+from ..common.role import role_level
+from ..common.state import Kvm, ShadowPage
 
 LAST_INDEX = PT64_ENT_PER_PAGE - 1
 

@@ -5,7 +5,7 @@ Owns nothing. Models kvm_tdp_mmu_map, tdp_mmu_map_handle_target_level and tdp_mm
 
 from __future__ import annotations
 
-from ..constants import (
+from ..common.constants import (
     ACC_ALL,
     RET_PF_EMULATE,
     RET_PF_FIXED,
@@ -13,17 +13,17 @@ from ..constants import (
     RET_PF_SPURIOUS,
     kvm_pages_per_hpage,
 )
-from ..events import note_mark_mmio, note_set_spte, note_silent_call
-from ..flush import kvm_flush_remote_tlbs_with_address
-from ..map_v6 import is_huge_page_disallowed, make_spte
-from ..mmio import encode_mmio_spte, mmio_generation
-from ..page_fault import PageFault
-from ..pin import PFN_NOSLOT, PinnedPfn
-from ..role import shown_access
-from ..slots import vcpu_address_space
-from ..spte import is_access_allowed
-from ..state import Kvm, ShadowPage, Vcpu
-from ..zap import account_nx_huge_page
+from ..common.events import note_mark_mmio, note_set_spte, note_silent_call
+from ..common.flush import kvm_flush_remote_tlbs_with_address
+from ..common.make_spte import make_spte
+from ..common.mmio import encode_mmio_spte, mmio_generation
+from ..common.nx_huge_page import account_nx_huge_page, is_huge_page_disallowed
+from ..common.page_fault import PageFault
+from ..common.pin import PFN_NOSLOT, PinnedPfn
+from ..common.role import shown_access
+from ..common.slots import vcpu_address_space
+from ..common.spte import is_access_allowed
+from ..common.state import Kvm, ShadowPage, Vcpu
 from .change import tdp_mmu_link_sp, tdp_mmu_set_spte, tdp_mmu_zap_spte_atomic
 from .iter import TdpIter, for_each_tdp_pte, is_leaf, is_link
 from .page import tdp_mmu_init_child_sp

@@ -8,9 +8,9 @@ Invariant: a table that is no root is linked by exactly one entry, which it know
 
 from __future__ import annotations
 
-from ..events import note_get_page
-from ..role import child_role
-from ..state import Kvm, ShadowPage
+from ..common.events import note_get_page
+from ..common.role import child_role
+from ..common.state import Kvm, ShadowPage
 
 
 def tdp_mmu_init_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..role import ROLE_INVALID, role_address_space, role_is_invalid
-from ..state import Kvm, ShadowPage
+from ..common.role import ROLE_INVALID, role_address_space, role_is_invalid
+from ..common.state import Kvm, ShadowPage
 from .page import tdp_mmu_free_sp, tdp_mmu_init_sp
 
 

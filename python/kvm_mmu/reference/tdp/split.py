@@ -9,8 +9,8 @@ at the root, comes back to it; a table that then finds no leaf waits for the nex
 
 from __future__ import annotations
 
-from .. import spte as word
-from ..constants import (
+from ..common import spte as word
+from ..common.constants import (
     PAGE_SHIFT,
     PT64_ENT_PER_PAGE,
     PT_PAGE_SIZE_MASK,
@@ -18,10 +18,10 @@ from ..constants import (
     U64,
     kvm_pages_per_hpage,
 )
-from ..events import note_split
-from ..lock import drop_lock_to_allocate
-from ..rmap import kvm_update_page_stats
-from ..state import Kvm, KvmMemorySlot, ShadowPage
+from ..common.events import note_split
+from ..common.lock import drop_lock_to_allocate
+from ..common.page_table import kvm_update_page_stats
+from ..common.state import Kvm, KvmMemorySlot, ShadowPage
 from .change import tdp_mmu_link_sp
 from .iter import TdpIter, for_each_tdp_pte_min_level, is_leaf, tdp_mmu_iter_cond_resched
 from .page import tdp_mmu_init_child_sp

@@ -9,9 +9,9 @@ passes say how long it can be held.
 
 from __future__ import annotations
 
-from ..role import role_is_invalid, role_level
-from ..slots import kvm_mmu_max_gfn
-from ..state import Kvm, ShadowPage
+from ..common.role import role_is_invalid, role_level
+from ..common.slots import kvm_mmu_max_gfn
+from ..common.state import Kvm, ShadowPage
 from .change import EMPTY, handle_changed_spte, tdp_mmu_set_spte
 from .iter import for_each_tdp_pte, for_each_tdp_pte_min_level, is_leaf, tdp_mmu_iter_cond_resched
 from .roots import for_each_tdp_mmu_root_yield_safe, kvm_tdp_mmu_put_root

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import spte as word
+from ..common import spte as word
+from ..common.constants import KVM_REQ_MMU_RELOAD
+from ..common.events import note_prepare_zap, note_silent_call, shown_spte
+from ..common.flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
+from ..common.nx_huge_page import unaccount_nx_huge_page
+from ..common.page_table import child_of, is_obsolete_sp, write_spte
+from ..common.role import ROLE_INVALID, role_is_invalid, role_level
+from ..common.state import Kvm, ShadowPage
 from .active_list import list_contains, list_del, list_move_head
-from .constants import KVM_REQ_MMU_RELOAD
-from .events import note_prepare_zap, note_silent_call, shown_spte
-from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
-from .page import child_of, drop_parent_pte, is_obsolete_sp, kvm_mmu_free_page, kvm_mmu_unlink_parents
-from .rmap import drop_spte, write_spte
-from .role import ROLE_INVALID, role_is_invalid, role_level
-from .state import Kvm, ShadowPage
+from .page import drop_parent_pte, kvm_mmu_free_page, kvm_mmu_unlink_parents
+from .rmap import drop_spte
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +82,6 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) 
     unaccount_nx_huge_page(kvm, sp)
     sp.role |= ROLE_INVALID
     return Prepared(nr_children=0, nr_zapped=nr_zapped, is_list_unstable=False)
-
-
-def account_nx_huge_page(kvm: Kvm, sp: ShadowPage, is_possible: bool) -> None:
-    """A table that stands where a fetch from a huge page was; the recovery may take it if it could be a leaf."""
-    sp.nx_huge_page_disallowed = True
-    if is_possible and not sp.is_possible_nx_huge_page:
-        sp.is_possible_nx_huge_page = True
-        kvm.possible_nx_huge_pages.append(sp.id)
-        kvm.stat["nx_lpage_splits"] += 1
-
-
-def unaccount_nx_huge_page(kvm: Kvm, sp: ShadowPage) -> None:
-    sp.nx_huge_page_disallowed = False
-    if sp.is_possible_nx_huge_page:
-        sp.is_possible_nx_huge_page = False
-        kvm.possible_nx_huge_pages.remove(sp.id)
-        kvm.stat["nx_lpage_splits"] -= 1
 
 
 def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list[int]) -> None:

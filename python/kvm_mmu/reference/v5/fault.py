@@ -7,10 +7,8 @@ from here.
 
 from __future__ import annotations
 
-from . import spte as word
-from .constants import (
-    ACC_ALL,
-    EFAULT,
+from ..common import spte as word
+from ..common.constants import (
     PAGE_SHIFT,
     PFERR_FETCH,
     PFERR_PRESENT,
@@ -23,23 +21,26 @@ from .constants import (
     RET_PF_RETRY,
     kvm_pages_per_hpage,
 )
-from .events import note_fast_page_fault, note_hwpoison_signal
-from .host_memory import HostAnswer, host_mapping_level, is_compound_page
-from .map import direct_map
-from .mmio_fault import vcpu_cache_mmio_info, walk_to_last
-from .page import vcpu_root
-from .pin import PFN_NOSLOT, PFN_POISONED, PFN_RETRY, PFN_RO_FAULT, PinnedPfn, gfn_to_pfn
-from .reclaim import make_mmu_pages_available
-from .rmap import kvm_mmu_page_get_gfn, write_spte
-from .role import role_level
-from .slots import (
-    kvm_page_track_is_active,
+from ..common.events import note_fast_page_fault
+from ..common.host_memory import HostAnswer, host_mapping_level, is_compound_page
+from ..common.mmio_fault import walk_to_last
+from ..common.page_table import kvm_mmu_page_get_gfn, vcpu_root, write_spte
+from ..common.pin import (
+    PinnedPfn,
+    gfn_to_pfn,
+    handle_abnormal_pfn,
+)
+from ..common.role import role_level
+from ..common.slots import (
     kvm_vcpu_gfn_to_memslot,
     kvm_vcpu_mark_page_dirty,
     memslot_is_visible,
     mmu_gfn_lpage_is_disallowed,
+    page_fault_handle_page_track,
 )
-from .state import Kvm, ShadowPage, Vcpu
+from ..common.state import Kvm, ShadowPage, Vcpu
+from ..shadow.reclaim import make_mmu_pages_available
+from .map import direct_map
 
 
 def tdp_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int, error_code: int, answer: HostAnswer | None) -> int:
@@ -69,13 +70,6 @@ def tdp_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int, error_code: int, answer: Host
     elif not is_forced:
         gfn, pinned, level = transparent_hugepage_adjust(kvm, vcpu, gpa, gfn, pinned, level)
     return direct_map(kvm, vcpu, gpa, is_write, level, gfn, pinned, answer)
-
-
-def page_fault_handle_page_track(kvm: Kvm, vcpu: Vcpu, gfn: int, error_code: int) -> bool:
-    if error_code & PFERR_RSVD:
-        return False
-    is_write_to_present = error_code & PFERR_PRESENT and error_code & PFERR_WRITE
-    return bool(is_write_to_present) and kvm_page_track_is_active(kvm, vcpu, gfn)
 
 
 def mapping_level(kvm: Kvm, vcpu: Vcpu, gfn: int) -> tuple[int, bool]:
@@ -132,26 +126,6 @@ def fast_pf_fix_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, old: int,
     if word.is_writable_pte(new) and not word.is_writable_pte(old):
         kvm_vcpu_mark_page_dirty(kvm, vcpu, kvm_mmu_page_get_gfn(sp, index))
     return True
-
-
-def noslot_access(kvm: Kvm) -> int:
-    """The access that a fault without a slot leaves in the vCPU's cache."""
-    return ACC_ALL & kvm.masks.mmio_access if kvm.rules.mmio_cache_access == "masked" else ACC_ALL
-
-
-def handle_abnormal_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, pinned: PinnedPfn) -> int | None:
-    """The end of a fault whose page frame is none; None when the fault goes on."""
-    if pinned.pfn == PFN_RO_FAULT:
-        return RET_PF_EMULATE
-    if pinned.pfn == PFN_POISONED:
-        note_hwpoison_signal(kvm, pinned.hva)
-        return RET_PF_RETRY
-    if pinned.pfn == PFN_RETRY:
-        return RET_PF_RETRY
-    if pinned.pfn == PFN_NOSLOT:
-        vcpu_cache_mmio_info(kvm, vcpu, gfn, noslot_access(kvm))
-        return None
-    return -EFAULT if pinned.pfn < 0 else None
 
 
 def transparent_hugepage_adjust(

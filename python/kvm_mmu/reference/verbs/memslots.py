@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import constants as c
-from .constants import (
+from ..common import constants as c
+from ..common.constants import (
     EEXIST,
     EINVAL,
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -22,6 +22,14 @@ from .constants import (
     KVM_MEMSLOT_INVALID,
     PT_PAGE_TABLE_LEVEL,
 )
+from ..common.events import note_silent_call
+from ..common.flush import kvm_arch_flush_remote_tlbs_memslot
+from ..common.kernels import KernelRules
+from ..common.lock import NESTED_IN_PUBLICATION, run_nested_ops
+from ..common.mmio import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, has_progress_flag, mmio_generation
+from ..common.slots import id_to_memslot, kvm_mmu_max_gfn, nr_memslots_dirty_logging, slot_level_entries
+from ..common.state import Kvm, KvmMemorySlot, KvmMemslots, Op
+from ..shadow.reclaim import kvm_mmu_calculate_default_mmu_pages, kvm_mmu_change_mmu_pages
 from .dirty_log import (
     enable_pml_log,
     kvm_mmu_slot_remove_write_access,
@@ -29,14 +37,6 @@ from .dirty_log import (
     kvm_mmu_slot_try_split_huge_pages,
     kvm_mmu_zap_collapsible_sptes,
 )
-from .events import note_silent_call
-from .flush import kvm_arch_flush_remote_tlbs_memslot
-from .kernels import KernelRules
-from .lock import NESTED_IN_PUBLICATION, run_nested_ops
-from .mmio import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, has_progress_flag, mmio_generation
-from .reclaim import kvm_mmu_calculate_default_mmu_pages, kvm_mmu_change_mmu_pages
-from .slots import id_to_memslot, kvm_mmu_max_gfn, nr_memslots_dirty_logging, slot_level_entries
-from .state import Kvm, KvmMemorySlot, KvmMemslots, Op
 from .zap_memslot import kvm_mmu_zap_memslot
 from .zap_run import ZapTarget, run_zap_plan
 

@@ -6,12 +6,13 @@ kvm_recover_nx_huge_pages of v6.1 and v6.12, for direct pages.
 
 from __future__ import annotations
 
-from .lock import cond_resched_lock, count_polls, may_break, need_resched
+from ..common.lock import cond_resched_lock, count_polls, may_break, need_resched
+from ..common.nx_huge_page import unaccount_nx_huge_page
+from ..common.slots import gfn_to_memslot, memslot_is_logged, nr_memslots_dirty_logging
+from ..common.state import Kvm, KvmMemorySlot
+from ..shadow.zap import kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
+from ..tdp.nx_recovery import kvm_recover_tdp_mmu_nx_huge_pages
 from .notifier import kvm_unmap_gfn_range
-from .slots import gfn_to_memslot, memslot_is_logged, nr_memslots_dirty_logging
-from .state import Kvm, KvmMemorySlot
-from .tdp.zap import kvm_tdp_mmu_zap_sp
-from .zap import kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap, unaccount_nx_huge_page
 
 
 def kvm_mmu_zap_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
@@ -30,9 +31,11 @@ def kvm_mmu_zap_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
 
 def kvm_recover_nx_huge_pages(kvm: Kvm, ratio: int) -> None:
     """Zap the oldest tables that a fetch from a huge page made, a part of all that there are."""
+    if kvm.config.tdp_mmu:
+        kvm_recover_tdp_mmu_nx_huge_pages(kvm, ratio)
+        return
     to_zap = -(-kvm.stat["nx_lpage_splits"] // ratio) if ratio else 0
     invalid_list: list[int] = []
-    flush = False
     while to_zap and kvm.possible_nx_huge_pages:
         to_zap -= 1
         sp = kvm.pages[kvm.possible_nx_huge_pages[0]]
@@ -40,12 +43,9 @@ def kvm_recover_nx_huge_pages(kvm: Kvm, ratio: int) -> None:
         slot = gfn_to_memslot(kvm, 0, sp.gfn) if nr_memslots_dirty_logging(kvm) else None
         if kvm.rules.nx_recovery_spares_logged and slot is not None and memslot_is_logged(slot):
             unaccount_nx_huge_page(kvm, sp)
-        elif kvm.config.tdp_mmu:
-            flush |= kvm_tdp_mmu_zap_sp(kvm, sp)
         else:
             kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
         if need_resched(kvm):
-            kvm_mmu_remote_flush_or_zap(kvm, invalid_list, flush)
-            flush = False
+            kvm_mmu_remote_flush_or_zap(kvm, invalid_list, remote_flush=False)
             cond_resched_lock(kvm)
-    kvm_mmu_remote_flush_or_zap(kvm, invalid_list, flush)
+    kvm_mmu_remote_flush_or_zap(kvm, invalid_list, remote_flush=False)

@@ -206,6 +206,7 @@ class Kvm:
     mmu_valid_gen: int = 0
     nx_huge_pages: bool = False
     possible_nx_huge_pages: list[int] = field(default_factory=list)  # oldest first
+    possible_nx_count: int = 0  # what the recovery takes for their number
     slot_zap_all: bool = True
     eager_page_split: bool = True
     tdp_mmu_roots: list[int] = field(default_factory=list)  # newest first

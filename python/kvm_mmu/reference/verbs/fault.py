@@ -7,7 +7,7 @@ modelled environment always ends in an exit to user space.
 
 from __future__ import annotations
 
-from .constants import (
+from ..common.constants import (
     EMULTYPE_RETRY,
     PFERR_NESTED_GUEST_PAGE,
     PFERR_RSVD,
@@ -18,13 +18,13 @@ from .constants import (
     RET_PF_WRITE_PROTECTED,
     U32,
 )
-from .events import note_emulate
-from .fault_v5 import tdp_page_fault
-from .fault_v6 import direct_page_fault
-from .host_memory import HostAnswer
-from .mmio_fault import handle_mmio_page_fault, vcpu_match_mmio_gpa
-from .page_fault import PageFault
-from .state import Kvm, Vcpu
+from ..common.events import note_emulate
+from ..common.host_memory import HostAnswer
+from ..common.mmio_fault import handle_mmio_page_fault, vcpu_match_mmio_gpa
+from ..common.page_fault import PageFault
+from ..common.state import Kvm, Vcpu
+from ..v5.fault import tdp_page_fault
+from ..v6.fault import direct_page_fault
 
 # What v6.18 and later return for a fault that was handled.
 VERDICTS = {RET_PF_RETRY: 1, RET_PF_FIXED: 5, RET_PF_SPURIOUS: 6}

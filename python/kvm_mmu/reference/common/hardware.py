@@ -22,8 +22,7 @@ from .constants import (
     spte_index,
 )
 from .masks import LEGACY_FAMILIES, bits
-from .page import vcpu_root
-from .rmap import write_spte
+from .page_table import vcpu_root, write_spte
 from .role import role_level
 from .slots import kvm_vcpu_mark_page_dirty, nr_memslots_dirty_logging
 from .state import Kvm, ShadowPage, Vcpu

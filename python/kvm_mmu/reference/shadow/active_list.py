@@ -6,7 +6,7 @@ Invariant: `next` and `prev` describe one ring through 0.
 
 from __future__ import annotations
 
-from .state import ActiveList
+from ..common.state import ActiveList
 
 
 def list_add_head(active: ActiveList, page_id: int) -> None:

@@ -5,7 +5,7 @@ Owns the signal that ends a call that does not come forward: it is pending after
 
 from __future__ import annotations
 
-from .constants import (
+from ..common.constants import (
     EINTR,
     EINVAL,
     ENOENT,
@@ -18,10 +18,10 @@ from .constants import (
     U64,
     kvm_pages_per_hpage,
 )
+from ..common.page_fault import PageFault
+from ..common.state import Kvm, Vcpu
 from .fault import kvm_mmu_do_page_fault
-from .page_fault import PageFault
 from .roots import kvm_mmu_load
-from .state import Kvm, Vcpu
 
 POLLS_BEFORE_SIGNAL = 8
 

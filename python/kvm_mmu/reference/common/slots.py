@@ -11,6 +11,9 @@ from .constants import (
     KVM_MEM_READONLY,
     KVM_MEMSLOT_INVALID,
     PAGE_SHIFT,
+    PFERR_PRESENT,
+    PFERR_RSVD,
+    PFERR_WRITE,
     PT64_LEVEL_BITS,
     U64,
     kvm_pages_per_hpage,
@@ -123,3 +126,10 @@ def mark_page_dirty_in_slot(slot: KvmMemorySlot | None, gfn: int) -> None:
 
 def kvm_vcpu_mark_page_dirty(kvm: Kvm, vcpu: Vcpu, gfn: int) -> None:
     mark_page_dirty_in_slot(kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn), gfn)
+
+
+def page_fault_handle_page_track(kvm: Kvm, vcpu: Vcpu, gfn: int, error_code: int) -> bool:
+    if error_code & PFERR_RSVD:
+        return False
+    is_write_to_present = error_code & PFERR_PRESENT and error_code & PFERR_WRITE
+    return bool(is_write_to_present) and kvm_page_track_is_active(kvm, vcpu, gfn)

@@ -11,34 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import spte as word
+from ..common import spte as word
+from ..common.constants import GOLDEN_RATIO_64, KVM_MMU_HASH_SHIFT, U64
+from ..common.events import note_get_page
+from ..common.page_table import is_obsolete_sp, write_spte
+from ..common.pte_list import pte_list_add, pte_list_first, pte_list_remove
+from ..common.role import child_role, direct_page_role, role_is_ad_disabled, role_is_invalid, role_level
+from ..common.state import Kvm, ShadowPage, Vcpu
 from .active_list import list_add_head
-from .constants import GOLDEN_RATIO_64, KVM_MMU_HASH_SHIFT, U64
-from .events import note_get_page
-from .pte_list import pte_list_add, pte_list_first, pte_list_remove
-from .rmap import write_spte
-from .role import child_role, direct_page_role, role_is_ad_disabled, role_is_invalid, role_level
-from .state import Kvm, ShadowPage, Vcpu
 
 
 def kvm_page_table_hashfn(gfn: int) -> int:
     """The bucket of a gfn: a multiplicative hash, top twelve bits."""
     return (gfn * GOLDEN_RATIO_64 & U64) >> (64 - KVM_MMU_HASH_SHIFT)
-
-
-def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
-    if kvm.rules.obsolete_if_invalid and role_is_invalid(sp.role):
-        return True
-    if kvm.config.tdp_mmu:
-        return False  # its tables have no generation
-    return sp.mmu_valid_gen != kvm.mmu_valid_gen
-
-
-def vcpu_root(vcpu: Vcpu, gpa: int) -> int | None:
-    """The root page that an address is translated from; of four each has a GiB."""
-    if len(vcpu.roots) > 1:
-        return vcpu.roots[gpa >> 30 & 3]
-    return vcpu.roots[0] if vcpu.roots else None
 
 
 def is_valid_sp(kvm: Kvm, sp: ShadowPage) -> bool:
@@ -74,10 +59,6 @@ def kvm_mmu_get_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     most = kvm.stat["max_mmu_page_hash_collisions"]
     kvm.stat["max_mmu_page_hash_collisions"] = max(most, collisions)
     return found
-
-
-def root_role(kvm: Kvm, vcpu: Vcpu, level: int) -> int:
-    return direct_page_role(kvm.rules, vcpu.base_role, level)
 
 
 def role_below(kvm: Kvm, vcpu: Vcpu, parent: ShadowPage) -> int:
@@ -119,11 +100,6 @@ def link_shadow_page(kvm: Kvm, parent: ShadowPage, index: int, child: ShadowPage
     pte_list_add(kvm.rules, child.parent_ptes, (parent.id, index))
 
 
-def child_of(kvm: Kvm, spte: int) -> ShadowPage:
-    """The shadow page a non-leaf entry points to."""
-    return kvm.pages[word.spte_to_pfn(spte)]
-
-
 def drop_parent_pte(kvm: Kvm, child: ShadowPage, parent: ShadowPage, index: int) -> None:
     pte_list_remove(kvm.rules, child.parent_ptes, (parent.id, index))
     kvm.work["parent_steps"] += 1
@@ -133,3 +109,10 @@ def drop_parent_pte(kvm: Kvm, child: ShadowPage, parent: ShadowPage, index: int)
 def kvm_mmu_unlink_parents(kvm: Kvm, sp: ShadowPage) -> None:
     while (first := pte_list_first(sp.parent_ptes)) is not None:
         drop_parent_pte(kvm, sp, kvm.pages[first[0]], first[1])
+
+
+def note_mmio_cached(kvm: Kvm, sp: ShadowPage) -> None:
+    """The page holds an MMIO entry, or held one; plans ask for it on every kernel."""
+    if not sp.mmio_cached:
+        sp.mmio_cached = True
+        kvm.mmio_pages[sp.id] = None

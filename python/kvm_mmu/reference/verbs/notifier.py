@@ -11,31 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import spte as word
-from .constants import (
-    KVM_ADDRESS_SPACE_NUM,
-    PAGE_SHIFT,
-    PT64_BASE_ADDR_MASK,
-    PT_WRITABLE_MASK,
-    U64,
-)
-from .events import note_age, note_notifier
-from .flush import (
+from ..common import spte as word
+from ..common.constants import KVM_ADDRESS_SPACE_NUM, PAGE_SHIFT, PT64_BASE_ADDR_MASK, PT_WRITABLE_MASK, U64
+from ..common.events import note_age, note_notifier
+from ..common.flush import (
     kvm_available_flush_tlb_with_range,
     kvm_flush_remote_tlbs,
     kvm_flush_remote_tlbs_with_address,
 )
-from .lock import NESTED_IN_INVALIDATION, run_nested_ops
-from .pte_list import PteList, pte_list_entries, pte_list_first
-from .rmap import (
-    drop_spte,
-    kvm_set_pfn_dirty,
-    kvm_zap_rmapp,
-    mmu_spte_clear_track_bits,
-    rmap_entries,
-    write_spte,
+from ..common.invalidation import (
+    has_gfn_range,
+    kvm_mmu_invalidate_begin,
+    kvm_mmu_invalidate_end,
+    kvm_mmu_invalidate_range_add,
 )
-from .slot_walk import (
+from ..common.lock import NESTED_IN_INVALIDATION, run_nested_ops
+from ..common.page_table import kvm_set_pfn_dirty, write_spte
+from ..common.pte_list import PteList, pte_list_entries, pte_list_first
+from ..common.state import Kvm, KvmMemorySlot, Op, ShadowPage
+from ..shadow.rmap import drop_spte, kvm_zap_rmapp, mmu_spte_clear_track_bits, rmap_entries
+from ..shadow.slot_walk import (
     WalkRange,
     flush_walked,
     handle_heads_without_polls,
@@ -43,44 +38,8 @@ from .slot_walk import (
     slot_handle_level_range,
     slots_in_hva_range,
 )
-from .state import Kvm, KvmMemorySlot, Op, ShadowPage
-from .tdp.age import kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_set_spte_gfn, kvm_tdp_mmu_test_age_gfn
-from .tdp.zap import kvm_tdp_mmu_unmap_gfn_range, kvm_tdp_mmu_zap_leafs
-
-
-def has_gfn_range(kvm: Kvm) -> bool:
-    """Whether an open invalidation knows its gfns, not its host addresses."""
-    return kvm.rules.zap_range_blocks == "range"
-
-
-def kvm_mmu_invalidate_begin(kvm: Kvm) -> None:
-    kvm.invalidation.in_progress += 1
-    if kvm.invalidation.in_progress == 1:
-        kvm.invalidation.start = None
-
-
-def kvm_mmu_invalidate_range_add(kvm: Kvm, start: int, end: int) -> None:
-    """The joint range of all that are open; it is forgotten when a first one begins."""
-    state = kvm.invalidation
-    if state.start is None:
-        state.start, state.end = start, end
-    else:
-        state.start, state.end = min(state.start, start), max(state.end, end)
-
-
-def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
-    kvm.invalidation.sequence += 1
-    kvm.invalidation.in_progress -= 1
-
-
-def mmu_invalidate_retry(kvm: Kvm, sequence: int, gfn: int, hva: int) -> bool:
-    """Whether a fault that began at this sequence number must come again."""
-    state = kvm.invalidation
-    if state.in_progress:
-        where = gfn if has_gfn_range(kvm) else hva
-        if state.start is None or state.start <= where < state.end:
-            return True
-    return state.sequence != sequence
+from ..tdp.age import kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_set_spte_gfn, kvm_tdp_mmu_test_age_gfn
+from ..tdp.zap import kvm_tdp_mmu_unmap_gfn_range, kvm_tdp_mmu_zap_leafs
 
 
 def unmap_head(kvm: Kvm, slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:

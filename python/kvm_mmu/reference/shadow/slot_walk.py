@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .constants import PAGE_SHIFT, PAGE_SIZE, PT_MAX_HUGEPAGE_LEVEL, kvm_pages_per_hpage
-from .flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
-from .lock import cond_resched_lock, count_polls, may_break, need_resched
-from .pte_list import PteList, pte_list_is_empty
-from .slots import gfn_to_index
-from .state import Kvm, KvmMemorySlot, KvmMemslots
+from ..common.constants import PAGE_SHIFT, PAGE_SIZE, PT_MAX_HUGEPAGE_LEVEL, kvm_pages_per_hpage
+from ..common.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
+from ..common.lock import cond_resched_lock, count_polls, may_break, need_resched
+from ..common.pte_list import PteList, pte_list_is_empty
+from ..common.slots import gfn_to_index
+from ..common.state import Kvm, KvmMemorySlot, KvmMemslots
 
 # (VM, slot, head, level, first gfn of the step) -> something changed
 RmapHandler = Callable[[Kvm, KvmMemorySlot, PteList, int, int], bool]

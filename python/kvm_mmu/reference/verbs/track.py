@@ -6,12 +6,12 @@ kvm_slot_page_track_remove_page of v5.0 to v6.12.
 
 from __future__ import annotations
 
-from .constants import PT_MAX_HUGEPAGE_LEVEL
-from .flush import kvm_flush_remote_tlbs
-from .rmap import gfn_to_rmap, rmap_write_protect
-from .slots import update_gfn_disallow_lpage_count
-from .state import Kvm, KvmMemorySlot
-from .tdp.dirty_log import kvm_tdp_mmu_write_protect_gfn
+from ..common.constants import PT_MAX_HUGEPAGE_LEVEL
+from ..common.flush import kvm_flush_remote_tlbs
+from ..common.slots import update_gfn_disallow_lpage_count
+from ..common.state import Kvm, KvmMemorySlot
+from ..shadow.rmap import gfn_to_rmap, rmap_write_protect
+from ..tdp.dirty_log import kvm_tdp_mmu_write_protect_gfn
 
 
 def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemorySlot, gfn: int, min_level: int = 1) -> bool:

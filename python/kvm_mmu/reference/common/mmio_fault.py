@@ -17,7 +17,7 @@ from .mmio import (
     is_mmio_spte,
     mmio_generation,
 )
-from .page import vcpu_root
+from .page_table import vcpu_root
 from .role import role_level
 from .slots import vcpu_address_space
 from .state import Kvm, ShadowPage, Vcpu

@@ -11,19 +11,20 @@ there is no root.
 
 from __future__ import annotations
 
-from .constants import (
+from ..common.constants import (
     KVM_REQ_LOAD_CR3,
     KVM_REQ_MMU_RELOAD,
     KVM_REQ_MMU_SYNC,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
 )
-from .page import is_obsolete_sp, kvm_mmu_get_page, root_role
-from .reclaim import make_mmu_pages_available
-from .role import kvm_calc_tdp_mmu_base_role, role_is_invalid
-from .state import Kvm, Vcpu
-from .tdp.roots import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
-from .zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
+from ..common.page_table import is_obsolete_sp, root_role
+from ..common.role import kvm_calc_tdp_mmu_base_role, role_is_invalid
+from ..common.state import Kvm, Vcpu
+from ..shadow.page import kvm_mmu_get_page
+from ..shadow.reclaim import make_mmu_pages_available
+from ..shadow.zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
+from ..tdp.roots import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 
 PAE_ROOT_LEVEL = 2
 PAE_ROOT_GFNS = (0, 0x40000, 0x80000, 0xC0000)

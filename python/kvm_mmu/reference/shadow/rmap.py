@@ -12,16 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import spte as word
-from .constants import (
-    PT64_LEVEL_BITS,
+from ..common import spte as word
+from ..common.constants import (
     PT_WRITABLE_MASK,
     RMAP_RECYCLE_THRESHOLD,
     U64,
     kvm_pages_per_hpage,
 )
-from .flush import kvm_flush_remote_tlbs_with_address
-from .pte_list import (
+from ..common.flush import kvm_flush_remote_tlbs_with_address
+from ..common.page_table import (
+    kvm_mmu_page_get_gfn,
+    kvm_set_pfn_accessed,
+    kvm_set_pfn_dirty,
+    kvm_update_page_stats,
+    write_spte,
+)
+from ..common.pte_list import (
     PteList,
     Sptep,
     pte_list_add,
@@ -30,39 +36,9 @@ from .pte_list import (
     pte_list_is_empty,
     pte_list_remove,
 )
-from .role import role_address_space, role_level
-from .slots import gfn_to_index, gfn_to_memslot
-from .state import Kvm, KvmMemorySlot, ShadowPage
-
-PAGE_STATS = {1: "pages_4k", 2: "pages_2m", 3: "pages_1g"}
-
-
-def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
-    """The first gfn that an entry of a direct page translates.
-
-    An address above the root's range comes to the tables of another one; then the leaf's own gfn counts.
-    """
-    if index in sp.aliased:
-        return sp.aliased[index]
-    return sp.gfn + (index << (PT64_LEVEL_BITS * (role_level(sp.role) - 1)))
-
-
-def kvm_set_pfn_accessed(kvm: Kvm, pfn: int) -> None:
-    kvm.events.append(["pfn_accessed", pfn])
-    kvm.ctr["pfn_accessed"] += 1
-
-
-def kvm_set_pfn_dirty(kvm: Kvm, pfn: int) -> None:
-    kvm.events.append(["pfn_dirty", pfn])
-    kvm.ctr["pfn_dirty"] += 1
-
-
-def write_spte(sp: ShadowPage, index: int, spte: int) -> None:
-    """The one place that stores an SPTE; a zero leaves the sparse table."""
-    if spte:
-        sp.sptes[index] = spte
-    else:
-        sp.sptes.pop(index, None)
+from ..common.role import role_address_space, role_level
+from ..common.slots import gfn_to_index, gfn_to_memslot
+from ..common.state import Kvm, KvmMemorySlot, ShadowPage
 
 
 def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
@@ -82,10 +58,6 @@ def mmu_spte_update(kvm: Kvm, sp: ShadowPage, index: int, new: int) -> bool:
         flush = True
         kvm_set_pfn_dirty(kvm, word.spte_to_pfn(old))
     return flush
-
-
-def kvm_update_page_stats(kvm: Kvm, level: int, change: int) -> None:
-    kvm.stat[PAGE_STATS[level]] += change
 
 
 def mmu_spte_clear_track_bits(kvm: Kvm, sp: ShadowPage, index: int) -> bool:

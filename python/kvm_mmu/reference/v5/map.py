@@ -6,8 +6,8 @@ mmu_set_spte, set_spte, mark_mmio_spte, mmu_need_write_protect and direct_pte_pr
 
 from __future__ import annotations
 
-from . import spte as word
-from .constants import (
+from ..common import spte as word
+from ..common.constants import (
     ACC_USER_MASK,
     ACC_WRITE_MASK,
     KVM_REQ_TLB_FLUSH,
@@ -25,33 +25,24 @@ from .constants import (
     kvm_pages_per_hpage,
     spte_index,
 )
-from .events import note_set_spte
-from .flush import kvm_flush_remote_tlbs_with_address
-from .host_memory import HostAnswer, can_pin_for_write_atomically, host_frame
-from .mmio import encode_mmio_spte, is_mmio_spte, mmio_generation
-from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page, role_below, vcpu_root
-from .pin import PFN_NOSLOT, PinnedPfn
-from .rmap import (
-    drop_spte,
-    is_rmap_too_long,
-    kvm_mmu_page_get_gfn,
-    mmu_spte_update,
-    rmap_add,
-    rmap_recycle,
-    write_spte,
-)
-from .role import role_is_ad_disabled, role_level
-from .slots import (
-    gfn_to_host_page,
+from ..common.events import note_set_spte
+from ..common.flush import kvm_flush_remote_tlbs_with_address
+from ..common.host_memory import HostAnswer
+from ..common.mmio import encode_mmio_spte, is_mmio_spte, mmio_generation
+from ..common.page_table import child_of, kvm_mmu_page_get_gfn, vcpu_root, write_spte
+from ..common.pin import PFN_NOSLOT, PinnedPfn
+from ..common.role import role_is_ad_disabled, role_level
+from ..common.slots import (
     kvm_page_track_is_active,
     kvm_vcpu_gfn_to_memslot,
     kvm_vcpu_mark_page_dirty,
-    memslot_is_readonly,
-    memslot_is_visible,
     mmu_gfn_lpage_is_disallowed,
     vcpu_address_space,
 )
-from .state import Kvm, ShadowPage, Vcpu
+from ..common.state import Kvm, ShadowPage, Vcpu
+from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
+from ..shadow.prefetch import pin_run
+from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle
 
 
 def direct_map(
@@ -186,13 +177,6 @@ def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -
     write_spte(sp, index, encode_mmio_spte(kvm.rules, kvm.masks, gfn, access, gen))
 
 
-def note_mmio_cached(kvm: Kvm, sp: ShadowPage) -> None:
-    """The page holds an MMIO entry, or held one; plans ask for it on every kernel."""
-    if not sp.mmio_cached:
-        sp.mmio_cached = True
-        kvm.mmio_pages[sp.id] = None
-
-
 def direct_pte_prefetch(
     kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, faulting: int, answer: HostAnswer | None = None
 ) -> None:
@@ -213,31 +197,6 @@ def direct_pte_prefetch(
             start = None
         elif start is None:
             start = index
-
-
-def pin_run(
-    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, start: int, end: int, answer: HostAnswer | None
-) -> list[PinnedPfn]:
-    """Pages for entries start..end (end exclusive), as far as they can be pinned at once; empty: none may be."""
-    gfn = kvm_mmu_page_get_gfn(sp, start)
-    slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
-    if slot is None or not memslot_is_visible(slot):
-        return []
-    if slot.dirty_bitmap is not None or memslot_is_readonly(slot):
-        return []
-    if slot.base_gfn + slot.npages - gfn < end - start:
-        return []
-    pinned = []
-    for position in range(end - start):
-        page = gfn_to_host_page(slot, gfn + position)
-        if answer is None or answer.found is None:
-            is_found = can_pin_for_write_atomically(kvm.host, page)
-        else:
-            is_found = gfn + position in answer.found
-        if not is_found:
-            break
-        pinned.append(PinnedPfn(host_frame(kvm.host, page), page << PAGE_SHIFT, is_host_writable=True))
-    return pinned
 
 
 def direct_pte_prefetch_many(

@@ -8,27 +8,22 @@ kvm_vm_ioctl_clear_dirty_log of v5.0 to v6.12.
 
 from __future__ import annotations
 
-from . import spte as word
-from .constants import EINVAL, ENOENT, PT_PAGE_TABLE_LEVEL, kvm_pages_per_hpage
-from .errors import ScenarioError
-from .flush import (
+from ..common import spte as word
+from ..common.constants import EINVAL, ENOENT, PT_PAGE_TABLE_LEVEL, kvm_pages_per_hpage
+from ..common.errors import ScenarioError
+from ..common.flush import (
     kvm_arch_flush_remote_tlbs_memslot,
     kvm_available_flush_tlb_with_range,
     kvm_flush_remote_tlbs,
     kvm_flush_remote_tlbs_with_address,
 )
-from .host_memory import is_compound_page, kvm_mmu_max_mapping_level
-from .pte_list import PteList, pte_list_entries
-from .rmap import (
-    drop_spte,
-    kvm_mmu_page_get_gfn,
-    rmap_clear_dirty,
-    rmap_entries,
-    rmap_set_dirty,
-    rmap_write_protect,
-)
-from .role import role_is_direct, role_level
-from .slot_walk import (
+from ..common.host_memory import is_compound_page, kvm_mmu_max_mapping_level
+from ..common.page_table import kvm_mmu_page_get_gfn
+from ..common.pte_list import PteList, pte_list_entries
+from ..common.role import role_is_direct, role_level
+from ..common.state import Kvm, KvmMemorySlot, ShadowPage
+from ..shadow.rmap import drop_spte, rmap_clear_dirty, rmap_entries, rmap_set_dirty, rmap_write_protect
+from ..shadow.slot_walk import (
     ALL_LEVELS,
     COLLAPSIBLE_LEVELS,
     LARGE_LEVELS,
@@ -39,14 +34,13 @@ from .slot_walk import (
     slot_handle_level_range,
     whole_slot,
 )
-from .state import Kvm, KvmMemorySlot, ShadowPage
-from .tdp.collapse import kvm_tdp_mmu_zap_collapsible_sptes
-from .tdp.dirty_log import (
+from ..tdp.collapse import kvm_tdp_mmu_zap_collapsible_sptes
+from ..tdp.dirty_log import (
     kvm_tdp_mmu_clear_dirty_pt_masked,
     kvm_tdp_mmu_clear_dirty_slot,
     kvm_tdp_mmu_wrprot_slot,
 )
-from .tdp.split import kvm_tdp_mmu_try_split_huge_pages
+from ..tdp.split import kvm_tdp_mmu_try_split_huge_pages
 from .track import kvm_mmu_slot_gfn_write_protect
 
 LARGE_PAGES = kvm_pages_per_hpage(2)

@@ -11,8 +11,8 @@ are no MMIO entries, or none so high.
 
 from __future__ import annotations
 
-from . import spte as word
-from .constants import (
+from ..common import spte as word
+from ..common.constants import (
     ENOSPC,
     PAGE_SHIFT,
     PFERR_PRESENT,
@@ -28,26 +28,31 @@ from .constants import (
     RET_PF_WRITE_PROTECTED,
     U32,
 )
-from .events import note_fast_page_fault, note_requested
-from .fault_v5 import handle_abnormal_pfn, page_fault_handle_page_track
-from .host_memory import kvm_mmu_max_mapping_level
-from .map_v6 import direct_map
-from .mmio_fault import walk_to_last
-from .notifier import mmu_invalidate_retry
-from .page import is_obsolete_sp, vcpu_root
-from .page_fault import PageFault
-from .pin import PFN_NOSLOT, PinnedPfn, gfn_to_pfn
-from .reclaim import make_mmu_pages_available
-from .rmap import kvm_mmu_page_get_gfn, kvm_set_pfn_accessed, write_spte
-from .role import role_level
-from .slots import (
+from ..common.events import note_fast_page_fault, note_requested
+from ..common.host_memory import kvm_mmu_max_mapping_level
+from ..common.invalidation import mmu_invalidate_retry
+from ..common.mmio_fault import walk_to_last
+from ..common.page_fault import PageFault
+from ..common.page_table import (
+    is_obsolete_sp,
+    kvm_mmu_page_get_gfn,
+    kvm_set_pfn_accessed,
+    vcpu_root,
+    write_spte,
+)
+from ..common.pin import PFN_NOSLOT, PinnedPfn, gfn_to_pfn, handle_abnormal_pfn
+from ..common.role import role_level
+from ..common.slots import (
     kvm_mmu_max_gfn,
     kvm_vcpu_gfn_to_memslot,
     kvm_vcpu_mark_page_dirty,
     memslot_is_visible,
+    page_fault_handle_page_track,
 )
-from .state import Kvm, ShadowPage, Vcpu
-from .tdp.map import kvm_tdp_mmu_map
+from ..common.state import Kvm, ShadowPage, Vcpu
+from ..shadow.reclaim import make_mmu_pages_available
+from ..tdp.map import kvm_tdp_mmu_map
+from .map import direct_map
 
 
 def direct_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:

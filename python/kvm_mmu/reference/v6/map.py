@@ -11,15 +11,12 @@ MMIO entry is stored before all of that, without prefetch.
 
 from __future__ import annotations
 
-from . import spte as word
-from .constants import (
+from ..common import spte as word
+from ..common.constants import (
     ACC_ALL,
-    EPERM,
     PAGE_SHIFT,
     PT64_BASE_ADDR_MASK,
-    PT_PAGE_SIZE_MASK,
     PT_PAGE_TABLE_LEVEL,
-    PT_WRITABLE_MASK,
     PTE_PREFETCH_NUM,
     RET_PF_EMULATE,
     RET_PF_FIXED,
@@ -28,27 +25,21 @@ from .constants import (
     kvm_pages_per_hpage,
     spte_index,
 )
-from .events import note_mark_mmio, note_set_spte, note_silent_call, shown_spte
-from .flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
-from .host_memory import HostAnswer
-from .map import note_mmio_cached, pin_run
-from .mmio import encode_mmio_spte, mmio_generation
-from .page import child_of, drop_parent_pte, kvm_mmu_get_page, link_shadow_page, role_below
-from .page_fault import PageFault
-from .pin import PFN_NOSLOT, PinnedPfn
-from .rmap import (
-    drop_spte,
-    is_rmap_too_long,
-    kvm_mmu_page_get_gfn,
-    mmu_spte_update,
-    rmap_add,
-    rmap_recycle,
-    write_spte,
-)
-from .role import role_is_ad_disabled, role_level, shown_access
-from .slots import kvm_page_track_is_active, kvm_vcpu_mark_page_dirty, vcpu_address_space
-from .state import Kvm, ShadowPage, Vcpu
-from .zap import account_nx_huge_page
+from ..common.events import note_mark_mmio, note_set_spte, note_silent_call, shown_spte
+from ..common.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
+from ..common.host_memory import HostAnswer
+from ..common.make_spte import make_spte
+from ..common.mmio import encode_mmio_spte, mmio_generation
+from ..common.nx_huge_page import account_nx_huge_page, is_huge_page_disallowed
+from ..common.page_fault import PageFault
+from ..common.page_table import child_of, kvm_mmu_page_get_gfn, write_spte
+from ..common.pin import PFN_NOSLOT, PinnedPfn
+from ..common.role import role_is_ad_disabled, role_level, shown_access
+from ..common.slots import vcpu_address_space
+from ..common.state import Kvm, ShadowPage, Vcpu
+from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
+from ..shadow.prefetch import pin_run
+from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle
 
 
 def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, fault: PageFault, pinned: PinnedPfn) -> int:
@@ -72,17 +63,6 @@ def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, fault: PageFault, pinned: Pinned
     if verdict != RET_PF_SPURIOUS:
         direct_pte_prefetch(kvm, vcpu, sp, index, fault.answer)
     return verdict
-
-
-def is_huge_page_disallowed(kvm: Kvm, sp: ShadowPage, gpa: int) -> bool:
-    """Whether the entry holds a table that may not give way: any, or one that a fetch from a huge page made."""
-    level = role_level(sp.role)
-    spte = sp.sptes.get(spte_index(gpa, level), 0)
-    if level == PT_PAGE_TABLE_LEVEL or not kvm.nx_huge_pages:
-        return False
-    if not word.is_shadow_present_pte(kvm.masks, spte) or word.is_large_pte(spte):
-        return False
-    return kvm.rules.nx_keeps_any_table or child_of(kvm, spte).nx_huge_page_disallowed
 
 
 def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, fault: PageFault) -> ShadowPage:
@@ -176,41 +156,6 @@ def mmu_set_spte(
         if is_rmap_too_long(rmap_add(kvm, sp, index, gfn)):
             rmap_recycle(kvm, sp, gfn)
     return verdict
-
-
-def make_spte(
-    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, old: int, gfn: int, pinned: PinnedPfn, is_prefetch: bool
-) -> tuple[int, bool]:
-    """The word of a leaf with every access right the host allows, and whether tracking took W from it."""
-    masks = kvm.masks
-    level = role_level(sp.role)
-    has_ad_bits = not role_is_ad_disabled(sp.role)
-    is_executable = level == PT_PAGE_TABLE_LEVEL or not kvm.nx_huge_pages
-    spte = masks.mmu_present | masks.present | masks.user | masks.leaf_memory_type | masks.me
-    spte |= masks.suppress_ve
-    spte |= masks.x if is_executable else masks.nx
-    spte |= 0 if has_ad_bits else masks.ad_disabled
-    spte |= masks.accessed if has_ad_bits and not is_prefetch else 0
-    spte |= PT_PAGE_SIZE_MASK if level > PT_PAGE_TABLE_LEVEL else 0
-    spte |= pinned.pfn << PAGE_SHIFT
-    is_write_protected = False
-    if pinned.is_host_writable:
-        spte |= masks.host_writeable
-        # The word that was there, also that of an MMIO entry: what it allows to write needs no second look.
-        was_writable = word.is_last_spte(old, level) and word.is_writable_pte(old)
-        exempts = kvm.rules.old_entry_exempts
-        if exempts == "none" or not was_writable:
-            is_write_protected = kvm_page_track_is_active(kvm, vcpu, gfn)
-            note_silent_call(kvm, "try_unsync", gfn, 1, int(is_prefetch))
-            note_silent_call(kvm, "try_unsync_ret", -EPERM if is_write_protected else 0)
-        if not is_write_protected:
-            spte |= PT_WRITABLE_MASK | masks.mmu_writeable
-            if has_ad_bits and not (exempts == "dirty_and_unsync" and was_writable):
-                spte |= masks.dirty
-            kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)
-    if is_prefetch:
-        spte = word.mark_spte_for_access_track(masks, spte)
-    return spte, is_write_protected
 
 
 def replace_by_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:

@@ -8,8 +8,7 @@ emptied and the loop ends, in v6 roots in use are passed over.
 
 from __future__ import annotations
 
-from .active_list import list_is_empty, list_tail
-from .constants import (
+from ..common.constants import (
     EINVAL,
     ENOSPC,
     KVM_MIN_ALLOC_MMU_PAGES,
@@ -17,8 +16,9 @@ from .constants import (
     KVM_PERMILLE_MMU_PAGES,
     KVM_REFILL_PAGES,
 )
-from .events import note_silent_call
-from .state import Kvm
+from ..common.events import note_silent_call
+from ..common.state import Kvm
+from .active_list import list_is_empty, list_tail
 from .zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .constants import PAGE_SHIFT
+from .constants import ACC_ALL, EFAULT, PAGE_SHIFT, RET_PF_EMULATE, RET_PF_RETRY
+from .events import note_hwpoison_signal
 from .host_memory import (
     COPIED_FRAME,
     HostAnswer,
@@ -18,8 +19,9 @@ from .host_memory import (
     host_state,
     map_zero_page,
 )
+from .mmio_fault import vcpu_cache_mmio_info
 from .slots import gfn_to_host_page, memslot_is_readonly, memslot_is_visible
-from .state import Kvm, KvmMemorySlot
+from .state import Kvm, KvmMemorySlot, Vcpu
 
 # Frames that are none; all negative, so they never equal a frame in an entry.
 PFN_NOSLOT = -1
@@ -75,3 +77,23 @@ def gfn_to_pfn(
     if is_write:
         break_cow(kvm.host, page)
     return PinnedPfn(pfn, hva, is_host_writable=is_write)
+
+
+def noslot_access(kvm: Kvm) -> int:
+    """The access that a fault without a slot leaves in the vCPU's cache."""
+    return ACC_ALL & kvm.masks.mmio_access if kvm.rules.mmio_cache_access == "masked" else ACC_ALL
+
+
+def handle_abnormal_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, pinned: PinnedPfn) -> int | None:
+    """The end of a fault whose page frame is none; None when the fault goes on."""
+    if pinned.pfn == PFN_RO_FAULT:
+        return RET_PF_EMULATE
+    if pinned.pfn == PFN_POISONED:
+        note_hwpoison_signal(kvm, pinned.hva)
+        return RET_PF_RETRY
+    if pinned.pfn == PFN_RETRY:
+        return RET_PF_RETRY
+    if pinned.pfn == PFN_NOSLOT:
+        vcpu_cache_mmio_info(kvm, vcpu, gfn, noslot_access(kvm))
+        return None
+    return -EFAULT if pinned.pfn < 0 else None

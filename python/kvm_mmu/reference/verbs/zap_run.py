@@ -18,19 +18,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .events import note_silent_call
-from .flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
-from .lock import cond_resched_lock, count_polls, may_break, need_resched
-from .notifier import unmap_head
-from .page import for_each_sp, is_obsolete_sp
-from .role import role_is_direct, role_is_invalid
-from .slot_walk import ALL_LEVELS, handle_heads_without_polls, slot_handle_level_range, whole_slot
-from .state import Kvm, KvmMemorySlot, ShadowPage
-from .tdp.roots import kvm_tdp_mmu_invalidate_all_roots
-from .tdp.zap import kvm_tdp_mmu_zap_all, kvm_tdp_mmu_zap_invalidated_roots
-from .zap import Prepared, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
+from ..common.events import note_silent_call
+from ..common.flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
+from ..common.lock import cond_resched_lock, count_polls, may_break, need_resched
+from ..common.page_table import is_obsolete_sp
+from ..common.role import role_is_direct, role_is_invalid
+from ..common.state import Kvm, KvmMemorySlot, ShadowPage
+from ..common.zap_plan import ZapPlan
+from ..shadow.page import for_each_sp
+from ..shadow.slot_walk import ALL_LEVELS, handle_heads_without_polls, slot_handle_level_range, whole_slot
+from ..shadow.zap import (
+    Prepared,
+    kvm_mmu_commit_zap_page,
+    kvm_mmu_prepare_zap_page,
+    kvm_mmu_remote_flush_or_zap,
+)
+from ..tdp.roots import kvm_tdp_mmu_invalidate_all_roots
+from ..tdp.zap import kvm_tdp_mmu_zap_all, kvm_tdp_mmu_zap_invalidated_roots
+from .notifier import kvm_unmap_gfn_range, kvm_zap_gfn_range, unmap_head
 from .zap_memslot import kvm_mmu_zap_memslot
-from .zap_plan import ZapPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,9 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
             kvm_tdp_mmu_invalidate_all_roots(kvm)
     if plan.reload_roots == "before":
         kvm_reload_remote_mmus(kvm)
-    if plan.walk == "slot":
+    if kvm.config.tdp_mmu:
+        zap_tdp_mmu(kvm, run)
+    elif plan.walk == "slot":
         zap_pages_in_memslot(kvm, run)
     elif plan.walk == "index":
         walk_mmio_pages(kvm, run)
@@ -87,11 +95,33 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
     kvm_mmu_commit_zap_page(kvm, run.invalid_list)
     if plan.reload_roots == "after":
         kvm_reload_remote_mmus(kvm)
-    if kvm.config.tdp_mmu and plan.bump_valid_gen:
+    if kvm.config.tdp_mmu and zaps_invalidated_roots(plan):
+        # After the exclusive lock was given up and the shared one taken.
         kvm_tdp_mmu_zap_invalidated_roots(kvm)
-    elif kvm.config.tdp_mmu:
-        kvm_tdp_mmu_zap_all(kvm)
     return run
+
+
+def zaps_invalidated_roots(plan: ZapPlan) -> bool:
+    return plan.bump_valid_gen and not plan.needs_slot and plan.only != "gfn_range"
+
+
+def zap_tdp_mmu(kvm: Kvm, run: ZapRun) -> None:
+    """What a plan is to the TDP MMU, whose tables are on no list: a slot or gfns are unmapped, else roots are zapped.
+
+    Plans that make everything obsolete have their roots zapped last. Tables have no mark for MMIO entries, so a plan
+    that looks for it finds nothing.
+    """
+    plan, slot = run.plan, run.target.slot
+    if plan.needs_slot:
+        may_block = plan.offer != "never"
+        if slot is not None and kvm_unmap_gfn_range(
+            kvm, slot, slot.base_gfn, slot.base_gfn + slot.npages, may_block
+        ):
+            kvm_flush_remote_tlbs(kvm)
+    elif plan.only == "gfn_range":
+        kvm_zap_gfn_range(kvm, run.target.start, run.target.end)
+    elif plan.only == "all" and not plan.bump_valid_gen:
+        kvm_tdp_mmu_zap_all(kvm)
 
 
 def begin_new_valid_gen(kvm: Kvm) -> None:

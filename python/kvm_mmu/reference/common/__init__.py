@@ -1,0 +1,1 @@
+"""Words and nouns that all kernels and both kinds of page table share, with the host and the lock behind them."""

@@ -1,0 +1,1 @@
+"""Shadow pages: the hash, the active list, reverse maps, zap and reclaim."""
