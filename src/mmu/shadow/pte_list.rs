@@ -12,7 +12,7 @@ use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
 /// Entries of a descriptor, v5.0 to v5.14.
 pub const PTE_LIST_EXT: usize = 3;
 
-/// Head of a list: 0 is empty, an even word a single place, an odd word the first descriptor.
+/// Head of a list: 0 is empty, an even word a single place, an odd word where the first descriptor begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PteHead(u32);
 
@@ -34,8 +34,14 @@ impl PteHead {
         Self(sptep.0 << 1)
     }
 
+    /// A descriptor begins at an even word.
     const fn many(desc: u32) -> Self {
-        Self(desc << 1 | 1)
+        Self(desc | 1)
+    }
+
+    /// What is left of a list whose first descriptor went.
+    const fn from_more(more: u32) -> Self {
+        if more == 0 { Self::EMPTY } else { Self::many(more) }
     }
 
     /// Whether there is no entry.
@@ -45,6 +51,13 @@ impl PteHead {
         self.0 == 0
     }
 
+    /// The place, where there is exactly one that stands in the head itself.
+    #[inline]
+    #[must_use]
+    pub const fn single(self) -> Option<Sptep> {
+        if let Form::One(sptep) = self.form() { Some(sptep) } else { None }
+    }
+
     #[inline]
     const fn form(self) -> Form {
         if self.0 == 0 {
@@ -52,33 +65,56 @@ impl PteHead {
         } else if self.0 & 1 == 0 {
             Form::One(Sptep(self.0 >> 1))
         } else {
-            Form::Many(self.0 >> 1)
+            Form::Many(self.0 & !1)
         }
     }
 }
 
-/// The descriptors of all lists of a VM. Descriptor 0 is none.
+/// What descriptors look like, and where a new one goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Shape {
+    /// Three places, the end of the chain.
+    ThreeAtEnd,
+    /// Fourteen places, the end of the chain.
+    FourteenAtEnd,
+    /// Fourteen places, the front of the chain.
+    FourteenAtFront,
+}
+
+/// The descriptors of all lists of a VM, one after the other in words: the places, 0 where there is none, and in the last
+/// word where the descriptor after it begins. The first begins at 0 and is none.
+///
+/// A walk of a long chain waits for each such word, and for nothing else: no multiplication stands between two of them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PteLists {
-    /// Entries of a descriptor.
-    ext: usize,
-    /// New descriptors go to the front of a chain.
-    is_front: bool,
-    /// `ext` entries a descriptor, 0 where there is none.
-    sptes: Vec<u32>,
-    /// The descriptor after each.
-    more: Vec<u32>,
+    shape: Shape,
+    words: Vec<u32>,
     free: Vec<u32>,
+}
+
+/// Entries of a long descriptor, v5.15 and later.
+const LONG_EXT: usize = 14;
+/// Words of a descriptor of three.
+const STRIDE: usize = 4;
+/// Words of a descriptor of fourteen.
+const LONG_STRIDE: usize = 16;
+
+/// How many places of a descriptor are used; they are its first.
+#[inline]
+fn used(places: &[u32]) -> usize {
+    places.iter().position(|&place| place == 0).unwrap_or(places.len())
 }
 
 impl PteLists {
     /// Whether every place and descriptor that these heads lead to exists, and none is reached twice.
     pub fn is_well_formed(&self, heads: impl Iterator<Item = PteHead>, within: &impl Fn(PageIdx) -> bool) -> bool {
-        let mut seen = vec![false; self.more.len()];
-        let fits = |place: u32| place == 0 || within(Sptep(place).page());
-        if self.ext == 0 || self.sptes.len() != self.more.len().saturating_mul(self.ext) {
+        let stride = self.stride();
+        if self.words.is_empty() || !self.words.len().is_multiple_of(stride) {
             return false;
         }
+        let mut seen = vec![false; self.words.len() / stride];
+        let is_desc = |desc: u32| desc != 0 && (desc as usize).is_multiple_of(stride);
+        let fits = |place: u32| place == 0 || within(Sptep(place).page());
         for head in heads {
             let mut desc = match head.form() {
                 Form::Empty => continue,
@@ -87,20 +123,17 @@ impl PteLists {
                 Form::Many(desc) => desc,
             };
             loop {
-                let at = desc as usize;
-                if desc == 0 || at >= seen.len() || std::mem::replace(&mut seen[at], true) {
+                let Some(seen) = seen.get_mut(desc as usize / stride).filter(|_| is_desc(desc)) else { return false };
+                if std::mem::replace(seen, true) || !self.places(desc).iter().all(|&place| fits(place)) {
                     return false;
                 }
-                if !self.places(desc).iter().all(|&place| fits(place)) {
-                    return false;
-                }
-                desc = self.more[at];
+                desc = self.more(desc);
                 if desc == 0 {
                     break;
                 }
             }
         }
-        self.free.iter().all(|&desc| (desc as usize) < seen.len() && desc != 0)
+        self.free.iter().all(|&desc| is_desc(desc) && (desc as usize) < self.words.len())
     }
 }
 
@@ -111,45 +144,56 @@ impl Default for PteLists {
 }
 
 impl PteLists {
-    /// No lists; descriptors hold `ext` entries, and new ones go to the front of a chain or to its end.
+    /// No lists; descriptors hold three entries or, if `ext` is more, fourteen, and of those new ones may go to the front
+    /// of a chain.
     #[must_use]
     pub fn new(ext: usize, is_front: bool) -> Self {
-        let ext = ext.max(2);
-        Self { ext, is_front, sptes: vec![0; ext], more: vec![0], free: Vec::new() }
+        let shape = match (ext <= PTE_LIST_EXT, is_front) {
+            (true, _) => Shape::ThreeAtEnd,
+            (false, false) => Shape::FourteenAtEnd,
+            (false, true) => Shape::FourteenAtFront,
+        };
+        let mut lists = Self { shape, words: Vec::new(), free: Vec::new() };
+        lists.words.resize(lists.stride(), 0);
+        lists
+    }
+
+    /// Entries of a descriptor.
+    const fn ext(&self) -> usize {
+        if matches!(self.shape, Shape::ThreeAtEnd) { PTE_LIST_EXT } else { LONG_EXT }
+    }
+
+    /// Words of a descriptor.
+    const fn stride(&self) -> usize {
+        if matches!(self.shape, Shape::ThreeAtEnd) { STRIDE } else { LONG_STRIDE }
+    }
+
+    /// Where the descriptor after one begins; 0 is none.
+    #[inline]
+    fn more(&self, desc: u32) -> u32 {
+        self.words[desc as usize + self.stride() - 1]
     }
 
     #[inline]
-    fn places(&self, at: u32) -> &[u32] {
-        let from = at as usize * self.ext;
-        &self.sptes[from..from + self.ext]
-    }
-
-    #[inline]
-    fn places_mut(&mut self, at: u32) -> &mut [u32] {
-        let from = at as usize * self.ext;
-        &mut self.sptes[from..from + self.ext]
-    }
-
-    /// How many places of a descriptor are used; they are its first.
-    fn used(&self, at: u32) -> usize {
-        let places = self.places(at);
-        places.iter().position(|&place| place == 0).unwrap_or(places.len())
+    fn places(&self, desc: u32) -> &[u32] {
+        &self.words[desc as usize..desc as usize + self.ext()]
     }
 
     fn alloc(&mut self, first: &[u32], more: u32) -> u32 {
-        let at = if let Some(at) = self.free.pop() {
-            at
+        let stride = self.stride();
+        let desc = if let Some(desc) = self.free.pop() {
+            desc
         } else {
-            self.sptes.resize(self.sptes.len() + self.ext, 0);
-            self.more.push(0);
-            // Each descriptor holds a place of 2^31; there are never more descriptors than places.
-            u32::try_from(self.more.len() - 1).unwrap_or(0)
+            // Words of 32 bits name 16 GiB of descriptors; the pages to fill them do not fit the arena.
+            let desc = u32::try_from(self.words.len()).unwrap_or(0);
+            self.words.resize(self.words.len() + stride, 0);
+            desc
         };
-        let places = self.places_mut(at);
-        places.fill(0);
-        places[..first.len()].copy_from_slice(first);
-        self.more[at as usize] = more;
-        at
+        let words = &mut self.words[desc as usize..desc as usize + stride];
+        words.fill(0);
+        words[..first.len()].copy_from_slice(first);
+        words[stride - 1] = more;
+        desc
     }
 
     /// Adds a place; returns the kernel's count of entries before it.
@@ -164,53 +208,65 @@ impl PteLists {
                 *head = PteHead::many(self.alloc(&[first.0, sptep.0], 0));
                 1
             }
-            Form::Many(first) if self.is_front => self.add_to_front(head, first, sptep),
-            Form::Many(first) => self.add_to_chain(first, sptep),
+            Form::Many(first) if self.shape == Shape::ThreeAtEnd => {
+                self.add_to_chain::<PTE_LIST_EXT, STRIDE>(first, sptep)
+            }
+            Form::Many(first) => self.add_to_long(head, first, sptep),
+        }
+    }
+
+    #[inline(never)]
+    fn add_to_long(&mut self, head: &mut PteHead, first: u32, sptep: Sptep) -> u32 {
+        if self.shape == Shape::FourteenAtFront {
+            self.add_to_front(head, first, sptep)
+        } else {
+            self.add_to_chain::<LONG_EXT, LONG_STRIDE>(first, sptep)
         }
     }
 
     /// Only the first descriptor may be part full; a full one gets another before it.
     fn add_to_front(&mut self, head: &mut PteHead, first: u32, sptep: Sptep) -> u32 {
-        let used = self.used(first);
+        const EXT: usize = LONG_EXT;
+        const STRIDE: usize = LONG_STRIDE;
+        let words = self.words.as_mut_slice();
+        let at = first as usize;
+        let used = used(&words[at..at + EXT]);
         let mut count = used;
-        let mut at = self.more[first as usize];
-        while at != 0 {
-            count += self.ext;
-            at = self.more[at as usize];
+        let mut next = words[at + (STRIDE - 1)] as usize;
+        while next != 0 {
+            count += EXT;
+            next = words[next + (STRIDE - 1)] as usize;
         }
-        if used == self.ext {
+        if used == EXT {
             *head = PteHead::many(self.alloc(&[sptep.0], first));
         } else {
-            self.places_mut(first)[used] = sptep.0;
+            words[at + used] = sptep.0;
         }
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    fn add_to_chain(&mut self, first: u32, sptep: Sptep) -> u32 {
-        let mut at = first;
+    /// The first descriptor whose last place is free takes it; where there is none, a new one at the end.
+    #[inline]
+    fn add_to_chain<const EXT: usize, const STRIDE: usize>(&mut self, first: u32, sptep: Sptep) -> u32 {
+        let words = self.words.as_mut_slice();
+        let mut at = first as usize;
         let mut count = 0;
-        loop {
-            if self.places(at)[self.ext - 1] == 0 {
-                break;
-            }
-            let next = self.more[at as usize];
+        while words[at + (EXT - 1)] != 0 {
+            let next = words[at + (STRIDE - 1)] as usize;
             if next == 0 {
                 // Descriptors of three are not counted when another is appended; that is the kernel's.
-                if self.ext > PTE_LIST_EXT {
-                    count += self.ext;
+                if EXT > PTE_LIST_EXT {
+                    count += EXT;
                 }
-                let fresh = self.alloc(&[], 0);
-                self.more[at as usize] = fresh;
-                at = fresh;
-                break;
+                let fresh = self.alloc(&[sptep.0], 0);
+                self.words[at + (STRIDE - 1)] = fresh;
+                return u32::try_from(count).unwrap_or(u32::MAX);
             }
             at = next;
-            count += self.ext;
+            count += EXT;
         }
-        let used = self.used(at);
-        if let Some(place) = self.places_mut(at).get_mut(used) {
-            *place = sptep.0;
-        }
+        let used = used(&words[at..at + EXT]);
+        words[at + used] = sptep.0;
         u32::try_from(count + used).unwrap_or(u32::MAX)
     }
 
@@ -225,37 +281,71 @@ impl PteLists {
                 }
                 first == sptep
             }
-            Form::Many(first) => self.remove_from_chain(head, first, sptep),
+            Form::Many(first) if self.shape == Shape::ThreeAtEnd => {
+                self.remove_from_chain::<PTE_LIST_EXT, STRIDE>(head, first, sptep)
+            }
+            Form::Many(first) => self.remove_from_long(head, first, sptep),
         }
     }
 
-    fn remove_from_chain(&mut self, head: &mut PteHead, first: u32, sptep: Sptep) -> bool {
-        let mut at = first;
+    fn remove_from_chain<const EXT: usize, const STRIDE: usize>(
+        &mut self,
+        head: &mut PteHead,
+        first: u32,
+        sptep: Sptep,
+    ) -> bool {
+        let mut desc = first;
         let mut before = 0;
-        while at != 0 {
-            let used = self.used(at);
-            if let Some(hole) = self.places(at)[..used].iter().position(|&place| place == sptep.0) {
-                // The last place of this descriptor, or of the first one, fills the hole.
-                let from = if self.is_front { first } else { at };
-                let last = self.used(from) - 1;
-                let filler = self.places(from)[last];
-                self.places_mut(at)[hole] = filler;
-                self.places_mut(from)[last] = 0;
-                if last == 0 {
-                    let more = self.more[from as usize];
-                    if before != 0 && !self.is_front {
-                        self.more[before as usize] = more;
-                    } else if more != 0 {
-                        *head = PteHead::many(more);
+        while desc != 0
+            && let Some(words) = self.words[desc as usize..].first_chunk_mut::<STRIDE>()
+        {
+            let more = words[STRIDE - 1];
+            let places = &mut words[..EXT];
+            let used = used(places);
+            if let Some(hole) = places[..used].iter().position(|&place| place == sptep.0) {
+                // The last place of this descriptor fills the hole.
+                places[hole] = places[used - 1];
+                places[used - 1] = 0;
+                if used == 1 {
+                    if before != 0 {
+                        self.words[before as usize + (STRIDE - 1)] = more;
                     } else {
-                        *head = PteHead::EMPTY;
+                        *head = PteHead::from_more(more);
                     }
-                    self.free.push(from);
+                    self.free.push(desc);
                 }
                 return true;
             }
-            before = at;
-            at = self.more[at as usize];
+            before = desc;
+            desc = more;
+        }
+        false
+    }
+
+    #[inline(never)]
+    fn remove_from_long(&mut self, head: &mut PteHead, first: u32, sptep: Sptep) -> bool {
+        if self.shape == Shape::FourteenAtFront {
+            self.remove_from_front(head, first, sptep)
+        } else {
+            self.remove_from_chain::<LONG_EXT, LONG_STRIDE>(head, first, sptep)
+        }
+    }
+
+    /// The last place of the first descriptor fills the hole.
+    fn remove_from_front(&mut self, head: &mut PteHead, first: u32, sptep: Sptep) -> bool {
+        let mut desc = first;
+        while desc != 0 {
+            if let Some(hole) = self.places(desc).iter().position(|&place| place == sptep.0) {
+                let last = first as usize + used(self.places(first)) - 1;
+                self.words[desc as usize + hole] = self.words[last];
+                self.words[last] = 0;
+                if last == first as usize {
+                    *head = PteHead::from_more(self.more(first));
+                    self.free.push(first);
+                }
+                return true;
+            }
+            desc = self.more(desc);
         }
         false
     }
@@ -267,7 +357,7 @@ impl PteLists {
         match head.form() {
             Form::Empty => None,
             Form::One(sptep) => Some(sptep),
-            Form::Many(at) => Some(Sptep(self.places(at)[0])),
+            Form::Many(at) => Some(Sptep(self.words[at as usize])),
         }
     }
 
@@ -307,7 +397,7 @@ impl PteLists {
                         cursor.slot += 1;
                         return Some(Sptep(sptep));
                     }
-                    cursor.desc = self.more[cursor.desc as usize];
+                    cursor.desc = self.more(cursor.desc);
                     cursor.slot = 0;
                 }
             }
@@ -320,7 +410,7 @@ impl PteLists {
             let mut at = first;
             while at != 0 {
                 self.free.push(at);
-                at = self.more[at as usize];
+                at = self.more(at);
             }
         }
         *head = PteHead::EMPTY;
@@ -329,7 +419,7 @@ impl PteLists {
     /// Descriptors in use.
     #[must_use]
     pub fn used_descs(&self) -> usize {
-        self.more.len() - 1 - self.free.len()
+        self.words.len() / self.stride() - 1 - self.free.len()
     }
 
     /// Descriptors a list uses.
@@ -338,9 +428,9 @@ impl PteLists {
         let mut count = 0;
         if let Form::Many(first) = head.form() {
             let mut at = first;
-            while at != 0 && count <= self.more.len() {
+            while at != 0 && count <= self.words.len() {
                 count += 1;
-                at = self.more[at as usize];
+                at = self.more(at);
             }
         }
         count
@@ -349,7 +439,7 @@ impl PteLists {
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        (self.sptes.capacity() + self.more.capacity() + self.free.capacity()) * 4
+        (self.words.capacity() + self.free.capacity()) * 4
     }
 }
 
@@ -385,7 +475,7 @@ impl Iterator for PteIter<'_> {
                 self.slot += 1;
                 return Some(Sptep(sptep));
             }
-            self.desc = self.lists.more[self.desc as usize];
+            self.desc = self.lists.more(self.desc);
             self.slot = 0;
         }
         None

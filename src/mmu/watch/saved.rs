@@ -27,7 +27,7 @@ use crate::mmu::words::stats::Stats;
 use crate::mmu::words::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 4;
+const SCHEMA: u16 = 5;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.
