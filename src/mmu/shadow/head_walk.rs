@@ -41,16 +41,12 @@ impl MmuState {
                     self.work.heads_visited += made;
                     walk.done += made;
                     wanted
-                } else if let Some((copied, held)) = self.heads_at_once(slot, walk, index) {
-                    let most = (held as u64).min(len - walk.done);
+                } else if let Some(held) = self.heads_at_once(slot, walk, index) {
+                    let most = held.min(len - walk.done);
                     let (made, wanted) = if walk.is_polled { self.need_resched_many(most) } else { (most, false) };
                     self.work.heads_visited += made;
                     self.slice.spend(made.saturating_sub(1));
-                    for (head, _) in copied.into_iter().zip(0..made) {
-                        if !head.is_empty() {
-                            walk.flush |= self.handle_kept(walk.handler, head);
-                        }
-                    }
+                    walk.flush |= self.handle_heads(slot, walk.handler, walk.level, index, made);
                     walk.done += made;
                     wanted
                 } else {
@@ -81,24 +77,31 @@ impl MmuState {
         Step::Done
     }
 
-    /// The heads of a chunk, where they are polled one like the other and their handler leaves them as they are.
-    fn heads_at_once(&self, slot: SlotAt, walk: &HeadWalk, index: u64) -> Option<([PteHead; 64], usize)> {
+    /// How many heads follow in a chunk, where they are polled one like the other and their handler leaves them as they are.
+    fn heads_at_once(&self, slot: SlotAt, walk: &HeadWalk, index: u64) -> Option<u64> {
         let is_kept = matches!(walk.handler, Handler::WriteProtect | Handler::ClearDirty | Handler::SetDirty);
         if !is_kept || self.config.kernel.walk_skips_empty_heads {
             return None;
         }
-        self.slot_body(slot).rmap[usize::from(walk.level) - 1].rest_of_chunk(index)
+        self.slot_body(slot).rmap[usize::from(walk.level) - 1].rest_of_chunk(index).map(|heads| heads.len() as u64)
     }
 
-    /// Handles one head whose list stays as it is; whether TLBs must be flushed.
-    #[inline]
-    fn handle_kept(&mut self, handler: Handler, head: PteHead) -> bool {
-        match handler {
-            Handler::WriteProtect => self.write_protect_head(head, false),
-            Handler::ClearDirty => self.for_each_spte(head, Self::spte_clear_dirty),
-            Handler::SetDirty => self.for_each_spte(head, Self::spte_set_dirty),
-            Handler::Zap | Handler::ZapCollapsible => false,
+    /// Handles so many heads of a chunk; whether TLBs must be flushed.
+    fn handle_heads(&mut self, slot: SlotAt, handler: Handler, level: u8, index: u64, count: u64) -> bool {
+        let mut flush = false;
+        let mut done = 0;
+        while done < count {
+            if handler == Handler::WriteProtect {
+                let (plain, any) = self.write_protect_plain(slot, level, index + done, count - done);
+                flush |= any;
+                done += plain;
+            }
+            if done < count {
+                flush |= self.handle_head(slot, handler, index + done, level);
+                done += 1;
+            }
         }
+        flush
     }
 
     fn flush_inside(&mut self, first: Gfn, last: Gfn) {
@@ -116,7 +119,9 @@ impl MmuState {
             return false;
         }
         match handler {
-            Handler::WriteProtect | Handler::ClearDirty | Handler::SetDirty => self.handle_kept(handler, head),
+            Handler::WriteProtect => self.write_protect_head(head, false),
+            Handler::ClearDirty => self.for_each_spte(head, Self::spte_clear_dirty),
+            Handler::SetDirty => self.for_each_spte(head, Self::spte_set_dirty),
             Handler::Zap => self.zap_rmap(slot, index, level),
             Handler::ZapCollapsible => self.zap_collapsible(slot, index, level),
         }

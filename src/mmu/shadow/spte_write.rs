@@ -5,8 +5,11 @@
 
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
 use crate::mmu::shadow::spte_table::SpteTable;
-use crate::mmu::shadow::walk::{can_be_made_writable, is_accessed, is_dirty, is_shadow_present, pfn_of};
+use crate::mmu::shadow::walk::{
+    can_be_made_writable, is_accessed, is_ad_disabled, is_dirty, is_shadow_present, pfn_of,
+};
 use crate::mmu::vm::events::Event;
+use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::generation::GenerationBits;
@@ -54,6 +57,47 @@ impl MmuState {
             self.push_dirty(pfn_of(old));
         }
         flush
+    }
+
+    /// Write-protects what heads of a chunk name, until one needs more than that: a list of several places, or an entry
+    /// without dirty bit, whose page is dirty by being writable. How many heads were handled, and whether TLBs must be
+    /// flushed.
+    pub(in crate::mmu) fn write_protect_plain(
+        &mut self,
+        slot: SlotAt,
+        level: u8,
+        index: u64,
+        most: u64,
+    ) -> (u64, bool) {
+        let heads = &self.spaces[usize::from(slot.as_id & 1)].body(slot.at).rmap[usize::from(level) - 1];
+        let Some(heads) = heads.rest_of_chunk(index).filter(|_| self.masks.dirty != 0) else { return (0, false) };
+        let (mut done, mut steps, mut flush) = (0, 0, false);
+        let (mut page, mut table) = (PageIdx::NONE, self.arena.table_mut(PageIdx::NONE));
+        for (&head, _) in heads.iter().zip(0..most) {
+            let Some(sptep) = head.single() else {
+                if head.is_empty() {
+                    done += 1;
+                    continue;
+                }
+                break;
+            };
+            if sptep.page() != page {
+                page = sptep.page();
+                table = self.arena.table_mut(page);
+            }
+            let spte = table.get(sptep.index());
+            if spte & WRITABLE != 0 {
+                if is_ad_disabled(&self.masks, spte) {
+                    break;
+                }
+                table.set(sptep.index(), spte & !WRITABLE);
+                flush |= is_shadow_present(&self.masks, spte) && can_be_made_writable(&self.masks, spte);
+            }
+            steps += 1;
+            done += 1;
+        }
+        self.work.rmap_steps += steps;
+        (done, flush)
     }
 
     /// Clears a leaf; whether it was present. Its A and D bits go to the host page.

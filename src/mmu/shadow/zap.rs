@@ -6,15 +6,26 @@
 
 use crate::mmu::shadow::invalid_list::{Flushed, InvalidList};
 use crate::mmu::shadow::page_arena::{PageIdx, Place, Sptep};
+use crate::mmu::shadow::pte_list::PteHead;
 use crate::mmu::shadow::spte_table::SpteTable;
-use crate::mmu::shadow::walk::{child_of, is_large, is_last, is_shadow_present};
+use crate::mmu::shadow::walk::{child_of, is_accessed, is_dirty, is_large, is_last, is_shadow_present};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
 use crate::mmu::words::level::{ENTRIES, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::PFN_FIELD;
-use crate::mmu::words::views::{Prepared, SlotSpec};
+use crate::mmu::words::views::Prepared;
+
+/// What the entries of a page table were.
+#[derive(Clone, Copy, Debug, Default)]
+struct LeavesGone {
+    cleared: u64,
+    present: u64,
+    accessed: i64,
+    dirty: i64,
+    large: i64,
+}
 
 impl MmuState {
     /// Takes a page apart. A root in use stays, emptied and invalid, at the head of the active list.
@@ -113,35 +124,61 @@ impl MmuState {
         }
     }
 
-    /// A full page table: neighbours are looked up together.
+    /// A full page table: neighbours are looked up together, as many as stand in one chunk of their slot's heads.
     fn unlink_leaves(&mut self, page: PageIdx, words: &[u64; ENTRIES]) {
         let key = self.arena.key(page);
-        let (base, space) = (key.gfn, usize::from(key.role.as_id()));
-        let mut slot: Option<(usize, SlotSpec)> = None;
-        for (index, &spte) in (0_u16..).zip(words) {
-            if spte == 0 {
-                continue;
-            }
-            self.work.sptes_cleared += 1;
-            if !is_shadow_present(&self.masks, spte) {
-                continue;
-            }
-            self.account_leaf_gone(spte);
-            self.work.rmap_steps += 1;
-            let gfn = base.plus(index.into());
-            if !slot.is_some_and(|(_, spec)| spec.holds(gfn)) {
-                let found = self.spaces[space].find(gfn);
-                slot = found.map(|at| (at, self.spaces[space].specs()[at]));
-            }
-            if let Some((at, spec)) = slot {
-                let heads = &mut self.spaces[space].body_mut(at).rmap[0];
-                if let Some(head) = heads.get_mut(spec.index(gfn, PAGE_TABLE)) {
-                    self.pte_lists.remove(head, page.sptep(index));
+        let (base, as_id) = (key.gfn, key.role.as_id());
+        if self.events.is_on() {
+            for &spte in words {
+                if is_shadow_present(&self.masks, spte) {
+                    self.account_leaf_gone(spte);
                 }
             }
-            if is_large(spte) {
-                self.stats.lpages -= 1;
+        }
+        let mut gone = LeavesGone::default();
+        let mut first = 0_u16;
+        while let Some(rest) = words.get(usize::from(first)..).filter(|rest| !rest.is_empty()) {
+            let space = &mut self.spaces[usize::from(as_id & 1)];
+            let gfn = base.plus(first.into());
+            // Without a slot or a chunk there is no list that an entry could stand in.
+            let heads = space.find(gfn).and_then(|at| {
+                let spec = space.specs()[at];
+                let left = usize::try_from(spec.npages - spec.index(gfn, PAGE_TABLE)).unwrap_or(usize::MAX);
+                let heads = space.body_mut(at).rmap[0].rest_of_chunk_mut(spec.index(gfn, PAGE_TABLE))?;
+                let count = heads.len().min(left).min(rest.len());
+                Some(&mut heads[..count])
+            });
+            let count = heads.as_ref().map_or(1, |heads| heads.len());
+            let mut heads = heads.into_iter().flatten();
+            for (index, &spte) in (first..).zip(&rest[..count]) {
+                let head = heads.next();
+                if spte == 0 {
+                    continue;
+                }
+                gone.cleared += 1;
+                if !is_shadow_present(&self.masks, spte) {
+                    continue;
+                }
+                gone.present += 1;
+                gone.accessed += i64::from(is_accessed(&self.masks, spte));
+                gone.dirty += i64::from(is_dirty(&self.masks, spte));
+                gone.large += i64::from(is_large(spte));
+                match head {
+                    Some(head) if *head == PteHead::one(page.sptep(index)) => *head = PteHead::EMPTY,
+                    Some(head) => {
+                        self.pte_lists.remove(head, page.sptep(index));
+                    }
+                    None => {}
+                }
             }
+            first += u16::try_from(count).unwrap_or(1);
+        }
+        self.work.sptes_cleared += gone.cleared;
+        self.work.rmap_steps += gone.present;
+        self.stats.lpages -= gone.large;
+        if !self.events.is_on() && !is_chosen(Mutant::AccessedDirtyLost) {
+            self.stats.pfn_accessed += gone.accessed;
+            self.stats.pfn_dirty += gone.dirty;
         }
     }
 

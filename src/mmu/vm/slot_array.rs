@@ -2,6 +2,9 @@
 //!
 //! Owns its elements, in chunks that appear when first written to; a slot of a TiB costs what is used of it, also when it
 //! is cloned, dumped or walked. Models the arrays that the kernel allocates whole.
+//!
+//! Chunks stand one after the other in the order of their first use, and are named by number. So a lookup of an element
+//! waits for one number and then for the element, and a clone copies three arrays.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,18 +12,23 @@ const CHUNK: usize = 64;
 const NODE: usize = 512;
 /// No array is longer; a slot has less than half as many pages.
 const LONGEST: u64 = 1 << 32;
-
-type Chunk<T> = Box<[T; CHUNK]>;
-type Node<T> = Box<[Option<Chunk<T>>; NODE]>;
+/// No table or no chunk: no array has so many elements, so a lookup with it ends there.
+const NONE: u32 = u32::MAX;
 
 /// An array whose elements are `rest` where nothing else was written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(from = "SavedArray<T>", into = "SavedArray<T>")]
 #[serde(bound(serialize = "T: Copy + PartialEq + Serialize", deserialize = "T: Copy + PartialEq + Deserialize<'de>"))]
 pub struct SlotArray<T: Copy + PartialEq> {
-    nodes: Vec<Option<Node<T>>>,
+    /// Where the table of each 512 chunks begins among the numbers.
+    nodes: Vec<u32>,
+    /// Tables of numbers of chunks, 512 each; the table of a lone node is as long as the array needs.
+    numbers: Vec<u32>,
+    chunks: Vec<[T; CHUNK]>,
     len: u64,
     rest: T,
+    /// The chunk written to last, counted from the array's beginning, and its number.
+    last: (u64, u32),
 }
 
 /// An array as it is saved: how long it is, and what differs from the rest.
@@ -65,11 +73,20 @@ fn place(index: u64) -> (usize, usize, usize) {
     (index / (CHUNK * NODE), index / CHUNK % NODE, index % CHUNK)
 }
 
+/// Reserves room for `step` more where there is none: for an eighth of what there is, but for no more than `most` in all.
+fn reserve<E>(array: &mut Vec<E>, step: usize, most: usize) {
+    if array.capacity() - array.len() < step {
+        let more = (array.len() / 8).max(4 * step).min(most.saturating_sub(array.len())).max(step);
+        array.reserve_exact(more);
+    }
+}
+
 impl<T: Copy + PartialEq> SlotArray<T> {
     /// An array of one value.
     #[must_use]
     pub fn new(len: u64, rest: T) -> Self {
-        let mut array = Self { nodes: Vec::new(), len: 0, rest };
+        let mut array =
+            Self { nodes: Vec::new(), numbers: Vec::new(), chunks: Vec::new(), len: 0, rest, last: (0, NONE) };
         array.grow(len);
         array
     }
@@ -78,13 +95,30 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     pub fn grow(&mut self, len: u64) {
         if len > self.len {
             self.len = len;
-            self.nodes.resize(place(len - 1).0 + 1, None);
+            self.nodes.resize(place(len - 1).0 + 1, NONE);
+            // A lone table follows the array.
+            if !self.numbers.is_empty() && self.numbers.len() < NODE {
+                self.numbers.resize(self.table_len(), NONE);
+            }
         }
+    }
+
+    /// Chunks of the whole array.
+    fn nr_chunks(&self) -> usize {
+        usize::try_from(self.len.div_ceil(CHUNK as u64)).unwrap_or(usize::MAX)
+    }
+
+    /// Length of a table.
+    fn table_len(&self) -> usize {
+        self.nr_chunks().min(NODE)
     }
 
     /// Makes every element the value.
     pub fn fill(&mut self, value: T) {
-        self.nodes.fill(None);
+        self.nodes.fill(NONE);
+        self.numbers = Vec::new();
+        self.chunks = Vec::new();
+        self.last = (0, NONE);
         self.rest = value;
     }
 
@@ -94,26 +128,34 @@ impl<T: Copy + PartialEq> SlotArray<T> {
         self.len
     }
 
+    /// The numbers of a node's chunks, from one of them on.
+    fn numbers_from(&self, node: usize, chunk: usize) -> Option<&[u32]> {
+        let start = *self.nodes.get(node)? as usize;
+        self.numbers.get(start + chunk..start + self.table_len())
+    }
+
+    /// The chunk that holds an index, where something was written to it.
+    #[inline]
+    fn chunk(&self, node: usize, chunk: usize) -> Option<&[T; CHUNK]> {
+        let start = *self.nodes.get(node)? as usize;
+        let number = *self.numbers.get(start + chunk)? as usize;
+        self.chunks.get(number)
+    }
+
     /// The element at an index, the rest's value beyond the end.
     #[inline]
     #[must_use]
     pub fn get(&self, index: u64) -> T {
         let (node, chunk, at) = place(index);
-        match self.nodes.get(node) {
-            Some(Some(chunks)) => chunks[chunk].as_ref().map_or(self.rest, |values| values[at]),
-            _ => self.rest,
-        }
+        self.chunk(node, chunk).map_or(self.rest, |values| values[at])
     }
 
-    /// The elements from an index to the end of its chunk, copied, and how many they are; none where nothing was written.
+    /// The elements from an index to the end of its chunk; none where nothing was written.
     #[inline]
     #[must_use]
-    pub fn rest_of_chunk(&self, index: u64) -> Option<([T; CHUNK], usize)> {
+    pub fn rest_of_chunk(&self, index: u64) -> Option<&[T]> {
         let (node, chunk, at) = place(index);
-        let values = self.nodes.get(node)?.as_ref()?[chunk].as_ref()?;
-        let mut copied = **values;
-        copied.rotate_left(at);
-        Some((copied, CHUNK - at))
+        Some(&self.chunk(node, chunk)?[at..])
     }
 
     /// The element at an index, to change; none beyond the end.
@@ -122,10 +164,47 @@ impl<T: Copy + PartialEq> SlotArray<T> {
         if index >= self.len {
             return None;
         }
-        let rest = self.rest;
+        // Neighbours are written one after the other.
+        let number = if index / CHUNK as u64 == self.last.0 { self.last.1 } else { self.number_of(index) };
+        if (number as usize) < self.chunks.len() {
+            return Some(&mut self.chunks[number as usize][place(index).2]);
+        }
+        self.add_chunk(index)
+    }
+
+    /// The elements from an index to the end of its chunk, to change; none where nothing was written, or beyond the end.
+    pub fn rest_of_chunk_mut(&mut self, index: u64) -> Option<&mut [T]> {
+        let number = if index < self.len { self.number_of(index) } else { NONE };
+        Some(&mut self.chunks.get_mut(number as usize)?[place(index).2..])
+    }
+
+    /// Looks the number of an index's chunk up, and remembers it.
+    #[inline]
+    fn number_of(&mut self, index: u64) -> u32 {
+        let (node, chunk, _) = place(index);
+        let start = self.nodes.get(node).map_or(NONE, |&start| start) as usize;
+        let number = self.numbers.get(start + chunk).map_or(NONE, |&number| number);
+        self.last = (index / CHUNK as u64, number);
+        number
+    }
+
+    /// Makes a chunk where there was none; the element at an index.
+    #[cold]
+    fn add_chunk(&mut self, index: u64) -> Option<&mut T> {
         let (node, chunk, at) = place(index);
-        let chunks = self.nodes.get_mut(node)?.get_or_insert_with(|| Box::new([const { None }; NODE]));
-        Some(&mut chunks[chunk].get_or_insert_with(|| Box::new([rest; CHUNK]))[at])
+        let (nr_chunks, table_len) = (self.nr_chunks(), self.table_len());
+        let start = self.nodes.get_mut(node)?;
+        if *start == NONE {
+            *start = u32::try_from(self.numbers.len()).ok()?;
+            reserve(&mut self.numbers, table_len, nr_chunks.next_multiple_of(table_len));
+            self.numbers.resize(self.numbers.len() + table_len, NONE);
+        }
+        let number = u32::try_from(self.chunks.len()).ok()?;
+        *self.numbers.get_mut(*start as usize + chunk)? = number;
+        reserve(&mut self.chunks, 1, nr_chunks);
+        self.chunks.push([self.rest; CHUNK]);
+        self.last = (index / CHUNK as u64, number);
+        Some(&mut self.chunks.last_mut()?[at])
     }
 
     /// Writes an element, where there is one.
@@ -140,21 +219,20 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     #[must_use]
     pub fn absent_from(&self, index: u64) -> u64 {
         let (node, chunk, _) = place(index);
-        match self.nodes.get(node) {
-            None => 0,
-            Some(Some(chunks)) if chunks[chunk].is_some() => 0,
-            Some(_) => self.absent_after(index),
-        }
+        if node >= self.nodes.len() || self.chunk(node, chunk).is_some() { 0 } else { self.absent_after(index) }
     }
 
     fn absent_after(&self, index: u64) -> u64 {
-        let (node, mut chunk, at) = place(index);
+        let (first, mut chunk, at) = place(index);
         let mut absent = 0;
-        for chunks in self.nodes.iter().skip(node) {
+        for node in first..self.nodes.len() {
             let left = NODE - chunk;
-            let empty = match chunks {
+            let empty = match self.numbers_from(node, chunk) {
                 None => left,
-                Some(chunks) => chunks[chunk..].iter().take_while(|values| values.is_none()).count(),
+                Some(numbers) => match numbers.iter().position(|&number| number != NONE) {
+                    Some(empty) => empty,
+                    None => left,
+                },
             };
             absent += empty;
             if empty < left {
@@ -167,11 +245,10 @@ impl<T: Copy + PartialEq> SlotArray<T> {
 
     /// Index and value of every element that differs from the rest.
     pub fn iter(&self) -> impl Iterator<Item = (u64, T)> + '_ {
-        let nodes = self.nodes.iter().enumerate().filter_map(|(node, chunks)| Some((node, chunks.as_ref()?)));
-        let chunks = nodes.flat_map(|(node, chunks)| {
-            (node * NODE..).zip(chunks.iter()).filter_map(|(chunk, values)| Some((chunk, values.as_ref()?)))
-        });
+        let tables = (0..self.nodes.len()).filter_map(|node| Some((node, self.numbers_from(node, 0)?)));
+        let chunks = tables.flat_map(|(node, numbers)| (node * NODE..).zip(numbers.iter()));
         chunks
+            .filter_map(|(chunk, &number)| Some((chunk, self.chunks.get(number as usize)?)))
             .flat_map(|(chunk, values)| ((chunk * CHUNK) as u64..).zip(values.iter().copied()))
             .filter(|&(_, value)| value != self.rest)
     }
@@ -205,10 +282,7 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        let nodes = self.nodes.iter().flatten();
-        let chunks: usize = nodes.clone().map(|chunks| chunks.iter().flatten().count()).sum();
-        self.nodes.capacity() * size_of::<Option<Node<T>>>()
-            + nodes.count() * size_of::<[Option<Chunk<T>>; NODE]>()
-            + chunks * size_of::<[T; CHUNK]>()
+        (self.nodes.capacity() + self.numbers.capacity()) * size_of::<u32>()
+            + self.chunks.capacity() * size_of::<[T; CHUNK]>()
     }
 }
