@@ -53,6 +53,9 @@ impl MmuState {
     ) -> Result<(Handled, u8)> {
         let gfn = Gfn::of_gpa(gpa);
         let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
+        if error_code & PFERR_PRESENT == 0 {
+            self.touch_rmap_head(slot, gfn);
+        }
         let write_present = PFERR_WRITE | PFERR_PRESENT;
         if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, gfn) {
             return Ok((Handled::WriteProtected, PAGE_TABLE));

@@ -47,12 +47,8 @@ impl MmuState {
         }
     }
 
-    /// A fault whose code says that a reserved bit was set.
+    /// A fault whose code says that a reserved bit was set, and to which the vCPU's cache has no answer.
     pub(in crate::mmu) fn handle_mmio_page_fault(&mut self, vcpu: usize, gpa: u64) -> MmioCheck {
-        self.work.mmio_faults += 1;
-        if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
-            return MmioCheck::Emulate;
-        }
         let root = self.root_for(vcpu, gpa);
         if root == PageIdx::NONE {
             return MmioCheck::Retry;

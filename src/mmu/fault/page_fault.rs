@@ -70,11 +70,13 @@ const fn lowest(bits: u16) -> u16 {
 
 impl MmuState {
     /// A page fault of a vCPU, as the exit handler passes it on.
+    #[inline]
     pub(in crate::mmu) fn page_fault(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<Answer> {
         self.page_fault_with(vcpu, gpa, error_code, &HostLookup::Ask)
     }
 
     /// The same, where the caller may say what the host lookup found.
+    #[inline]
     pub(in crate::mmu) fn page_fault_with(
         &mut self,
         vcpu: usize,
@@ -83,13 +85,30 @@ impl MmuState {
         host: &HostLookup,
     ) -> Result<Answer> {
         self.work.faults += 1;
-        if error_code & PFERR_RSVD != 0 {
-            match self.handle_mmio_page_fault(vcpu, gpa) {
-                MmioCheck::Emulate => return Ok(self.emulate(vcpu, gpa, 0)),
-                MmioCheck::Retry => return Ok(Answer::RETRY),
-                MmioCheck::Invalid => {}
-            }
+        if error_code & PFERR_RSVD == 0 {
+            return self.page_fault_below(vcpu, gpa, error_code, host);
         }
+        // The vCPU's cache answers before anything is walked.
+        self.work.mmio_faults += 1;
+        if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
+            return Ok(self.emulate(vcpu, gpa, 0));
+        }
+        self.page_fault_on_mmio(vcpu, gpa, error_code, host)
+    }
+
+    /// A fault whose code says that a reserved bit was set, and to which the vCPU's cache has no answer.
+    #[inline(never)]
+    fn page_fault_on_mmio(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
+        match self.handle_mmio_page_fault(vcpu, gpa) {
+            MmioCheck::Emulate => Ok(self.emulate(vcpu, gpa, 0)),
+            MmioCheck::Retry => Ok(Answer::RETRY),
+            MmioCheck::Invalid => self.page_fault_below(vcpu, gpa, error_code, host),
+        }
+    }
+
+    /// A fault that is none on a current MMIO SPTE.
+    #[inline(never)]
+    fn page_fault_below(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
         let handled = if self.config.kernel.is_level_requested {
             self.vcpus[vcpu].faults.taken += 1;
             let handled = self.direct_page_fault(vcpu, gpa, error_code, host, false)?.0;
@@ -138,6 +157,9 @@ impl MmuState {
         let as_id = self.vcpus[vcpu].as_id();
         let asked = Gfn::of_gpa(gpa);
         let slot = self.find_slot(as_id, asked);
+        if error_code & PFERR_PRESENT == 0 {
+            self.touch_rmap_head(slot, asked);
+        }
         let write_present = PFERR_WRITE | PFERR_PRESENT;
         if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, asked) {
             return Ok(Handled::Emulate);

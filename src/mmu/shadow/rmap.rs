@@ -9,7 +9,7 @@ use crate::mmu::shadow::walk::is_shadow_present;
 use crate::mmu::vm::slots::{AddressSpace, SlotAt};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
-use crate::mmu::words::level::level_shift;
+use crate::mmu::words::level::{PAGE_TABLE, level_shift};
 
 impl MmuState {
     /// The gfn an entry of a direct page maps.
@@ -39,6 +39,17 @@ impl MmuState {
         Some((head, &mut self.pte_lists))
     }
 
+    /// Reads the head of a gfn that is about to be mapped. Nothing waits for it: its cache miss passes while tables are
+    /// walked, whose misses do not depend on it.
+    #[inline]
+    pub(in crate::mmu) fn touch_rmap_head(&self, slot: Option<SlotAt>, gfn: Gfn) {
+        if let Some(slot) = slot {
+            let space = &self.spaces[usize::from(slot.as_id & 1)];
+            let index = space.specs()[slot.at].index(gfn, PAGE_TABLE);
+            std::hint::black_box(space.body(slot.at).rmap[0].get(index));
+        }
+    }
+
     /// Adds a leaf to its gfn's list; the kernel's count of entries before it.
     pub(in crate::mmu) fn rmap_add(&mut self, slot: Option<SlotAt>, sptep: Sptep, gfn: Gfn, level: u8) -> u32 {
         if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 {
@@ -50,6 +61,11 @@ impl MmuState {
         let index = space.specs()[slot.at].index(gfn, level);
         let heads = space.body_mut(slot.at).rmap.get_mut(usize::from(level).wrapping_sub(1));
         match heads.and_then(|heads| heads.get_mut(index)) {
+            // Nearly every gfn has one mapping.
+            Some(head) if head.is_empty() => {
+                *head = PteHead::one(sptep);
+                0
+            }
             Some(head) => self.pte_lists.add(head, sptep),
             None => 0,
         }
@@ -71,7 +87,11 @@ impl MmuState {
         let role = self.arena.key(sptep.page()).role;
         self.work.rmap_steps += 1;
         if let Some((head, lists)) = self.rmap_head_mut(role.as_id(), gfn, role.level()) {
-            lists.remove(head, sptep);
+            if *head == PteHead::one(sptep) {
+                *head = PteHead::EMPTY;
+            } else {
+                lists.remove(head, sptep);
+            }
         }
         if !self.aliased.is_empty() {
             self.aliased.remove(&sptep);
