@@ -4,13 +4,14 @@
 #   make test      everything that must hold (what CI runs)            make soak      the long versions of the tests
 #   make lint      formats, clippy, ruff, mypy, stubtest               make mutants   each planted fault and the test that kills it
 #   make wheel     an abi3 wheel, tried in an empty environment        make sdist     the source archive, tried the same way
-#   make docs      the documentation, warnings are errors
+#   make docs      the documentation, warnings are errors              make bench AGAINST=REF   this tree against another commit
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, PYTEST="-k name" adds to pytest's arguments.
 
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST ?=
+AGAINST ?=
 DIST   ?= dist
 
 BIN   := $(VENV)/bin
@@ -86,7 +87,7 @@ lint: $(VENV)/.lint $(VENV)/.built
 	$(ENVIRON) $(PY) -m mypy.stubtest kvm_mmu._core
 
 bench: $(VENV)/.test $(VENV)/.built
-	$(PY) benches/run.py
+	$(PY) $(if $(AGAINST),benches/against.py $(AGAINST),benches/run.py)
 
 soak: $(VENV)/.test $(VENV)/.built
 	KVM_MMU_SOAK=1 $(PY) -m pytest -o faulthandler_timeout=0 $(PYTEST)
