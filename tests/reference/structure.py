@@ -7,7 +7,7 @@ from collections import Counter
 from kvm_mmu.reference.common import spte as word
 from kvm_mmu.reference.common.page_table import kvm_mmu_page_get_gfn
 from kvm_mmu.reference.common.pte_list import pte_list_entries
-from kvm_mmu.reference.common.role import role_address_space, role_is_invalid, role_level
+from kvm_mmu.reference.common.role import ROLE_INVALID, role_address_space, role_is_invalid, role_level
 from kvm_mmu.reference.common.slots import gfn_to_index, gfn_to_memslot
 from kvm_mmu.reference.common.state import Kvm
 from kvm_mmu.reference.shadow.active_list import list_pages
@@ -70,3 +70,55 @@ def assert_rmaps(kvm: Kvm, mapped: list[tuple[int, int, int, int]]) -> None:
         expected = (as_id * 1000 + slot.id, level, gfn_to_index(gfn, slot.base_gfn, level))
         assert heads.pop((page, entry), None) == [expected]
     assert not heads, "a reverse map names an entry that maps nothing"
+
+
+def assert_tdp_structure(kvm: Kvm) -> None:
+    """The same for the TDP MMU: who holds a root, who links a table, what is counted, where what may stand."""
+    holders = Counter(root for vcpu in kvm.vcpus for root in vcpu.roots)
+    assert len(set(kvm.tdp_mmu_roots)) == len(kvm.tdp_mmu_roots)
+    for root_id in kvm.tdp_mmu_roots:
+        root = kvm.pages[root_id]
+        is_kept = not role_is_invalid(root.role) or root.tdp_mmu_scheduled_root_to_zap
+        assert root.root_count == holders.pop(root_id, 0) + is_kept
+        assert role_is_invalid(root.role) or not root.tdp_mmu_scheduled_root_to_zap
+        assert root.gfn == 0
+        assert root.ptep is None
+    assert not holders, "a vCPU has a root that is not in the list"
+    valid = [
+        kvm.pages[root_id].role
+        for root_id in kvm.tdp_mmu_roots
+        if not role_is_invalid(kvm.pages[root_id].role)
+    ]
+    assert len(set(valid)) == len(valid), "two valid roots of one mode"
+    assert kvm.tdp_mmu_pages == len(kvm.pages) - len(kvm.tdp_mmu_roots)
+    linked = set(kvm.tdp_mmu_roots)
+    leaves = Counter[int]()
+    for page, sp in kvm.pages.items():
+        level = role_level(sp.role)
+        for index, spte in sp.sptes.items():
+            assert spte not in (0, kvm.masks.empty, kvm.masks.frozen)
+            if not word.is_shadow_present_pte(kvm.masks, spte):
+                assert level == 1, "an MMIO entry above level 1"
+            elif word.is_last_spte(spte, level):
+                assert level <= kvm.config.lpage_level
+                leaves[level] += 1
+            else:
+                child = kvm.pages[word.spte_to_pfn(spte)]
+                assert child.id not in linked, "a table is linked twice"
+                linked.add(child.id)
+                assert child.ptep == (page, index)
+                assert child.role == (sp.role & ~ROLE_INVALID) - 1
+                assert child.gfn == kvm_mmu_page_get_gfn(sp, index)
+    assert linked == set(kvm.pages), "a table that nobody links"
+    assert [kvm.stat[name] for name in ("pages_4k", "pages_2m", "pages_1g")] == [
+        leaves[level] for level in (1, 2, 3)
+    ]
+    listed = [page for page, sp in kvm.pages.items() if sp.is_possible_nx_huge_page]
+    assert sorted(kvm.possible_nx_huge_pages) == sorted(listed)
+    assert kvm.stat["nx_lpage_splits"] == len(listed)
+    assert kvm.rcu_frees == 0
+    assert not kvm.page_hash
+    assert list_pages(kvm.active) == []
+    assert all(
+        not heads for memslots in kvm.memslots for slot in memslots.memslots for heads in slot.rmap.values()
+    )

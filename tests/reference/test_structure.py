@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from kvm_mmu.reference import Engine
+from kvm_mmu.testing.tdp_operations import TdpGenerator
 
-from structure import assert_structure  # isort: skip
+from structure import assert_structure, assert_tdp_structure  # isort: skip
 
 PAGE = 0x1000
 
@@ -31,6 +32,25 @@ def test_random_operations_keep_the_structure(kernel: str, seed: int) -> None:
     for _ in range(150):
         engine.apply(random_op(choose, kernel))
         assert_structure(engine.kvm)
+    assert engine.clone().digest() == engine.digest()
+
+
+TDP_CONFIGS: list[dict[str, Any]] = [
+    {"family": "npt", "vcpus": 2},
+    {"family": "ept_ad", "vcpus": 2, "pml": 1},
+    {"family": "ept_noad", "vcpus": 3, "execonly": 0, "lpage_level": 2},
+    {"family": "npt", "vcpus": 2, "tdp_level": 5, "phys_bits": 51, "nx_huge": 1, "flush_range": 1},
+]
+
+
+@pytest.mark.parametrize("config", TDP_CONFIGS, ids=lambda config: str(config["family"]))
+@pytest.mark.parametrize("kernel", ["v6.1", "v6.12", "v6.18", "v7.3"])
+def test_random_operations_keep_the_structure_of_the_tdp_mmu(kernel: str, config: dict[str, Any]) -> None:
+    engine = Engine(kernel, config, format=6)
+    generator = TdpGenerator(TDP_CONFIGS.index(config), kernel, config)
+    for _ in range(250):
+        engine.apply(next(generator))
+        assert_tdp_structure(engine.kvm)
     assert engine.clone().digest() == engine.digest()
 
 

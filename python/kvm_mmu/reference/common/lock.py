@@ -44,6 +44,17 @@ def is_poll_true(kvm: Kvm, name: str) -> bool:
     return False
 
 
+def polls_before_a_true_one(kvm: Kvm) -> int:
+    """How many polls are false from now on."""
+    lock = kvm.lock
+    number = 1 << 64
+    if lock.need:
+        number = lock.need - lock.need_polls % lock.need - 1
+    if lock.contend and kvm.format == 6:
+        number = min(number, lock.contend - lock.contend_polls % lock.contend - 1)
+    return number
+
+
 def count_polls(kvm: Kvm, number: int) -> None:
     """So many polls, none of which can be true."""
     kvm.ctr["need_resched"] += number

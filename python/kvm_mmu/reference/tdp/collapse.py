@@ -30,6 +30,9 @@ from .iter import (
 )
 from .roots import for_each_valid_tdp_mmu_root_yield_safe
 
+# Where the tables that may give way are linked.
+LEVEL = PT_PAGE_TABLE_LEVEL + 1
+
 
 def kvm_tdp_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemorySlot) -> None:
     """Make room for large leaves in a slot, or make them, by the kernel."""
@@ -51,7 +54,7 @@ def is_collapsible(kvm: Kvm, it: TdpIter, slot: KvmMemorySlot) -> bool:
 
 def zap_collapsible_spte_range(kvm: Kvm, root: ShadowPage, slot: KvmMemorySlot) -> None:
     end = slot.base_gfn + slot.npages
-    for it in for_each_tdp_pte_min_level(kvm, root, PT_PAGE_TABLE_LEVEL + 1, slot.base_gfn, end):
+    for it in for_each_tdp_pte_min_level(kvm, root, LEVEL, slot.base_gfn, end, empty="polled"):
         if tdp_mmu_iter_cond_resched(kvm, it, False, shared=True):
             continue
         if is_collapsible(kvm, it, slot):
@@ -62,7 +65,7 @@ def recover_huge_pages_range(kvm: Kvm, root: ShadowPage, slot: KvmMemorySlot) ->
     """One flush of the slot at the end, and before each yield, if anything was recovered since the last."""
     flush = False
     end = slot.base_gfn + slot.npages
-    for it in for_each_tdp_pte_min_level(kvm, root, PT_PAGE_TABLE_LEVEL + 1, slot.base_gfn, end):
+    for it in for_each_tdp_pte_min_level(kvm, root, LEVEL, slot.base_gfn, end, empty="polled"):
         if tdp_mmu_iter_cond_resched(kvm, it, flush, shared=True):
             flush = False
             continue

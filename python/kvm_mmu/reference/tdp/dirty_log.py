@@ -28,7 +28,7 @@ def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemorySlot, min_level: int) -> bo
 
 def wrprot_gfn_range(kvm: Kvm, root: ShadowPage, start: int, end: int, min_level: int) -> bool:
     changed = False
-    for it in for_each_tdp_pte_min_level(kvm, root, min_level, start, end):
+    for it in for_each_tdp_pte_min_level(kvm, root, min_level, start, end, empty="polled"):
         if tdp_mmu_iter_cond_resched(kvm, it, False, shared=True):
             continue
         if is_leaf(kvm, it.old_spte, it.level) and word.is_writable_pte(it.old_spte):

@@ -9,6 +9,7 @@ at the gfn it had come to, so an upper entry may be seen twice, and no gfn is pa
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,7 +22,14 @@ from ..common.constants import (
     PT_PAGE_TABLE_LEVEL,
 )
 from ..common.flush import kvm_flush_remote_tlbs
-from ..common.lock import READ_LOCK, WRITE_LOCK, cond_resched_lock, need_resched
+from ..common.lock import (
+    READ_LOCK,
+    WRITE_LOCK,
+    cond_resched_lock,
+    count_polls,
+    need_resched,
+    polls_before_a_true_one,
+)
 from ..common.role import role_level
 from ..common.state import Kvm, ShadowPage
 
@@ -42,6 +50,7 @@ class TdpIter:
     index: int = 0
     old_spte: int = 0
     tables: dict[int, ShadowPage] = field(default_factory=dict)
+    stored: dict[int, list[int]] = field(default_factory=dict)  # by level: indices that held something
     yielded: bool = False
     valid: bool = True
 
@@ -58,6 +67,7 @@ def enter_table(it: TdpIter, sp: ShadowPage) -> None:
     level = role_level(sp.role)
     shift = PT64_LEVEL_BITS * (level - 1)
     it.sp = it.tables[level] = sp
+    it.stored.pop(level, None)
     it.level = level
     it.gfn = it.next_last_level_gfn >> shift << shift
     it.index = it.next_last_level_gfn >> shift & LAST_INDEX
@@ -96,19 +106,54 @@ def tdp_iter_next(kvm: Kvm, it: TdpIter) -> None:
 
 
 def for_each_tdp_pte_min_level(
-    kvm: Kvm, root: ShadowPage, min_level: int, start: int, end: int
+    kvm: Kvm, root: ShadowPage, min_level: int, start: int, end: int, empty: str = "shown"
 ) -> Iterator[TdpIter]:
-    """Every entry of gfns start..end (end exclusive) from a level on, whatever it holds."""
+    """Every entry of gfns start..end (end exclusive) from a level on, whatever it holds.
+
+    `empty`: what the caller does at empty entries: `shown` something of its own, `polled` nothing but offer the lock,
+    `ignored` nothing. Such entries are passed over together, with the steps and polls counted, as far as no poll is
+    true.
+    """
     kvm.ctr["tdp_walks"] += 1
     it = TdpIter(root, max(min_level, PT_PAGE_TABLE_LEVEL), start)
     tdp_iter_restart(it)
     while it.valid and it.gfn < end:
+        if not it.old_spte and empty != "shown":
+            pass_empty(kvm, it, end, is_polled=empty == "polled")
+            if it.gfn >= end:
+                return
         yield it
         tdp_iter_next(kvm, it)
 
 
-def for_each_tdp_pte(kvm: Kvm, root: ShadowPage, start: int, end: int) -> Iterator[TdpIter]:
-    return for_each_tdp_pte_min_level(kvm, root, PT_PAGE_TABLE_LEVEL, start, end)
+def pass_empty(kvm: Kvm, it: TdpIter, end: int, is_polled: bool) -> None:
+    """Go to the side over empty entries at once, not further than the last entry of the table."""
+    if is_polled and it.next_last_level_gfn == it.yielded_gfn:
+        return  # this one has no poll
+    stored = it.stored.get(it.level)
+    if stored is None:
+        stored = it.stored[it.level] = sorted(it.sp.sptes)
+    position = bisect_left(stored, it.index)
+    stop = min(stored[position] if position < len(stored) else LAST_INDEX, LAST_INDEX)
+    shift = PT64_LEVEL_BITS * (it.level - 1)
+    number = min(stop - it.index, (end - it.gfn + (1 << shift) - 1) >> shift)
+    if is_polled:
+        number = min(number, polls_before_a_true_one(kvm))
+    if number <= 0:
+        return
+    if is_polled:
+        count_polls(kvm, number)
+    kvm.ctr["tdp_steps"] += number
+    it.gfn += number << shift
+    it.next_last_level_gfn = it.gfn
+    it.index += number
+    it.old_spte = it.sp.sptes.get(it.index, 0)
+
+
+def for_each_tdp_pte(
+    kvm: Kvm, root: ShadowPage, start: int, end: int, empty: str = "shown"
+) -> Iterator[TdpIter]:
+    return for_each_tdp_pte_min_level(kvm, root, PT_PAGE_TABLE_LEVEL, start, end, empty)
 
 
 def is_leaf(kvm: Kvm, spte: int, level: int) -> bool:
@@ -125,7 +170,7 @@ def is_link(kvm: Kvm, spte: int, level: int) -> bool:
 
 def tdp_root_for_each_leaf_pte(kvm: Kvm, root: ShadowPage, start: int, end: int) -> Iterator[TdpIter]:
     """The leaves that cover gfns start..end (end exclusive)."""
-    for it in for_each_tdp_pte(kvm, root, start, end):
+    for it in for_each_tdp_pte(kvm, root, start, end, empty="ignored"):
         if is_leaf(kvm, it.old_spte, it.level):
             yield it
 

@@ -63,7 +63,7 @@ def tdp_mmu_split_huge_pages_root(
 ) -> None:
     """Split what is larger than a level over gfns start..end (end exclusive), down to that level."""
     has_table = False
-    for it in for_each_tdp_pte_min_level(kvm, root, target_level + 1, start, end):
+    for it in for_each_tdp_pte_min_level(kvm, root, target_level + 1, start, end, empty="polled"):
         if tdp_mmu_iter_cond_resched(kvm, it, False, shared):
             continue
         if not is_leaf(kvm, it.old_spte, it.level):

@@ -33,7 +33,7 @@ def tdp_mmu_zap_root(kvm: Kvm, root: ShadowPage, shared: bool) -> None:
 def tdp_mmu_zap_root_at_level(kvm: Kvm, root: ShadowPage, zap_level: int, shared: bool) -> None:
     """One pass: what is present at a level goes, leaves and tables with all below; above it there is only the way."""
     end = tdp_mmu_max_gfn_exclusive(kvm)
-    for it in for_each_tdp_pte_min_level(kvm, root, zap_level, 0, end):
+    for it in for_each_tdp_pte_min_level(kvm, root, zap_level, 0, end, empty="polled"):
         if tdp_mmu_iter_cond_resched(kvm, it, False, shared):
             continue
         if it.old_spte & kvm.masks.mmu_present and it.level <= zap_level:
@@ -59,7 +59,8 @@ def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm) -> None:
 def tdp_mmu_zap_leafs(kvm: Kvm, root: ShadowPage, start: int, end: int, can_yield: bool, flush: bool) -> bool:
     """Empty the leaves over gfns start..end (end exclusive), tables stay; true when a flush is owed."""
     end = min(end, tdp_mmu_max_gfn_exclusive(kvm))
-    for it in for_each_tdp_pte(kvm, root, start, end):
+    empty = "polled" if can_yield else "ignored"
+    for it in for_each_tdp_pte(kvm, root, start, end, empty):
         if can_yield and tdp_mmu_iter_cond_resched(kvm, it, flush, shared=False):
             flush = False
             continue
