@@ -415,7 +415,7 @@ class Recorder6x:
                 if number(op, "cap", where) == _MANUAL_DIRTY_LOG_PROTECT2:
                     self._apply({"op": "manual_protect", "on": number(op, "arg0", where) & 3})
             case "get_dirty_log" | "clear_dirty_log":
-                self._logged = (0, number(op, "slot", where))
+                self._logged = _space_and_id(op, where)
                 if not self._has_masks:
                     self._dirty_log(op, where)
             case "guest_run":
@@ -429,15 +429,17 @@ class Recorder6x:
 
     def _dirty_log(self, op: Operation, where: str) -> None:
         """Without the probe the engine's own dirty bits say what is protected."""
-        fields: Operation = {"as": 0, "id": number(op, "slot", where)}
-        if fields["id"] not in {slot_id for as_id, slot_id in self._vm.slots if as_id == 0}:
+        as_id, slot_id = _space_and_id(op, where)
+        if (as_id, slot_id) not in self._vm.slots:
             return
+        fields: Operation = {"as": as_id, "id": slot_id}
         if op["op"] == "get_dirty_log":
             self._apply({"op": "get_dirty_log", **fields})
             return
         pages = min(number(op, "num", where), _CLEARED_MAX)
         word = (number(op, "bytepattern", where, 0xFF) & 0xFF) * 0x0101010101010101
-        cleared = {"first": number(op, "first", where), "num": pages, "mask": [word] * ((pages + 63) // 64)}
+        words = op.get("words", [word] * ((pages + 63) // 64))
+        cleared = {"first": number(op, "first", where), "num": pages, "mask": words}
         self._apply({"op": "clear_dirty_log", **fields, **cleared})
 
     def _follow_registers(self, name: str, op: Operation, where: str) -> None:
@@ -513,7 +515,11 @@ class Recorder6x:
         if self._made is None:
             engine = self._factory(self._kernel, {**self._config, "vcpus": self.vcpus_needed})
             self._made = Vm(engine, self._narrator(), self._residency())
+            self._begin()
         return self._made
+
+    def _begin(self) -> None:
+        """Set what of a new VM no configuration says."""
 
     def _narrator(self) -> Narrator6x:
         return Narrator6x(self._wording, self._words, self._root_level)
@@ -562,6 +568,12 @@ def _is_answered(result: dict[str, object]) -> bool:
 def _scans(result: dict[str, object]) -> int:
     """How often the oldest pages were zapped."""
     return sum(1 for event in _events(result) if event[0] == "zap_oldest_ret")
+
+
+def _space_and_id(op: Operation, where: str) -> tuple[int, int]:
+    """Address space and slot of a dirty-log operation, whose number has both as the ioctl takes them."""
+    slot = number(op, "slot", where)
+    return slot >> 16, slot & 0xFFFF
 
 
 def _slot(op: Operation, where: str) -> Slot:

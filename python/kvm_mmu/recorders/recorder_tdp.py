@@ -46,7 +46,7 @@ class RecorderTdp(Recorder6x):
         if self._config["family"] == "shadow":
             raise TraceError("shadow paging uses no TDP MMU, whatever its parameter says")
         self._config["tdp_mmu"] = 1
-        self._config["eager_split"] = int(host.number("eager_page_split") != 0)
+        self._eager_split = int(host.number("eager_page_split") != 0)
         self._has_pml = bool(self._config.get("pml"))
         #: Module parameters that are written while the VM runs.
         self._nx_huge_pages, self._ratio = bool(self._config["nx_huge_pages"]), 0
@@ -111,7 +111,7 @@ class RecorderTdp(Recorder6x):
     def _note_level(self, slot: Slot, page: int, gfn: int, level: int, *, is_fetch: bool) -> None:
         """What a request says of the host's page; a level that was forced says nothing."""
         residency = self._tdp_residency
-        residency.touch(page)
+        residency.note_fault(page)
         if level > 1:
             residency.note_2m(page)
             return
@@ -225,12 +225,6 @@ class RecorderTdp(Recorder6x):
         super()._set_memslot(slot, size)
         self._hides_flushes = False
 
-    def _dirty_log(self, op: Operation, where: str) -> None:
-        words = op.get("words")
-        if isinstance(words, list):
-            op = {**op, "mask": words}
-        super()._dirty_log(op, where)
-
     def _end(self) -> None:
         """Page tables live on until the VM's memory goes."""
         self._has_ended = True
@@ -246,6 +240,9 @@ class RecorderTdp(Recorder6x):
     def _tell(self, prediction: Prediction) -> None:
         if not self._hides_flushes or prediction.event not in FLUSHES:
             self._say(prediction)
+
+    def _begin(self) -> None:
+        self._apply({"op": "eager_split", "on": self._eager_split})
 
     @property
     def _tdp_residency(self) -> ResidencyTdp:

@@ -19,6 +19,7 @@ from .common.constants import (
     PT_PAGE_TABLE_LEVEL,
 )
 from .common.errors import ScenarioError
+from .common.flush import kvm_arch_flush_remote_tlbs_memslot
 from .common.hardware import hardware_walk
 from .common.host_memory import set_host_huge, set_host_state
 from .common.invalidation import kvm_mmu_invalidate_end
@@ -32,6 +33,7 @@ from .shadow.reclaim import (
     kvm_vm_ioctl_set_nr_mmu_pages,
     mmu_shrink_scan,
 )
+from .tdp.cpu_marks import processor_sets
 from .verbs.dirty_log import (
     kvm_arch_mmu_enable_log_dirty_pt_masked,
     kvm_mmu_clear_dirty_pt_masked,
@@ -226,6 +228,7 @@ SLOT_FUNCTIONS: dict[str, Callable[[Kvm, KvmMemorySlot], None]] = {
     "remove_write_access": kvm_mmu_slot_remove_write_access,
     "leaf_clear_dirty": kvm_mmu_slot_leaf_clear_dirty,
     "largepage_remove_write_access": kvm_mmu_slot_largepage_remove_write_access,
+    "flush": kvm_arch_flush_remote_tlbs_memslot,
     "set_dirty": kvm_mmu_slot_set_dirty,
     "zap_collapsible": kvm_mmu_zap_collapsible_sptes,
     "flush_shadow_memslot": kvm_arch_flush_shadow_memslot,
@@ -432,7 +435,15 @@ def op_quirk(kvm: Kvm, op: Op) -> Result:
 
 
 def op_prefault(kvm: Kvm, op: Op) -> Result:
-    return kvm_vcpu_pre_fault_memory(kvm, vcpu_of(kvm, op), op["gpa"], op["size"]), None
+    return kvm_vcpu_pre_fault_memory(kvm, vcpu_of(kvm, op), op["gpa"], op["size"], op["host"]), None
+
+
+def op_cpu_sets(kvm: Kvm, op: Op) -> Result:
+    """The processor used or wrote what these gfns map, through entries that allow it."""
+    if not kvm.config.tdp_mmu:
+        return -EOPNOTSUPP, None
+    processor_sets(kvm, op["as"], op["gfns"], op["bit"] == "dirty")
+    return DONE
 
 
 def op_teardown(kvm: Kvm, _op: Op) -> Result:

@@ -31,6 +31,7 @@ SLOT_WORK = (
     "set_dirty",
     "zap_collapsible",
     "flush_shadow_memslot",
+    "flush",
 )
 SLOT_WORK_6 = (*SLOT_WORK, "split_4k", "split_2m")
 MASKED_WORK = ("write_protect", "clear_dirty")
@@ -101,20 +102,24 @@ def read_plan(_what: str, value: Any, _vcpus: int) -> Any:
     return parse_plan(value)
 
 
+read_pfn = below(1 << 40, "a page frame number of 40 bits")
+
+
 def read_host_answer(what: str, value: Any, vcpus: int) -> HostAnswer:
     """What the host said to a fault: null, or the level, whether it is writable, and the gfns it has at hand."""
     if value is None:
         return HostAnswer(is_retry=True)
-    if not isinstance(value, Mapping) or not set(value) <= {"level", "writable", "found", "set"}:
+    if not isinstance(value, Mapping) or not set(value) <= {"level", "writable", "found", "set", "pfn"}:
         raise ScenarioError(
-            f"{what} is {cut(value)}; expected null or an object of level, writable, found, set"
+            f"{what} is {cut(value)}; expected null or an object of level, writable, found, set, pfn"
         )
-    found, written = value.get("found"), value.get("set")
+    found, written, pfn = value.get("found"), value.get("set"), value.get("pfn")
     return HostAnswer(
         level=read_level(f"{what}.level", value.get("level", 1), vcpus),
         is_writable=bool(read_flag(f"{what}.writable", value.get("writable", 0), vcpus)),
         found=None if found is None else frozenset(read_words(f"{what}.found", found, vcpus)),
         is_written=None if written is None else bool(read_flag(f"{what}.set", written, vcpus)),
+        pfn=None if pfn is None else read_pfn(f"{what}.pfn", pfn, vcpus),
     )
 
 
@@ -193,7 +198,7 @@ OPS: dict[str, Fields] = {
     "test_age_hva": {"hva": (read_u64, REQUIRED)},
     "change_pte": {
         "hva": (read_u64, REQUIRED),
-        "pfn": (below(1 << 40, "a page frame number of 40 bits"), REQUIRED),
+        "pfn": (read_pfn, REQUIRED),
         "write": (read_flag, 0),
     },
     "set_generation": {**AS, "gen": (read_u64, REQUIRED)},
@@ -201,6 +206,16 @@ OPS: dict[str, Fields] = {
     "host_state": {**HOST_RANGE, "state": (one_of(HOST_STATES), REQUIRED)},
     "host_huge": {**HOST_RANGE, "kind": (one_of(HOST_PAGE_KINDS), REQUIRED)},
     "clear_mmio_info": VCPU,
+    "set_nx": {"on": (read_flag, REQUIRED)},
+    "nx_recover": {"ratio": (read_u64, 60)},
+    "eager_split": {"on": (read_flag, REQUIRED)},
+    "quirk": {"slot_zap_all": (read_flag, REQUIRED)},
+    "prefault": {
+        **VCPU,
+        "gpa": (read_u64, REQUIRED),
+        "size": (read_u64, REQUIRED),
+        "host": (read_host_answer, None),
+    },
     "dump": {},
     # Beyond the vectors' language: zap by a plan, and the end of the VM's mappings.
     "zap": {
@@ -211,6 +226,8 @@ OPS: dict[str, Fields] = {
         "end": (read_u64, None),
     },
     "teardown": {},
+    # What the processor did while nobody looked.
+    "cpu_sets": {**AS, "gfns": (read_words, REQUIRED), "bit": (one_of(("accessed", "dirty")), REQUIRED)},
 }
 
 
@@ -234,11 +251,6 @@ OPS_6: dict[str, Fields] = {
     },
     "host_state": {**HOST_RANGE, "state": (one_of(HOST_STATES_6), REQUIRED)},
     "flush_shadow_all": {},
-    "set_nx": {"on": (read_flag, REQUIRED)},
-    "nx_recover": {"ratio": (read_u64, 60)},
-    "eager_split": {"on": (read_flag, REQUIRED)},
-    "quirk": {"slot_zap_all": (read_flag, REQUIRED)},
-    "prefault": {**VCPU, "gpa": (read_u64, REQUIRED), "size": (read_u64, REQUIRED)},
 }
 OPS_OF_FORMAT = {1: OPS, 6: OPS_6}
 

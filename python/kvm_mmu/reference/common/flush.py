@@ -7,7 +7,7 @@ and kvm_reload_remote_mmus of v5.0 to v6.12, where a reload is a request to free
 from __future__ import annotations
 
 from .constants import KVM_REQ_MMU_RELOAD, KVM_REQ_TLB_FLUSH
-from .events import note_reload
+from .events import note_reload, note_silent_call
 from .state import Kvm, KvmMemorySlot
 
 
@@ -26,6 +26,12 @@ def kvm_available_flush_tlb_with_range(kvm: Kvm) -> bool:
 
 def kvm_flush_remote_tlbs_with_address(kvm: Kvm, start_gfn: int, pages: int) -> None:
     """Flush a range where the vendor has a hook for it, everything otherwise."""
+    if kvm.config.tdp_mmu:
+        note_silent_call(kvm, "flush_remote_tlbs_range", start_gfn, pages)
+    flush_range(kvm, start_gfn, pages)
+
+
+def flush_range(kvm: Kvm, start_gfn: int, pages: int) -> None:
     if not kvm_available_flush_tlb_with_range(kvm):
         kvm_flush_remote_tlbs(kvm)
         return
@@ -35,7 +41,7 @@ def kvm_flush_remote_tlbs_with_address(kvm: Kvm, start_gfn: int, pages: int) -> 
 
 
 def kvm_arch_flush_remote_tlbs_memslot(kvm: Kvm, slot: KvmMemorySlot) -> None:
-    kvm_flush_remote_tlbs_with_address(kvm, slot.base_gfn, slot.npages)
+    flush_range(kvm, slot.base_gfn, slot.npages)
 
 
 def kvm_reload_remote_mmus(kvm: Kvm) -> None:

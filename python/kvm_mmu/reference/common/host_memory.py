@@ -28,6 +28,7 @@ class HostAnswer:
     prefetch's lookup finds (None: ask the model). `is_retry`: it said nothing, the lookup must come again.
 
     `is_written`: whether the leaf was written where old and new one differ only in the bits that a processor sets.
+    `pfn`: the frame of the page, where it is not the model's own.
     """
 
     level: int = 1
@@ -35,6 +36,7 @@ class HostAnswer:
     found: frozenset[int] | None = None
     is_retry: bool = False
     is_written: bool | None = None
+    pfn: int | None = None
 
 
 def set_host_state(host: HostMemory, first_pfn: int, npages: int, state: str) -> None:

@@ -53,7 +53,8 @@ def gfn_to_pfn(
     if answer is not None:
         if answer.is_retry:
             return PinnedPfn(PFN_RETRY)
-        return PinnedPfn(pfn, hva, is_host_writable=answer.is_writable and not is_readonly)
+        is_writable = answer.is_writable and not is_readonly
+        return PinnedPfn(pfn if answer.pfn is None else answer.pfn, hva, is_writable)
     if not is_readonly and can_pin_for_write_atomically(kvm.host, page):
         return PinnedPfn(pfn, hva, is_host_writable=True)
     match host_state(kvm.host, page):

@@ -127,7 +127,9 @@ def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault, pinned: PinnedPfn) -> No
         return
     if fault.answer is not None:
         fault.requested_level = fault.goal_level = fault.answer.level
-        return
+        if not kvm.config.tdp_mmu or not fault.is_huge_page_disallowed:
+            return
+        # The level that was asked for is 1; which one the page could have is the model's to know.
     if slot.dirty_bitmap is not None:
         return
     fault.requested_level = kvm_mmu_max_mapping_level(kvm, slot, fault.gfn)

@@ -18,6 +18,7 @@ from ..common.constants import (
     U64,
     kvm_pages_per_hpage,
 )
+from ..common.host_memory import HostAnswer
 from ..common.page_fault import PageFault
 from ..common.state import Kvm, Vcpu
 from .fault import kvm_mmu_do_page_fault
@@ -26,7 +27,9 @@ from .roots import kvm_mmu_load
 POLLS_BEFORE_SIGNAL = 8
 
 
-def kvm_vcpu_pre_fault_memory(kvm: Kvm, vcpu: Vcpu, gpa: int, size: int) -> int:
+def kvm_vcpu_pre_fault_memory(
+    kvm: Kvm, vcpu: Vcpu, gpa: int, size: int, answer: HostAnswer | None = None
+) -> int:
     """Map the first page of the range, however large: the bytes done, or a negative errno."""
     if not kvm.rules.has_prefault:
         return -EOPNOTSUPP
@@ -36,17 +39,17 @@ def kvm_vcpu_pre_fault_memory(kvm: Kvm, vcpu: Vcpu, gpa: int, size: int) -> int:
         error = kvm_mmu_load(kvm, vcpu)
         if error:
             return error
-    level = kvm_tdp_map_page(kvm, vcpu, gpa)
+    level = kvm_tdp_map_page(kvm, vcpu, gpa, answer)
     if level < 0:
         return level
     covered = kvm_pages_per_hpage(level) << PAGE_SHIFT
     return min(size, (gpa & ~(covered - 1)) + covered - gpa)
 
 
-def kvm_tdp_map_page(kvm: Kvm, vcpu: Vcpu, gpa: int) -> int:
+def kvm_tdp_map_page(kvm: Kvm, vcpu: Vcpu, gpa: int, answer: HostAnswer | None = None) -> int:
     """The level the address was mapped at, or a negative errno; it comes again until a signal ends it."""
     for _ in range(POLLS_BEFORE_SIGNAL):
-        fault = PageFault(gpa, PFERR_GUEST_FINAL, is_prefetch=True)
+        fault = PageFault(gpa, PFERR_GUEST_FINAL, answer, is_prefetch=True)
         verdict = kvm_mmu_do_page_fault(kvm, vcpu, fault)
         if verdict < 0:
             return verdict

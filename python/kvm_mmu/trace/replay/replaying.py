@@ -22,7 +22,7 @@ from kvm_mmu.trace.replay.engine import EngineFactory, engine_factory
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.opened import Opened, open_recording
 from kvm_mmu.trace.replay.recorder import Recorder, Session, Unreplayable, others, recorder_of
-from kvm_mmu.trace.replay.replayable import INSTEAD, refuse_host, replayable
+from kvm_mmu.trace.replay.replayable import INSTEAD, replayable
 from kvm_mmu.trace.replay.stripping import ANSWER, Kept, Recorded
 from kvm_mmu.trace.text import host as host_facts
 from kvm_mmu.trace.text.buffer_header import missing_from
@@ -206,7 +206,6 @@ def replay(
     if isinstance(host, str | Path):
         host = host_facts.facts_from(str(host))
     with open_recording(trace, host, operations) as opened:
-        refuse_host({**opened.facts.likely, **opened.facts.values}, opened.name, opened.said_by)
         profile = host_facts.kernel_name(kernel) if kernel else _kernel_of(opened)
         if profile not in kernels:
             key = "kernel" if opened.facts.values.get("kernel") else "release"
