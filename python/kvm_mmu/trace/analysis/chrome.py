@@ -15,9 +15,11 @@ from kvm_mmu.trace.analysis.activity import Activity, activity
 from kvm_mmu.trace.analysis.counters import Counters
 from kvm_mmu.trace.analysis.mmu_work import (
     DIRTY,
+    FAULT_SPLIT,
     FAULT_ZAP,
     LONE_ZAP,
     NOTIFIER,
+    NX_RECOVERY,
     RECLAIM,
     ROOT_FREED,
     TEARDOWN,
@@ -41,6 +43,8 @@ _CATEGORIES = {
     RECLAIM: "reclaim",
     NOTIFIER: "notifier",
     TEARDOWN: "teardown",
+    NX_RECOVERY: "nx-huge-pages",
+    FAULT_SPLIT: "nx-huge-pages",
 }
 
 
@@ -168,6 +172,9 @@ def _work_lanes(found: Activity) -> dict[str, list[_Slice]]:
             "last line": work.last_line,
             "pages zapped": pages,
         }
+        entries = work.entries + (0 if before is None else int(before.about.get("entries changed", 0)))
+        if entries:
+            about["entries changed"] = entries
         change = found.changes.get(work.operation)
         if change is not None:
             about |= _slot(change)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from kvm_mmu.errors import TraceError, UsageError
+from kvm_mmu.trace.analysis.tdp_changes import Reasons, change_in_words
 from kvm_mmu.trace.text.line import Line, clean_body, parse_line
 from kvm_mmu.trace.text.raw_fields import with_kernel_text
 from kvm_mmu.trace.text.source import Traced, lines_of
@@ -58,7 +59,7 @@ _LEVELS = {
 }
 _NOSLOT = 1 << 63
 #: What the TDP MMU writes while it takes an entry away, beside the bits of an empty one; seen in its recordings only.
-_TDP_REMOVED = 0x5A0
+_TDP_REMOVED = (0x5A0, 0x1A0)
 #: Role bits that the text of a page does not print; said where the raw word shows one set.
 _UNPRINTED = ("cr0_wp", "smep_andnot_wp", "smap_andnot_wp", "guest_mode", "passthrough", "smm")
 
@@ -97,6 +98,8 @@ class Explainer:
 
     def __post_init__(self) -> None:
         self._phrase = lru_cache(maxsize=1 << 16)(self.codec.phrase)
+        self._reasons = Reasons(is_ept=self.codec.family.startswith("ept"))
+        self._task = ""
 
     def lines(self, lines: Iterable[str]) -> Iterator[tuple[str, list[Words]]]:
         """Every line as it is, with the meaning of its words."""
@@ -116,6 +119,7 @@ class Explainer:
 
     def _of_line(self, number: int, line: Line, text: str) -> list[Words]:
         body = clean_body(line.body)
+        self._reasons.note(line.task, line.event, body)
         if line.event in _PAGE_EVENTS:
             page = _PAGE.match(body)
             if page is None:
@@ -130,6 +134,7 @@ class Explainer:
             words = [self._word(name, int(value, 16)) for name, value in _RAW_WORD.findall(body)]
             self.unread.update([] if words else [line.event])
             return words
+        self._task = line.task
         explained, agrees = getattr(self, f"_{line.event}")(*found.groups())
         if agrees is not None:
             (self.agreed if agrees else self.contradicted)[line.event] += 1
@@ -142,8 +147,9 @@ class Explainer:
 
     def _tdp_word(self, name: str, value: int, level: int) -> Words:
         word = self._word(name, value, level)
-        if word.meaning == "not present" and value & ~(1 << 63) == _TDP_REMOVED:
-            marked = f"not present, value {_TDP_REMOVED:#x}: the TDP MMU marks so an entry that it takes away"
+        if word.meaning == "not present" and value & ~(1 << 63) in _TDP_REMOVED:
+            shown = value & ~(1 << 63)
+            marked = f"not present, value {shown:#x}: the TDP MMU marks so an entry that it takes away"
             return word._replace(meaning=marked)
         return word
 
@@ -194,6 +200,10 @@ class Explainer:
             self._tdp_word(name, value, int(level))
             for name, value in zip(("old_spte", "new_spte"), values, strict=True)
         ]
+        bits = spte_words(self.codec.profile.name, self.codec.family)
+        meaning = change_in_words(bits, int(level), *values)
+        reason = self._reasons.of(self._task, is_cut=meaning.startswith("table of") and "cut off" in meaning)
+        words.append(Words("change", None, f"{meaning}; {reason}" if reason else meaning))
         return words, all(found == int(gfn, 16) for found in mmio) if mmio else None
 
     def _page_zap_pte(self, spte: str) -> _Explained:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from kvm_mmu.trace.analysis.tdp_changes import RECOVERY_TASK, fault_kind
 from kvm_mmu.trace.text.line import process_of
 from kvm_mmu.trace.text.slot_changes import CHANGES, SlotChange, SlotTables
 
@@ -24,7 +25,13 @@ ROOT_FREED = "obsolete root freed"
 FAULT_ZAP = "zap in a page fault"
 #: Pages zapped outside all that; without probes also those of memslot updates and reclaim.
 LONE_ZAP = "zap, cause not shown"
-CAUSES = (ZAP_ALL, UPDATE, DIRTY, RECLAIM, NOTIFIER, TEARDOWN, ROOT_FREED, FAULT_ZAP, LONE_ZAP)
+#: Tables of huge pages that were split for instruction fetches, taken away again.
+NX_RECOVERY = "recovery of NX huge pages"
+#: A fault takes a large leaf apart.
+FAULT_SPLIT = "huge page split in a page fault"
+CAUSES = (
+    ZAP_ALL, UPDATE, DIRTY, RECLAIM, NOTIFIER, NX_RECOVERY, TEARDOWN, ROOT_FREED, FAULT_SPLIT, FAULT_ZAP, LONE_ZAP,
+)  # fmt: skip
 #: event -> the work it begins or goes on with, and what of it
 _BEGINS = {
     "set_memory_region": (UPDATE, ""),
@@ -47,6 +54,9 @@ _CHANGE = re.compile(r"\bchange=(\d)")
 #: Events of a memslot update that do not begin one: after a zap inside it, the update goes on.
 _OF_UPDATE = frozenset({"flush_shadow_memslot", "invalidate_mmio", "change_mmu_pages"})
 _REMOVES = "flush_shadow_memslot"
+_CHANGED = "kvm_tdp_mmu_spte_changed"
+_CHANGE_OF = re.compile(r" level (\d) old_spte ([0-9a-f]{1,16}) ")
+_PRESENT, _LARGE = 1 << 11, 1 << 7
 #: Events that belong to whatever work their task does.
 _CONTINUES = _OF_UPDATE | {
     "kvm_mmu_prepare_zap_page",
@@ -93,6 +103,8 @@ _MAY_HOLD = {UPDATE: frozenset({ZAP_ALL, DIRTY, RECLAIM}), DIRTY: frozenset({REC
 _SILENCE, _BURST = 100_000_000, 1_000_000
 #: The last thing that an update does is to compute the page limit.
 _SILENCE_AFTER = {"change_mmu_pages": 100_000}
+#: The recovery thread sleeps longer between two runs.
+_BETWEEN_RECOVERIES = 10_000_000
 #: Pairs of events between which a task may be silent: it waits for readers of the old array, or walks a slot.
 _WAITS = {
     ("set_memslot", "swap_memslots"),
@@ -112,6 +124,8 @@ class Work:
     first_line: int
     last_line: int
     pages_zapped: int = 0
+    #: Entries that the TDP MMU changed.
+    entries: int = 0
     what: str = ""
     #: Pieces of one operation have one number.
     operation: int = 0
@@ -151,6 +165,8 @@ class _Task:
         self.last_event = ""
         self.marked = ""
         self.in_fault = False
+        #: What the fault is for, in words, where its line says so.
+        self.fault_kind = ""
         self.batch: ZapBatch | None = None
 
 
@@ -173,10 +189,14 @@ class Works:
         self._tasks: dict[str, _Task] = {}
         self._returns: set[str] = set()
         self._operations = 0
+        #: An Intel host: a fault's line has the exit's qualification.
+        self._is_ept = False
 
     def event(self, number: int, name: str, time: int, event: str, body: str) -> None:
         """Take in an event of the task `name`."""
         begun_by = _ENDS.get(event)
+        if event == "kvm_exit" and not self._is_ept:
+            self._is_ept = "reason EPT_" in body
         task = self._tasks.get(name)
         if task is None:
             task = self._tasks[name] = _Task()
@@ -199,6 +219,8 @@ class Works:
                 self._close(task)
             if event in ("kvm_page_fault", "kvm_entry", "kvm_exit", "tracing_mark_write"):
                 task.in_fault = event == "kvm_page_fault"
+                if task.in_fault:
+                    task.fault_kind = fault_kind(body, is_qualification=self._is_ept)
             if event == "tracing_mark_write" and (found := _MARK.search(body)):
                 task.marked = _MARKED.get(found[1], "")
 
@@ -282,13 +304,17 @@ class Works:
                 change.change = change.change or "delete or move"
         is_zap = event == "kvm_mmu_prepare_zap_page"
         if is_zap and (not task.stack or _zaps_no_page(task.stack[-1])):
-            cause = _of_lone_zap(task, body)
+            cause = _of_lone_zap(task, name, body)
             if not task.stack or task.stack[-1].cause != cause:
                 self._close(task)
                 self._open(task, Work(cause, name, time, time, number, number))
+        if not task.stack and event == _CHANGED and (cause := _of_lone_change(task, name, body)):
+            what = task.fault_kind if cause == FAULT_SPLIT else ""
+            self._open(task, Work(cause, name, time, time, number, number, what=what))
         if not task.stack:
             return
         self._note(task, number, time, event)
+        task.stack[-1].piece.entries += event == _CHANGED
         if is_zap:
             self._root(task.stack[-1].piece, process_of(name), body)
             task.stack[-1].piece.pages_zapped += 1
@@ -353,7 +379,13 @@ class Works:
             top = task.stack[-1]
             top.events.append("")
             top.piece = replace(
-                top.piece, start_ns=time, end_ns=time, first_line=number, last_line=0, pages_zapped=0
+                top.piece,
+                start_ns=time,
+                end_ns=time,
+                first_line=number,
+                last_line=0,
+                pages_zapped=0,
+                entries=0,
             )
 
     def _suspend(self, task: _Task, number: int, time: int) -> None:
@@ -367,6 +399,8 @@ class Works:
 
     def _after_silence(self, task: _Task, time: int, event: str) -> None:
         limit = _SILENCE_AFTER.get(task.last_event, _SILENCE)
+        if task.stack and task.stack[-1].cause == NX_RECOVERY:
+            limit = _BETWEEN_RECOVERIES
         is_silent = task.stack and time - task.last_ns > limit and (task.last_event, event) not in _WAITS
         if is_silent and not self._says_when(task):
             self._close(task)
@@ -391,7 +425,22 @@ def _zaps_no_page(operation: _Operation) -> bool:
     return operation.cause in _NO_ZAPS and operation.events[:1] != ["zap_collapsible"]
 
 
-def _of_lone_zap(task: _Task, body: str) -> str:
+def _of_lone_change(task: _Task, name: str, body: str) -> str:
+    """The cause of a change of a TDP entry outside all operations; none for what a fault maps."""
+    if name.startswith(RECOVERY_TASK):
+        return NX_RECOVERY
+    if task.marked == TEARDOWN:
+        return TEARDOWN
+    found = _CHANGE_OF.search(body)
+    if task.in_fault and found is not None and found[1] != "1":
+        old = int(found[2], 16)
+        return FAULT_SPLIT if old & _PRESENT and old & _LARGE else ""
+    return ""
+
+
+def _of_lone_zap(task: _Task, name: str, body: str) -> str:
+    if name.startswith(RECOVERY_TASK):
+        return NX_RECOVERY
     if task.marked:
         return task.marked
     if " invalid " in body and " root 0 " in body:

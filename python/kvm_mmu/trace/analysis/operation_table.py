@@ -16,7 +16,7 @@ from kvm_mmu.trace.analysis.mmu_work import UPDATE, ZAP_ALL, Work
 from kvm_mmu.trace.text.slot_changes import SlotChange
 
 #: What `--sort` takes -> the largest first of what (`name`: in order of the alphabet).
-SORTS = ("total", "count", "p50", "p99", "max", "zapped", "waited", "nobody", "name")
+SORTS = ("total", "count", "p50", "p99", "max", "zapped", "entries", "waited", "nobody", "name")
 _MEMSLOT = "memslot"
 #: Slots of a row that are printed, and the width of names.
 _SLOTS, _NAME_MIN, _NAME_MAX = 8, 26, 44
@@ -44,6 +44,7 @@ class Part:
     operations: set[int] = field(default_factory=set)
     total_ns: int = 0
     pages_zapped: int = 0
+    entries: int = 0
     waited: Waited = field(default_factory=Waited)
 
     def add(self, work: Work, waited: Waited) -> None:
@@ -51,6 +52,7 @@ class Part:
         self.operations.add(work.operation)
         self.total_ns += work.end_ns - work.start_ns
         self.pages_zapped += work.pages_zapped
+        self.entries += work.entries
         self.waited.add(waited)
 
     def as_json(self) -> dict[str, int]:
@@ -59,6 +61,7 @@ class Part:
             "works": len(self.operations),
             "total_ns": self.total_ns,
             "pages_zapped": self.pages_zapped,
+            "entries_changed": self.entries,
             "vcpus": len(self.waited.vcpus),
             "waited_ns": self.waited.waited_ns,
             "without_a_waiting_vcpu_ns": self.waited.nobody_ns,
@@ -75,6 +78,8 @@ class Row:
     change: SlotChange | None = None
     lengths: list[int] = field(default_factory=list)
     pages_zapped: int = 0
+    #: Entries that the TDP MMU changed.
+    entries: int = 0
     waited: Waited = field(default_factory=Waited)
     #: cause -> its work inside the operations, and what they made necessary after their return
     parts: dict[str, Part] = field(default_factory=dict)
@@ -97,6 +102,7 @@ class Row:
         """Sorts rows: the largest first, then by name."""
         values = {
             "zapped": self.pages_zapped,
+            "entries": self.entries,
             "waited": self.waited.waited_ns,
             "nobody": self.waited.nobody_ns,
             **{name.removesuffix("_ns"): value for name, value in self.numbers().items()},
@@ -119,6 +125,7 @@ class Row:
         found |= self.numbers()
         found |= {
             "pages_zapped": self.pages_zapped,
+            "entries_changed": self.entries,
             "vcpus": len(self.waited.vcpus),
             "waited_ns": self.waited.waited_ns,
             "without_a_waiting_vcpu_ns": self.waited.nobody_ns,
@@ -183,6 +190,7 @@ def _name(work: Work) -> str:
 def _count(row: Row, pieces: Sequence[Work], later: Sequence[Work], waited: Mapping[int, Waited]) -> None:
     row.lengths.append(max(work.end_ns for work in pieces) - min(work.start_ns for work in pieces))
     row.pages_zapped += sum(work.pages_zapped for work in pieces)
+    row.entries += sum(work.entries for work in pieces)
     for works, parts in ((pieces, row.parts), (later, row.later)):
         for work in works:
             cost = waited.get(id(work), Waited())
@@ -191,7 +199,8 @@ def _count(row: Row, pieces: Sequence[Work], later: Sequence[Work], waited: Mapp
 
 
 def as_lines(rows: Sequence[Row]) -> list[str]:
-    """The table for a person, microseconds."""
+    """The table for a person, microseconds; with a column of changed entries where there is a TDP MMU."""
+    has_entries = any(row.entries for row in rows)
     named: list[tuple[str, list[str]]] = []
     for row in rows:
         named.append((row.title, _cells(row)))
@@ -204,27 +213,38 @@ def as_lines(rows: Sequence[Row]) -> list[str]:
             named.append((f"  of it {said}", _part_cells(part)))
         named.extend((f"  then {cause}", _part_cells(part)) for cause, part in _largest(row.later))
     width = min(max([_NAME_MIN, *(len(name) for name, _ in named)]), _NAME_MAX)
-    heads = ("count", "total us", "p50", "p99", "max", "zapped", "vCPUs", "waited us", "nobody us")
-    lines = [f"  {'operation':<{width}}{_joined(heads)}"]
+    heads = ("count", "total us", "p50", "p99", "max", "zapped", "entries", "vCPUs", "waited us", "nobody us")
+    lines = [f"  {'operation':<{width}}{_joined(heads, has_entries)}"]
     for name, cells in named:
-        lines.append(f"  {name:<{width}}{_joined(cells)}".rstrip())
+        lines.append(f"  {name:<{width}}{_joined(cells, has_entries)}".rstrip())
     return lines
 
 
-_WIDTHS = (6, 11, 9, 9, 9, 7, 6, 11, 11)
+_WIDTHS = (6, 11, 9, 9, 9, 7, 9, 6, 11, 11)
+_ENTRIES_AT = 6
 
 
-def _joined(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=False))
+def _joined(cells: Sequence[str], has_entries: bool) -> str:
+    columns = zip(cells, _WIDTHS, strict=False)
+    return "".join(
+        f"{cell:>{width}}" for at, (cell, width) in enumerate(columns) if has_entries or at != _ENTRIES_AT
+    )
 
 
 def _cells(row: Row) -> list[str]:
     count, *times = row.numbers().values()
-    return [f"{count}", *map(_short, times), f"{row.pages_zapped}", *_waited_cells(row.waited)]
+    return [
+        f"{count}",
+        *map(_short, times),
+        f"{row.pages_zapped}",
+        f"{row.entries}",
+        *_waited_cells(row.waited),
+    ]
 
 
 def _part_cells(part: Part) -> list[str]:
-    numbers = [f"{len(part.operations)}", _short(part.total_ns), "", "", "", f"{part.pages_zapped}"]
+    times = [_short(part.total_ns), "", "", ""]
+    numbers = [f"{len(part.operations)}", *times, f"{part.pages_zapped}", f"{part.entries}"]
     return [*numbers, *_waited_cells(part.waited)]
 
 

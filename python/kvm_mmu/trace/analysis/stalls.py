@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 
 from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.analysis.activity import Activity, Wait, activity
-from kvm_mmu.trace.analysis.mmu_work import CAUSES, UPDATE, Work, disjoint
+from kvm_mmu.trace.analysis.mmu_work import (
+    CAUSES,
+    FAULT_SPLIT,
+    NX_RECOVERY,
+    UPDATE,
+    Work,
+    disjoint,
+)
 from kvm_mmu.trace.analysis.operation_table import Row, Waited, as_lines, percentile, table, us
 from kvm_mmu.trace.text.buffer_header import BufferHeader
 from kvm_mmu.trace.text.line import process_of
@@ -58,6 +65,8 @@ class Stalls:
     operations: list[Row] = field(default_factory=list)
     #: Of the memslot updates, by the number of their operation: which slot.
     changes: dict[int, SlotChange] = field(default_factory=dict)
+    #: Huge pages that faults took apart, and recoveries of them, in order of time.
+    nx_huge_pages: list[Work] = field(default_factory=list)
     #: There was text, but no event in it.
     is_other_text: bool = False
     #: Sentences about what the numbers cannot say.
@@ -110,8 +119,22 @@ class Stalls:
                     "task": stall.work.task,
                     "lines": [stall.work.first_line, stall.work.last_line],
                     "pages_zapped": stall.work.pages_zapped,
+                    "entries_changed": stall.work.entries,
                 }
                 for stall in self.stalls
+            ],
+            "nx_huge_pages": [
+                {
+                    "what": "split" if work.cause == FAULT_SPLIT else "recovery",
+                    "fault": work.what,
+                    "start_ns": work.start_ns,
+                    "duration_ns": work.end_ns - work.start_ns,
+                    "task": work.task,
+                    "lines": [work.first_line, work.last_line],
+                    "tables_removed": work.pages_zapped,
+                    "entries_changed": work.entries,
+                }
+                for work in self.nx_huge_pages
             ],
             "notes": self.notes,
         }
@@ -131,6 +154,7 @@ class Stalls:
         )
         most = sorted(self.other_reasons.items(), key=lambda item: (-item[1], item[0]))
         lines.extend(f"    {reason:<24}{us(length):>14} us" for reason, length in most[:_REASONS])
+        lines.extend(self._nx_lines())
         lines.extend(f"  note: {note}" for note in self.notes)
         longest = sorted(self.stalls, key=lambda stall: (-stall.duration_ns, stall.start_ns))[:_TIMELINE]
         if longest:
@@ -138,6 +162,7 @@ class Stalls:
         for stall in sorted(longest, key=lambda stall: stall.start_ns):
             work = stall.work
             zapped = f", {_many(work.pages_zapped, 'page')} zapped" if work.pages_zapped else ""
+            zapped += f", {_entries(work.entries)} changed" if work.entries else ""
             what = (f" ({work.what})" if work.what else "") + self._whose(work)
             vcpu = f"vCPU {'?' if stall.wait.vcpu is None else stall.wait.vcpu} ({stall.wait.reason})"
             lines.append(
@@ -145,6 +170,25 @@ class Stalls:
                 f"by {work.task} (lines {work.first_line}-{work.last_line}{zapped})"
             )
         return escaped("\n".join(lines))
+
+    def _nx_lines(self) -> list[str]:
+        if not self.nx_huge_pages:
+            return []
+        splits = sum(work.cause == FAULT_SPLIT for work in self.nx_huge_pages)
+        recoveries = len(self.nx_huge_pages) - splits
+        lines = [f"  huge pages split by faults: {splits}; recoveries of NX huge pages: {recoveries}"]
+        for work in self.nx_huge_pages[:_TIMELINE]:
+            did = (
+                f"split by a fault{f' ({work.what})' if work.what else ''}"
+                if work.cause == FAULT_SPLIT
+                else f"recovery: {_many(work.pages_zapped, 'table')} removed, {_entries(work.entries)} changed"
+            )
+            lines.append(
+                f"    {work.start_ns / 1e9:.6f} s  {did} by {work.task} (lines {work.first_line}-{work.last_line})"
+            )
+        if len(self.nx_huge_pages) > _TIMELINE:
+            lines.append(f"    and {len(self.nx_huge_pages) - _TIMELINE} more")
+        return lines
 
     def _whose(self, work: Work) -> str:
         """The memslot operation that a piece of work belongs to."""
@@ -199,6 +243,7 @@ def attributed(found: Activity, name: str, sort: str = "total") -> Stalls:
     for work in found.works:
         result.idle_ns[work.cause] += cost[id(work)].nobody_ns
     result.changes = found.changes
+    result.nx_huge_pages = [work for work in found.works if work.cause in (FAULT_SPLIT, NX_RECOVERY)]
     result.operations = table(found.works, found.changes, cost, sort)
     return result
 
@@ -278,6 +323,10 @@ def _notes(found: Activity) -> list[str]:
 
 def _many(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count:,} entries"
 
 
 def _times(count: int) -> str:

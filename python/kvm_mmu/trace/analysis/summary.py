@@ -14,10 +14,12 @@ import numpy as np
 
 from kvm_mmu.errors import TraceError
 from kvm_mmu.terminal import escaped
+from kvm_mmu.trace.analysis.tdp_changes import RECOVERY_TASK, Kind, count_kinds, largest
 from kvm_mmu.trace.text.buffer_header import BufferHeader, header_in
 from kvm_mmu.trace.text.reader import Batch, Trace
 from kvm_mmu.trace.text.recognise import KERNELS_OF_ERA
 from kvm_mmu.trace.text.source import Traced, name_of
+from kvm_mmu.trace.text.table import Table
 from kvm_mmu.trace.text.window import Window
 
 _VCPU_EVENTS = ("kvm_page_fault", "kvm_entry", "kvm_exit", "fast_page_fault", "kvm_smm_transition")
@@ -25,6 +27,8 @@ _ZAP_ALLS = ("kvm_mmu_invalidate_zap_all_pages", "kvm_mmu_zap_all_fast")
 #: Kernels without a tracepoint for a whole-MMU zap.
 _NO_ZAP_ALL = frozenset({"v5.1-v5.2", "v5.3"})
 _UPDATES = "memslots_updated"
+_TDP_CHANGED = "kvm_tdp_mmu_spte_changed"
+_PRESENT, _LARGE = 1 << 11, 1 << 7
 _SHOWN = 8
 
 
@@ -48,6 +52,10 @@ class TraceSummary:
     mmio_stale_checks: int = 0
     zap_alls: int = 0
     generations: set[int] = field(default_factory=set)
+    #: Changes of entries of the TDP MMU by kind.
+    tdp_changes: dict[Kind, int] = field(default_factory=dict)
+    #: Tables that a recovery of NX huge pages took away.
+    nx_recovered: int = 0
     header: BufferHeader = field(default_factory=BufferHeader)
     #: Which events were counted; None: all.
     only: Window | None = None
@@ -110,6 +118,11 @@ class TraceSummary:
         for checks in batch.wordings("check_mmio_spte"):
             self.mmio_stale_checks += int((checks["kvm_gen"] != checks["spte_gen"]).sum())
             self.generations.update(int(g) for g in np.unique(checks["kvm_gen"]))
+        for changed in batch.wordings(_TDP_CHANGED):
+            columns = (changed[name].astype(np.uint64) for name in ("level", "old_spte", "new_spte"))
+            for kind, count in count_kinds(*columns):
+                self.tdp_changes[kind] = self.tdp_changes.get(kind, 0) + count
+            self.nx_recovered += _recovered(changed)
         for marks in batch.wordings("mark_mmio_spte"):
             self.generations.update(int(g) for g in np.unique(marks["gen"]))
 
@@ -132,6 +145,8 @@ class TraceSummary:
             "mmio_hits": self.mmio_hits,
             "mmio_stale_checks": self.mmio_stale_checks,
             "zap_alls": self.zap_alls if self.shows_zap_alls else None,
+            "tdp_changes": {kind.name: count for kind, count in largest(self.tdp_changes.items())},
+            "nx_recovered": self.nx_recovered,
             "generations": {
                 "count": len(gens),
                 "first": gens[0] if gens else None,
@@ -140,6 +155,25 @@ class TraceSummary:
             "buffer": None if entries is None else {**entries._asdict(), "in_text": self.entries},
             "missing": self.header.missing(self.entries),
         }
+
+    def _tdp_lines(self) -> list[str]:
+        total = sum(self.tdp_changes.values())
+        if not total:
+            return []
+        lines = [f"  entries that the TDP MMU changed: {total}"]
+        lines.extend(f"    {count:>8}  {kind.name}" for kind, count in largest(self.tdp_changes.items()))
+        if splits := self.events.get("kvm_mmu_split_huge_page"):
+            lines.append(f"  huge pages split: {splits}")
+        if self.nx_recovered:
+            lines.append(f"  tables taken away by the recovery of NX huge pages: {self.nx_recovered}")
+        flushes, ranged = (
+            self.events.get(name, 0) for name in ("flush_remote_tlbs", "flush_remote_tlbs_range")
+        )
+        if flushes:
+            lines.append(
+                f"  remote TLB flushes: {flushes}" + (f", {ranged} asked for a range" if ranged else "")
+            )
+        return lines
 
     def as_text(self, sort: str = "count") -> str:
         """Returns the summary for a person, its events by `count` or by `name`."""
@@ -177,10 +211,7 @@ class TraceSummary:
             lines.append(
                 f"  memslot arrays installed: {self.memslot_updates}, the last of generation {self.last_update_gen:#x}"
             )
-        if changed := self.events.get("kvm_tdp_mmu_spte_changed"):
-            lines.append(
-                f"  the TDP MMU changed {changed} SPTEs: decode, stalls and export show it, a replay does not"
-            )
+        lines.extend(self._tdp_lines())
         lines.extend(f"  {count:>10}  {event}" for event, count in ordered(self.events.items()))
         lines.extend(
             f"  {count:>10}  {event} (other event, kept as text)"
@@ -208,6 +239,19 @@ class TraceSummary:
             )
         lines.extend(f"    line {line}: {text}" for line, text in counts["examples"][:_SHOWN])
         return escaped("\n".join(lines))
+
+
+def _recovered(changed: Table) -> int:
+    """Links that the recovery thread cut off, or that became large leaves by it."""
+    names = changed.names("task")
+    codes = [code for code, name in enumerate(names) if name.startswith(RECOVERY_TASK)]
+    if not codes:
+        return 0
+    old, level = changed["old_spte"].astype(np.uint64), changed["level"]
+    is_link = (level > 1) & ((old & np.uint64(_PRESENT)) != 0) & ((old & np.uint64(_LARGE)) == 0)
+    # A table below another one goes with it.
+    is_frozen = np.isin(changed["new_spte"].astype(np.uint64) & ~np.uint64(1 << 63), (0x5A0, 0x1A0))
+    return int(np.count_nonzero(np.isin(changed["task"], codes) & is_link & ~is_frozen))
 
 
 def summarize(trace: Traced, *, strict: bool = False, only: Window | None = None) -> TraceSummary:

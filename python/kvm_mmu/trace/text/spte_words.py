@@ -36,6 +36,7 @@ class SpteWords:
     mmio: tuple[int, int]
     executable: tuple[int, int]
     user: int
+    frame: int = FRAME
 
     def is_mmio(self, value: int) -> bool:
         """An MMIO entry: compared whole, its generation is KVM's."""
