@@ -414,7 +414,7 @@ def op_set_nx(kvm: Kvm, op: Op) -> Result:
     """The module parameter nx_huge_pages; a change zaps everything."""
     if kvm.nx_huge_pages != bool(op["on"]):
         kvm.nx_huge_pages = bool(op["on"])
-        run_zap_plan(kvm, kvm.plans["flush_all"] if kvm.format == 1 else kvm.plans["slot_removal"])
+        run_zap_plan(kvm, kvm.plans["slot_removal"])
     return DONE
 
 
