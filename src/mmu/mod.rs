@@ -324,12 +324,12 @@ impl Mmu {
     }
 
     /// Maps what covers an address ahead of the guest: bytes mapped, or a negative errno (v6.12 and later).
-    pub fn prefault(&mut self, vcpu: u16, gpa: u64, size: u64) -> Result<i64> {
+    pub fn prefault(&mut self, vcpu: u16, gpa: u64, size: u64, host: &HostLookup) -> Result<i64> {
         let vcpu = self.state.check_vcpu(vcpu)?;
         if !self.state.config.kernel.has_prefault {
             return Err(Error::NeedsKernel { what: "prefault", kernels: "v6.12 or later" });
         }
-        self.state.prefault(vcpu, gpa, size)
+        self.state.prefault(vcpu, gpa, size, host)
     }
 
     /// Whether new dirty bitmaps start full, and large leaves are protected only when their pages are cleared.
@@ -346,6 +346,15 @@ impl Mmu {
     /// Protects up to 64 pages of a slot whose dirty log was read or cleared; never flushes.
     pub fn dirty_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64) -> Result<i32> {
         self.state.dirty_masked(as_id, id, offset, mask)
+    }
+
+    /// Flushes what TLBs hold of a slot, as a read or cleared dirty log does at its end; true if there is the slot.
+    pub fn flush_slot_tlbs(&mut self, as_id: u8, id: u32) -> Result<bool> {
+        let slot = self.state.find_slot_id(as_id, id)?;
+        if let Some(slot) = slot {
+            self.state.flush_slot(slot);
+        }
+        Ok(slot.is_some())
     }
 
     // ---- what the caller's policy did, for the log ----

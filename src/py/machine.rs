@@ -124,6 +124,20 @@ impl Mmu {
     }
 }
 
+/// Level, whether writable, and the gfns that the lookup of neighbours finds.
+type Found = (u8, bool, Option<Vec<u64>>);
+
+/// What the host's lookup said; without anything it failed.
+fn host_lookup(found: Option<Found>, is_written: Option<bool>, frame: Option<u64>) -> HostLookup {
+    found.map_or(HostLookup::Retry, |(level, writable, neighbours)| HostLookup::Found {
+        level,
+        writable,
+        neighbours,
+        is_written,
+        frame,
+    })
+}
+
 #[pymethods]
 impl Mmu {
     #[new]
@@ -240,22 +254,19 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.fault(vcpu, gpa, error_code))
     }
 
-    #[pyo3(signature = (vcpu, gpa, error_code, found, is_written=None))]
+    #[pyo3(signature = (vcpu, gpa, error_code, found, is_written=None, frame=None))]
+    #[expect(clippy::too_many_arguments, reason = "those of a Python method")]
     fn fault_with(
         &self,
         py: Python<'_>,
         vcpu: u16,
         gpa: u64,
         error_code: u64,
-        found: Option<(u8, bool, Option<Vec<u64>>)>,
+        found: Option<Found>,
         is_written: Option<bool>,
+        frame: Option<u64>,
     ) -> PyResult<i32> {
-        let host = found.map_or(HostLookup::Retry, |(level, writable, neighbours)| HostLookup::Found {
-            level,
-            writable,
-            neighbours,
-            is_written,
-        });
+        let host = host_lookup(found, is_written, frame);
         self.try_call(py, |mmu| mmu.fault_with(vcpu, gpa, error_code, &host))
     }
 
@@ -430,8 +441,18 @@ impl Mmu {
         self.call(py, |mmu| mmu.set_nx_huge_pages(on))
     }
 
-    fn prefault(&self, py: Python<'_>, vcpu: u16, gpa: u64, size: u64) -> PyResult<i64> {
-        self.try_call(py, |mmu| mmu.prefault(vcpu, gpa, size))
+    #[pyo3(signature = (vcpu, gpa, size, found=None, frame=None))]
+    fn prefault(
+        &self,
+        py: Python<'_>,
+        vcpu: u16,
+        gpa: u64,
+        size: u64,
+        found: Option<Found>,
+        frame: Option<u64>,
+    ) -> PyResult<i64> {
+        let host = if found.is_none() { HostLookup::Ask } else { host_lookup(found, None, frame) };
+        self.try_call(py, |mmu| mmu.prefault(vcpu, gpa, size, &host))
     }
 
     fn flush_slot(&self, py: Python<'_>, as_id: u8, id: u32) -> PyResult<()> {
@@ -475,6 +496,10 @@ impl Mmu {
     fn pt_masked(&self, py: Python<'_>, as_id: u8, id: u32, offset: u64, mask: u64, what: &str) -> PyResult<i32> {
         let what = arguments::pt_masked(py, what)?;
         self.try_call(py, |mmu| mmu.pt_masked(as_id, id, offset, mask, what))
+    }
+
+    fn flush_slot_tlbs(&self, py: Python<'_>, as_id: u8, id: u32) -> PyResult<bool> {
+        self.try_call(py, |mmu| mmu.flush_slot_tlbs(as_id, id))
     }
 
     fn dirty_masked(&self, py: Python<'_>, as_id: u8, id: u32, offset: u64, mask: u64) -> PyResult<i32> {

@@ -142,6 +142,7 @@ class Vcpu:
         found: tuple[int, bool, list[int] | None] | None,
         *,
         is_written: bool | None = None,
+        frame: int | None = None,
     ) -> int:
         """Enter the page fault handler where the host's answer is known (v6.x).
 
@@ -154,6 +155,7 @@ class Vcpu:
             is_written: whether the leaf was written, where old and new one differ only in the accessed and dirty
                 bits, which a
                 processor sets; None: the model's own bits decide.
+            frame: the page's frame number; None: the one of the model of host memory.
 
         Returns:
             What the handler returns: 1 resume the guest, 0 exit to user space, negative an errno.
@@ -172,8 +174,10 @@ class Vcpu:
             found = (integer("found: level", level, 1, 3), flag("found: writable", writable), neighbours)
         if is_written is not None:
             is_written = flag("is_written", is_written)
+        if frame is not None:
+            frame = integer("frame", frame, 0, (1 << 40) - 1)
         return self._core.fault_with(
-            self.index, integer("gpa", gpa), integer("error_code", error_code), found, is_written
+            self.index, integer("gpa", gpa), integer("error_code", error_code), found, is_written, frame
         )
 
     def enter(self) -> int:

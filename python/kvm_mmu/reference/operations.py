@@ -412,6 +412,8 @@ def op_flush_shadow_all(kvm: Kvm, _op: Op) -> Result:
 
 def op_set_nx(kvm: Kvm, op: Op) -> Result:
     """The module parameter nx_huge_pages; a change zaps everything."""
+    if not kvm.rules.has_nx_huge_pages:
+        raise ScenarioError("set_nx: only for kernels v5.10 or later")
     if kvm.nx_huge_pages != bool(op["on"]):
         kvm.nx_huge_pages = bool(op["on"])
         run_zap_plan(kvm, kvm.plans["slot_removal"])

@@ -273,7 +273,9 @@ class MachineEngine:
         host: HostAnswer | None = op["host"]
         if host is None:
             return self._vcpu(op).fault(op["gpa"], op["err"])
-        return self._vcpu(op).fault_with(op["gpa"], op["err"], host.found, is_written=host.is_written)
+        return self._vcpu(op).fault_with(
+            op["gpa"], op["err"], host.found, is_written=host.is_written, frame=host.pfn
+        )
 
     def _enter(self, op: Values) -> int:
         return self._vcpu(op).enter()
@@ -324,7 +326,9 @@ class MachineEngine:
             return -ENOENT
         if op["what"] in ("split_4k", "split_2m"):
             return 0  # Only the TDP MMU splits ahead of a fault.
-        if op["what"] == "flush_shadow_memslot":
+        if op["what"] == "flush":
+            self.vm.core.flush_slot_tlbs(op["as"], op["id"])
+        elif op["what"] == "flush_shadow_memslot":
             self.vm.flush_slot(op["id"], op["as"])
         else:
             self.vm.slot_walk(op["as"], op["id"], op["what"])
@@ -451,7 +455,12 @@ class MachineEngine:
     def _prefault(self, op: Values) -> int:
         if not self.vm.profile.facts["has_prefault"]:
             return -EOPNOTSUPP
-        return self.vm.core.prefault(op["vcpu"], op["gpa"], op["size"])
+        host: HostAnswer | None = op["host"]
+        found, frame = (None, None) if host is None else (host.found, host.pfn)
+        return self.vm.core.prefault(op["vcpu"], op["gpa"], op["size"], found, frame)
+
+    def _cpu_sets(self, _op: Values) -> int:
+        return -EOPNOTSUPP  # Leaves of shadow pages tell the processor's doings by themselves.
 
     def _dump(self, _op: Values) -> int:
         return 0
@@ -483,6 +492,7 @@ OPERATIONS: dict[str, Handler] = {
     "change_pte": MachineEngine._change_pte,
     "clear_dirty_log": MachineEngine._clear_dirty_log,
     "clear_mmio_info": MachineEngine._clear_mmio_info,
+    "cpu_sets": MachineEngine._cpu_sets,
     "dirty_masked": MachineEngine._dirty_masked,
     "dump": MachineEngine._dump,
     "eager_split": MachineEngine._eager_split,

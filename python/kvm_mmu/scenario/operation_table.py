@@ -40,8 +40,10 @@ SLOT_WORK = (
     "set_dirty",
     "zap_collapsible",
     "flush_shadow_memslot",
+    "flush",
 )
 MASKED_WORK = ("write_protect", "clear_dirty")
+CPU_BITS = ("accessed", "dirty")
 #: The same in format 6.
 STEPPED_HOST_STATES = ("rw", "cow", "cow_copy", "absent", "ro", "fault", "hwpoison")
 STEPPED_SLOT_WORK = (*SLOT_WORK, "split_4k", "split_2m")
@@ -102,11 +104,12 @@ class Checked(NamedTuple):
 
 
 class HostAnswer(NamedTuple):
-    """What a fault's `host` says: level, writable and the gfns at hand (None: the lookup failed), and whether the leaf
-    was written."""
+    """What a fault's `host` says: level, writable and the gfns at hand (None: the lookup failed), whether the leaf was
+    written, and the frame (None: the model's own)."""
 
     found: tuple[int, bool, list[int] | None] | None
     is_written: bool | None
+    pfn: int | None = None
 
 
 VCPU = Field("vcpu", "vcpu", 0)
@@ -144,7 +147,8 @@ TABLE: tuple[Operation, ...] = (
         (VCPU, Field("gpa"), Field("err"), Field("host", "host", None)),
         "the page fault entry directly; `host` is what the host's lookup said: null (nothing yet), or an object of "
         "`level` (1), `writable` (0), `found` (a list of gfns at hand, or null: as the model says), `set` (whether the "
-        "leaf was written where old and new differ in accessed and dirty bits only)",
+        "leaf was written where old and new differ in accessed and dirty bits only), `pfn` (the frame; without it the "
+        "model's own)",
     ),
     Operation("enter", (VCPU,), "vCPU entry: answers the requests, loads a root"),
     Operation("load", (VCPU,), "loads the roots"),
@@ -263,22 +267,18 @@ TABLE: tuple[Operation, ...] = (
     ),
     Operation("dump", (), "nothing; its line has the state"),
     Operation("flush_shadow_all", (), "zaps everything by the plan `teardown`", STEPPED),
-    Operation("set_nx", (ON,), "the parameter nx_huge_pages; a change zaps everything", STEPPED),
+    Operation("set_nx", (ON,), "the parameter nx_huge_pages; a change zaps everything"),
     Operation(
         "nx_recover",
         (Field("ratio", default=60),),
         "one recovery of NX huge pages: zaps one in `ratio` of the tables made for them",
-        STEPPED,
     ),
-    Operation("eager_split", (ON,), "the parameter eager_page_split; nothing without the TDP MMU", STEPPED),
-    Operation(
-        "quirk", (Field("slot_zap_all", "flag"),), "KVM_X86_QUIRK_SLOT_ZAP_ALL; v6.1: nothing", STEPPED
-    ),
+    Operation("eager_split", (ON,), "the parameter eager_page_split; nothing without the TDP MMU"),
+    Operation("quirk", (Field("slot_zap_all", "flag"),), "KVM_X86_QUIRK_SLOT_ZAP_ALL; v6.1: nothing"),
     Operation(
         "prefault",
-        (VCPU, Field("gpa"), Field("size")),
-        "KVM_PRE_FAULT_MEMORY, one step; `ret`: bytes done or an errno (v6.1: -95)",
-        STEPPED,
+        (VCPU, Field("gpa"), Field("size"), Field("host", "host", None)),
+        "KVM_PRE_FAULT_MEMORY, one step; `host` as for a fault; `ret`: bytes done or an errno (v6.1: -95)",
     ),
     Operation(
         "zap",
@@ -291,6 +291,12 @@ TABLE: tuple[Operation, ...] = (
         ),
         "runs a zap plan: a name, `walk=..,only=..`, or an object of its words; a plan for a slot needs `id`, one for "
         "a gfn range `start` and `end` (ours, not in the recorded files)",
+    ),
+    Operation(
+        "cpu_sets",
+        (AS, Field("gfns", "numbers"), Field("bit", "word", words=CPU_BITS)),
+        "the processor used or wrote these gfns through leaves of the TDP MMU that allow it, and KVM was not told (-95 "
+        "without that MMU; ours)",
     ),
     Operation("teardown", (), "flushes by the plan `teardown`, then drops all roots (ours)"),
 )
@@ -415,7 +421,7 @@ def _check_zap_target(values: Mapping[str, Any]) -> None:
 
 
 #: The fields of a fault's `host`.
-HOST_ANSWER = ("level", "writable", "found", "set")
+HOST_ANSWER = ("level", "writable", "found", "set", "pfn")
 
 
 def _host_answer(value: Any) -> HostAnswer:
@@ -433,7 +439,9 @@ def _host_answer(value: Any) -> HostAnswer:
     is_writable = bool(_number("fault", "host.writable", value.get("writable", 0), 2))
     written = value.get("set")
     is_written = None if written is None else bool(_number("fault", "host.set", written, 2))
-    return HostAnswer((level, is_writable, gfns), is_written)
+    pfn = value.get("pfn")
+    frame = None if pfn is None else _number("fault", "host.pfn", pfn, PFN_LIMIT)
+    return HostAnswer((level, is_writable, gfns), is_written, frame)
 
 
 def markdown() -> str:

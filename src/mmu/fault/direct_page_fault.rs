@@ -237,14 +237,15 @@ impl MmuState {
     fn look_up(&mut self, slot: Option<SlotAt>, gfn: Gfn, is_write: bool, host: &HostLookup) -> Frame {
         let spec = slot.map(|slot| *self.slot_spec(slot)).filter(|spec| !spec.is_invalid());
         let Some(spec) = spec else { return Frame::Backing(Backing::NoSlot) };
-        let host_writable = match host {
+        let (host_writable, frame) = match host {
             HostLookup::Ask => return self.find_frame(slot, gfn, is_write),
             _ if spec.is_readonly() && is_write => return Frame::ReadonlyWrite,
             // Nothing is mapped, so this frame is never used.
-            HostLookup::Retry => false,
-            HostLookup::Found { writable, .. } => *writable && !spec.is_readonly(),
+            HostLookup::Retry => (false, None),
+            HostLookup::Found { writable, frame, .. } => (*writable && !spec.is_readonly(), *frame),
         };
-        let pfn = Pfn((self.host.frame(Pfn::of_hva(spec.hva_of(gfn))).hva() & PFN_FIELD) >> 12);
+        let frame = frame.map_or_else(|| self.host.frame(Pfn::of_hva(spec.hva_of(gfn))), Pfn);
+        let pfn = Pfn((frame.hva() & PFN_FIELD) >> 12);
         Frame::Backing(Backing::Frame { pfn, host_writable })
     }
 

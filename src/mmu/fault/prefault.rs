@@ -18,7 +18,7 @@ const LOOKS: u32 = 8;
 
 impl MmuState {
     /// Maps what covers an address; how many of the bytes asked for are mapped then, or a negative errno.
-    pub(in crate::mmu) fn prefault(&mut self, vcpu: usize, gpa: u64, size: u64) -> Result<i64> {
+    pub(in crate::mmu) fn prefault(&mut self, vcpu: usize, gpa: u64, size: u64, host: &HostLookup) -> Result<i64> {
         if self.vcpus[vcpu].root == PageIdx::NONE {
             let loaded = self.load(vcpu)?;
             if loaded != 0 {
@@ -26,7 +26,7 @@ impl MmuState {
             }
         }
         for _ in 0..LOOKS {
-            let (handled, level) = self.direct_page_fault(vcpu, gpa, PFERR_GUEST_FINAL, &HostLookup::Ask, true)?;
+            let (handled, level) = self.direct_page_fault(vcpu, gpa, PFERR_GUEST_FINAL, host, true)?;
             match handled {
                 Handled::Retry => {}
                 Handled::Errno(errno) => return Ok(-i64::from(errno)),

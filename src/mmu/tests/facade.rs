@@ -220,6 +220,7 @@ fn call(mmu: &mut Mmu, call: &Call) {
                     (0..8).filter(|at| bits >> at & 1 != 0).map(|at| (gfn & !7).wrapping_add(at)).collect()
                 }),
                 is_written: present.filter(|bits| bits & 1 != 0).map(|bits| bits & 2 != 0),
+                frame: present.filter(|bits| bits & 4 != 0).map(u64::from),
             });
             let is_taken = vcpu < 2 && mmu.config().kernel.is_level_requested;
             assert_eq!(mmu.fault_with(vcpu, gfn << 12, code, &host).is_ok(), is_taken);

@@ -98,7 +98,7 @@ fn a_requested_level_never_leaves_the_slot() {
     let mut mmu = npt("v6.1");
     put(&mut mmu, 1, 0x1_0000, 513, 0);
     mmu.enter(0).expect("vcpu 0 exists");
-    let host = HostLookup::Found { level: 3, writable: true, neighbours: None, is_written: None };
+    let host = HostLookup::Found { level: 3, writable: true, neighbours: None, is_written: None, frame: None };
     assert_eq!(mmu.fault_with(0, 0x1_0200 << 12, 6, &host), Ok(1));
     assert_eq!(mmu.fault_with(0, 0x1_0000 << 12, 6, &host), Ok(1));
     assert_eq!(mmu.fault_with(0, 0x20_0000, 6, &HostLookup::Retry), Ok(1));

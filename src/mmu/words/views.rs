@@ -139,6 +139,8 @@ pub enum HostLookup {
         /// Whether the kernel wrote the leaf, for where a processor that sets accessed and dirty bits decides it; without
         /// it the model's own bits do.
         is_written: Option<bool>,
+        /// The frame of the page, where it is not the one of the model of host memory.
+        frame: Option<u64>,
     },
 }
 
