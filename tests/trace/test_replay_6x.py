@@ -514,16 +514,6 @@ def test_without_host_facts_the_faults_say_which_mmu_it_was(name: str, tmp_path:
     assert report.inferred["phys_bits"] == 40
 
 
-def test_the_tdp_mmu_is_seen_without_host_facts(tmp_path: Path):
-    trace = tmp_path / "trace.txt"
-    trace.write_text(
-        PREFIX + "kvm_page_fault: vcpu 0 rip 0x1000 address 0x0000000000001000 error_code 0x100000014\n"
-        + PREFIX + "kvm_tdp_mmu_spte_changed: as id 0 gfn 1 level 1 old_spte 0 new_spte 161c00e67\n"
-    )  # fmt: skip
-    with pytest.raises(TraceError, match="TDP MMU"):
-        replay(trace, core, kernel="v6.1")
-
-
 def test_a_shortened_first_marker_still_says_that_answers_are_wanted(tmp_path: Path):
     name = "6.1/npt1tdp0_notifier"
     for file in ("host.json", "ops.jsonl.xz"):

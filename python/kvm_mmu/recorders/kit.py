@@ -22,7 +22,7 @@ class Event(NamedTuple):
 class Probe(NamedTuple):
     """A kprobe (`p`) or return probe (`r`) on a function of module kvm; `$argN` and `$retval` are the kernel's.
 
-    `other` is what later kernels call the function.
+    `other` is what later kernels call the function. One that begins with `=` is the kernel's own, not the module's.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Probe(NamedTuple):
     @property
     def definition(self) -> str:
         """As tracefs takes it."""
-        return " ".join(filter(None, (f"{self.kind}:lab/{self.name}", f"kvm:{self.function}", self.fields)))
+        function = self.function[1:] if self.function.startswith("=") else f"kvm:{self.function}"
+        return " ".join(filter(None, (f"{self.kind}:lab/{self.name}", function, self.fields)))
 
 
 REPLAY_EVENTS = (
@@ -67,6 +68,19 @@ REPLAY_PROBES = (
         "gfn_offset=$arg3:x64 mask=$arg4:x64",
         "input: pages whose dirty log was read",
     ),
+    Probe("mmu_unload", "p", "kvm_mmu_unload", "", "input: the page tables go when the VM ends"),
+    Probe(
+        "slot_clear_dirty", "p", "kvm_mmu_slot_leaf_clear_dirty", "", "input: a dirty log with PML goes on"
+    ),
+    Probe(
+        "zap_collapsible",
+        "p",
+        "kvm_mmu_zap_collapsible_sptes",
+        "",
+        "input: a dirty log goes off",
+        other="kvm_mmu_recover_huge_pages",
+    ),
+    Probe("cond_resched_wr", "p", "=__cond_resched_rwlock_write", "", "input: a walk offers the lock"),
     Probe("memslots_updated", "p", "kvm_arch_memslots_updated", "gen=$arg2:x64", "output: the generation"),
     Probe("invalidate_mmio", "p", "kvm_mmu_invalidate_mmio_sptes", "gen=$arg2:x64", "output: its wrap test"),
     Probe("flush_shadow_memslot", "p", "kvm_arch_flush_shadow_memslot", "", "output: a slot is removed"),
@@ -100,6 +114,15 @@ REPLAY_PROBES = (
         "kvm_mmu_unprotect_page",
         "ret=$retval:u8",
         "output: a table lost its shadow",
+    ),
+    Probe("flush_remote_tlbs", "p", "kvm_flush_remote_tlbs", "", "output (TDP MMU): every TLB is flushed"),
+    Probe(
+        "flush_remote_tlbs_range",
+        "p",
+        "kvm_flush_remote_tlbs_with_address",
+        "gfn=$arg2:x64 pages=$arg3:u64",
+        "output (TDP MMU): a range is flushed",
+        other="kvm_flush_remote_tlbs_range",
     ),
 )
 _FOR_STALLS = ("set_memslot", "swap_memslots", "memslots_updated", "change_mmu_pages", "zap_all_fast_enter")
@@ -148,8 +171,8 @@ _HEAD = {
 #!/bin/sh
 # Records what `kvm-mmu trace replay` needs. Run as root: sh record.sh [SECONDS [OUTPUT]]; Ctrl-C ends it early.
 # Start it before the VM starts. The VM's own operations (memslots with their addresses, vCPUs) are in no event: the VMM
-# must write them to trace_marker of this script's instance (docs: Replay a recording). Without these marks, and with
-# the TDP MMU, there is no replay; summary, decode, stalls and export need neither.
+# must write them to trace_marker of this script's instance (docs: Replay a recording). Without these marks there is no
+# replay; summary, decode, stalls and export do not need them.
 # Printed by `kvm-mmu trace kit`; read it before you run it.
 """,
     "stalls": """\
@@ -176,7 +199,8 @@ _PROBE = """\
 probes=""
 probe() {    # NAME KIND FUNCTION FIELDS WHY: on the module's function, or on that of a kernel with kvm built in
     for name in $3; do for function in "kvm:$name" "$name"; do
-        if echo "$2:lab/$1 $function $4" >> "$T/kprobe_events" 2>/dev/null && [ -e "$T/events/lab/$1/enable" ]; then
+        case "$function" in kvm:=*) continue;; esac    # a function of the kernel, not of the module
+        if echo "$2:lab/$1 ${function#=} $4" >> "$T/kprobe_events" 2>/dev/null && [ -e "$T/events/lab/$1/enable" ]; then
             probes="$probes $1"
             return
         fi
@@ -230,16 +254,16 @@ mmu=shadow
 [ "$(bit "$(p kvm_amd npt N)")" = 0 ] || mmu=npt
 [ "$(bit "$(p kvm_intel ept N)")" = 0 ] || mmu=ept
 tdp_mmu=$(bit "$(p kvm tdp_mmu N)")
+family=ept_noad
+[ "$(bit "$(p kvm_intel eptad N)")" = 0 ] || family=ept_ad
 {
     printf '{"kernel": "%s", "release": "%s", "mmu": "%s", ' "${release%%-*}" "$release" "$mmu"
     printf '"tdp_mmu": %s, "phys_bits": %s, "la57": %s, "l1tf_mask": %s, ' "$tdp_mmu" "${bits:-40}" "$la57" "$l1tf"
+    [ "$mmu" != ept ] || printf '"family": "%s", "pml": %s, ' "$family" "$(bit "$(p kvm_intel pml N)")"
     printf '"nx_huge_pages": %s, ' "$(bit "$(p kvm nx_huge_pages N)")"
     printf '"eager_page_split": %s, ' "$(bit "$(p kvm eager_page_split Y)")"
     printf '"mmio_caching": %s}\\n' "$(bit "$(p kvm mmio_caching Y)")"
 } > "$(dirname "$output")/host.json"                    # beside the trace: decode and replay read it
-"""
-_NO_REPLAY = """\
-[ "$tdp_mmu" = 0 ] || echo "the TDP MMU is on: there is no replay of it (load kvm with tdp_mmu=N)" >&2
 """
 
 
@@ -255,8 +279,6 @@ def script(variant: str = "tracefs", purpose: str = "replay") -> str:
         lines.append(f"probe {one.name} {one.kind} {functions} '{one.fields}' '{one.why}'")
     lines.append("")
     lines.extend(_by_trace_cmd(events, probes) if is_trace_cmd else _by_tracefs(events, probes))
-    if purpose == "replay":
-        lines.append(_NO_REPLAY.rstrip())
     if not is_trace_cmd:
         lines.append("\n" + _RECORD.rstrip())
         return "\n".join(lines) + "\n"
