@@ -32,6 +32,9 @@ class VmBackend(Protocol):
     def invalidate_mmio(self, generation: int) -> None:
         """A generation is looked at for a wrap; only the event log hears of it."""
 
+    def makes_mmio_sptes(self) -> bool:
+        """Whether there are MMIO SPTEs, on this host and with this module parameter."""
+
     def flush_shadow_memslot(self) -> None:
         """A slot is about to be zapped; only the event log hears of it."""
 

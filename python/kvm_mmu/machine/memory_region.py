@@ -257,9 +257,14 @@ def swap(
 def check_wrap(
     backend: VmBackend, profile: KernelProfile, policy: GenerationPolicy, as_id: int, generation: int
 ) -> bool:
-    """Zap by the profile's wrap plan if this generation is a wrap; whether it was."""
+    """Zap by the profile's wrap plan if this generation is a wrap; whether it was.
+
+    A newer kernel that makes no MMIO SPTEs has nothing that a wrap could make look fresh.
+    """
     backend.invalidate_mmio(generation)
     if not policy.is_wrap(generation):
+        return False
+    if not profile.facts["wrap_zaps_without_caching"] and not backend.makes_mmio_sptes():
         return False
     policy.wrapped(as_id, generation)
     try:

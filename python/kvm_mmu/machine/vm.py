@@ -608,6 +608,14 @@ class Vm:
         """
         self.core.push_invalidate_mmio(generation)
 
+    def makes_mmio_sptes(self) -> bool:
+        """Tell whether this VM has MMIO SPTEs: an NPT host of 52 physical bits, or the parameter, may leave none.
+
+        Returns:
+            True if accesses without a slot are remembered in SPTEs.
+        """
+        return self.core.masks()["mmio_value"] != 0
+
     def flush_shadow_memslot(self) -> None:
         """Note in the event log that a slot is about to be zapped; `flush_slot` zaps."""
         self.core.push_flush_shadow_memslot()

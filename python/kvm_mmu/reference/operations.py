@@ -259,6 +259,8 @@ def op_pt_masked(kvm: Kvm, op: Op) -> Result:
 
 def op_gfn_write_protect(kvm: Kvm, op: Op) -> Result:
     slot = gfn_to_memslot(kvm, op["as"], op["gfn"]) if op.get("id") is None else slot_of(kvm, op)
+    if slot is None and op.get("id") is not None:
+        return -ENOENT, None
     if slot is None:
         return DONE  # nothing maps a gfn without a slot
     return int(kvm_mmu_slot_gfn_write_protect(kvm, slot, op["gfn"], max(1, op.get("level", 1)))), None

@@ -34,6 +34,7 @@ class Lockstep:
         header: the scenario header printed with a difference.
         audit_every: how often the audit of `one` runs, in steps; 0: never.
         expected_findings: invariants that the modelled kernel itself breaks in this configuration.
+        state_every: how often the whole state is compared, in steps; what differs in it does not go away.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Lockstep:
         header: Mapping[str, Any] | None = None,
         audit_every: int = 1,
         expected_findings: frozenset[str] = frozenset(),
+        state_every: int = 1,
     ) -> None:
         self.one = one
         self.other = other
         self.header = dict(header or {})
         self.audit_every = audit_every
         self.expected_findings = expected_findings
+        self.state_every = state_every
         self.ops: list[dict[str, Any]] = []
 
     def apply(self, op: dict[str, Any]) -> dict[str, Any]:
@@ -60,12 +63,8 @@ class Lockstep:
         self.ops.append(op)
         a, b = self.one.apply(op), self.other.apply(op)
         found = first_difference(plain(b), plain(a))
-        if found is None and self.one.digest() != self.other.digest():
-            found = first_difference(plain(self.other.state()), plain(self.one.state()), "state") or (
-                "digest",
-                self.other.digest(),
-                self.one.digest(),
-            )
+        if found is None and len(self.ops) % self.state_every == 0:
+            found = self._state()
         if found is None:
             found = self._work()
         if found is not None:
@@ -89,6 +88,18 @@ class Lockstep:
             if done >= count:
                 return done
         return len(self.ops)
+
+    def check_state(self) -> None:
+        """The whole state must be equal."""
+        found = self._state()
+        if found is not None:
+            raise self._difference(f"{found[0]}: the reference says {found[1]}, the core {found[2]}")
+
+    def _state(self) -> tuple[str, str, str] | None:
+        if self.one.digest() == self.other.digest():
+            return None
+        found = first_difference(plain(self.other.state()), plain(self.one.state()), "state")
+        return found or ("digest", self.other.digest(), self.one.digest())
 
     def _work(self) -> tuple[str, str, str] | None:
         one, other = getattr(self.one, "work", None), getattr(self.other, "work", None)

@@ -133,16 +133,13 @@ class TdpGenerator(Generator):
 
     def gfn_write_protect(self) -> Op:
         """Write-protect one gfn, from a level on."""
-        op = super().gfn_write_protect()
-        if self.random.randrange(2):
-            op |= {"id": self._one(self.universe.slot_ids)}
-        return op | {"level": self._one((1, 1, 2, 3))}
+        return super().gfn_write_protect() | {"level": self._one((1, 1, 2, 3))}
 
     def unmap_hva(self) -> Op:
         """MMU notifier: host pages go away; it may block, and a fault may come between."""
         op = super().unmap_hva() | {"block": self._one((1, 1, 1, 0))}
         if self.random.randrange(4) == 0:
-            op["during"] = [[self.access() for _ in range(self.random.randrange(3))]]
+            op["during"] = [[self.access() for _ in range(1 + self.random.randrange(2))]]
         return op
 
     def zap_gfn_range(self) -> Op:

@@ -85,6 +85,7 @@ def shown_tdp_spte(kvm: Kvm, spte: int, level: int) -> tuple[str, int | None]:
 def note_spte_changed(kvm: Kvm, sp: ShadowPage, gfn: int, old: int, new: int, number: int = 1) -> None:
     """A change of a TDP entry, or of so many neighbours; format 6 has equal ones that follow each other as one."""
     kvm.ctr["spte_changed"] += number
+    kvm.work["sptes_changed"] += number
     level = role_level(sp.role)
     (shown_old, old_child), (shown_new, new_child) = (shown_tdp_spte(kvm, spte, level) for spte in (old, new))
     what: list[Any] = [level, shown_old, shown_new, old_child, new_child]

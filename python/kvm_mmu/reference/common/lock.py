@@ -103,8 +103,8 @@ def break_lock(kvm: Kvm, kind: int) -> None:
 
 
 def run_nested_ops(kvm: Kvm, kind: int, ops: list[Op]) -> None:
-    """Run operations in the middle of another one; in format 1 an empty list leaves no trace."""
-    if not ops and kvm.format == 1:
+    """Run operations in the middle of another one; an empty list leaves no trace, but in a lock break of format 6."""
+    if not ops and not (kvm.format == 6 and kind == NESTED_IN_LOCK_BREAK):
         return
     kvm.events.append(["nested_begin", kind])
     for op in ops:

@@ -91,7 +91,7 @@ def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, slot: KvmMemorySlot, gfn: int, min_l
     changed = False
     only_valid = not kvm.rules.tdp_walks_invalid_roots
     for root in for_each_tdp_mmu_root_yield_safe(kvm, slot.as_id, only_valid):
-        for it in for_each_tdp_pte_min_level(kvm, root, min_level, gfn, gfn + 1):
+        for it in for_each_tdp_pte_min_level(kvm, root, min_level, gfn, gfn + 1, empty="ignored"):
             if not is_leaf(kvm, it.old_spte, it.level):
                 continue
             new = it.old_spte & ~(PT_WRITABLE_MASK | kvm.masks.mmu_writeable) & U64

@@ -124,6 +124,8 @@ def for_each_tdp_pte_min_level(
                 return
         yield it
         tdp_iter_next(kvm, it)
+        if empty != "shown":
+            kvm.work["walk_visited"] += 1
 
 
 def pass_empty(kvm: Kvm, it: TdpIter, end: int, is_polled: bool) -> None:
@@ -144,6 +146,7 @@ def pass_empty(kvm: Kvm, it: TdpIter, end: int, is_polled: bool) -> None:
     if is_polled:
         count_polls(kvm, number)
     kvm.ctr["tdp_steps"] += number
+    kvm.work["walk_visited"] += number
     it.gfn += number << shift
     it.next_last_level_gfn = it.gfn
     it.index += number

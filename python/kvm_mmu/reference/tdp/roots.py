@@ -23,6 +23,7 @@ def kvm_tdp_mmu_get_vcpu_root(kvm: Kvm, role: int) -> ShadowPage:
         root = kvm.pages[root_id]
         if root.role == role:
             root.root_count += 1
+            kvm.work["get_page_found"] += 1
             return root
     root = tdp_mmu_init_sp(kvm, 0, role)
     root.root_count = 2

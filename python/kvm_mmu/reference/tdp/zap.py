@@ -37,6 +37,7 @@ def tdp_mmu_zap_root_at_level(kvm: Kvm, root: ShadowPage, zap_level: int, shared
         if tdp_mmu_iter_cond_resched(kvm, it, False, shared):
             continue
         if it.old_spte & kvm.masks.mmu_present and it.level <= zap_level:
+            kvm.work["sptes_cleared"] += 1
             tdp_mmu_set_spte(kvm, it, EMPTY, shared)
 
 
