@@ -472,6 +472,6 @@ def test_what_a_kernel_does_not_have_is_refused() -> None:
         with pytest.raises(ScenarioError):
             Engine(kernel, config)
     engine = vm()
-    for host in ({"level": 4}, {"pfn": 1}, 7, {"found": "all"}):
+    for host in ({"level": 4}, {"page": 1}, 7, {"found": "all"}):
         with pytest.raises(ScenarioError):
             engine.apply({"op": "fault", "gpa": 0, "err": W, "host": host})
