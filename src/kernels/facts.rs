@@ -406,6 +406,9 @@ facts! {
     has_prefault: bool, "KVM_PRE_FAULT_MEMORY exists.", Vector;
     spte_flush: SpteFlush, "Which change of an SPTE needs a flush.", Source;
     copies_ad_on_zap: bool, "A zapped leaf hands its accessed and dirty bits to the host page.", Source;
+    has_guest_tables: bool, "Guests with page tables of their own are modelled; by the reference only.", Vector;
+    invlpg_warn_line: u32, "The line of paging_tmpl.h that warns of an INVLPG without a root; 0: none does.", Vector;
+    direct_gfn_bug_line: u32, "The line of mmu.c that stops a kernel which puts a gfn into a direct table of another; 0: none does.", Vector;
     has_tdp_mmu: bool, "There is a TDP MMU, and it serves guests that are not nested unless a parameter says otherwise.", Recording;
     tdp_load_needs_room: bool, "Loading a root of the TDP MMU makes room for shadow pages first, and fails before the first memslot.", Vector;
     tdp_root_zap: TdpRootZap, "In which passes a root of the TDP MMU is zapped.", Vector;

@@ -95,6 +95,9 @@ impl Kernel {
         has_prefault: false,
         spte_flush: SpteFlush::AnyBit,
         copies_ad_on_zap: true,
+        has_guest_tables: true,
+        invlpg_warn_line: 876,
+        direct_gfn_bug_line: 1060,
         has_tdp_mmu: false,
         tdp_load_needs_room: true,
         tdp_root_zap: TdpRootZap::Large,
@@ -119,6 +122,7 @@ impl Kernel {
         title: "Linux 5.0 with the seed patch: a dedicated zap of MMIO-caching pages at the wrap",
         plans: Plans { wrap: ZapPlan::SEED, ..Self::V5_0.plans },
         has_mmio_cached: true,
+        direct_gfn_bug_line: 1061,
         ..Self::V5_0
     };
 
@@ -139,6 +143,8 @@ impl Kernel {
         clear_log_whole_words: false,
         walk_flush_ranged: true,
         zap_range_defers: false,
+        invlpg_warn_line: 893,
+        direct_gfn_bug_line: 1077,
         ..Self::V5_0
     };
 
@@ -150,6 +156,9 @@ impl Kernel {
         plans: Plans { slot_removal: ZapPlan::V5_3_FAST, ..Self::V5_2.plans },
         has_valid_gen: true,
         has_set_spte_event: true,
+        has_guest_tables: false,
+        invlpg_warn_line: 0,
+        direct_gfn_bug_line: 0,
         ..Self::V5_2
     };
 

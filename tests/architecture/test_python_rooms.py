@@ -114,7 +114,9 @@ def test_a_stranger_is_found(file: str, text: str, tmp_path: Path, root: Path) -
     rooms = (
         "cli studies lab recorders testing trace/analysis trace/replay scenario trace/text words machine view"
     )
-    chapters = [f"reference/{chapter}" for chapter in ("common", "shadow", "tdp", "v5", "v6", "verbs")]
+    chapters = [
+        f"reference/{chapter}" for chapter in ("common", "shadow", "tdp", "v5", "v6", "paging", "verbs")
+    ]
     for room in ["", "trace", "reference", *chapters, *rooms.split()]:
         (tmp_path / PACKAGE / room).mkdir(parents=True, exist_ok=True)
         (tmp_path / PACKAGE / room / "__init__.py").touch()

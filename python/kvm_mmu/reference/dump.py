@@ -19,7 +19,7 @@ from .common.constants import (
     PT64_BASE_ADDR_MASK,
     kvm_pages_per_hpage,
 )
-from .common.page_table import root_role
+from .common.page_table import has_guest_tables, root_role
 from .common.pte_list import pte_list_entries
 from .common.role import (
     role_access,
@@ -47,11 +47,11 @@ def dump_state(kvm: Kvm) -> dict[str, Any]:
         "used": kvm.n_used_mmu_pages,
         "max": kvm.n_max_mmu_pages,
         "requested": kvm.n_requested_mmu_pages,
-        "indirect": 0,
+        "indirect": kvm.indirect_shadow_pages,
         "mmu_valid_gen": kvm.mmu_valid_gen if kvm.rules.has_valid_gen else None,
         "zapped_obsolete": list(kvm.zapped_obsolete_pages) if kvm.rules.has_zapped_obsolete else None,
         "active": [dump_page(kvm, kvm.pages[page_id]) for page_id in list_pages(kvm.active)],
-        "vcpus": [dump_vcpu(vcpu) for vcpu in kvm.vcpus],
+        "vcpus": [dump_vcpu(kvm, vcpu) for vcpu in kvm.vcpus],
     }
 
 
@@ -103,13 +103,21 @@ def dump_page(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
         "invalid": int(role_is_invalid(sp.role)),
         "ad_disabled": int(role_is_ad_disabled(sp.role)),
         "root_count": sp.root_count,
-        "unsync": 0,
-        "unsync_children": 0,
+        "unsync": int(sp.unsync),
+        "unsync_children": len(sp.unsync_child_bitmap),
+        **dump_write_state(kvm, sp),
         "valid_gen": sp.mmu_valid_gen if kvm.rules.has_valid_gen else None,
         "mmio_cached": int(sp.mmio_cached) if kvm.rules.has_mmio_cached else None,
         "parents": [list(sptep) for sptep in pte_list_entries(sp.parent_ptes)],
         "sptes": dump_sptes(kvm, sp),
     }
+
+
+def dump_write_state(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
+    """What is known of the guest's writes to tables, where it has any."""
+    if not has_guest_tables(kvm):
+        return {}
+    return {"flood": sp.write_flooding_count, "unsync_bitmap": sorted(sp.unsync_child_bitmap)}
 
 
 def dump_sptes(kvm: Kvm, sp: ShadowPage) -> list[list[Any]]:
@@ -126,11 +134,15 @@ def dump_sptes(kvm: Kvm, sp: ShadowPage) -> list[list[Any]]:
     return dumped
 
 
-def dump_vcpu(vcpu: Vcpu) -> dict[str, Any]:
+def dump_vcpu(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
+    has_four = has_guest_tables(kvm) and len(vcpu.roots) > 1
+    four: dict[str, Any] = {"pae_roots": [page_id or None for page_id in vcpu.roots]} if has_four else {}
+    root = vcpu.roots[0] if len(vcpu.roots) == 1 else list(vcpu.roots) or None
     return {
-        "root": vcpu.roots[0] if len(vcpu.roots) == 1 else list(vcpu.roots) or None,
+        "root": None if has_four else root,
+        **four,
         "cr3": hex(vcpu.cr3),
-        "prev_roots": [None, None, None],
+        "prev_roots": [p if p is None else [hex(p[0]), p[1]] for p in vcpu.prev_roots],
         "requests": hex(vcpu.requests),
         "smm": vcpu.smm,
         "mmio": [hex(vcpu.mmio_gva), vcpu.mmio_gfn, vcpu.mmio_access, hex(vcpu.mmio_gen)],
@@ -147,7 +159,7 @@ def dump_state_6(kvm: Kvm) -> dict[str, Any]:
         "used": kvm.n_used_mmu_pages,
         "max": kvm.n_max_mmu_pages,
         "requested": kvm.n_requested_mmu_pages,
-        "indirect": 0,
+        "indirect": kvm.indirect_shadow_pages,
         "valid_gen": kvm.mmu_valid_gen,
         "zapped_obsolete": len(kvm.zapped_obsolete_pages),
         "nx_list": list(kvm.possible_nx_huge_pages),
@@ -220,8 +232,9 @@ def dump_page_6(kvm: Kvm, sp: ShadowPage) -> dict[str, Any]:
         "role": hex(shown_role(kvm.rules, sp.role)),
         "level": role_level(sp.role),
         "root_count": sp.root_count,
-        "unsync": 0,
-        "unsync_children": 0,
+        "unsync": int(sp.unsync),
+        "unsync_children": len(sp.unsync_child_bitmap),
+        **dump_write_state(kvm, sp),
         "valid_gen": sp.mmu_valid_gen,
         "nx_disallowed": int(sp.nx_huge_page_disallowed),
         "nx_listed": int(sp.is_possible_nx_huge_page),
@@ -255,7 +268,7 @@ def dump_vcpu_6(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
     requests = vcpu.requests
     if requests & KVM_REQ_MMU_RELOAD:
         requests ^= KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
-    dumped = dump_vcpu(vcpu)
+    dumped = dump_vcpu(kvm, vcpu)
     dumped["role"] = hex(shown_role(kvm.rules, root_role(kvm, vcpu, root_level(kvm))))
     dumped["requests"] = hex(requests)
     dumped["stat"] = dict(vcpu.stat)

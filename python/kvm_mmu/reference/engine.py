@@ -13,6 +13,7 @@ from .common.constants import KVM_ADDRESS_SPACE_NUM
 from .common.kernels import KernelRules
 from .common.kernels import kernel as kernel_named
 from .common.masks import make_masks
+from .common.page_table import has_guest_tables
 from .common.state import CTR_NAMES, CTR_NAMES_6, Config, Kvm, KvmMemslots, Vcpu
 from .common.zap_plan import parse_plans
 from .dump import digest_of, dump_state
@@ -106,7 +107,7 @@ class Engine:
             ScenarioError: an operation it does not understand; nothing has changed then.
         """
         kvm = self.kvm
-        checked = parse_op(op, len(kvm.vcpus), format=kvm.format)
+        checked = parse_op(op, len(kvm.vcpus), 0, kvm.format, has_guest_tables(kvm))
         kvm.events = []
         kvm.nested = []
         names = CTR_NAMES_6 if kvm.format == 6 else CTR_NAMES

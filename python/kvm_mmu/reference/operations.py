@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .common.constants import (
+    EFER_LMA,
     EINVAL,
     ENOENT,
     EOPNOTSUPP,
@@ -17,6 +18,7 @@ from .common.constants import (
     PAGE_SIZE,
     PT_DIRECTORY_LEVEL,
     PT_PAGE_TABLE_LEVEL,
+    U32,
 )
 from .common.errors import ScenarioError
 from .common.flush import kvm_arch_flush_remote_tlbs_memslot
@@ -25,8 +27,14 @@ from .common.host_memory import set_host_huge, set_host_state
 from .common.invalidation import kvm_mmu_invalidate_end
 from .common.lock import set_lock_breaks
 from .common.mmio_fault import clear_mmio_info
+from .common.page_table import has_guest_tables
 from .common.slots import gfn_to_memslot, id_to_memslot
 from .common.state import Kvm, KvmMemorySlot, LockBreaks, Op, Vcpu
+from .paging.hardware_walk import shadow_hardware_walk
+from .paging.invlpg import kvm_mmu_invlpg
+from .paging.pte_write import emulated_write, kvm_mmu_unprotect_page
+from .paging.roots import kvm_set_cr3, set_guest_registers
+from .shadow.guest_memory import kvm_vcpu_read_guest, write_guest
 from .shadow.reclaim import (
     kvm_mmu_change_mmu_pages,
     kvm_mmu_zap_oldest_mmu_pages,
@@ -134,6 +142,82 @@ def op_access(kvm: Kvm, op: Op) -> Result:
     return ret, {"outcome": outcome, "faults": faults}
 
 
+def op_vaccess(kvm: Kvm, op: Op) -> Result:
+    """As an access, by guest-virtual address, which a guest that is not in long mode has of 32 bits."""
+    vcpu, kind, is_user = vcpu_of(kvm, op), op["kind"], bool(op["user"])
+    gva = op["gva"] if vcpu.efer & EFER_LMA else op["gva"] & U32
+    ret = 0
+    outcome = ""
+    faults = 0
+    while not outcome:
+        if faults == MAX_FAULTS_PER_ACCESS:
+            outcome = "stuck"
+            break
+        error = vcpu_enter_guest(kvm, vcpu)
+        if error:
+            ret, outcome = error, "error"
+            break
+        code = shadow_hardware_walk(kvm, vcpu, gva, kind, is_user)
+        if code is None:
+            outcome = "hit"
+            break
+        kvm.events.append(["fault", vcpu.id, gva, hex(code)])
+        vcpu.is_fault_injected = False
+        ret = kvm_mmu_page_fault(kvm, vcpu, gva, code)
+        kvm.events.append(["ret", ret])
+        faults += 1
+        if ret < 0:
+            outcome = "error"
+        elif vcpu.is_fault_injected:
+            outcome = "guest_fault"
+        elif ret == 0:
+            outcome = "emulate"
+    return ret, {"outcome": outcome, "faults": faults}
+
+
+def op_gwrite(kvm: Kvm, op: Op) -> Result:
+    """A store through an address that the scenario knows to map to `gpa`; emulated where the fault says so."""
+    vcpu, gpa, value, size = vcpu_of(kvm, op), op["gpa"], op["val"], op["bytes"]
+    ret, out = op_vaccess(kvm, {**op, "kind": "w"})
+    assert out is not None
+    written = None
+    if out["outcome"] == "hit":
+        written = write_guest(kvm, vcpu, gpa, value, size)
+    elif out["outcome"] == "emulate":
+        written = emulated_write(kvm, vcpu, gpa, value, size)
+    if written is not None and kvm.format == 1:
+        out["write"] = written
+    return ret, out
+
+
+def op_poke(kvm: Kvm, op: Op) -> Result:
+    return write_guest(kvm, vcpu_of(kvm, op), op["gpa"], op["val"], op["bytes"]), None
+
+
+def op_peek(kvm: Kvm, op: Op) -> Result:
+    value = kvm_vcpu_read_guest(kvm, vcpu_of(kvm, op), op["gpa"], op["bytes"])
+    return 0, {"val": hex(value or 0)}
+
+
+def op_emul_write(kvm: Kvm, op: Op) -> Result:
+    return emulated_write(kvm, vcpu_of(kvm, op), op["gpa"], op["val"], op["bytes"]), None
+
+
+def op_invlpg(kvm: Kvm, op: Op) -> Result:
+    vcpu = vcpu_of(kvm, op)
+    vcpu_enter_guest(kvm, vcpu)
+    kvm_mmu_invlpg(kvm, vcpu, op["gva"])
+    return DONE
+
+
+def op_set_cr3(kvm: Kvm, op: Op) -> Result:
+    return kvm_set_cr3(kvm, vcpu_of(kvm, op), op["cr3"]), None
+
+
+def op_unprotect(kvm: Kvm, op: Op) -> Result:
+    return kvm_mmu_unprotect_page(kvm, op["gfn"]), None
+
+
 def op_fault(kvm: Kvm, op: Op) -> Result:
     return kvm_mmu_page_fault(kvm, vcpu_of(kvm, op), op["gpa"], op["err"], op["host"]), None
 
@@ -160,9 +244,11 @@ def op_smm(kvm: Kvm, op: Op) -> Result:
 
 def op_set_regs(kvm: Kvm, op: Op) -> Result:
     vcpu = vcpu_of(kvm, op)
-    for name in ("cr0", "cr4", "efer", "smm"):
-        if op[name] is not None:
+    for name in ("cr0", "cr3", "cr4", "efer", "smm", "ac"):
+        if op.get(name) is not None:
             setattr(vcpu, name, op[name])
+    if has_guest_tables(kvm):
+        return set_guest_registers(kvm, vcpu), None
     kvm_mmu_reset_context(kvm, vcpu)
     return DONE
 

@@ -71,6 +71,16 @@ def one_of(names: tuple[str, ...]) -> Reader:
     return read
 
 
+def one_of_numbers(*numbers: int) -> Reader:
+    def read(what: str, value: Any, vcpus: int) -> int:
+        number = read_u64(what, value, vcpus)
+        if number not in numbers:
+            raise ScenarioError(f"{what} is {number}; expected one of {', '.join(map(str, numbers))}")
+        return number
+
+    return read
+
+
 def read_vcpu(what: str, value: Any, vcpus: int) -> int:
     number = read_u64(what, value, vcpus)
     if number >= vcpus:
@@ -91,11 +101,16 @@ def read_words(what: str, value: Any, vcpus: int) -> list[int]:
     return [read_u64(f"{what}[{i}]", word, vcpus) for i, word in enumerate(value)]
 
 
-def read_op_lists(what: str, value: Any, vcpus: int, depth: int = 0, format: int = 1) -> list[list[Op]]:
+def read_op_lists(
+    what: str, value: Any, vcpus: int, depth: int = 0, format: int = 1, has_guest_tables: bool = False
+) -> list[list[Op]]:
     """Operations to run inside this one; each is kept as it was given, too, because the line repeats it."""
     if not isinstance(value, list) or not all(isinstance(ops, list) for ops in value):
         raise ScenarioError(f"{what} is not a list of lists of operations")
-    return [[{"given": op, "checked": parse_op(op, vcpus, depth + 1, format)} for op in ops] for ops in value]
+    return [
+        [{"given": op, "checked": parse_op(op, vcpus, depth + 1, format, has_guest_tables)} for op in ops]
+        for ops in value
+    ]
 
 
 def read_plan(_what: str, value: Any, _vcpus: int) -> Any:
@@ -231,6 +246,34 @@ OPS: dict[str, Fields] = {
 }
 
 
+BYTES: Fields = {"bytes": (one_of_numbers(1, 2, 4, 8), 8)}
+USER: Fields = {"user": (read_flag, 0)}
+#: What only guests with page tables of their own can do.
+SHADOW_OPS: dict[str, Fields] = {
+    "vaccess": {
+        **VCPU,
+        "gva": (read_u64, REQUIRED),
+        "kind": (one_of(("r", "w", "x")), "r"),
+        **USER,
+    },
+    "gwrite": {
+        **VCPU,
+        "gva": (read_u64, REQUIRED),
+        "gpa": (read_u64, REQUIRED),
+        "val": (read_u64, REQUIRED),
+        **BYTES,
+        **USER,
+    },
+    "poke": {**VCPU, "gpa": (read_u64, REQUIRED), "val": (read_u64, REQUIRED), **BYTES},
+    "peek": {**VCPU, "gpa": (read_u64, REQUIRED), **BYTES},
+    "emul_write": {**VCPU, "gpa": (read_u64, REQUIRED), "val": (read_u64, REQUIRED), **BYTES},
+    "invlpg": {**VCPU, "gva": (read_u64, REQUIRED)},
+    "set_cr3": {**VCPU, "cr3": (read_u64, REQUIRED)},
+    "unprotect": {"gfn": (read_u64, REQUIRED)},
+    "set_regs": {**OPS["set_regs"], "cr3": (read_u64, None), "ac": (read_flag, None)},
+}
+
+
 # What format 6 has besides, and otherwise.
 OPS_6: dict[str, Fields] = {
     **OPS,
@@ -253,16 +296,18 @@ OPS_6: dict[str, Fields] = {
     "flush_shadow_all": {},
 }
 OPS_OF_FORMAT = {1: OPS, 6: OPS_6}
+#: The same for guests with page tables of their own.
+SHADOW_OPS_OF_FORMAT = {format: {**ops, **SHADOW_OPS} for format, ops in OPS_OF_FORMAT.items()}
 
 
-def parse_op(op: Any, vcpus: int, depth: int = 0, format: int = 1) -> Op:
+def parse_op(op: Any, vcpus: int, depth: int = 0, format: int = 1, has_guest_tables: bool = False) -> Op:
     """The operation with every field checked, numbers as ints and defaults filled in."""
     if not isinstance(op, Mapping):
         raise ScenarioError(f"an operation is an object with a field 'op', not {cut(op)}")
     if depth > MAX_NESTING:
         raise ScenarioError(f"operations are nested deeper than {MAX_NESTING}")
     name = op.get("op")
-    known = OPS_OF_FORMAT[format]
+    known = (SHADOW_OPS_OF_FORMAT if has_guest_tables else OPS_OF_FORMAT)[format]
     table = known.get(name) if isinstance(name, str) else None
     if table is None:
         raise ScenarioError(f"unknown operation {cut(name)}; expected one of {', '.join(known)}")
@@ -278,7 +323,8 @@ def parse_op(op: Any, vcpus: int, depth: int = 0, format: int = 1) -> Op:
                 raise ScenarioError(f"{name} needs a field {field_name!r}")
             parsed[field_name] = default
         elif read is read_op_lists:
-            parsed[field_name] = read_op_lists(f"{name}.{field_name}", op[field_name], vcpus, depth, format)
+            what = f"{name}.{field_name}"
+            parsed[field_name] = read_op_lists(what, op[field_name], vcpus, depth, format, has_guest_tables)
         else:
             parsed[field_name] = read(f"{name}.{field_name}", op[field_name], vcpus)
     if name == "zap":
@@ -339,10 +385,12 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: in
         if not low <= value <= high:
             raise ScenarioError(f"config {name} is {value}; expected {low} to {high}")
         values[name] = value
-    if family == "shadow" and (values["guest_paging"] or not rules.is_level_requested):
+    if family == "shadow" and values["guest_paging"] and not rules.has_guest_tables:
         raise ScenarioError(
-            "family 'shadow' is here only for guests without paging of v5.10 and later: give guest_paging 0"
+            f"guests with page tables of their own are not modelled for {rules.name}: give guest_paging 0"
         )
+    if family == "shadow" and not values["guest_paging"] and not rules.is_level_requested:
+        raise ScenarioError("guest_paging 0 is here only for kernels of v5.10 and later")
     if values["tdp_mmu"] and family == "shadow":
         raise ScenarioError("config tdp_mmu is 1; family 'shadow' has shadow pages only: give tdp_mmu 0")
     if values["tdp_mmu"] and not rules.has_tdp_mmu:

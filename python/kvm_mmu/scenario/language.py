@@ -368,6 +368,10 @@ def run_scenario(
         try:
             result = engine.apply(op)
         except (ScenarioError, UsageError, ValueError) as error:
+            bug = kernel_bug(error)
+            if bug is not None:
+                yield {"i": i, "op": op, "bug": bug}
+                return
             raise ScenarioError(f"{where}: {error}") from error
         line: dict[str, Any] = {"i": i, "op": op, "ret": result["ret"]}
         for key in ("out", "nested"):
@@ -383,6 +387,19 @@ def run_scenario(
         yield line
         if on_step is not None:
             on_step(i)
+
+
+def kernel_bug(error: Exception) -> str | None:
+    """Say where the modelled kernel stopped.
+
+    Args:
+        error: what an engine raised.
+
+    Returns:
+        The line of the BUG and its condition; None where the kernel went on, and the operation was no good.
+    """
+    where = getattr(error, "where", None)
+    return where if isinstance(where, str) else None
 
 
 def _with_last(steps: Iterable[Step]) -> Iterator[tuple[int, Step, bool]]:

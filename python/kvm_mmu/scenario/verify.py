@@ -13,7 +13,7 @@ from kvm_mmu.terminal import one_line
 
 #: Keys of a result line that are compared; others of the file are ignored. One that the model has and the file lacks
 #: is a difference: a file must not be equal because it says less. Only the state may be left out: the digest covers it.
-COMPARED = ("ret", "out", "nested", "events", "ctr", "digest", "state")
+COMPARED = ("bug", "ret", "out", "nested", "events", "ctr", "digest", "state")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def first_difference(want: Any, got: Any, path: str = "") -> tuple[str, str, str
 
 def compare_line(want: dict[str, Any], got: dict[str, Any]) -> tuple[str, str, str] | None:
     """The first difference between a recorded result line and a computed one, over the keys that count."""
-    if "digest" not in want and "events" not in want and "ret" not in want:
+    if "bug" not in want and "digest" not in want and "events" not in want and "ret" not in want:
         return ("ret", "a recorded result", "an operation without one")
     a = {key: plain(want[key]) for key in COMPARED if key in want}
     b = {key: plain(got[key]) for key in COMPARED if key in got and (key in want or key != "state")}
@@ -137,7 +137,7 @@ def verify_file(path: str, kernel: str | None = None, backend: str = "core") -> 
             if found:
                 return Verdict(path, steps, name, backend, Difference(-1, "header", *found))
         for i, want in enumerate(scenario.expected):
-            got = next(results)
+            got = next(results, {})
             found = compare_line(want, got)
             if found:
                 return Verdict(path, steps, name, backend, Difference(i, scenario.ops[i]["op"], *found))

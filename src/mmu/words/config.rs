@@ -161,10 +161,14 @@ impl Config {
         let is_shadow = self.family == Family::Shadow;
         needs(
             "family=shadow",
+            is_shadow && self.guest_paging,
+            "guest_paging=0: the core shadows no page tables of a guest, the reference does (--backend reference)",
+        )?;
+        needs(
+            "family=shadow and guest_paging=0",
             is_shadow && !self.kernel.is_level_requested,
             "v5.10 or later: before that no guest without two-dimensional paging is modelled",
         )?;
-        needs("family=shadow", is_shadow && self.guest_paging, "guest_paging=0: guest page tables are not modelled")?;
         self.generation.check_up_to(self.kernel.spte_layout.layout().generation_top)?;
         let is_overlapping = self.generation.spte_mask() & self.kernel.spte_layout.layout().mmu_present != 0;
         if is_overlapping { Err(Error::Layout("a field overlaps the bit MMU-present")) } else { Ok(()) }

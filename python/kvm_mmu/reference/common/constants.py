@@ -68,6 +68,8 @@ KVM_MMU_HASH_SHIFT: Final = 12
 GOLDEN_RATIO_64: Final = 0x61C8864680B583EB
 
 PTE_PREFETCH_NUM: Final = 8
+KVM_PAGE_ARRAY_NR: Final = 16
+WRITE_FLOODING_LIMIT: Final = 3
 RMAP_RECYCLE_THRESHOLD: Final = 1000
 
 SET_SPTE_WRITE_PROTECTED_PT: Final = 1 << 0
@@ -75,6 +77,7 @@ SET_SPTE_NEED_REMOTE_TLB_FLUSH: Final = 1 << 1
 
 KVM_REQ_TLB_FLUSH: Final = 1 << 0
 KVM_REQ_MMU_RELOAD: Final = 1 << 1
+KVM_REQ_TRIPLE_FAULT: Final = 1 << 10
 KVM_REQ_MMU_SYNC: Final = 1 << 11
 KVM_REQ_LOAD_CR3: Final = 1 << 13
 KVM_REQ_UPDATE_CPU_DIRTY_LOGGING: Final = 1 << 38
@@ -82,6 +85,14 @@ KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: Final = 1 << 39  # what a reload is from v6 on
 
 EMULTYPE_RETRY: Final = 8
 X86_CR0_WP: Final = 1 << 16
+X86_CR0_PG: Final = 1 << 31
+X86_CR4_PSE: Final = 1 << 4
+X86_CR4_PAE: Final = 1 << 5
+X86_CR4_LA57: Final = 1 << 12
+X86_CR4_SMEP: Final = 1 << 20
+X86_CR4_SMAP: Final = 1 << 21
+X86_CR4_PKE: Final = 1 << 22
+EFER_LMA: Final = 1 << 10
 EFER_NX: Final = 1 << 11
 
 EPERM: Final = 1

@@ -11,6 +11,14 @@ class ScenarioError(ValueError):
     """An operation, configuration or plan that is not understood; the message says what was expected."""
 
 
+class KernelBug(ScenarioError):
+    """The modelled kernel stops here: `where` is the line of its BUG and the condition. The VM is of no use then."""
+
+    def __init__(self, kernel: str, where: str) -> None:
+        super().__init__(f"kernel {kernel} stops with a BUG here: {where}")
+        self.where = where
+
+
 def cut(value: object) -> str:
     """A value for a message, not longer than a line."""
     text = repr(value)

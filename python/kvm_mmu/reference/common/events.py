@@ -35,15 +35,36 @@ def note_silent_call(kvm: Kvm, name: str, *values: int | str) -> None:
 def note_get_page(kvm: Kvm, sp: ShadowPage, role: int, created: int) -> None:
     event = ["get_page", sp.id, sp.gfn, hex(shown_role(kvm.rules, role)), created]
     if kvm.format == 6:
-        event += [sp.mmu_valid_gen, sp.root_count, 0]
+        event += [sp.mmu_valid_gen, sp.root_count, int(sp.unsync)]
     kvm.events.append(event)
 
 
 def note_prepare_zap(kvm: Kvm, sp: ShadowPage) -> None:
-    event = ["prepare_zap", sp.id]
+    note_page(kvm, "prepare_zap", sp)
+
+
+def note_page(kvm: Kvm, name: str, sp: ShadowPage) -> None:
+    """prepare_zap, sync or unsync of a page, as it was before."""
+    event = [name, sp.id]
     if kvm.format == 6:
-        event += [sp.gfn, hex(shown_role(kvm.rules, sp.role)), sp.mmu_valid_gen, sp.root_count, 0]
+        event += [
+            sp.gfn,
+            hex(shown_role(kvm.rules, sp.role)),
+            sp.mmu_valid_gen,
+            sp.root_count,
+            int(sp.unsync),
+        ]
     kvm.events.append(event)
+
+
+def note_guest_walk(kvm: Kvm, name: str, *values: int | str) -> None:
+    """A step of the walk of the guest's tables."""
+    if kvm.format == 6:
+        kvm.events.append([name, *values])
+
+
+def note_inject_page_fault(kvm: Kvm, vcpu: Vcpu, gva: int, code: int) -> None:
+    kvm.events.append(["inject_pf", vcpu.id, gva, hex(code) if kvm.format == 6 else code])
 
 
 def note_requested(kvm: Kvm, gfn: int, pfn: int, level: int) -> None:

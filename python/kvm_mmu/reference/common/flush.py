@@ -14,6 +14,7 @@ from .state import Kvm, KvmMemorySlot
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
     kvm.events.append(["flush"])
     kvm.ctr["flush"] += 1
+    kvm.tlbs_dirty = 0
     kvm.stat["remote_tlb_flush_requests"] += 1
     kvm.work["flushes"] += 1
     for vcpu in kvm.vcpus:

@@ -129,6 +129,10 @@ class KernelRules:
     tdp_nx_recovery_shared: bool = False  # the lock of a recovered table's zap
     tdp_nx_count_kept: bool = False  # recovery lowers the count of another list
     tdp_subtree_first: bool = False  # the change of a link is reported after those of its table
+    # Guests with page tables of their own.
+    has_guest_tables: bool = False  # they are modelled
+    invlpg_warn_line: int = 0  # of paging_tmpl.h, where there is no root
+    direct_gfn_bug_line: int = 0  # of mmu.c, where a gfn comes into a direct table of another
     # What the vectors of v6 showed besides.
     walk_skips_empty_heads: bool = False  # a walk polls only after heads that hold something
     notifier_by_hva: bool = False  # notifiers come to slots by host address, else as the array has them
@@ -144,12 +148,18 @@ class KernelRules:
 _FAST_ZAP = plans("v5.4-fast", "v5.4-fast", "zap-all", "zap-all")
 
 _V5_0 = KernelRules(
-    name="v5.0", release="5.0.1", plans=plans("v5.0-fast", "v5.0-fast", "v5.0-fast", "v5.0-fast")
+    name="v5.0",
+    release="5.0.1",
+    plans=plans("v5.0-fast", "v5.0-fast", "v5.0-fast", "v5.0-fast"),
+    has_guest_tables=True,
+    invlpg_warn_line=876,
+    direct_gfn_bug_line=1060,
 )
 _V5_0_SEED = replace(
     _V5_0,
     name="v5.0-seed",
     plans=plans("seed", "v5.0-fast", "v5.0-fast", "v5.0-fast"),
+    direct_gfn_bug_line=1061,
     has_mmio_cached=True,
 )
 _V5_2 = replace(
@@ -168,11 +178,16 @@ _V5_2 = replace(
     clear_log_whole_words=False,
     walk_flush_ranged=True,
     zap_range_defers=False,
+    invlpg_warn_line=893,
+    direct_gfn_bug_line=1077,
 )
 _V5_3 = replace(
     _V5_2,
     name="v5.3",
     release="5.3.1",
+    has_guest_tables=False,
+    invlpg_warn_line=0,
+    direct_gfn_bug_line=0,
     plans=plans("merged", "v5.3-fast", "zap-all", "zap-all"),
     has_valid_gen=True,
     has_set_spte_event=True,

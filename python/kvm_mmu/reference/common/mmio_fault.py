@@ -7,7 +7,7 @@ handle_mmio_page_fault, check_mmio_spte, vcpu_cache_mmio_info and vcpu_match_mmi
 from __future__ import annotations
 
 from . import spte as word
-from .constants import PAGE_SHIFT, RET_PF_EMULATE, RET_PF_INVALID, RET_PF_RETRY, spte_index
+from .constants import PAGE_SHIFT, PAGE_SIZE, RET_PF_EMULATE, RET_PF_INVALID, RET_PF_RETRY, spte_index
 from .mmio import (
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
     get_mmio_spte_access,
@@ -28,12 +28,12 @@ def mmio_cache_generation(kvm: Kvm, vcpu: Vcpu) -> int:
     return kvm.memslots[vcpu_address_space(vcpu) if kvm.rules.mmio_cache_space == "own" else 0].generation
 
 
-def vcpu_cache_mmio_info(kvm: Kvm, vcpu: Vcpu, gfn: int, access: int) -> None:
-    """Remember an MMIO gfn and the generation; direct faults have no gva."""
+def vcpu_cache_mmio_info(kvm: Kvm, vcpu: Vcpu, gfn: int, access: int, gva: int = 0) -> None:
+    """Remember an MMIO gfn and the generation; two-dimensional paging has no gva."""
     generation = mmio_cache_generation(kvm, vcpu)
     if has_progress_flag(kvm.rules) and generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
         return
-    vcpu.mmio_gva = 0
+    vcpu.mmio_gva = gva & ~(PAGE_SIZE - 1)
     vcpu.mmio_gfn = gfn
     vcpu.mmio_access = access
     vcpu.mmio_gen = generation
@@ -43,6 +43,22 @@ def vcpu_match_mmio_gpa(kvm: Kvm, vcpu: Vcpu, gpa: int) -> bool:
     """Gfn 0 never matches: 0 means an empty cache."""
     is_current = vcpu.mmio_gen == mmio_cache_generation(kvm, vcpu)
     return is_current and vcpu.mmio_gfn != 0 and vcpu.mmio_gfn == gpa >> PAGE_SHIFT
+
+
+def vcpu_match_mmio_gva(kvm: Kvm, vcpu: Vcpu, gva: int) -> bool:
+    is_current = vcpu.mmio_gen == mmio_cache_generation(kvm, vcpu)
+    return is_current and vcpu.mmio_gva != 0 and vcpu.mmio_gva == gva & ~(PAGE_SIZE - 1)
+
+
+def is_guest_paging(vcpu: Vcpu) -> bool:
+    """Whether addresses of the vCPU's faults are guest-virtual ones."""
+    return vcpu.mode is not None and vcpu.mode.name != "none"
+
+
+def mmio_info_in_cache(kvm: Kvm, vcpu: Vcpu, address: int) -> bool:
+    """Whether the vCPU's cache knows the address of a fault, by gva where the guest pages, else by gfn."""
+    match = vcpu_match_mmio_gva if is_guest_paging(vcpu) else vcpu_match_mmio_gpa
+    return match(kvm, vcpu, address)
 
 
 def clear_mmio_info(vcpu: Vcpu) -> None:
@@ -67,7 +83,7 @@ def walk_to_last(kvm: Kvm, root: int, gpa: int, stop_below: int = 0) -> tuple[Sh
 
 
 def handle_mmio_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int) -> int:
-    if vcpu_match_mmio_gpa(kvm, vcpu, gpa):
+    if mmio_info_in_cache(kvm, vcpu, gpa):
         return RET_PF_EMULATE
     root = vcpu_root(vcpu, gpa)
     if root is None:
@@ -79,8 +95,9 @@ def handle_mmio_page_fault(kvm: Kvm, vcpu: Vcpu, gpa: int) -> int:
         return RET_PF_INVALID
     gfn = get_mmio_spte_gfn(kvm.masks, spte)
     access = get_mmio_spte_access(kvm.rules, kvm.masks, spte)
-    kvm.events.append(["handle_mmio", 0, gfn, access])
-    vcpu_cache_mmio_info(kvm, vcpu, gfn, access)
+    gva = gpa if is_guest_paging(vcpu) else 0
+    kvm.events.append(["handle_mmio", gva, gfn, access])
+    vcpu_cache_mmio_info(kvm, vcpu, gfn, access, gva)
     return RET_PF_EMULATE
 
 

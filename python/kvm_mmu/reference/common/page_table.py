@@ -23,7 +23,7 @@ def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
 def vcpu_root(vcpu: Vcpu, gpa: int) -> int | None:
     """The root page that an address is translated from; of four each has a GiB."""
     if len(vcpu.roots) > 1:
-        return vcpu.roots[gpa >> 30 & 3]
+        return vcpu.roots[gpa >> 30 & 3] or None
     return vcpu.roots[0] if vcpu.roots else None
 
 
@@ -69,3 +69,8 @@ def write_spte(sp: ShadowPage, index: int, spte: int) -> None:
 
 def kvm_update_page_stats(kvm: Kvm, level: int, change: int) -> None:
     kvm.stat[PAGE_STATS[level]] += change
+
+
+def has_guest_tables(kvm: Kvm) -> bool:
+    """Whether guests have page tables of their own that must be shadowed."""
+    return kvm.config.family == "shadow" and kvm.config.guest_paging != 0

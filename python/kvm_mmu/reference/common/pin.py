@@ -85,7 +85,9 @@ def noslot_access(kvm: Kvm) -> int:
     return ACC_ALL & kvm.masks.mmio_access if kvm.rules.mmio_cache_access == "masked" else ACC_ALL
 
 
-def handle_abnormal_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, pinned: PinnedPfn) -> int | None:
+def handle_abnormal_pfn(
+    kvm: Kvm, vcpu: Vcpu, gfn: int, pinned: PinnedPfn, gva: int = 0, access: int | None = None
+) -> int | None:
     """The end of a fault whose page frame is none; None when the fault goes on."""
     if pinned.pfn == PFN_RO_FAULT:
         return RET_PF_EMULATE
@@ -95,6 +97,6 @@ def handle_abnormal_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, pinned: PinnedPfn) -> in
     if pinned.pfn == PFN_RETRY:
         return RET_PF_RETRY
     if pinned.pfn == PFN_NOSLOT:
-        vcpu_cache_mmio_info(kvm, vcpu, gfn, noslot_access(kvm))
+        vcpu_cache_mmio_info(kvm, vcpu, gfn, noslot_access(kvm) if access is None else access, gva)
         return None
     return -EFAULT if pinned.pfn < 0 else None

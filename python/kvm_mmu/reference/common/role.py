@@ -36,7 +36,7 @@ def kvm_calc_tdp_mmu_base_role(
 
 def direct_page_role(rules: KernelRules, base_role: int, level: int) -> int:
     """The whole role of a direct page of this level."""
-    role = base_role | level | 1 << 7 | ACC_ALL << 8
+    role = base_role & ~(1 << 4) | level | 1 << 7 | ACC_ALL << 8
     return role | (1 << 4 if rules.direct_role_bit4 else 0)
 
 

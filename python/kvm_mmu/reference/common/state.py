@@ -79,9 +79,10 @@ class ShadowPage:
     is_possible_nx_huge_page: bool = False  # on the list of the recovery
     ptep: tuple[int, int] | None = None  # TDP MMU: the entry that links the table, as table id and index
     tdp_mmu_scheduled_root_to_zap: bool = False
-    aliased: dict[int, int] = field(
-        default_factory=dict
-    )  # leaf -> its gfn, where the table was made for another
+    aliased: dict[int, int] = field(default_factory=dict)  # leaf -> its gfn, where its place says another
+    unsync: bool = False  # the guest may write the table that this page shadows
+    unsync_child_bitmap: set[int] = field(default_factory=set)
+    write_flooding_count: int = 0
 
 
 @dataclass(slots=True)
@@ -119,6 +120,28 @@ class KvmMemslots:
     placements: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class GuestMode:
+    """How a vCPU's guest translates addresses: what its MMU context was built for.
+
+    `name` is none, p32, pae or long. `rsvd` holds the reserved bits of an entry, by its PS bit and then by its level.
+    `signature` is what the context must be built anew for when it changes.
+    """
+
+    name: str
+    root_level: int
+    entry_size: int
+    index_bits: int
+    address_mask: int
+    nx: bool
+    wp: bool
+    smep: bool
+    smap: bool
+    pse: bool
+    rsvd: tuple[dict[int, int], dict[int, int]]
+    signature: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Vcpu:
     id: int
@@ -134,6 +157,15 @@ class Vcpu:
     mmio_gfn: int = 0
     mmio_access: int = 0
     mmio_gen: int = 0
+    # Shadow paging only.
+    ac: int = 0  # EFLAGS.AC
+    pdptrs: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    root_cr3: int = 0  # what the loaded root was made for
+    prev_roots: list[tuple[int, int] | None] = field(
+        default_factory=lambda: [None, None, None]
+    )  # (CR3, page)
+    mode: GuestMode | None = None
+    is_fault_injected: bool = False  # the last page fault became one of the guest
     stat: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VCPU_STATS, 0))
 
 
@@ -141,12 +173,13 @@ class Vcpu:
 class HostMemory:
     """Ranges of host pages with another state or page size; the latest matching range wins.
 
-    `frames`: host pages whose frame is another than their own number.
+    `frames`: host pages whose frame is another than their own number. `memory`: zero where it has no page.
     """
 
     states: list[tuple[int, int, str]] = field(default_factory=list)
     huge: list[tuple[int, int, str]] = field(default_factory=list)
     frames: dict[int, int] = field(default_factory=dict)
+    memory: dict[int, bytearray] = field(default_factory=dict)  # what the guest stored, by host page
 
 
 @dataclass(slots=True)
@@ -203,6 +236,8 @@ class Kvm:
     n_used_mmu_pages: int = 0
     n_max_mmu_pages: int = 0
     n_requested_mmu_pages: int = 0
+    indirect_shadow_pages: int = 0
+    tlbs_dirty: int = 0  # entries that a sync dropped since the last full flush
     mmu_valid_gen: int = 0
     nx_huge_pages: bool = False
     possible_nx_huge_pages: list[int] = field(default_factory=list)  # oldest first

@@ -16,9 +16,17 @@ from ..common.constants import GOLDEN_RATIO_64, KVM_MMU_HASH_SHIFT, U64
 from ..common.events import note_get_page
 from ..common.page_table import is_obsolete_sp, write_spte
 from ..common.pte_list import pte_list_add, pte_list_first, pte_list_remove
-from ..common.role import child_role, direct_page_role, role_is_ad_disabled, role_is_invalid, role_level
+from ..common.role import (
+    child_role,
+    direct_page_role,
+    role_is_ad_disabled,
+    role_is_direct,
+    role_is_invalid,
+    role_level,
+)
 from ..common.state import Kvm, ShadowPage, Vcpu
 from .active_list import list_add_head
+from .unsync import mark_unsync
 
 
 def kvm_page_table_hashfn(gfn: int) -> int:
@@ -35,6 +43,13 @@ def for_each_sp(kvm: Kvm, gfn: int) -> Iterator[ShadowPage]:
     """The pages in the bucket of a gfn, newest first; other gfns of the bucket come too."""
     for page_id in list(kvm.page_hash.get(kvm_page_table_hashfn(gfn), ())):
         yield kvm.pages[page_id]
+
+
+def for_each_gfn_indirect_valid_sp(kvm: Kvm, gfn: int) -> Iterator[ShadowPage]:
+    """The live pages that shadow the guest table at a gfn, newest first."""
+    for sp in for_each_sp(kvm, gfn):
+        if sp.gfn == gfn and not role_is_direct(sp.role) and is_valid_sp(kvm, sp):
+            yield sp
 
 
 def kvm_mmu_get_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
@@ -98,6 +113,8 @@ def link_shadow_page(kvm: Kvm, parent: ShadowPage, index: int, child: ShadowPage
     write_spte(parent, index, word.make_link_spte(kvm.masks, child.id, role_is_ad_disabled(child.role)))
     kvm.work["parent_steps"] += 1
     pte_list_add(kvm.rules, child.parent_ptes, (parent.id, index))
+    if child.unsync or child.unsync_child_bitmap:
+        mark_unsync(kvm, parent, index)
 
 
 def drop_parent_pte(kvm: Kvm, child: ShadowPage, parent: ShadowPage, index: int) -> None:

@@ -5,10 +5,11 @@ Owns nothing. Models gfn_to_page_many_atomic and gfn_to_memslot_dirty_bitmap of 
 
 from __future__ import annotations
 
-from ..common.constants import PAGE_SHIFT
+from ..common.constants import ACC_WRITE_MASK, PAGE_SHIFT
 from ..common.host_memory import HostAnswer, can_pin_for_write_atomically, host_frame
 from ..common.page_table import kvm_mmu_page_get_gfn
 from ..common.pin import PinnedPfn
+from ..common.role import role_access
 from ..common.slots import gfn_to_host_page, kvm_vcpu_gfn_to_memslot, memslot_is_readonly, memslot_is_visible
 from ..common.state import Kvm, ShadowPage, Vcpu
 
@@ -21,7 +22,8 @@ def pin_run(
     slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
     if slot is None or not memslot_is_visible(slot):
         return []
-    if slot.dirty_bitmap is not None or memslot_is_readonly(slot):
+    is_logged = slot.dirty_bitmap is not None and role_access(sp.role) & ACC_WRITE_MASK
+    if is_logged or memslot_is_readonly(slot):
         return []
     if slot.base_gfn + slot.npages - gfn < end - start:
         return []

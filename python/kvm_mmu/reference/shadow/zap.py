@@ -18,16 +18,23 @@ from ..common.events import note_prepare_zap, note_silent_call, shown_spte
 from ..common.flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from ..common.nx_huge_page import unaccount_nx_huge_page
 from ..common.page_table import child_of, is_obsolete_sp, write_spte
-from ..common.role import ROLE_INVALID, role_is_invalid, role_level
-from ..common.state import Kvm, ShadowPage
+from ..common.role import ROLE_INVALID, role_is_direct, role_is_invalid, role_level
+from ..common.state import Kvm, ShadowPage, Vcpu
+from .account import unaccount_shadowed
 from .active_list import list_contains, list_del, list_move_head
 from .page import drop_parent_pte, kvm_mmu_free_page, kvm_mmu_unlink_parents
 from .rmap import drop_spte
+from .unsync import (
+    for_each_unsync_sp,
+    kvm_unlink_unsync_page,
+    mmu_pages_clear_parents,
+    mmu_unsync_walk,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What one prepare did; direct pages never have unsync children, so their list is never unstable."""
+    """What one prepare did; `nr_zapped` counts the unsync pages below, and the page itself where it was freed."""
 
     nr_children: int
     nr_zapped: int
@@ -52,7 +59,12 @@ def leaves_reload_to_generation(kvm: Kvm, root: ShadowPage) -> bool:
     """v5.0 has already asked for the reload when it made a root obsolete, unless the plan did so without asking."""
     if not kvm.rules.reload_skips_obsolete or not is_obsolete_sp(kvm, root):
         return False
-    return all(vcpu.requests & KVM_REQ_MMU_RELOAD for vcpu in kvm.vcpus if root.id in vcpu.roots)
+    return all(vcpu.requests & KVM_REQ_MMU_RELOAD for vcpu in kvm.vcpus if is_root_of(vcpu, root.id))
+
+
+def is_root_of(vcpu: Vcpu, page_id: int) -> bool:
+    """Whether a vCPU holds the page as a root, its present one or a previous one."""
+    return page_id in vcpu.roots or any(p is not None and p[1] == page_id for p in vcpu.prev_roots)
 
 
 def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) -> Prepared:
@@ -62,12 +74,17 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) 
     kvm.ctr["zapped"] += 1
     kvm.work["pages_zapped"] += 1
     kvm.mmio_pages.pop(sp.id, None)
+    nr_children = mmu_zap_unsync_children(kvm, sp, invalid_list)
     for index in sorted(sp.sptes):
         mmu_page_zap_pte(kvm, sp, index)
     kvm_mmu_unlink_parents(kvm, sp)
-    nr_zapped = 0
+    if not role_is_direct(sp.role) and not role_is_invalid(sp.role):
+        unaccount_shadowed(kvm, sp)
+    if sp.unsync:
+        kvm_unlink_unsync_page(kvm, sp)
+    nr_zapped = nr_children
     if sp.root_count == 0:
-        nr_zapped = 1
+        nr_zapped += 1
         if list_contains(kvm.active, sp.id):
             list_del(kvm.active, sp.id)
         invalid_list.insert(0, sp.id)
@@ -81,7 +98,20 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid_list: list[int]) 
             kvm_reload_remote_mmus(kvm)
     unaccount_nx_huge_page(kvm, sp)
     sp.role |= ROLE_INVALID
-    return Prepared(nr_children=0, nr_zapped=nr_zapped, is_list_unstable=False)
+    return Prepared(nr_children=nr_children, nr_zapped=nr_zapped, is_list_unstable=nr_children != 0)
+
+
+def mmu_zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid_list: list[int]) -> int:
+    """Zap every unsync page below a page; how many there were."""
+    zapped = 0
+    while True:
+        found, pvec = mmu_unsync_walk(kvm, parent)
+        if not found:
+            return zapped
+        for sp, path in for_each_unsync_sp(pvec):
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+            mmu_pages_clear_parents(path)
+            zapped += 1
 
 
 def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list[int]) -> None:

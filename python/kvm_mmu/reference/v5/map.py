@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ..common import spte as word
 from ..common.constants import (
+    ACC_ALL,
+    ACC_EXEC_MASK,
     ACC_USER_MASK,
     ACC_WRITE_MASK,
     KVM_REQ_TLB_FLUSH,
@@ -31,7 +33,7 @@ from ..common.host_memory import HostAnswer
 from ..common.mmio import encode_mmio_spte, is_mmio_spte, mmio_generation
 from ..common.page_table import child_of, kvm_mmu_page_get_gfn, vcpu_root, write_spte
 from ..common.pin import PFN_NOSLOT, PinnedPfn
-from ..common.role import role_is_ad_disabled, role_level
+from ..common.role import role_access, role_is_ad_disabled, role_level
 from ..common.slots import (
     kvm_page_track_is_active,
     kvm_vcpu_gfn_to_memslot,
@@ -40,9 +42,17 @@ from ..common.slots import (
     vcpu_address_space,
 )
 from ..common.state import Kvm, ShadowPage, Vcpu
-from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
+from ..shadow.page import (
+    drop_parent_pte,
+    for_each_gfn_indirect_valid_sp,
+    kvm_mmu_get_page,
+    link_shadow_page,
+    note_mmio_cached,
+    role_below,
+)
 from ..shadow.prefetch import pin_run
 from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle
+from ..shadow.unsync import kvm_unsync_page
 
 
 def direct_map(
@@ -95,6 +105,7 @@ def mmu_set_spte(
     gfn: int,
     pinned: PinnedPfn,
     *,
+    access: int = ACC_ALL,
     is_write_fault: bool,
     is_speculative: bool,
 ) -> int:
@@ -113,7 +124,7 @@ def mmu_set_spte(
         else:
             was_rmapped = True
     verdict = RET_PF_RETRY
-    result = set_spte(kvm, vcpu, sp, index, gfn, pinned, is_speculative=is_speculative)
+    result = set_spte(kvm, vcpu, sp, index, gfn, pinned, access=access, is_speculative=is_speculative)
     if result & SET_SPTE_WRITE_PROTECTED_PT:
         if is_write_fault:
             verdict = RET_PF_EMULATE
@@ -135,16 +146,27 @@ def mmu_set_spte(
 
 
 def set_spte(
-    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, pinned: PinnedPfn, *, is_speculative: bool
+    kvm: Kvm,
+    vcpu: Vcpu,
+    sp: ShadowPage,
+    index: int,
+    gfn: int,
+    pinned: PinnedPfn,
+    *,
+    access: int = ACC_ALL,
+    is_speculative: bool,
+    can_unsync: bool = True,
 ) -> int:
-    """Make and store the word of a leaf; direct pages have every access right."""
+    """Make and store the word of a leaf with an access; two-dimensional paging gives every right."""
     if pinned.pfn == PFN_NOSLOT:
-        mark_mmio_spte(kvm, vcpu, sp, index, gfn)
+        mark_mmio_spte(kvm, vcpu, sp, index, gfn, access)
         return 0
     masks = kvm.masks
     level = role_level(sp.role)
     ad_disabled = role_is_ad_disabled(sp.role)
-    spte = masks.present | masks.x | masks.user | masks.leaf_memory_type | masks.me
+    spte = masks.present | masks.leaf_memory_type | masks.me
+    spte |= masks.x if access & ACC_EXEC_MASK else masks.nx
+    spte |= masks.user if access & ACC_USER_MASK else 0
     spte |= masks.ad_disabled if ad_disabled else 0
     spte |= masks.accessed if not ad_disabled and not is_speculative else 0
     spte |= PT_PAGE_SIZE_MASK if level > PT_PAGE_TABLE_LEVEL else 0
@@ -152,10 +174,13 @@ def set_spte(
     result = 0
     if pinned.is_host_writable:
         spte |= masks.host_writeable
+    if pinned.is_host_writable and access & ACC_WRITE_MASK:
         slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
         if level > PT_PAGE_TABLE_LEVEL and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
             return 0  # a veto arrived since the level was chosen: map nothing, the guest comes again
-        if kvm_page_track_is_active(kvm, vcpu, gfn):
+        if not can_unsync and word.is_writable_pte(sp.sptes.get(index, 0)):
+            spte |= PT_WRITABLE_MASK | masks.mmu_writeable  # no second look, and no dirty bit
+        elif mmu_need_write_protect(kvm, vcpu, gfn, can_unsync):
             result |= SET_SPTE_WRITE_PROTECTED_PT
         else:
             spte |= PT_WRITABLE_MASK | masks.mmu_writeable
@@ -168,9 +193,21 @@ def set_spte(
     return result
 
 
-def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
+def mmu_need_write_protect(kvm: Kvm, vcpu: Vcpu, gfn: int, can_unsync: bool) -> bool:
+    """Whether a gfn must not be writable; the shadows of a table that may be written become unsync instead."""
+    if kvm_page_track_is_active(kvm, vcpu, gfn):
+        return True
+    for sp in for_each_gfn_indirect_valid_sp(kvm, gfn):
+        if not can_unsync:
+            return True
+        if not sp.unsync:
+            kvm_unsync_page(kvm, sp)
+    return False
+
+
+def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, access: int = ACC_ALL) -> None:
     """Store an MMIO entry of the current generation of the vCPU's own address space."""
-    access = ACC_WRITE_MASK | ACC_USER_MASK
+    access &= ACC_WRITE_MASK | ACC_USER_MASK
     gen = mmio_generation(kvm.rules, kvm.memslots[vcpu_address_space(vcpu)].generation)
     note_mmio_cached(kvm, sp)
     kvm.events.append(["mark_mmio", sp.id, index, gfn, access, gen])
@@ -207,6 +244,14 @@ def direct_pte_prefetch_many(
     run = pin_run(kvm, vcpu, sp, start, end, answer)
     for position, pinned in enumerate(run):
         mmu_set_spte(
-            kvm, vcpu, sp, start + position, gfn + position, pinned, is_write_fault=False, is_speculative=True
+            kvm,
+            vcpu,
+            sp,
+            start + position,
+            gfn + position,
+            pinned,
+            access=role_access(sp.role),
+            is_write_fault=False,
+            is_speculative=True,
         )
     return bool(run)

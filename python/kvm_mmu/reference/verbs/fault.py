@@ -20,9 +20,12 @@ from ..common.constants import (
 )
 from ..common.events import note_emulate
 from ..common.host_memory import HostAnswer
-from ..common.mmio_fault import handle_mmio_page_fault, vcpu_match_mmio_gpa
+from ..common.mmio_fault import handle_mmio_page_fault, is_guest_paging, mmio_info_in_cache
 from ..common.page_fault import PageFault
+from ..common.page_table import has_guest_tables
 from ..common.state import Kvm, Vcpu
+from ..paging.nonpaging import nonpaging_page_fault
+from ..paging.page_fault import paging_page_fault
 from ..v5.fault import tdp_page_fault
 from ..v6.fault import direct_page_fault
 
@@ -43,6 +46,10 @@ def kvm_mmu_page_fault(
             return 1
     if kvm.rules.is_level_requested:
         verdict = kvm_mmu_do_page_fault(kvm, vcpu, PageFault(gpa, error_code, answer))
+    elif is_guest_paging(vcpu):
+        verdict = paging_page_fault(kvm, vcpu, gpa, error_code & U32)
+    elif has_guest_tables(kvm):
+        verdict = nonpaging_page_fault(kvm, vcpu, gpa, error_code & U32)
     else:
         verdict = tdp_page_fault(kvm, vcpu, gpa, error_code & U32, answer)
     if verdict < 0:
@@ -58,7 +65,7 @@ def emulation_type(kvm: Kvm, vcpu: Vcpu, gpa: int, verdict: int) -> int:
     """Whether the emulator may let the guest retry: unless it is MMIO that the cache knows, later for writes only."""
     if kvm.rules.retry_before_pin:
         return EMULTYPE_RETRY if verdict == RET_PF_WRITE_PROTECTED else 0
-    return 0 if vcpu_match_mmio_gpa(kvm, vcpu, gpa) else EMULTYPE_RETRY
+    return 0 if mmio_info_in_cache(kvm, vcpu, gpa) else EMULTYPE_RETRY
 
 
 def kvm_mmu_do_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:

@@ -82,7 +82,7 @@ def kvm_mmu_notifier_invalidate_range_start(kvm: Kvm, start: int, end: int, may_
             if has_gfn_range(kvm):
                 kvm_mmu_invalidate_range_add(kvm, first_gfn, end_gfn)
             flush |= kvm_unmap_gfn_range(kvm, slot, first_gfn, end_gfn, may_block)
-    if flush:
+    if flush or kvm.tlbs_dirty:
         kvm_flush_remote_tlbs(kvm)
     return is_begun
 

@@ -18,9 +18,12 @@ from ..common.constants import (
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
 )
-from ..common.page_table import is_obsolete_sp, root_role
+from ..common.page_table import has_guest_tables, is_obsolete_sp, root_role
 from ..common.role import kvm_calc_tdp_mmu_base_role, role_is_invalid
 from ..common.state import Kvm, Vcpu
+from ..paging.roots import free_all_roots, kvm_mmu_load_shadow
+from ..paging.sync import kvm_mmu_sync_roots
+from ..shadow.guest_mode import kvm_init_shadow_mmu
 from ..shadow.page import kvm_mmu_get_page
 from ..shadow.reclaim import make_mmu_pages_available
 from ..shadow.zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
@@ -43,6 +46,8 @@ def root_level(kvm: Kvm) -> int:
 
 def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
     """Load a root; -ENOSPC when the limit leaves no page for it. One held already keeps its count."""
+    if has_guest_tables(kvm):
+        return kvm_mmu_load_shadow(kvm, vcpu)
     if not kvm.config.tdp_mmu or kvm.rules.tdp_load_needs_room:
         error = make_mmu_pages_available(kvm)
         if error:
@@ -61,6 +66,9 @@ def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
 
 def kvm_mmu_unload(kvm: Kvm, vcpu: Vcpu) -> None:
     """Give the roots up; one that was zapped while in use is zapped again, and freed."""
+    if has_guest_tables(kvm):
+        free_all_roots(kvm, vcpu)
+        return
     roots, vcpu.roots = [kvm.pages[page_id] for page_id in vcpu.roots], []
     if kvm.config.tdp_mmu:
         for root in roots:
@@ -75,7 +83,7 @@ def kvm_mmu_unload(kvm: Kvm, vcpu: Vcpu) -> None:
 
 
 def has_obsolete_root(kvm: Kvm, vcpu: Vcpu) -> bool:
-    return any(is_obsolete_sp(kvm, kvm.pages[page_id]) for page_id in vcpu.roots)
+    return any(is_obsolete_sp(kvm, kvm.pages[page_id]) for page_id in vcpu.roots if page_id)
 
 
 def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
@@ -84,6 +92,8 @@ def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
         vcpu.requests &= ~KVM_REQ_MMU_RELOAD
         if not kvm.rules.reload_keeps_valid_root or has_obsolete_root(kvm, vcpu):
             kvm_mmu_unload(kvm, vcpu)
+    if vcpu.requests & KVM_REQ_MMU_SYNC and has_guest_tables(kvm):
+        kvm_mmu_sync_roots(kvm, vcpu)
     vcpu.requests &= ~(
         KVM_REQ_TLB_FLUSH | KVM_REQ_MMU_SYNC | KVM_REQ_LOAD_CR3 | KVM_REQ_UPDATE_CPU_DIRTY_LOGGING
     )
@@ -91,6 +101,9 @@ def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
 
 
 def init_kvm_mmu(kvm: Kvm, vcpu: Vcpu) -> None:
+    if has_guest_tables(kvm):
+        kvm_init_shadow_mmu(kvm, vcpu)
+        return
     vcpu.base_role = kvm_calc_tdp_mmu_base_role(
         kvm.rules, kvm.masks, is_tdp(kvm), vcpu.cr0, vcpu.efer, vcpu.smm
     )

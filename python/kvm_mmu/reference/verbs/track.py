@@ -1,16 +1,15 @@
 """Write protection of one gfn and page tracking.
 
-Owns `KvmMemorySlot.gfn_track`. Models kvm_mmu_slot_gfn_write_protect, kvm_slot_page_track_add_page and
+Owns nothing. Models kvm_mmu_slot_gfn_write_protect, kvm_slot_page_track_add_page and
 kvm_slot_page_track_remove_page of v5.0 to v6.12.
 """
 
 from __future__ import annotations
 
-from ..common.constants import PT_MAX_HUGEPAGE_LEVEL
 from ..common.flush import kvm_flush_remote_tlbs
 from ..common.slots import update_gfn_disallow_lpage_count
 from ..common.state import Kvm, KvmMemorySlot
-from ..shadow.rmap import gfn_to_rmap, rmap_write_protect
+from ..shadow.track import kvm_mmu_rmap_write_protect_gfn, update_gfn_track
 from ..tdp.dirty_log import kvm_tdp_mmu_write_protect_gfn
 
 
@@ -18,17 +17,7 @@ def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemorySlot, gfn: int, min_
     """Take the writable and the may-become-writable bit of every mapping of the gfn from a level on; no flush here."""
     if kvm.config.tdp_mmu:
         return kvm_tdp_mmu_write_protect_gfn(kvm, slot, gfn, min_level)
-    protected = False
-    for level in range(min_level, PT_MAX_HUGEPAGE_LEVEL + 1):
-        head = gfn_to_rmap(slot, gfn, level)
-        if head is not None:
-            protected |= rmap_write_protect(kvm, head, pt_protect=True)
-    return protected
-
-
-def update_gfn_track(slot: KvmMemorySlot, gfn: int, change: int) -> None:
-    index = gfn - slot.base_gfn
-    slot.gfn_track[index] = slot.gfn_track.get(index, 0) + change
+    return kvm_mmu_rmap_write_protect_gfn(kvm, slot, gfn, min_level)
 
 
 def kvm_slot_page_track_add_page(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> None:

@@ -229,7 +229,7 @@ def walk_active_pages(kvm: Kvm, run: ZapRun) -> bool:
             if run.idle > 2 * kvm.n_used_mmu_pages:
                 run.is_livelock = True
                 return False
-            dropped = plan.offer == "each_page" and offer_lock(kvm, run)
+            dropped = plan.offer == "each_page" and not prepared.is_list_unstable and offer_lock(kvm, run)
             if must_restart(run, prepared) or (dropped and restarts_on_drop):
                 return True
         page_id = following

@@ -1,0 +1,135 @@
+"""How a guest pages: its mode, the reserved bits of its entries and the roles that its tables' shadows carry.
+
+Owns `Vcpu.mode`, the MMU context. Models kvm_init_shadow_mmu, reset_rsvds_bits_mask and the role functions of v5.0 to
+v6.12. The context is built anew only when its signature changed.
+
+      mode   levels   entries               root
+      none   -        -                     four direct pages
+      p32    2        1024 of 4 bytes       CR3, four shadow pages of 2 MiB leaves
+      pae    2        512 of 8 bytes        four PDPTEs that the processor keeps
+      long   4        512 of 8 bytes        CR3
+"""
+
+from __future__ import annotations
+
+from ..common.constants import (
+    ACC_ALL,
+    EFER_LMA,
+    EFER_NX,
+    PT64_BASE_ADDR_MASK,
+    X86_CR0_PG,
+    X86_CR0_WP,
+    X86_CR4_LA57,
+    X86_CR4_PAE,
+    X86_CR4_PKE,
+    X86_CR4_PSE,
+    X86_CR4_SMAP,
+    X86_CR4_SMEP,
+)
+from ..common.errors import ScenarioError
+from ..common.masks import bits
+from ..common.role import direct_page_role
+from ..common.state import GuestMode, Kvm, Vcpu
+
+PT32_BASE_ADDR_MASK = bits(12, 31)
+ROLE_8_BYTE_ENTRIES = 1 << 4
+ROLE_SMEP_SMAP_ANDNOT_WP = 3 << 14
+#: The bits of a role that say in which mode the vCPU is.
+ROLE_MODE_MASK = 0xFF03F010
+
+
+def is_pae_paging(vcpu: Vcpu) -> bool:
+    """Whether the processor translates through the four PDPTEs it keeps."""
+    return bool(vcpu.cr0 & X86_CR0_PG and vcpu.cr4 & X86_CR4_PAE and not vcpu.efer & EFER_LMA)
+
+
+def mode_of(vcpu: Vcpu) -> GuestMode:
+    """The context, which every vCPU with shadow paging has."""
+    assert vcpu.mode is not None
+    return vcpu.mode
+
+
+def kvm_calc_shadow_base_role(vcpu: Vcpu) -> int:
+    """The mode bits that every page of a vCPU in this mode carries, direct ones but bit 4."""
+    wp = vcpu.cr0 & X86_CR0_WP != 0
+    role = ROLE_8_BYTE_ENTRIES if vcpu.cr4 & X86_CR4_PAE else 0
+    role |= 1 << 12 if vcpu.efer & EFER_NX else 0
+    role |= 1 << 13 if wp else 0
+    role |= 1 << 14 if vcpu.cr4 & X86_CR4_SMEP and not wp else 0
+    role |= 1 << 15 if vcpu.cr4 & X86_CR4_SMAP and not wp else 0
+    return role | vcpu.smm << 24
+
+
+def kvm_init_shadow_mmu(kvm: Kvm, vcpu: Vcpu) -> None:
+    """Take the registers into the context, if anything that it was built for changed."""
+    base_role = kvm_calc_shadow_base_role(vcpu)
+    cr4 = X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PSE | X86_CR4_PKE | X86_CR4_LA57
+    signature = (base_role, vcpu.cr0 & X86_CR0_PG, vcpu.cr4 & cr4)
+    if vcpu.mode is not None and vcpu.mode.signature == signature:
+        return
+    vcpu.base_role = base_role
+    vcpu.mode = make_guest_mode(kvm, vcpu, signature)
+
+
+def make_guest_mode(kvm: Kvm, vcpu: Vcpu, signature: tuple[int, ...]) -> GuestMode:
+    if not vcpu.cr0 & X86_CR0_PG:
+        name = "none"
+    elif vcpu.efer & EFER_LMA:
+        name = "long"
+    else:
+        name = "pae" if vcpu.cr4 & X86_CR4_PAE else "p32"
+    if name == "long" and vcpu.cr4 & X86_CR4_LA57:
+        raise ScenarioError(f"kernel {kvm.rules.name}: a guest with tables of five levels is not modelled")
+    nx = name in ("long", "pae") and vcpu.efer & EFER_NX != 0
+    is_32_bit = name == "p32"
+    pse = vcpu.cr4 & X86_CR4_PSE != 0
+    return GuestMode(
+        name=name,
+        root_level={"none": 0, "p32": 2, "pae": 3, "long": 4}[name],
+        entry_size=4 if is_32_bit else 8,
+        index_bits=10 if is_32_bit else 9,
+        address_mask=PT32_BASE_ADDR_MASK if is_32_bit else PT64_BASE_ADDR_MASK,
+        nx=nx,
+        wp=vcpu.cr0 & X86_CR0_WP != 0,
+        smep=vcpu.cr4 & X86_CR4_SMEP != 0,
+        smap=vcpu.cr4 & X86_CR4_SMAP != 0,
+        pse=pse,
+        rsvd=reset_rsvds_bits_mask(name, kvm.config.phys_bits, nx, pse),
+        signature=signature,
+    )
+
+
+def reset_rsvds_bits_mask(
+    name: str, phys_bits: int, nx: bool, pse: bool
+) -> tuple[dict[int, int], dict[int, int]]:
+    """The reserved bits of an entry without and with the PS bit, by level; level 3 of pae is a PDPTE at its load."""
+    if name == "none":
+        return {}, {}
+    if name == "p32":
+        return {1: 0, 2: 0}, {1: 0, 2: bits(17, 21) if pse else 0}
+    no_nx = 0 if nx else 1 << 63
+    if name == "pae":
+        high = bits(phys_bits, 62) | no_nx
+        pdpte = bits(phys_bits, 63) | bits(5, 8) | bits(1, 2)
+        return {1: high, 2: high, 3: pdpte}, {1: high, 2: high | bits(13, 20)}
+    high = bits(phys_bits, 51) | no_nx
+    small = dict.fromkeys((1, 2, 3, 4), high)
+    return small, {1: high, 2: high | bits(13, 20), 3: high | bits(13, 29), 4: high | 1 << 7}
+
+
+def is_rsvd_bits_set(mode: GuestMode, entry: int, level: int) -> bool:
+    return entry & mode.rsvd[entry >> 7 & 1][level] != 0
+
+
+def role_quadrant(role: int) -> int:
+    return role >> 5 & 3
+
+
+def shadow_page_role(kvm: Kvm, vcpu: Vcpu, gva: int, level: int, is_direct: bool, access: int) -> int:
+    """The role of a page of this vCPU; where the guest has two levels, the part of its table that the page shadows."""
+    role = vcpu.base_role | level
+    if is_direct:
+        role = direct_page_role(kvm.rules, vcpu.base_role, level) & ~(ACC_ALL << 8)
+    if mode_of(vcpu).name == "p32":
+        role |= (gva >> (12 + 9 * level) & (1 << level) - 1) << 5
+    return role | access << 8
