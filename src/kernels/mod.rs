@@ -10,7 +10,8 @@ mod rows;
 pub use facts::{
     AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FACTS, Fact, FaultReturns, Kernel, Known,
     LargeInWay, LogOnFlush, MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush,
-    StaleTest, Value, Valued, ZapRangeBlocks, ZapRangeFlush,
+    StaleTest, TdpAtomicZap, TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, Value, Valued, ZapRangeBlocks,
+    ZapRangeFlush,
 };
 pub use layouts::{GenerationKind, RoleLayout, SpteKind};
 pub use resolve::{Resolved, difference, resolve};

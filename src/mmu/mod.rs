@@ -16,6 +16,8 @@
 mod fault;
 mod range;
 pub mod shadow;
+mod tables;
+mod tdp;
 #[cfg(test)]
 mod tests;
 pub mod vm;
@@ -35,9 +37,9 @@ pub use words::spte::layout::SpteLayout;
 pub use words::spte::masks::Masks;
 pub use words::stats::Stats;
 pub use words::views::{
-    AccessKind, AccessResult, BatchId, DirtyLog, Finding, HostHuge, HostLookup, HostState, MemoryReport, Outcome,
-    PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk, Task,
-    VcpuView, named_masks, stepped_masks,
+    AccessKind, AccessResult, BatchId, DirtyLog, DirtyLogTask, Finding, HostHuge, HostLookup, HostState, MemoryReport,
+    Outcome, PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk,
+    Task, VcpuView, named_masks, stepped_masks,
 };
 pub use words::work::Work;
 
@@ -278,18 +280,37 @@ impl Mmu {
 
     // ---- dirty log, write tracking ----
 
-    /// Return value and words of the dirty bitmap.
+    /// Return value and words of the dirty bitmap; nobody else is there where the lock is dropped.
     pub fn get_dirty_log(&mut self, as_id: u8, id: u32, manual: bool) -> Result<DirtyLog> {
-        self.state.get_dirty_log(as_id, id, manual)
+        self.run_dirty_log(as_id, id, DirtyLogTask::Get { manual })?;
+        Ok(self.take_dirty_log())
+    }
+
+    /// What the dirty log that was read last said; once.
+    pub fn take_dirty_log(&mut self) -> DirtyLog {
+        std::mem::take(&mut self.state.log_read)
     }
 
     /// Clears bits of the dirty bitmap and protects those pages.
     pub fn clear_dirty_log(&mut self, as_id: u8, id: u32, first: u64, num: u64, mask: &[u64]) -> Result<i32> {
-        self.state.clear_dirty_log(as_id, id, first, num, mask)
+        self.run_dirty_log(as_id, id, DirtyLogTask::Clear { first, num, mask: mask.to_vec() })
+    }
+
+    fn run_dirty_log(&mut self, as_id: u8, id: u32, what: DirtyLogTask) -> Result<i32> {
+        let mut progress = self.state.start(Task::DirtyLog { as_id, id, what })?;
+        loop {
+            match progress {
+                Progress::Done(report) => return Ok(i32::try_from(report.ret).unwrap_or(0)),
+                Progress::LockBreak(run) | Progress::Slice(run) => progress = self.state.resume(run)?,
+            }
+        }
     }
 
     /// Protects up to 64 pages of a slot; never flushes.
     pub fn pt_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64, what: PtMasked) -> Result<i32> {
+        if what == PtMasked::EnableLogDirty {
+            return self.dirty_masked(as_id, id, offset, mask);
+        }
         self.state.pt_masked(as_id, id, offset, mask, what)
     }
 
@@ -316,6 +337,17 @@ impl Mmu {
         for vcpu in &mut self.state.vcpus {
             vcpu.requests |= vm::vcpu_mmu::REQ_UPDATE_CPU_DIRTY_LOGGING;
         }
+    }
+
+    /// The parameter `eager_page_split`: large leaves of the TDP MMU are split when a dirty log starts or is cleared.
+    pub const fn set_eager_split(&mut self, on: bool) {
+        self.state.tdp.is_eager_split = on;
+    }
+
+    /// Whether they are.
+    #[must_use]
+    pub const fn is_eager_split(&self) -> bool {
+        self.state.tdp.is_eager_split
     }
 
     /// Large leaves are never executable from now on, or may be.
@@ -345,7 +377,7 @@ impl Mmu {
 
     /// Protects up to 64 pages of a slot whose dirty log was read or cleared; never flushes.
     pub fn dirty_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64) -> Result<i32> {
-        self.state.dirty_masked(as_id, id, offset, mask)
+        self.run_dirty_log(as_id, id, DirtyLogTask::Masked { offset, mask })
     }
 
     /// Flushes what TLBs hold of a slot, as a read or cleared dirty log does at its end; true if there is the slot.
@@ -394,6 +426,11 @@ impl Mmu {
     /// The lock counts as contended at every so-manieth poll that asks for it (v6.1 and later); 0 is never.
     pub const fn set_contended(&mut self, every: u64) {
         self.state.polls.set_contend(every);
+    }
+
+    /// Every so-manieth table that a split allocates with the lock dropped counts as a lock break (v6.12 and later).
+    pub const fn set_alloc_break(&mut self, every: u64) {
+        self.state.polls.set_alloc(every);
     }
 
     /// Breaks since `set_lock_break`.

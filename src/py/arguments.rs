@@ -68,6 +68,8 @@ pub fn slot_walk(py: Python<'_>, text: &str) -> PyResult<SlotWalk> {
             ("largepage_remove_write_access", SlotWalk::LargepageRemoveWriteAccess),
             ("set_dirty", SlotWalk::SetDirty),
             ("zap_collapsible", SlotWalk::ZapCollapsible),
+            ("split_4k", SlotWalk::Split { to: 1 }),
+            ("split_2m", SlotWalk::Split { to: 2 }),
         ],
     )
 }

@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, Error, Family, HostLookup, Kernel, Progress, RunId, SlotChange, SlotSpec, Task, ZapPlan,
-    named_masks, stepped_masks,
+    self, BatchId, Config, DirtyLogTask, Error, Family, HostLookup, Kernel, Progress, RunId, SlotChange, SlotSpec,
+    Task, ZapPlan, named_masks, stepped_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -141,7 +141,7 @@ fn host_lookup(found: Option<Found>, is_written: Option<bool>, frame: Option<u64
 #[pymethods]
 impl Mmu {
     #[new]
-    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging, probes=None, format=1))]
+    #[pyo3(signature = (*, kernel, family, phys_bits, execonly, pml, tdp_level, lpage_level, vcpus, flush_range, generation, plans, events, gfn_hash, max_memslots, l1tf, nx_huge_pages, mmio_caching, guest_paging, tdp_mmu=false, probes=None, format=1))]
     #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "the scenario header's keys")]
     fn new(
         py: Python<'_>,
@@ -163,6 +163,7 @@ impl Mmu {
         nx_huge_pages: bool,
         mmio_caching: bool,
         guest_paging: bool,
+        tdp_mmu: bool,
         probes: Option<bool>,
         format: i64,
     ) -> PyResult<Self> {
@@ -190,6 +191,7 @@ impl Mmu {
             nx_huge_pages,
             mmio_caching,
             guest_paging,
+            tdp_mmu,
             probes: probes.unwrap_or(profile.logs_silent_calls && format == 1),
             format: small("format", format)?,
         };
@@ -493,6 +495,54 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.clear_dirty_log(as_id, id, first, num, &mask))
     }
 
+    fn start_get_dirty_log<'py>(
+        &self,
+        py: Python<'py>,
+        as_id: u8,
+        id: u32,
+        manual: bool,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        self.advance(py, |mmu| mmu.start(Task::DirtyLog { as_id, id, what: DirtyLogTask::Get { manual } }))
+    }
+
+    fn take_dirty_log(&self, py: Python<'_>) -> PyResult<DirtyLogSpans> {
+        let log = self.call(py, mmu::Mmu::take_dirty_log)?;
+        Ok((log.ret, log.nr_words, log.spans))
+    }
+
+    fn start_clear_dirty_log<'py>(
+        &self,
+        py: Python<'py>,
+        as_id: u8,
+        id: u32,
+        first: u64,
+        num: u64,
+        mask: Vec<u64>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let what = DirtyLogTask::Clear { first, num, mask };
+        self.advance(py, |mmu| mmu.start(Task::DirtyLog { as_id, id, what }))
+    }
+
+    fn start_dirty_masked<'py>(
+        &self,
+        py: Python<'py>,
+        as_id: u8,
+        id: u32,
+        offset: u64,
+        mask: u64,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        self.advance(py, |mmu| mmu.start(Task::DirtyLog { as_id, id, what: DirtyLogTask::Masked { offset, mask } }))
+    }
+
+    #[getter]
+    fn eager_split(&self, py: Python<'_>) -> PyResult<bool> {
+        self.call(py, |mmu| mmu.is_eager_split())
+    }
+
+    fn set_eager_split(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_eager_split(on))
+    }
+
     fn pt_masked(&self, py: Python<'_>, as_id: u8, id: u32, offset: u64, mask: u64, what: &str) -> PyResult<i32> {
         let what = arguments::pt_masked(py, what)?;
         self.try_call(py, |mmu| mmu.pt_masked(as_id, id, offset, mask, what))
@@ -526,11 +576,12 @@ impl Mmu {
 
     // -- what may drop the lock ---------------------------------------------------------------------------------
 
-    #[pyo3(signature = (cond, need, contend=0))]
-    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64, contend: u64) -> PyResult<()> {
+    #[pyo3(signature = (cond, need, contend=0, alloc=0))]
+    fn set_lock_break(&self, py: Python<'_>, cond: u64, need: u64, contend: u64, alloc: u64) -> PyResult<()> {
         self.call(py, |mmu| {
             mmu.set_lock_break(cond, need);
             mmu.set_contended(contend);
+            mmu.set_alloc_break(alloc);
         })
     }
 
@@ -687,6 +738,7 @@ impl Mmu {
         dict.set_item("nx_huge_pages", u8::from(config.nx_huge_pages))?;
         dict.set_item("mmio_caching", u8::from(config.mmio_caching))?;
         dict.set_item("guest_paging", u8::from(config.guest_paging))?;
+        dict.set_item("tdp_mmu", u8::from(config.tdp_mmu))?;
         dict.set_item("probes", u8::from(config.probes))?;
         Ok(dict)
     }

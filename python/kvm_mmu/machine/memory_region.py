@@ -159,10 +159,12 @@ def steps(
     profile: KernelProfile | None = None,
     initially_set: bool = False,
     max_gfn: int | None = None,
+    splits_eagerly: bool = False,
 ) -> list[Step]:
     """What an accepted request makes happen, in order.
 
     `profile`: whose rules, those of v5.0 to v5.4 without one. `initially_set`: dirty bitmaps start full.
+    `splits_eagerly`: a dirty log that starts splits the slot's large leaves first.
     """
     if change == "none":
         return []
@@ -195,6 +197,8 @@ def steps(
     if profile is not None and profile.facts.walk_on_log_change:
         if change == "flags":
             walks = _log_change_walks(new, is_logging, pml, initially_set)
+            if walks and is_logging and splits_eagerly:
+                walks = ("split_4k", *walks)
         plan += [Step("slot_walk", new, walk) for walk in walks]
         if walks and is_logging and profile.facts["log_on_flush"] == "always":
             plan.append(Step("flush_tlbs", new))

@@ -110,7 +110,14 @@ class Memslots:
             live = self.of(request.as_id) if request.as_id in range(KVM_ADDRESS_SPACE_NUM) else []
             change, old = memory_region.check(request, live, vm.max_memslots, vm.max_gfn)
             todo = memory_region.steps(
-                request, change, old, vm.pml, vm.profile, vm.dirty_log_initially_set, vm.max_gfn
+                request,
+                change,
+                old,
+                vm.pml,
+                vm.profile,
+                vm.dirty_log_initially_set,
+                vm.max_gfn,
+                vm.splits_eagerly,
             )
             memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published, old)
         return change

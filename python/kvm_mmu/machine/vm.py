@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 #: Keys that a header has only where they matter; `l1tf` None: as the kernel does.
-OPTIONAL: dict[str, Any] = {"l1tf": None, "nx_huge_pages": 0, "mmio_caching": 1, "guest_paging": 1}
+OPTIONAL: dict[str, Any] = {"l1tf": None, "nx_huge_pages": 0, "mmio_caching": 1, "guest_paging": 1, "tdp_mmu": 0}
 
 
 #: Defaults of a scenario header of format 6.
@@ -61,6 +61,8 @@ SLOT_WALKS = (
     "largepage_remove_write_access",
     "set_dirty",
     "zap_collapsible",
+    "split_4k",
+    "split_2m",
 )
 FAMILIES: tuple[str, ...] = get_args(Family)
 U32 = (1 << 32) - 1
@@ -108,6 +110,7 @@ class Vm:
         nx_huge_pages: the module parameter of v6.x.
         mmio_caching: the module parameter of v6.x.
         guest_paging: the guest uses page tables of its own.
+        tdp_mmu: the TDP MMU serves the guest, not shadow pages (v6.1 and later, under two-dimensional paging).
         probes: functions without a tracepoint are logged, as recordings with kprobes show them; None: as the recordings
             of that kernel were made.
         format: the scenario format of events, counters and state: 1, or 6 for v6.1 and later.
@@ -137,6 +140,7 @@ class Vm:
         nx_huge_pages: bool = False,
         mmio_caching: bool = True,
         guest_paging: bool = True,
+        tdp_mmu: bool = False,
         probes: bool | None = None,
         format: int = 1,
     ) -> None:
@@ -173,6 +177,7 @@ class Vm:
             nx_huge_pages=flag("nx_huge_pages", nx_huge_pages),
             mmio_caching=flag("mmio_caching", mmio_caching),
             guest_paging=flag("guest_paging", guest_paging),
+            tdp_mmu=flag("tdp_mmu", tdp_mmu),
             probes=None if probes is None else flag("probes", probes),
             format=int(format),
         )
@@ -241,6 +246,16 @@ class Vm:
     def family(self) -> str:
         """The paging family (`npt`, `ept_ad`, `ept_noad`, `shadow`)."""
         return self.core.family
+
+    @property
+    def tdp_mmu(self) -> bool:
+        """True if the TDP MMU serves the guest, False for shadow pages."""
+        return bool(self.core.config()["tdp_mmu"])
+
+    @property
+    def splits_eagerly(self) -> bool:
+        """True if starting a dirty log first splits the slot's large leaves: under the TDP MMU, by the parameter."""
+        return self.tdp_mmu and self.eager_split
 
     @property
     def max_gfn(self) -> int | None:
@@ -642,13 +657,13 @@ class Vm:
             self.core.request_cpu_dirty_logging()
 
     def slot_walk(self, as_id: int, slot_id: int, what: str) -> ZapRun:
-        """Walk the reverse maps of a slot.
+        """Walk what is mapped of a slot.
 
         Args:
             as_id: address space, 0 normal, 1 SMM.
             slot_id: the slot.
-            what: `remove_write_access`, `leaf_clear_dirty`, `largepage_remove_write_access`, `set_dirty` or
-                `zap_collapsible`.
+            what: `remove_write_access`, `leaf_clear_dirty`, `largepage_remove_write_access`, `set_dirty`,
+                `zap_collapsible`, or `split_4k` and `split_2m`, which do nothing to shadow pages.
 
         Returns:
             The finished run with its counts.
@@ -813,6 +828,15 @@ class Vm:
     def dirty_log_initially_set(self, on: bool) -> None:
         self.core.set_dirty_log_initially_set(flag("dirty_log_initially_set", on))
 
+    @property
+    def eager_split(self) -> bool:
+        """True if large leaves of the TDP MMU are split when a dirty log starts or is cleared (eager_page_split)."""
+        return self.core.eager_split
+
+    @eager_split.setter
+    def eager_split(self, on: bool) -> None:
+        self.core.set_eager_split(flag("eager_split", on))
+
     def shrink(self, nr_to_scan: int) -> int:
         """Run a shrinker scan over this VM.
 
@@ -839,13 +863,61 @@ class Vm:
             UsageError: no such slot, or it has no dirty log (ENOENT in the kernel).
         """
         as_id, slot = _slot_id(as_id, slot)
-        ret, nr_words, spans = self.core.get_dirty_log(as_id, slot, flag("manual", manual))
+        ret, nr_words, spans = self.read_dirty_log(as_id, slot, flag("manual", manual))
         if ret:
             raise UsageError(f"slot {slot} of address space {as_id} has no dirty log")
         words = [0] * nr_words
         for first, count, value in spans:
             words[first : first + count] = [value] * count
         return words
+
+    def read_dirty_log(
+        self, as_id: int, slot_id: int, manual: bool
+    ) -> tuple[int, int, list[tuple[int, int, int]]]:
+        """Read the dirty bitmap of a slot as the ioctl does, with `on_lock_break` where a split drops the lock.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            slot_id: slot id.
+            manual: only copy.
+
+        Returns:
+            What the ioctl returns, how many words there are, and those that are not zero: the first, how many equal
+            ones follow, their value.
+        """
+        self._drive(ZapRun(self, None, self.core.start_get_dirty_log(as_id, slot_id, manual)))
+        return self.core.take_dirty_log()
+
+    def clear_dirty_log(self, as_id: int, slot_id: int, first: int, num: int, mask: list[int]) -> int:
+        """Clear bits of a slot's dirty bitmap and protect those pages, as KVM_CLEAR_DIRTY_LOG does.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            slot_id: slot id.
+            first: first page, a multiple of 64.
+            num: pages.
+            mask: 64-bit words of the bits to clear, from `first` on.
+
+        Returns:
+            0, or a negative errno.
+        """
+        return self._drive(
+            ZapRun(self, None, self.core.start_clear_dirty_log(as_id, slot_id, first, num, mask))
+        ).ret
+
+    def dirty_masked(self, as_id: int, slot_id: int, offset: int, mask: int) -> int:
+        """Protect up to 64 pages as reading or clearing the dirty log does, without the flush.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            slot_id: slot id.
+            offset: first page.
+            mask: which of the 64 pages from there.
+
+        Returns:
+            0.
+        """
+        return self._drive(ZapRun(self, None, self.core.start_dirty_masked(as_id, slot_id, offset, mask))).ret
 
     def require_idle(self) -> None:
         """Refuse to go on while a zap run is paused at a lock break.

@@ -53,6 +53,9 @@ STEPPED_COUNTERS = (
     "pfn_accessed",
     "pfn_dirty",
     "srcu_sync",
+    "spte_changed",
+    "tdp_walks",
+    "tdp_steps",
 )
 #: Words of format 6 that the core has under other names.
 STEPPED_STATES = {"absent": "on_demand"}
@@ -99,9 +102,6 @@ def _stepped_config(config: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: it asks for what is not modelled.
     """
     values = {**STEPPED_DEFAULTS, **config}
-    if values.pop("tdp_mmu"):
-        raise UsageError("config tdp_mmu=1: the TDP MMU is not modelled, expected 0")
-    values.pop("eager_split")
     values["nx_huge_pages"] = values.pop("nx_huge")
     # Of an extended page table this is the most the processor has; five levels are used where they are needed.
     if values["family"] in ("ept_ad", "ept_noad") and values["phys_bits"] <= 48:
@@ -121,12 +121,13 @@ class MachineEngine:
         **more: Any,
     ) -> None:
         values = _stepped_config(config or {}) if format == STEPPED[0] else {**DEFAULTS, **(config or {})}
-        slot_zap_all = values.pop("slot_zap_all", 1)
+        slot_zap_all, eager_split = values.pop("slot_zap_all", 1), values.pop("eager_split", 1)
         for key in ("execonly", "pml", "flush_range", *OPTIONAL):
             if values.get(key) is not None:
                 values[key] = bool(values[key])
         self.vm = Vm(kernel=kernel, plans=plans or None, events="all", format=format, **values, **more)
         self.vm.set_slot_zap_all(bool(slot_zap_all))
+        self.vm.eager_split = bool(eager_split)
         self.format = format
         self._is_stepped = format == STEPPED[0]
         self._manual = False
@@ -298,7 +299,7 @@ class MachineEngine:
         return 0
 
     def _get_dirty_log(self, op: Values) -> tuple[int, dict[str, Any]]:
-        ret, nr_words, spans = self.vm.core.get_dirty_log(op["as"], op["id"], self._manual)
+        ret, nr_words, spans = self.vm.read_dirty_log(op["as"], op["id"], self._manual)
         if nr_words > MOST_WORDS:
             return ret, {"bitmap": {"words": nr_words, "runs": page_runs(spans)}}
         words = ["0x0"] * nr_words
@@ -307,7 +308,7 @@ class MachineEngine:
         return ret, {"bitmap": words}
 
     def _clear_dirty_log(self, op: Values) -> int:
-        return self.vm.core.clear_dirty_log(op["as"], op["id"], op["first"], op["num"], list(op["mask"]))
+        return self.vm.clear_dirty_log(op["as"], op["id"], op["first"], op["num"], list(op["mask"]))
 
     def _manual_protect(self, op: Values) -> int:
         on = op["on"]
@@ -324,8 +325,6 @@ class MachineEngine:
     def _slot(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
-        if op["what"] in ("split_4k", "split_2m"):
-            return 0  # Only the TDP MMU splits ahead of a fault.
         if op["what"] == "flush":
             self.vm.core.flush_slot_tlbs(op["as"], op["id"])
         elif op["what"] == "flush_shadow_memslot":
@@ -337,6 +336,8 @@ class MachineEngine:
     def _pt_masked(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
+        if op["what"] == "enable_log_dirty":
+            return self.vm.dirty_masked(op["as"], op["id"], op["offset"], op["mask"])
         return self.vm.core.pt_masked(op["as"], op["id"], op["offset"], op["mask"], op["what"])
 
     def _gfn_write_protect(self, op: Values) -> int:
@@ -373,7 +374,7 @@ class MachineEngine:
     def _dirty_masked(self, op: Values) -> int:
         if not self._has_slot(op):
             return -ENOENT
-        return self.vm.core.dirty_masked(op["as"], op["id"], op["offset"], op["mask"])
+        return self.vm.dirty_masked(op["as"], op["id"], op["offset"], op["mask"])
 
     def _zap_all(self, _op: Values) -> int:
         if self._is_stepped:
@@ -414,7 +415,7 @@ class MachineEngine:
         return 0
 
     def _set_lock_break(self, op: Values) -> int:
-        self.vm.core.set_lock_break(op["cond"], op["need"], op.get("contend", 0))
+        self.vm.core.set_lock_break(op["cond"], op["need"], op.get("contend", 0), op.get("alloc", 0))
         self._breaks, self._break_index = op["do"], 0
         return 0
 
@@ -445,7 +446,8 @@ class MachineEngine:
         self.vm.nx_recover(op["ratio"])
         return 0
 
-    def _eager_split(self, _op: Values) -> int:
+    def _eager_split(self, op: Values) -> int:
+        self.vm.eager_split = bool(op["on"])
         return 0
 
     def _quirk(self, op: Values) -> int:

@@ -263,7 +263,8 @@ TABLE: tuple[Operation, ...] = (
         ),
         "every `cond`-th cond_resched drops the lock, every `need`-th need_resched makes the next one do so (0: "
         "never); the n-th list of `do` runs in the n-th break; `contend`: as `need`, of the polls "
-        "for a contended lock; `alloc`: nothing without the TDP MMU",
+        "for a contended lock; `alloc`: as `cond`, of the tables that a split of the TDP MMU allocates with the lock "
+        "dropped (v6.12 and later)",
     ),
     Operation("dump", (), "nothing; its line has the state"),
     Operation("flush_shadow_all", (), "zaps everything by the plan `teardown`", STEPPED),
@@ -273,7 +274,7 @@ TABLE: tuple[Operation, ...] = (
         (Field("ratio", default=60),),
         "one recovery of NX huge pages: zaps one in `ratio` of the tables made for them",
     ),
-    Operation("eager_split", (ON,), "the parameter eager_page_split; nothing without the TDP MMU"),
+    Operation("eager_split", (ON,), "the parameter eager_page_split; shadow pages are never split"),
     Operation("quirk", (Field("slot_zap_all", "flag"),), "KVM_X86_QUIRK_SLOT_ZAP_ALL; v6.1: nothing"),
     Operation(
         "prefault",

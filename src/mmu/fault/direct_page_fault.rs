@@ -10,6 +10,7 @@ use crate::mmu::shadow::link::{Backing, Mapping};
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::shadow::roots::ENOSPC;
 use crate::mmu::shadow::walk::{Walked, is_access_allowed, is_last, is_shadow_present};
+use crate::mmu::tables::Tables;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
@@ -134,7 +135,8 @@ impl MmuState {
         if *host == HostLookup::Retry || !is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
             return Ok((Handled::Retry, PAGE_TABLE));
         }
-        if self.make_mmu_pages_available().is_err() {
+        let is_tdp = self.tables() == Tables::Tdp;
+        if !is_tdp && self.make_mmu_pages_available().is_err() {
             let errno = Handled::Errno(ENOSPC);
             return Ok((if self.config.kernel.enospc_to_user { errno } else { Handled::Retry }, PAGE_TABLE));
         }
@@ -158,6 +160,12 @@ impl MmuState {
         }
         let is_write = error_code & PFERR_WRITE != 0;
         let mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: is_prefetch };
+        if is_tdp {
+            // What a fetch could have had is not in the host's answer, which is the level it got.
+            let could_be = if is_fetch && *host != HostLookup::Ask { self.max_mapping_level(slot, gfn) } else { asked };
+            let (mapped, level) = self.tdp_map(root, &mapping, is_fetch.then_some(could_be), error_code)?;
+            return Ok((mapped.into(), level));
+        }
         self.map_requested(root, mapping, is_fetch.then_some(asked), host)
     }
 
@@ -170,7 +178,7 @@ impl MmuState {
         if !can_be_fast || root == PageIdx::NONE {
             return None;
         }
-        let walked = self.walk_down(root, gpa, PAGE_TABLE);
+        let walked = self.look_down(root, gpa);
         let old = walked.spte;
         let mut new = old;
         let mut handled = 0;

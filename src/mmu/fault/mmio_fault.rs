@@ -53,7 +53,7 @@ impl MmuState {
         if root == PageIdx::NONE {
             return MmioCheck::Retry;
         }
-        let spte = self.walk_down(root, gpa, 1).spte;
+        let spte = self.look_down(root, gpa).spte;
         if !is_mmio(&self.masks, spte) {
             return MmioCheck::Retry;
         }

@@ -7,6 +7,7 @@ use crate::mmu::fault::mmio_fault::MmioCheck;
 use crate::mmu::shadow::link::{Backing, Mapping};
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
 use crate::mmu::shadow::walk::{child_of, is_shadow_present};
+use crate::mmu::tdp::map::TdpMapped;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::host_memory::Pinned;
 use crate::mmu::vm::slots::SlotAt;
@@ -52,6 +53,16 @@ pub(in crate::mmu) enum Handled {
     /// A write to a page that stays write-protected.
     WriteProtected,
     Errno(i32),
+}
+
+impl From<TdpMapped> for Handled {
+    fn from(mapped: TdpMapped) -> Self {
+        match mapped {
+            TdpMapped::Fixed => Self::Fixed,
+            TdpMapped::Spurious => Self::Spurious,
+            TdpMapped::Mmio => Self::Emulate,
+        }
+    }
 }
 
 /// What stands behind a gfn.

@@ -4,6 +4,7 @@
 //! `kvm_mmu_clear_dirty_pt_masked`.
 
 use crate::kernels::DirtyLogFlush;
+use crate::mmu::tables::Tables;
 use crate::mmu::vm::runs::Handler;
 use crate::mmu::vm::slot_array::Span;
 use crate::mmu::vm::slots::SlotAt;
@@ -14,9 +15,10 @@ use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, level_shift, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::views::{DirtyLog, PtMasked};
 
-const ENOENT: i32 = 2;
-const EINVAL: i32 = 22;
-const WORD: u64 = 64;
+pub(in crate::mmu) const ENOENT: i32 = 2;
+pub(in crate::mmu) const EINVAL: i32 = 22;
+/// Pages of a word of the bitmap.
+pub(in crate::mmu) const WORD: u64 = 64;
 
 impl MmuState {
     /// What the ioctl returns and the words of the bitmap. Manual mode only copies.
@@ -81,19 +83,8 @@ impl MmuState {
         num: u64,
         mask: &[u64],
     ) -> Result<i32> {
-        let found = self.find_slot_id(as_id, id)?;
-        let must_be_whole = self.config.kernel.clear_log_whole_words;
-        if !first.is_multiple_of(WORD) || must_be_whole && !num.is_multiple_of(WORD) {
-            return Ok(-EINVAL);
-        }
-        let Some(slot) = found.filter(|&slot| self.slot_body(slot).dirty.is_some()) else { return Ok(-ENOENT) };
-        let npages = self.slot_spec(slot).npages;
-        if first > npages || num > npages - first {
-            return Ok(-EINVAL);
-        }
-        if !must_be_whole && !num.is_multiple_of(WORD) && first + num != npages {
-            return Ok(-EINVAL);
-        }
+        let (found, ret) = self.check_clear(as_id, id, first, num)?;
+        let Some(slot) = found else { return Ok(ret) };
         let mut flush = false;
         let words = num.div_ceil(WORD);
         for (at, &wanted) in (0..words).zip(mask) {
@@ -114,7 +105,7 @@ impl MmuState {
     }
 
     /// The flush after a log was read or cleared.
-    fn flush_logged(&mut self, slot: SlotAt) {
+    pub(in crate::mmu) fn flush_logged(&mut self, slot: SlotAt) {
         match self.config.kernel.dirty_log_flush {
             DirtyLogFlush::All => self.flush_remote_tlbs(),
             DirtyLogFlush::Slot => self.flush_slot(slot),
@@ -192,6 +183,12 @@ impl MmuState {
             PtMasked::ClearDirty => Handler::ClearDirty,
             PtMasked::EnableLogDirty => return self.dirty_masked(as_id, id, offset, mask),
         };
+        if self.tables() == Tables::Tdp {
+            let first = Gfn(self.slot_spec(slot).base).plus(offset);
+            let flush = self.tdp_protect_masked(as_id, first, mask, what == PtMasked::WriteProtect);
+            self.is_flush_owed |= flush;
+            return Ok(0);
+        }
         let flush = self.handle_masked(slot, offset, mask, handler);
         self.is_flush_owed |= flush;
         Ok(0)

@@ -6,8 +6,9 @@
 use crate::mmu::shadow::page_arena::Sptep;
 use crate::mmu::shadow::pte_list::PteCursor;
 use crate::mmu::shadow::walk::{is_accessed, is_ad_disabled, pfn_of};
+use crate::mmu::tables::{Tables, Unmapped};
 use crate::mmu::vm::events::Event;
-use crate::mmu::vm::runs::{Handler, HeadWalk, Step, UnmapRun};
+use crate::mmu::vm::runs::{Handler, Step, UnmapRun};
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::{Gfn, Pfn};
@@ -128,11 +129,11 @@ impl MmuState {
         }
         loop {
             if let Some(walk) = &mut unmap.walk {
-                let step = self.walk_heads(walk);
+                let step = self.walk_range(walk);
                 if step != Step::Done {
                     return step;
                 }
-                unmap.flush = walk.flush;
+                unmap.flush = walk.flush();
                 unmap.walk = None;
             }
             let Some((as_id, id)) = unmap.left.pop() else { break };
@@ -141,21 +142,8 @@ impl MmuState {
             if has_range && self.config.kernel.retry_before_pin {
                 self.invalidation.add(first.0, last.0.saturating_add(1));
             }
-            let offers_lock = self.config.kernel.unmap_offers_lock;
-            unmap.walk = Some(HeadWalk {
-                as_id,
-                id,
-                handler: Handler::Zap,
-                is_flush_inside: offers_lock,
-                is_flush_at_end: false,
-                is_polled: offers_lock && unmap.may_block,
-                start: first,
-                end: last,
-                level: PAGE_TABLE,
-                last_level: MAX_LEAF,
-                done: 0,
-                flush: unmap.flush,
-            });
+            let (may_block, flush) = (unmap.may_block, unmap.flush);
+            unmap.walk = Some(self.unmap_slot_walk(&Unmapped { as_id, id, first, last, may_block, flush }));
         }
         if std::mem::take(&mut unmap.flush) && !is_chosen(Mutant::UnmapWithoutFlush) {
             self.flush_remote_tlbs();
@@ -183,17 +171,39 @@ impl MmuState {
             self.events.push(|| Event::AgeHva { start, end });
         }
         let mut any = false;
-        self.for_each_hva_head(start, end, |state, at| {
-            let head = state.slot_body(at.slot).rmap[usize::from(at.level) - 1].get(at.index);
-            if state.for_each_spte(head, Self::spte_age) {
-                any = true;
-                state.events.push(|| Event::Age { gfn: at.gfn.0, level: at.level });
-            }
-        });
-        if flush && any {
+        if self.tables() == Tables::Tdp {
+            any = self.age_hva_in_roots(start, end, false);
+        } else {
+            self.age_hva_heads(start, end, &mut any);
+        }
+        let is_flushed = flush && !(self.tables() == Tables::Tdp && self.config.kernel.aging_is_lockless);
+        if is_flushed && any {
             self.flush_remote_tlbs();
         }
         any
+    }
+
+    /// Ages the slots' parts of a host range in the roots of the TDP MMU, or only looks.
+    fn age_hva_in_roots(&mut self, start: u64, end: u64, is_test: bool) -> bool {
+        let mut any = false;
+        for (as_id, id) in self.slots_of_hva(start, end).into_iter().rev() {
+            if let Ok(Some(at)) = self.find_slot_id(as_id, id)
+                && let Some((first, last)) = gfns_of(self.slot_spec(at), start, end)
+            {
+                any |= self.tdp_age(as_id, first, last.plus(1), is_test);
+            }
+        }
+        any
+    }
+
+    fn age_hva_heads(&mut self, start: u64, end: u64, any: &mut bool) {
+        self.for_each_hva_head(start, end, |state, at| {
+            let head = state.slot_body(at.slot).rmap[usize::from(at.level) - 1].get(at.index);
+            if state.for_each_spte(head, Self::spte_age) {
+                *any = true;
+                state.events.push(|| Event::Age { gfn: at.gfn.0, level: at.level });
+            }
+        });
     }
 
     fn spte_age(&mut self, sptep: Sptep) -> bool {
@@ -223,6 +233,9 @@ impl MmuState {
         if self.config.is_stepped() {
             self.events.push(|| Event::TestAgeHva { hva });
         }
+        if self.tables() == Tables::Tdp {
+            return self.age_hva_in_roots(hva, hva.saturating_add(1), true);
+        }
         let mut any = false;
         self.for_each_hva_head(hva, hva.saturating_add(1), |state, at| {
             let head = state.slot_body(at.slot).rmap[usize::from(at.level) - 1].get(at.index);
@@ -239,6 +252,9 @@ impl MmuState {
             self.unmap_hva(page.hva(), page.hva().saturating_add(HOST_PAGE));
             if self.config.is_stepped() {
                 self.events.push(|| Event::SetSpteHva { hva });
+            }
+            if self.tables() == Tables::Tdp {
+                self.age_hva_in_roots(hva, hva.saturating_add(1), true);
             }
             self.host.move_page(page, pfn);
             self.host.set_state(page, 1, if is_write { HostState::Rw } else { HostState::Cow });

@@ -3,6 +3,7 @@
 //! Models v6.1/v6.12 `account_nx_huge_page`, `unaccount_nx_huge_page`, `kvm_recover_nx_huge_pages` on shadow pages.
 
 use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::tables::Tables;
 use crate::mmu::vm::runs::{NxRun, Run, Step};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
@@ -29,11 +30,17 @@ impl MmuState {
 
     /// One run of the recovery: one in `ratio` of the tables on the list, none if it is 0.
     pub(in crate::mmu) fn nx_run(&self, ratio: u64) -> NxRun {
+        if self.tables() == Tables::Tdp {
+            return self.tdp_nx_run(ratio);
+        }
         let listed = self.nx_list.len() as u64;
-        NxRun { left: if ratio == 0 { 0 } else { listed.div_ceil(ratio) } }
+        NxRun { left: if ratio == 0 { 0 } else { listed.div_ceil(ratio) }, flush: false }
     }
 
     pub(in crate::mmu) fn drive_nx(&mut self, nx: &mut NxRun, run: &mut Run) -> Step {
+        if self.tables() == Tables::Tdp {
+            return self.drive_tdp_nx(nx);
+        }
         let mut flush = false;
         while nx.left > 0 {
             let Some(&table) = self.nx_list.front() else { break };

@@ -3,6 +3,7 @@
 //! Models v5.0/v5.2 `kvm_slot_page_track_add_page`, `kvm_slot_page_track_remove_page`, `kvm_mmu_slot_gfn_write_protect`.
 //! Differs: taking a count below zero, which the kernel warns of, changes nothing.
 
+use crate::mmu::tables::Tables;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
@@ -18,6 +19,9 @@ impl MmuState {
     /// Takes write permission from a gfn at every level, also against the lock-free path; whether TLBs hold it.
     pub(in crate::mmu) fn slot_gfn_write_protect(&mut self, as_id: u8, gfn: Gfn, least: u8) -> Result<bool> {
         let Some(slot) = self.slot_of(as_id, gfn)? else { return Ok(false) };
+        if self.tables() == Tables::Tdp {
+            return Ok(self.tdp_write_protect_gfn(as_id, gfn, least));
+        }
         let spec = *self.slot_spec(slot);
         let mut any = false;
         for level in least..=MAX_LEAF {

@@ -105,6 +105,8 @@ pub enum Place {
     Invalid,
     /// None: zapped while in use as root, and gone when its last user is.
     Root,
+    /// None: a table or root of the TDP MMU.
+    Tdp,
 }
 
 /// The rest of a shadow page's header.

@@ -1,14 +1,10 @@
-//! Roots of the direct MMU, vCPU entry, and what resets a vCPU's MMU.
+//! Roots of shadow pages: loaded and dropped through the door (`tables`).
 //!
-//! Models v5.0 to v6.12 `kvm_mmu_load`, `mmu_alloc_direct_roots`, `kvm_mmu_unload`, `mmu_free_root_page`, `kvm_mmu_reset_context`, and the requests of
-//! `vcpu_enter_guest` that concern the MMU.
+//! Models v5.0 to v6.12 `mmu_alloc_direct_roots`, `mmu_free_root_page`.
 
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::vm::vcpu_mmu::{
-    REQ_LOAD_CR3, REQ_MMU_RELOAD, REQ_MMU_SYNC, REQ_TLB_FLUSH, REQ_UPDATE_CPU_DIRTY_LOGGING,
-};
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::config::Family;
 use crate::mmu::words::error::Result;
@@ -21,30 +17,8 @@ const PAE_ROOT_GFNS: u32 = 18;
 pub(in crate::mmu) const ENOSPC: i32 = 28;
 
 impl MmuState {
-    /// What happens before a vCPU runs: requests, then a root if there is none. 0, or a negative errno.
-    pub(in crate::mmu) fn enter(&mut self, vcpu: usize) -> Result<i32> {
-        let requests = self.vcpus[vcpu].requests;
-        if requests != 0 {
-            if requests & REQ_MMU_RELOAD != 0 {
-                self.vcpus[vcpu].requests &= !REQ_MMU_RELOAD;
-                if !self.config.kernel.reload_keeps_valid_root
-                    || is_chosen(Mutant::ValidRootReloaded)
-                    || self.has_obsolete_root(vcpu)
-                {
-                    self.unload(vcpu);
-                }
-            }
-            let requests = &mut self.vcpus[vcpu].requests;
-            if *requests & REQ_TLB_FLUSH != 0 {
-                self.vcpus[vcpu].tlb.flush();
-            }
-            self.vcpus[vcpu].requests &= !(REQ_TLB_FLUSH | REQ_MMU_SYNC | REQ_LOAD_CR3 | REQ_UPDATE_CPU_DIRTY_LOGGING);
-        }
-        if self.vcpus[vcpu].root == PageIdx::NONE { self.load(vcpu) } else { Ok(0) }
-    }
-
     /// Loads a root, also where there is one: the count of the one before is then never given back.
-    pub(in crate::mmu) fn load(&mut self, vcpu: usize) -> Result<i32> {
+    pub(in crate::mmu) fn load_shadow_root(&mut self, vcpu: usize) -> Result<i32> {
         if self.make_mmu_pages_available().is_err() {
             return Ok(-ENOSPC);
         }
@@ -61,7 +35,7 @@ impl MmuState {
     }
 
     /// Drops the root; if it was zapped while in use, it goes now.
-    pub(in crate::mmu) fn unload(&mut self, vcpu: usize) {
+    pub(in crate::mmu) fn drop_shadow_roots(&mut self, vcpu: usize) {
         let roots = self.vcpus[vcpu].roots();
         let root = std::mem::take(&mut self.vcpus[vcpu].root);
         self.vcpus[vcpu].pae_roots = [PageIdx::NONE; 3];
@@ -105,13 +79,7 @@ impl MmuState {
         }
     }
 
-    fn has_obsolete_root(&self, vcpu: usize) -> bool {
+    pub(in crate::mmu) fn has_obsolete_root(&self, vcpu: usize) -> bool {
         self.vcpus[vcpu].roots().any(|root| self.is_obsolete(root))
-    }
-
-    /// Drops the root and computes the role anew, also when no register changed.
-    pub(in crate::mmu) fn reset_context(&mut self, vcpu: usize) {
-        self.unload(vcpu);
-        self.vcpus[vcpu].update_role();
     }
 }

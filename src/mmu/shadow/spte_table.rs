@@ -142,6 +142,22 @@ impl SpteTable {
         one.into_iter().chain(few.into_iter().flatten()).chain(full)
     }
 
+    /// How many entries from an index on are zero, up to `most`.
+    #[must_use]
+    pub fn empty_from(&self, from: u16, most: u16) -> u16 {
+        let next = match self {
+            Self::Empty => return most,
+            Self::Full(words) => {
+                let words = &words[usize::from(from).min(ENTRIES)..];
+                let empty = words.iter().take(usize::from(most)).position(|&word| word != 0);
+                return empty.and_then(|empty| u16::try_from(empty).ok()).unwrap_or(most);
+            }
+            Self::One { index, .. } => (*index >= from).then_some(*index),
+            Self::Few(few) => few.iter().map(|(index, _)| index).find(|&index| index >= from),
+        };
+        next.map_or(most, |index| (index - from).min(most))
+    }
+
     /// Whether every entry is zero.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::generation::GenerationBits;
+use crate::mmu::words::level::ENTRIES;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::mmio::{STORED_ACCESS, make_mmio_spte};
@@ -127,6 +128,11 @@ impl MmuState {
         }
     }
 
+    /// Fills a table that nothing links to yet.
+    pub(in crate::mmu) fn fill_table(&mut self, page: PageIdx, words: Box<[u64; ENTRIES]>) {
+        *self.arena.table_mut(page) = SpteTable::Full(words);
+    }
+
     /// Empties a page at once and hands its entries over; the caller settles what each was.
     pub(in crate::mmu) fn take_table(&mut self, page: PageIdx) -> SpteTable {
         std::mem::take(self.arena.table_mut(page))
@@ -142,16 +148,27 @@ impl MmuState {
                 self.mmio_pages.push_head(&mut self.arena, flagged);
             }
         }
-        let layout = &self.generation;
-        let spte = make_mmio_spte(&self.masks, layout, gfn.0, access.into(), slots_gen);
-        let mmio_gen = layout.compared(slots_gen);
-        let id = self.arena.key(page).id;
-        let shown_access = self.config.kernel.access_bits.word(access);
-        let mut shown = u64::from(access & STORED_ACCESS);
+        let spte = self.make_mmio(gfn, access, slots_gen);
+        self.push_mark_mmio(sptep, gfn, spte, access, slots_gen);
+        self.spte_set(sptep, spte);
+    }
+
+    /// The MMIO SPTE of a gfn.
+    pub(in crate::mmu) fn make_mmio(&mut self, gfn: Gfn, access: u8, slots_gen: u64) -> u64 {
+        let spte = make_mmio_spte(&self.masks, &self.generation, gfn.0, access.into(), slots_gen);
         if self.config.probes {
-            self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access: shown_access });
+            let access = self.config.kernel.access_bits.word(access);
+            self.events.push(|| Event::MakeMmioSpte { gfn: gfn.0, access });
             self.events.push(|| Event::MakeMmioSpteRet { spte });
         }
+        spte
+    }
+
+    /// Logs that an entry was made an MMIO SPTE.
+    pub(in crate::mmu) fn push_mark_mmio(&mut self, sptep: Sptep, gfn: Gfn, spte: u64, access: u8, slots_gen: u64) {
+        let mmio_gen = self.generation.compared(slots_gen);
+        let id = self.arena.key(sptep.page()).id;
+        let mut shown = u64::from(access & STORED_ACCESS);
         let mask = self.config.kernel.mark_mmio_access_mask;
         if mask != 0 {
             shown = spte & u64::from(mask);
@@ -163,7 +180,6 @@ impl MmuState {
             access: u32::try_from(shown).unwrap_or(0),
             mmio_gen,
         });
-        self.spte_set(sptep, spte);
     }
 
     /// The page above, or the page itself where there is none. For a mutant.

@@ -218,6 +218,13 @@ impl MmuState {
         self.free_shadow_pages(flushed);
     }
 
+    /// Frees a table or root of the TDP MMU, which nothing links to; no TLB can come to it through what was flushed.
+    pub(in crate::mmu) fn free_tdp_page(&mut self, page: PageIdx) {
+        self.work.pages_freed += 1;
+        self.stats.freed += 1;
+        self.arena.release(page);
+    }
+
     fn free_shadow_pages(&mut self, flushed: Flushed) {
         for page in flushed.into_pages() {
             self.work.pages_freed += 1;

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use crate::mmu::words::config::EventMode;
+use crate::mmu::words::level::pages_per;
 
 /// The fields every page tracepoint has, at the moment of the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,27 @@ pub enum Event {
     Ret {
         ret: i32,
     },
-    LockBreak,
+    LockBreak {
+        kind: u8,
+    },
+    /// A change of an entry of the TDP MMU, or `n` of neighbouring ones; `old_child` and `new_child` are 0 but for links.
+    Spte {
+        as_id: u8,
+        gfn: u64,
+        level: u8,
+        old: u64,
+        new: u64,
+        old_child: u32,
+        new_child: u32,
+        n: u32,
+    },
+    /// A large leaf became a table.
+    Split {
+        gfn: u64,
+        spte: u64,
+        level: u8,
+        errno: i32,
+    },
     SrcuSync,
     HwpoisonSignal {
         hva: u64,
@@ -204,7 +225,14 @@ impl Event {
             Self::Emulate { vcpu, addr, kind } => write!(out, r#"["emulate",{vcpu},{addr},{kind}]"#),
             Self::Fault { vcpu, addr, error_code } => write!(out, r#"["fault",{vcpu},{addr},"{error_code:#x}"]"#),
             Self::Ret { ret } => write!(out, r#"["ret",{ret}]"#),
-            Self::LockBreak => write!(out, r#"["lock_break"]"#),
+            Self::LockBreak { .. } => write!(out, r#"["lock_break"]"#),
+            Self::Spte { as_id, gfn, level, old, new, old_child, new_child, n } => {
+                let child = |id: u32| if id == 0 { "null".to_owned() } else { id.to_string() };
+                let (old_child, new_child) = (child(old_child), child(new_child));
+                let _ = write!(out, r#"["spte",{as_id},{gfn},{level},"{old:#x}","{new:#x}",{old_child},{new_child}"#);
+                if n > 1 { write!(out, ",{n}]") } else { write!(out, "]") }
+            }
+            Self::Split { gfn, spte, level, errno } => write!(out, r#"["split",{gfn},"{spte:#x}",{level},{errno}]"#),
             Self::SrcuSync => write!(out, r#"["srcu_sync"]"#),
             Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal",{hva}]"#),
             Self::NestedBegin { kind } => write!(out, r#"["nested_begin",{kind}]"#),
@@ -262,7 +290,7 @@ impl Event {
             }
             // The type of a page fault is always part of what the emulator is told.
             Self::Emulate { vcpu, addr, kind } => write!(out, r#"["emulate",{vcpu},{addr},{}]"#, kind | 0x40),
-            Self::LockBreak => write!(out, r#"["lock_break",0]"#),
+            Self::LockBreak { kind } => write!(out, r#"["lock_break",{kind}]"#),
             Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal","{hva:#x}"]"#),
             Self::ReloadMmus | Self::Age { .. } => Ok(()),
             _ => {
@@ -358,6 +386,25 @@ impl Events {
         if self.is_on {
             self.push_on(make());
         }
+    }
+
+    /// Logs a change of an entry; one that goes on where an equal one ended becomes part of it.
+    pub fn push_run(&mut self, event: Event) {
+        if !self.is_on {
+            return;
+        }
+        if let (
+            Some(Event::Spte { as_id, gfn, level, old, new, old_child, new_child, n }),
+            &Event::Spte { as_id: its_as_id, gfn: its_gfn, level: its_level, .. },
+        ) = (self.log.back_mut(), &event)
+            && let Event::Spte { old: its_old, new: its_new, old_child: 0, new_child: 0, n: its_n, .. } = event
+            && (*as_id, *level, *old, *new, *old_child, *new_child) == (its_as_id, its_level, its_old, its_new, 0, 0)
+            && its_gfn == gfn.wrapping_add(u64::from(*n) * pages_per(its_level))
+        {
+            *n += its_n;
+            return;
+        }
+        self.push_on(event);
     }
 
     #[cold]

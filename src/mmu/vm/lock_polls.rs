@@ -9,9 +9,11 @@ pub struct LockPolls {
     cond_every: u64,
     need_every: u64,
     contend_every: u64,
+    alloc_every: u64,
     cond: u64,
     need: u64,
     contend: u64,
+    alloc: u64,
     is_armed: bool,
     breaks: u64,
 }
@@ -25,6 +27,21 @@ impl LockPolls {
     /// Sets the period of the poll for a contended lock.
     pub const fn set_contend(&mut self, every: u64) {
         self.contend_every = every;
+    }
+
+    /// Sets the period of the allocations that come to nothing without a break.
+    pub const fn set_alloc(&mut self, every: u64) {
+        self.alloc_every = every;
+    }
+
+    /// Whether others get a word in while a table is allocated with the lock dropped.
+    pub fn alloc(&mut self) -> bool {
+        self.alloc = self.alloc.wrapping_add(1);
+        let taken = self.alloc_every != 0 && self.alloc.is_multiple_of(self.alloc_every);
+        if taken {
+            self.breaks = self.breaks.wrapping_add(1);
+        }
+        taken
     }
 
     /// Breaks since the periods were set.

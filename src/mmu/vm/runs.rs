@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::tdp::tdp_walk::TdpWalk;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::plan::ZapPlan;
 use crate::mmu::words::views::{RunOutcome, RunReport};
@@ -91,6 +92,8 @@ pub(in crate::mmu) enum Kind {
     Range(RangeRun),
     Unmap(UnmapRun),
     Nx(NxRun),
+    Tdp(TdpRun),
+    DirtyLog(DirtyLogRun),
 }
 
 /// A page a walk has noted, by place and number: the place may be given to another page.
@@ -143,7 +146,7 @@ pub(in crate::mmu) struct RangeRun {
     pub start: Gfn,
     pub end: Gfn,
     pub left: Vec<(u8, u32)>,
-    pub walk: Option<HeadWalk>,
+    pub walk: Option<RangeWalk>,
     pub flush: bool,
     pub is_deferred: bool,
     /// The flush is carried from slot to slot, and done once at the end.
@@ -155,6 +158,8 @@ pub(in crate::mmu) struct RangeRun {
 #[derive(Clone, Debug)]
 pub(in crate::mmu) struct NxRun {
     pub left: u64,
+    /// Something was zapped and not flushed.
+    pub flush: bool,
 }
 
 /// An unmap of a host range that may drop the lock.
@@ -166,8 +171,67 @@ pub(in crate::mmu) struct UnmapRun {
     pub is_begun: bool,
     /// Slots left, the next one last.
     pub left: Vec<(u8, u32)>,
-    pub walk: Option<HeadWalk>,
+    pub walk: Option<RangeWalk>,
     pub flush: bool,
+}
+
+/// A walk over a range of gfns, in whichever page table.
+#[derive(Clone, Debug)]
+pub(in crate::mmu) enum RangeWalk {
+    Heads(HeadWalk),
+    Tdp(TdpWalk),
+}
+
+impl RangeWalk {
+    /// Whether something was removed and not flushed.
+    pub(in crate::mmu) const fn flush(&self) -> bool {
+        match self {
+            Self::Heads(walk) => walk.flush,
+            Self::Tdp(walk) => walk.flush,
+        }
+    }
+}
+
+/// What a run over the TDP MMU owes when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mmu) enum TdpOwes {
+    /// Nothing: roots that are zapped were left by everybody.
+    Nothing,
+    /// A full flush, if anything was removed.
+    Flush,
+    /// The same, left to the caller.
+    Caller,
+}
+
+/// A walk over the TDP MMU.
+#[derive(Clone, Debug)]
+pub(in crate::mmu) struct TdpRun {
+    pub walk: TdpWalk,
+    pub owes: TdpOwes,
+}
+
+/// A dirty log that is read or cleared, word by word: a split may drop the lock on the way.
+#[derive(Clone, Debug, Default)]
+pub(in crate::mmu) struct DirtyLogRun {
+    pub as_id: u8,
+    pub id: u32,
+    /// What the call returns.
+    pub ret: i32,
+    /// The bitmap is read and cleared.
+    pub is_read: bool,
+    /// Bits to clear, from word `first` on.
+    pub wanted: Option<Vec<u64>>,
+    pub first: u64,
+    /// Words done, and how many there are.
+    pub word: u64,
+    pub nr_words: u64,
+    /// Offset and mask of the word at hand, and the split before it.
+    pub at_hand: Option<(u64, u64)>,
+    pub split: Option<TdpWalk>,
+    /// The flush is the caller's.
+    pub is_flush_left: bool,
+    /// There is something to flush for.
+    pub any: bool,
 }
 
 impl ListRun {

@@ -22,6 +22,11 @@ impl Slice {
         self.left = if self.every == 0 { u64::MAX } else { self.every };
     }
 
+    /// A stretch without an end begins.
+    pub const fn set_endless(&mut self) {
+        self.left = u64::MAX;
+    }
+
     /// Steps until the next place.
     #[inline]
     pub const fn left(&self) -> u64 {

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::kernels::PteListOrder;
 use crate::mmu::shadow::active_pages::ActivePages;
 use crate::mmu::shadow::invalid_list::InvalidList;
@@ -9,6 +11,7 @@ use crate::mmu::shadow::mmio_pages::MmioPages;
 use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::shadow::page_hash::PageHash;
 use crate::mmu::shadow::pte_list::PteLists;
+use crate::mmu::tdp::root_list::RootList;
 use crate::mmu::vm::events::{Event, Events, PageFacts};
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
@@ -24,12 +27,31 @@ use crate::mmu::words::generation::GenerationCodec;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::masks::Masks;
 use crate::mmu::words::stats::Stats;
+use crate::mmu::words::views::DirtyLog;
 use crate::mmu::words::work::Work;
 
 /// What a root of level 4 reaches.
 const ROOT_4_GFN_BITS: u32 = 36;
 /// What four directories reach.
 const PAE_GFN_BITS: u32 = 20;
+
+/// What of the TDP MMU is not in the tables themselves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TdpMmu {
+    pub(in crate::mmu) roots: RootList,
+    /// Tables below roots.
+    pub(in crate::mmu) nr_tables: u64,
+    /// Tables that NX recovery counts.
+    pub(in crate::mmu) nr_nx_possible: u64,
+    /// The parameter `eager_page_split`.
+    pub(in crate::mmu) is_eager_split: bool,
+}
+
+impl Default for TdpMmu {
+    fn default() -> Self {
+        Self { roots: RootList::default(), nr_tables: 0, nr_nx_possible: 0, is_eager_split: true }
+    }
+}
 
 /// Everything a VM's MMU holds.
 #[derive(Clone, Debug)]
@@ -67,10 +89,13 @@ pub struct MmuState {
     pub(in crate::mmu) is_root_leaked: bool,
     /// New dirty bitmaps start full (`KVM_DIRTY_LOG_INITIALLY_SET`).
     pub(in crate::mmu) is_log_initially_set: bool,
+    /// What the dirty log that was read last said.
+    pub(in crate::mmu) log_read: DirtyLog,
     /// Invalidations of host memory under way, and how many ended.
     pub(in crate::mmu) invalidation: Invalidation,
     /// Tables that NX recovery would zap, the oldest first.
     pub(in crate::mmu) nx_list: VecDeque<PageIdx>,
+    pub(in crate::mmu) tdp: TdpMmu,
     pub(in crate::mmu) runs: Runs,
     pub(in crate::mmu) slice: Slice,
 }
@@ -114,8 +139,10 @@ impl MmuState {
             is_flush_owed: false,
             is_root_leaked: false,
             is_log_initially_set: false,
+            log_read: DirtyLog::default(),
             invalidation: Invalidation::default(),
             nx_list: VecDeque::new(),
+            tdp: TdpMmu::default(),
             runs: Runs::default(),
             slice: Slice::default(),
             config,
@@ -211,7 +238,7 @@ impl MmuState {
     #[inline]
     pub(in crate::mmu) fn is_obsolete(&self, page: PageIdx) -> bool {
         let key = self.arena.key(page);
-        key.valid_gen != self.valid_gen
+        key.valid_gen != self.valid_gen && !self.config.tdp_mmu
             || self.config.kernel.obsolete_if_invalid && key.role.invalid() && !is_chosen(Mutant::InvalidNotObsolete)
     }
 
@@ -277,14 +304,24 @@ impl MmuState {
 
     /// Offers the lock. On a real drop the event is logged and the caller must pause.
     pub(in crate::mmu) fn cond_resched(&mut self) -> bool {
+        self.cond_resched_of(0)
+    }
+
+    /// The same for a lock held for writing (0) or for reading (1).
+    pub(in crate::mmu) fn cond_resched_of(&mut self, kind: u8) -> bool {
         self.stats.cond_resched += 1;
         self.work.lock_offers += 1;
         let dropped = self.polls.cond_resched();
         if dropped {
-            self.events.push(|| Event::LockBreak);
-            self.stats.lock_breaks += 1;
-            self.work.lock_breaks += 1;
+            self.push_lock_break(kind);
         }
         dropped
+    }
+
+    /// The lock is dropped, for whatever reason.
+    pub(in crate::mmu) fn push_lock_break(&mut self, kind: u8) {
+        self.events.push(|| Event::LockBreak { kind });
+        self.stats.lock_breaks += 1;
+        self.work.lock_breaks += 1;
     }
 }

@@ -7,14 +7,14 @@ use crate::mmu::shadow::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present, pfn_of};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::tlb::Translation;
-use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH};
+use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
 use crate::mmu::words::level::{PAGE_TABLE, pages_per};
 use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::Finding;
 
 /// Every invariant the audit knows, with its sentence.
-pub const INVARIANTS: [(&str, &str); 22] = [
+pub const INVARIANTS: [(&str, &str); 25] = [
     ("active_links", "the active list reads the same from both ends and has the length it says"),
     ("active_place", "exactly the pages on the active list are marked as on it"),
     ("used_pages", "used_mmu_pages is the number of pages on the active list, and of zapped roots that left it (v6.1)"),
@@ -39,6 +39,12 @@ pub const INVARIANTS: [(&str, &str); 22] = [
     ("mmio_index", "the MMIO list holds exactly the flagged pages that were not zapped"),
     ("spte_writable", "a writable leaf is host-writable, MMU-writable and not write-tracked"),
     ("slot_order", "slots are sorted by descending base, do not overlap and have one id each"),
+    ("tdp_refs", "a root of the TDP MMU is held by its vCPUs, by walks, and by the MMU until it is invalid and zapped"),
+    (
+        "tdp_tree",
+        "the tables of the TDP MMU are those reachable from its roots, each linked once, at its gfn and level",
+    ),
+    ("tdp_nx_list", "the tables that NX recovery would zap are live tables with the mark"),
     ("tlb_stale", "what a TLB holds without a flush pending is what the tables say"),
 ];
 
@@ -68,6 +74,7 @@ impl MmuState {
         self.audit_roots(&mut report);
         self.audit_mmio(&mut report);
         self.audit_slots(&mut report);
+        self.audit_tdp(&mut report);
         self.audit_tlbs(&mut report);
         report.0
     }
@@ -156,7 +163,7 @@ impl MmuState {
             }
         }
         for page in self.arena.indices() {
-            let expected = u32::from(self.arena.page(page).place != Place::Free);
+            let expected = u32::from(!matches!(self.arena.page(page).place, Place::Free | Place::Tdp));
             let found = seen.get(&page).copied().unwrap_or(0);
             report.check(found == expected, "hash_bucket", || {
                 format!("page {} is hashed {found} times, not {expected}", self.id(page))
@@ -175,7 +182,7 @@ impl MmuState {
                 let at = || format!("page {} entry {index}", self.id(page));
                 let is_table = child != PageIdx::NONE
                     && self.arena.has(child)
-                    && self.arena.page(child).place == Place::Active
+                    && matches!(self.arena.page(child).place, Place::Active | Place::Tdp)
                     && self.arena.key(child).role.level() + 1 == level;
                 report.check(is_table, "link_level", at);
                 if is_table {
@@ -233,7 +240,8 @@ impl MmuState {
                 if is_shadow_present(&self.masks, spte) && is_last(spte, role.level()) {
                     let sptep = page.sptep(index);
                     let times = listed.get(&sptep).copied().unwrap_or(0);
-                    report.check(times == 1, "leaf_rmap", || {
+                    let expected = u32::from(self.arena.page(page).place != Place::Tdp);
+                    report.check(times == expected, "leaf_rmap", || {
                         format!("page {} entry {index} is listed {times} times", self.id(page))
                     });
                     self.audit_writable(report, sptep, spte);
@@ -261,13 +269,13 @@ impl MmuState {
             for root in vcpu.roots() {
                 *held.entry(root).or_default() += 1;
                 let role = self.arena.key(root).role.with_invalid(false);
-                let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root);
+                let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root | Place::Tdp);
                 report.check(is_listed && role == vcpu.role, "root_alive", || {
                     format!("vcpu {number}: root {}", self.id(root))
                 });
             }
         }
-        for page in self.live_pages() {
+        for page in self.live_pages().filter(|&page| self.arena.page(page).place != Place::Tdp) {
             let count = self.arena.page(page).root_count;
             let holders = held.get(&page).copied().unwrap_or(0);
             let is_right = if self.is_root_leaked { count >= holders } else { count == holders };
@@ -284,7 +292,7 @@ impl MmuState {
         let len = self.mmio_pages.len();
         report.check(indexed.len() == len, "mmio_index", || format!("length {len}, {} pages", indexed.len()));
         let indexed: BTreeSet<PageIdx> = indexed.into_iter().collect();
-        for page in self.live_pages() {
+        for page in self.live_pages().filter(|&page| self.arena.page(page).place != Place::Tdp) {
             let key = self.arena.key(page);
             let is_flagged = self.active.is_mmio_cached(page);
             let is_expected = is_flagged && !key.role.invalid() && self.arena.page(page).place == Place::Active;
@@ -310,6 +318,44 @@ impl MmuState {
             report.check(ids.len() == space.specs().len(), "slot_order", || {
                 format!("an id stands twice in space {as_id}")
             });
+        }
+    }
+
+    fn audit_tdp(&self, report: &mut Report) {
+        let live = self.live_pages().filter(|&page| self.arena.page(page).place == Place::Tdp).count();
+        let mut reached: BTreeSet<PageIdx> = BTreeSet::new();
+        for root in self.tdp.roots.iter() {
+            let holders = self.vcpus.iter().flat_map(VcpuMmu::roots).filter(|&held| held == root.page).count();
+            let is_invalid = self.arena.key(root.page).role.invalid();
+            let own = u32::from(!is_invalid || root.is_scheduled);
+            let least = u32::try_from(holders).unwrap_or(u32::MAX).saturating_add(own);
+            let is_exact = !(self.is_root_leaked || self.has_unfinished_runs());
+            report.check(root.refs == least || !is_exact && root.refs >= least, "tdp_refs", || {
+                format!("root {} has {} references, {least} are known", self.id(root.page), root.refs)
+            });
+            for table in self.tdp_tables(root.page) {
+                let is_new = reached.insert(table);
+                let parent = self.pte_lists.first(self.arena.page(table).parents);
+                let is_placed = parent.map_or(table == root.page, |sptep| {
+                    let above = self.arena.key(sptep.page());
+                    child_of(self.arena.spte(sptep)) == table
+                        && above.role.level() == self.arena.key(table).role.level() + 1
+                        && above.gfn_of(sptep.index()) == self.arena.key(table).gfn
+                        || above.gfn.0 >> self.root_gfn_bits != 0
+                });
+                report.check(is_new && is_placed, "tdp_tree", || format!("table {}", self.id(table)));
+            }
+        }
+        report.check(reached.len() == live, "tdp_tree", || format!("{live} tables, {} reachable", reached.len()));
+        let roots = self.tdp.roots.len() as u64;
+        report.check(self.tdp.nr_tables + roots == live as u64, "tdp_tree", || {
+            format!("{} tables counted, {roots} roots, {live} live", self.tdp.nr_tables)
+        });
+        if self.config.tdp_mmu {
+            for &table in &self.nx_list {
+                let is_marked = reached.contains(&table) && self.arena.page(table).nx_huge_page_disallowed;
+                report.check(is_marked, "tdp_nx_list", || format!("table {}", self.id(table)));
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
 use crate::mmu::vm::lock_polls::LockPolls;
 use crate::mmu::vm::slots::AddressSpace;
-use crate::mmu::vm::state::MmuState;
+use crate::mmu::vm::state::{MmuState, TdpMmu};
 use crate::mmu::vm::vcpu_mmu::VcpuMmu;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::config::Config;
@@ -60,6 +60,7 @@ struct Body {
     invalidation: Invalidation,
     nx_list: VecDeque<PageIdx>,
     facts: [bool; 3],
+    tdp: TdpMmu,
 }
 
 /// A kernel profile travels by its name: what a kernel does is this crate's to say.
@@ -114,6 +115,7 @@ impl MmuState {
             invalidation: twin.invalidation,
             nx_list: twin.nx_list,
             facts: [twin.is_flush_owed, twin.is_root_leaked, twin.is_log_initially_set],
+            tdp: twin.tdp,
         };
         let failed = |error: postcard::Error| Error::Saved(format!("cannot be written: {error}"));
         let mut bytes = MAGIC.to_vec();
@@ -166,6 +168,7 @@ impl MmuState {
         state.aliased = body.aliased.into_iter().collect();
         state.invalidation = body.invalidation;
         state.nx_list = body.nx_list;
+        state.tdp = body.tdp;
         [state.is_flush_owed, state.is_root_leaked, state.is_log_initially_set] = body.facts;
         state.check_saved()?;
         let is_high = |page| state.arena.key(page).gfn.0 >> state.root_gfn_bits != 0;
@@ -187,6 +190,7 @@ impl MmuState {
             && self.mmio_pages.is_well_formed(&self.arena)
             && self.zapped_obsolete.iter().all(within)
             && self.nx_list.iter().all(|&page| within(page) && page.some().is_some())
+            && self.tdp.roots.iter().all(|root| within(root.page) && root.page.some().is_some() && root.refs > 0)
             && self.vcpus.len() == usize::from(self.config.vcpus)
             && self.vcpus.iter().all(|vcpu| vcpu.roots().all(within) && vcpu.tlb.is_well_formed())
             && self.aliased.keys().all(|sptep| within(sptep.page()))

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use crate::mmu::shadow::page_arena::{PageIdx, Place};
 use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
+use crate::mmu::tdp::root_list::Root;
 use crate::mmu::vm::slots::{AddressSpace, SlotBody};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
@@ -43,12 +44,69 @@ impl MmuState {
         put_list(&mut out, self.nx_list.iter(), |out, &page| {
             put!(out, "{}", self.arena.key(page).id);
         });
-        put!(out, r#","requested":{},"roots":null,"stat":"#, self.requested);
+        put!(out, r#","requested":{},"roots":"#, self.requested);
+        if self.config.tdp_mmu {
+            put_list(&mut out, self.tdp.roots.iter(), |out, root| self.put_root(out, root));
+        } else {
+            out.push_str("null");
+        }
+        out.push_str(r#","stat":"#);
         self.put_stepped_stat(&mut out);
-        put!(out, r#","tdp":null,"tdp_pages":null,"used":{},"valid_gen":{},"vcpus":"#, self.used, self.valid_gen);
+        out.push_str(r#","tdp":"#);
+        if self.config.tdp_mmu {
+            let tables = self.tdp.roots.iter().flat_map(|root| self.tdp_tables(root.page));
+            put_list(&mut out, tables, |out, table| self.put_tdp_table(out, table));
+        } else {
+            out.push_str("null");
+        }
+        out.push_str(r#","tdp_pages":"#);
+        put_optional(&mut out, self.config.tdp_mmu.then_some(self.tdp.nr_tables));
+        put!(out, r#","used":{},"valid_gen":{},"vcpus":"#, self.used, self.valid_gen);
         put_list(&mut out, self.vcpus.iter(), |out, vcpu| self.put_stepped_vcpu(out, vcpu));
         put!(out, r#","vm_bugged":0,"zapped_obsolete":{}}}"#, self.zapped_obsolete.iter().count());
         out
+    }
+
+    fn put_root(&self, out: &mut String, root: &Root) {
+        let key = self.arena.key(root.page);
+        put!(
+            out,
+            r#"{{"id":{},"invalid":{},"refs":{},"role":"{:#x}","scheduled":{}}}"#,
+            key.id,
+            u8::from(key.role.invalid()),
+            root.refs,
+            self.config.kernel.role_layout.pack(key.role),
+            u8::from(root.is_scheduled)
+        );
+    }
+
+    /// A root and all tables below it, parents before children, entries ascending.
+    pub(in crate::mmu) fn tdp_tables(&self, root: PageIdx) -> Vec<PageIdx> {
+        let mut found = vec![root];
+        let level = self.arena.key(root).role.level();
+        for (_, spte) in self.arena.table(root).iter() {
+            if is_shadow_present(&self.masks, spte) && !is_last(spte, level) {
+                found.extend(self.tdp_tables(child_of(spte)));
+            }
+        }
+        found
+    }
+
+    fn put_tdp_table(&self, out: &mut String, table: PageIdx) {
+        let key = self.arena.key(table);
+        let is_marked = self.arena.page(table).nx_huge_page_disallowed;
+        put!(
+            out,
+            r#"{{"gfn":{},"id":{},"level":{},"nx_disallowed":{},"nx_listed":{},"role":"{:#x}","sptes":"#,
+            key.gfn.0,
+            key.id,
+            key.role.level(),
+            u8::from(is_marked),
+            u8::from(is_marked && self.nx_list.contains(&table)),
+            self.config.kernel.role_layout.pack(key.role)
+        );
+        self.put_stepped_sptes(out, table);
+        out.push('}');
     }
 
     fn put_stepped_page(&self, out: &mut String, page: PageIdx) {
@@ -150,7 +208,12 @@ impl MmuState {
             spec.id,
             spec.npages
         );
-        self.put_rmap(out, body);
+        if self.config.tdp_mmu {
+            // Reverse maps are made for the first shadow page.
+            out.push_str("null");
+        } else {
+            self.put_rmap(out, body);
+        }
         // Two-dimensional paging has no counters of write tracking.
         out.push_str(r#","track":null}"#);
     }
@@ -202,7 +265,8 @@ impl MmuState {
             stats.max_collisions,
             stats.cache_miss,
             stats.recycled,
-            stats.zapped
+            // Tables of the TDP MMU are not counted.
+            if self.config.tdp_mmu { 0 } else { stats.zapped }
         );
         put!(
             out,

@@ -107,6 +107,8 @@ pub struct Config {
     pub mmio_caching: bool,
     /// The guest pages. One that does not is mapped directly also without two-dimensional paging (v6.1 and later).
     pub guest_paging: bool,
+    /// The TDP MMU serves the guest, not shadow pages (v6.1 and later).
+    pub tdp_mmu: bool,
     /// Functions without a tracepoint are logged too, as recordings with kprobes show them.
     pub probes: bool,
     /// Form of events, counters and state: 1, or 6 as the stepped code of v6.1 and v6.12 is written down.
@@ -137,6 +139,7 @@ impl Config {
             nx_huge_pages: false,
             mmio_caching: true,
             guest_paging: true,
+            tdp_mmu: false,
             probes: kernel.logs_silent_calls,
             format: 1,
             max_memslots: MEM_SLOTS_NUM,
@@ -158,7 +161,9 @@ impl Config {
         needs("nx_huge_pages=1", self.nx_huge_pages && !self.kernel.has_nx_huge_pages, "v5.10 or later")?;
         needs("mmio_caching=0", !self.mmio_caching && !self.kernel.has_mmio_caching, "v6.1 or later")?;
         needs("format=6", self.format == 6 && !self.kernel.is_role_fixed, "v6.1 or later")?;
+        needs("tdp_mmu=1", self.tdp_mmu && !self.kernel.has_tdp_mmu, "v6.1 or later")?;
         let is_shadow = self.family == Family::Shadow;
+        needs("tdp_mmu=1", self.tdp_mmu && is_shadow, "two-dimensional paging: family npt, ept_ad or ept_noad")?;
         needs(
             "family=shadow",
             is_shadow && self.guest_paging,

@@ -118,6 +118,22 @@ mutants! {
     PrefetchOverHole "prefetch-over-hole",
     /// v6.1: with bitmaps that start full, clearing leaves large leaves writable.
     LargeLeafKeptByClear "large-leaf-kept-by-clear",
+    /// TDP MMU, changes: the dirty bit of a leaf that goes does not reach the host page.
+    TdpDirtyLost "tdp-dirty-lost",
+    /// TDP MMU, changes: a removed table keeps its place on the list of NX recovery.
+    TdpNxMarkKept "tdp-nx-mark-kept",
+    /// TDP MMU, changes: empty entries of a table removed under the shared lock are not frozen.
+    TdpEmptyNotFrozen "tdp-empty-not-frozen",
+    /// TDP MMU, changes: an atomic zap flushes one page of a larger entry.
+    TdpRangeFlushShort "tdp-range-flush-short",
+    /// TDP MMU, roots: a vCPU that finds a root takes no reference.
+    TdpRootReferenceLost "tdp-root-reference-lost",
+    /// TDP MMU, roots: walks of valid roots come to invalid ones.
+    TdpInvalidRootWalked "tdp-invalid-root-walked",
+    /// TDP MMU, aging: the accessed bit stays.
+    TdpAgeKeepsAccessed "tdp-age-keeps-accessed",
+    /// TDP MMU, split: small leaves of a large one that was not executable are not either.
+    TdpSplitNotExecutable "tdp-split-not-executable",
 }
 
 #[cfg(feature = "mutants")]

@@ -27,12 +27,15 @@ pub struct Stats {
     pub needbreak: i64,
     pub freed: i64,
     pub srcu_sync: i64,
+    pub spte_changed: i64,
+    pub tdp_walks: i64,
+    pub tdp_steps: i64,
 }
 
 impl Stats {
     /// Every number with its name, in the order of the vectors' description.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, i64); 20] {
+    pub const fn named(&self) -> [(&'static str, i64); 23] {
         [
             ("flush", self.flush),
             ("reload", self.reload),
@@ -54,6 +57,9 @@ impl Stats {
             ("needbreak", self.needbreak),
             ("freed", self.freed),
             ("srcu_sync", self.srcu_sync),
+            ("spte_changed", self.spte_changed),
+            ("tdp_walks", self.tdp_walks),
+            ("tdp_steps", self.tdp_steps),
         ]
     }
 }

@@ -153,6 +153,10 @@ pub enum SlotWalk {
     LargepageRemoveWriteAccess,
     SetDirty,
     ZapCollapsible,
+    /// Large leaves are split down to a level, 1 or 2 (the TDP MMU only).
+    Split {
+        to: u8,
+    },
 }
 
 /// What is done to the gfns of a mask.
@@ -164,8 +168,34 @@ pub enum PtMasked {
     EnableLogDirty,
 }
 
+/// What is done to a dirty log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DirtyLogTask {
+    /// KVM_GET_DIRTY_LOG; with manual protection it only copies.
+    Get {
+        /// Manual protection is on.
+        manual: bool,
+    },
+    /// KVM_CLEAR_DIRTY_LOG.
+    Clear {
+        /// First page.
+        first: u64,
+        /// Pages.
+        num: u64,
+        /// Words of the bits to clear, from their own start.
+        mask: Vec<u64>,
+    },
+    /// What either does to up to 64 pages, without the flush.
+    Masked {
+        /// First page.
+        offset: u64,
+        /// Which of the 64 from there.
+        mask: u64,
+    },
+}
+
 /// Work that may drop the lock on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Zap by a plan; slot plans need the slot, range plans the range (end exclusive).
     Zap {
@@ -198,6 +228,15 @@ pub enum Task {
         end: u64,
         /// The lock may be dropped on the way.
         may_block: bool,
+    },
+    /// Read, clear or protect a dirty log.
+    DirtyLog {
+        /// Address space.
+        as_id: u8,
+        /// Slot id.
+        id: u32,
+        /// What of it.
+        what: DirtyLogTask,
     },
     /// Drop every mapping of the gfns, in both address spaces.
     ZapGfnRange {
@@ -379,7 +418,7 @@ pub const fn stepped_masks(masks: &Masks, has_memtype: bool) -> [Option<(&'stati
         Some(("me_value", masks.me)),
         if has_memtype { Some(("memtype", memtype)) } else { None },
         Some(("nonpresent", masks.nonpresent)),
-        Some(("frozen", masks.nonpresent | 0x5a0)),
+        Some(("frozen", masks.frozen)),
         Some(("lower_gfn", masks.lower_gfn)),
     ]
 }

@@ -34,6 +34,8 @@ pub struct Work {
     pub get_page_found: u64,
     pub get_page_created: u64,
     pub heads_visited: u64,
+    /// Changes of entries of the TDP MMU that were reported.
+    pub sptes_changed: u64,
 }
 
 macro_rules! each_counter {
@@ -57,7 +59,8 @@ macro_rules! each_counter {
             mmio_faults,
             get_page_found,
             get_page_created,
-            heads_visited
+            heads_visited,
+            sptes_changed
         )
     };
 }

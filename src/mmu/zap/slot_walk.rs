@@ -7,7 +7,11 @@
 use crate::kernels::{Collapse, LogOnFlush, ZapRangeBlocks, ZapRangeFlush};
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::shadow::walk::{is_large, is_shadow_present};
-use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, ListRun, RangeRun, Run, SlotFlush, Step};
+use crate::mmu::tables::Tables;
+use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpWalk};
+use crate::mmu::vm::runs::{
+    Handler, HeadWalk, Kind, ListRun, RangeRun, RangeWalk, Run, SlotFlush, Step, TdpOwes, TdpRun,
+};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
@@ -126,11 +130,16 @@ impl MmuState {
     pub(in crate::mmu) fn slot_walk_run(&self, as_id: u8, id: u32, what: SlotWalk) -> Result<Kind> {
         let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
         let spec = *self.slot_spec(at);
+        if self.tables() == Tables::Tdp {
+            return Ok(Kind::Tdp(self.tdp_slot_run(as_id, &spec, what)));
+        }
         let (handler, level, last_level) = match what {
             SlotWalk::RemoveWriteAccess => (Handler::WriteProtect, PAGE_TABLE, MAX_LEAF),
             SlotWalk::LeafClearDirty => (Handler::ClearDirty, PAGE_TABLE, PAGE_TABLE),
             SlotWalk::LargepageRemoveWriteAccess => (Handler::WriteProtect, 2, MAX_LEAF),
             SlotWalk::SetDirty => (Handler::SetDirty, PAGE_TABLE, MAX_LEAF),
+            // Only the TDP MMU splits ahead of a fault.
+            SlotWalk::Split { .. } => return Ok(Kind::Range(RangeRun::nothing())),
             SlotWalk::ZapCollapsible => {
                 let is_by_leaf = self.config.kernel.collapse == Collapse::ByLeaf;
                 (Handler::ZapCollapsible, PAGE_TABLE, if is_by_leaf { PAGE_TABLE } else { MAX_LEAF - 1 })
@@ -157,6 +166,39 @@ impl MmuState {
         };
         let is_flushed_after = !is_flush_inside && self.config.kernel.log_on_flush == LogOnFlush::IfChanged;
         Ok(Kind::Slot { walk, flush_after: is_flushed_after.then_some((start, spec.npages)) })
+    }
+
+    /// A walk over what the roots of the TDP MMU map of a slot.
+    fn tdp_slot_run(&self, as_id: u8, spec: &SlotSpec, what: SlotWalk) -> TdpRun {
+        let (start, end) = (Gfn(spec.base), Gfn(spec.base + spec.npages));
+        let roots = Roots { as_id: Some(as_id), only_valid: true };
+        let protect = |body| TdpWalk::new(roots, (start, end), body, Lock::Shared);
+        let (walk, owes) = match what {
+            SlotWalk::RemoveWriteAccess => (protect(Body::WriteProtect), TdpOwes::Caller),
+            SlotWalk::LargepageRemoveWriteAccess => {
+                (TdpWalk { least: 2, ..protect(Body::WriteProtect) }, TdpOwes::Caller)
+            }
+            SlotWalk::LeafClearDirty => (protect(Body::ClearDirty), TdpOwes::Caller),
+            // Nothing is set dirty in a page table that has no list of what it maps.
+            SlotWalk::SetDirty => (TdpWalk { is_over: true, ..protect(Body::ClearDirty) }, TdpOwes::Nothing),
+            SlotWalk::ZapCollapsible => (self.collapse_walk(as_id, spec.id, start, end), TdpOwes::Nothing),
+            SlotWalk::Split { to } => (self.split_walk(as_id, start, end, to, Lock::Shared), TdpOwes::Nothing),
+        };
+        TdpRun { walk, owes }
+    }
+
+    /// Goes on with a walk over the TDP MMU, and pays at its end what it owes.
+    pub(in crate::mmu) fn drive_tdp(&mut self, tdp: &mut TdpRun) -> Step {
+        let step = self.drive_tdp_walk(&mut tdp.walk);
+        if step == Step::Done && tdp.walk.flush {
+            match tdp.owes {
+                TdpOwes::Nothing => {}
+                TdpOwes::Flush => self.flush_remote_tlbs(),
+                TdpOwes::Caller => self.is_flush_owed = true,
+            }
+            tdp.walk.flush = false;
+        }
+        step
     }
 
     pub(in crate::mmu) fn drive_slot_walk(
@@ -193,7 +235,13 @@ impl MmuState {
             }
         }
         let is_deferred = self.config.kernel.zap_range_defers && self.config.flush_range;
-        RangeRun { start, end, left, walk: None, flush: false, is_deferred, is_flush_once, is_begun: false }
+        let mut walk = None;
+        if self.tables() == Tables::Tdp {
+            left.clear();
+            let only_valid = !self.config.kernel.tdp_walks_invalid_roots;
+            walk = Some(RangeWalk::Tdp(self.unmap_walk(Roots { as_id: None, only_valid }, start, end, true)));
+        }
+        RangeRun { start, end, left, walk, flush: false, is_deferred, is_flush_once, is_begun: false }
     }
 
     pub(in crate::mmu) fn drive_range(&mut self, range: &mut RangeRun) -> Step {
@@ -203,13 +251,13 @@ impl MmuState {
         }
         loop {
             if let Some(walk) = &mut range.walk {
-                let step = self.walk_heads(walk);
+                let step = self.walk_range(walk);
                 if step != Step::Done {
                     return step;
                 }
-                range.flush |= walk.flush;
+                range.flush |= walk.flush();
                 if range.is_flush_once {
-                    range.flush = walk.flush;
+                    range.flush = walk.flush();
                 }
                 range.walk = None;
             }
@@ -219,7 +267,7 @@ impl MmuState {
             let start = range.start.max(Gfn(spec.base));
             let end = range.end.min(Gfn(spec.base + spec.npages));
             if start < end {
-                range.walk = Some(HeadWalk {
+                range.walk = Some(RangeWalk::Heads(HeadWalk {
                     as_id,
                     id,
                     handler: Handler::Zap,
@@ -232,7 +280,7 @@ impl MmuState {
                     last_level: MAX_LEAF,
                     done: 0,
                     flush: range.is_flush_once && range.flush,
-                });
+                }));
             }
         }
         if range.flush && range.is_flush_once {

@@ -9,8 +9,12 @@ use std::collections::BTreeSet;
 use crate::kernels::ZapRangeBlocks;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::page_arena::{PageIdx, Place};
+use crate::mmu::tables::Tables;
+use crate::mmu::tdp::tdp_walk::{Body, Roots, TdpWalk};
 use crate::mmu::vm::events::Event;
-use crate::mmu::vm::runs::{Account, Handler, HeadWalk, Kind, ListRun, Noted, Phase, RangeRun, Run, SlotFlush, Step};
+use crate::mmu::vm::runs::{
+    Account, Handler, HeadWalk, Kind, ListRun, Noted, Phase, RangeRun, Run, SlotFlush, Step, TdpOwes, TdpRun,
+};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
@@ -28,6 +32,14 @@ impl MmuState {
         let mut is_list_shared = false;
         let account = Account::new(&self.work);
         let kind = match task {
+            Task::Zap { plan, slot, range } if self.tables() == Tables::Tdp => {
+                let kind = self.tdp_plan_run(plan, slot, range)?;
+                self.begin_plan(plan);
+                if plan.bump_valid_gen {
+                    self.invalidate_tdp_roots();
+                }
+                kind
+            }
             Task::Zap { plan, slot, range } => {
                 let kind = self.plan_run(plan, slot, range)?;
                 is_list_shared = plan.bump_valid_gen && self.config.kernel.has_zapped_obsolete;
@@ -38,6 +50,7 @@ impl MmuState {
             Task::ZapGfnRange { start, end } => Kind::Range(self.range_run(Gfn(start), Gfn(end))),
             Task::NxRecover { ratio } => Kind::Nx(self.nx_run(ratio)),
             Task::UnmapHva { start, end, may_block } => Kind::Unmap(self.unmap_run(start, end, may_block)),
+            Task::DirtyLog { as_id, id, what } => Kind::DirtyLog(self.dirty_log_run(as_id, id, what)?),
         };
         let run = Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, account };
         let id = self.runs.next;
@@ -75,16 +88,30 @@ impl MmuState {
         {
             self.flush_remote_tlbs();
         }
-        if let Kind::Range(range) = &run.kind
-            && (range.flush || range.walk.is_some_and(|walk| walk.flush))
-        {
-            self.flush_remote_tlbs();
-        }
-        match &run.kind {
-            Kind::Range(range) if range.is_begun && self.config.kernel.zap_range_blocks != ZapRangeBlocks::Nothing => {
-                self.invalidation.finish();
+        match &mut run.kind {
+            Kind::Range(range) => {
+                if range.flush | self.drop_range_walk(range.walk.as_mut()) {
+                    self.flush_remote_tlbs();
+                }
+                if range.is_begun && self.config.kernel.zap_range_blocks != ZapRangeBlocks::Nothing {
+                    self.invalidation.finish();
+                }
             }
-            Kind::Unmap(unmap) if unmap.flush || unmap.walk.is_some_and(|walk| walk.flush) => self.flush_remote_tlbs(),
+            Kind::Unmap(unmap) => {
+                if unmap.flush | self.drop_range_walk(unmap.walk.as_mut()) {
+                    self.flush_remote_tlbs();
+                }
+            }
+            Kind::Tdp(tdp) => self.abandon_tdp(tdp),
+            Kind::Nx(nx) if nx.flush => self.flush_remote_tlbs(),
+            Kind::DirtyLog(log) => {
+                if let Some(split) = &mut log.split {
+                    self.drop_tdp_walk(split);
+                }
+                if log.any {
+                    self.flush_remote_tlbs();
+                }
+            }
             _ => {}
         }
         run.account.outcome = RunOutcome::Abandoned;
@@ -114,6 +141,8 @@ impl MmuState {
             Kind::Range(range) => self.drive_range(range),
             Kind::Unmap(unmap) => self.drive_unmap(unmap),
             Kind::Nx(nx) => self.drive_nx(nx, &mut run),
+            Kind::Tdp(tdp) => self.drive_tdp(tdp),
+            Kind::DirtyLog(log) => self.drive_dirty_log(log, &mut run),
         };
         run.kind = kind;
         if step == Step::Slice {
@@ -217,6 +246,41 @@ impl MmuState {
             _ => (Gfn(0), 0),
         };
         Ok(Kind::List(ListRun::new(plan, span)))
+    }
+
+    /// What a plan means to the TDP MMU, whose roots are on no list of pages.
+    fn tdp_plan_run(&self, plan: ZapPlan, slot: Option<(u8, u32)>, range: Option<(u64, u64)>) -> Result<Kind> {
+        if plan.walk == Walk::Slot || plan.only == Only::Slot {
+            let (as_id, id) = slot.ok_or(Error::PlanNeeds("a slot"))?;
+            let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
+            let spec = self.slot_spec(at);
+            let roots = Roots { as_id: Some(as_id), only_valid: false };
+            let is_polled = plan.offer != Offer::Never;
+            let walk = self.unmap_walk(roots, Gfn(spec.base), Gfn(spec.base + spec.npages), is_polled);
+            return Ok(Kind::Tdp(TdpRun { walk, owes: TdpOwes::Flush }));
+        }
+        if plan.only == Only::GfnRange {
+            let (start, end) = range.ok_or(Error::PlanNeeds("a gfn range"))?;
+            return Ok(Kind::Range(self.range_run(Gfn(start), Gfn(end))));
+        }
+        let walk = if plan.bump_valid_gen { self.zap_invalid_roots_walk() } else { self.zap_all_roots_walk() };
+        // What shadow pages are flagged with, no table here is.
+        let is_over = !plan.bump_valid_gen && plan.only != Only::All;
+        Ok(Kind::Tdp(TdpRun { walk: TdpWalk { is_over, ..walk }, owes: TdpOwes::Nothing }))
+    }
+
+    /// Ends a walk that is given up. Roots that were made invalid are zapped all the same: nobody would come to them again.
+    fn abandon_tdp(&mut self, tdp: &mut TdpRun) {
+        if matches!(tdp.walk.body, Body::ZapRoot { .. }) {
+            tdp.walk.is_polled = false;
+            self.slice.set_endless();
+            while self.drive_tdp_walk(&mut tdp.walk) != Step::Done {}
+            return;
+        }
+        self.drop_tdp_walk(&mut tdp.walk);
+        if tdp.walk.flush {
+            self.flush_remote_tlbs();
+        }
     }
 
     fn begin_plan(&mut self, plan: ZapPlan) {

@@ -45,6 +45,8 @@ pub struct SpteLayout {
     pub saved_shift_ept: u8,
     /// What an empty entry reads as.
     pub nonpresent: u64,
+    /// What an entry of a table that is being removed reads as, beside `nonpresent`.
+    pub frozen: u64,
     /// The highest bit an MMIO SPTE's generation may use.
     pub generation_top: u8,
 }
@@ -63,6 +65,7 @@ impl SpteLayout {
         saved_shift: 52,
         saved_shift_ept: 52,
         nonpresent: 0,
+        frozen: 0x5a0,
         generation_top: 61,
     };
     /// v5.4. The kind overlaps the generation of an MMIO SPTE; that is the kernel's.
@@ -95,6 +98,7 @@ impl SpteLayout {
         kind_ept: 3 << 60,
         kind_ad_disabled_ept: 1 << 60,
         saved_shift_ept: 52,
+        frozen: 0x1a0,
         ..Self::V6_12
     };
 }

@@ -48,6 +48,8 @@ pub struct Masks {
     pub saved_shift: u8,
     /// What an empty entry reads as.
     pub nonpresent: u64,
+    /// What an entry of a table that is being removed reads as (the TDP MMU's).
+    pub frozen: u64,
     /// The part of an access that an MMIO SPTE, and the vCPU's cache from v5.10 on, remembers.
     pub mmio_access: u8,
 }
@@ -127,6 +129,7 @@ impl Masks {
             kind_ad_disabled: layout.kind_ad_disabled,
             saved_shift: layout.saved_shift,
             nonpresent: layout.nonpresent,
+            frozen: layout.nonpresent | layout.frozen,
             mmio_access: 6,
         };
         if !is_ept {

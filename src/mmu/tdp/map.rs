@@ -1,0 +1,172 @@
+//! Mapping one gfn in the TDP MMU: tables down to the level wanted, then the leaf or the MMIO SPTE, under the shared lock.
+//!
+//! Models `kvm_tdp_mmu_map`, `tdp_mmu_map_handle_target_level`, `make_spte`, v6.1 to v7.3. One fault writes one leaf:
+//! nothing is mapped ahead.
+
+use crate::kernels::{OldEntryExempts, TdpFaultFlush, TdpLargeInWay};
+use crate::mmu::shadow::link::{Backing, Mapping};
+use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::shadow::walk::{child_of, is_access_allowed, is_last, is_shadow_present};
+use crate::mmu::tdp::tdp_walk::Lock;
+use crate::mmu::vm::events::Event;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::access::ACC_EXEC;
+use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::error::Result;
+use crate::mmu::words::level::{PAGE_TABLE, pages_per, table_index};
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::layout::{LARGE, WRITABLE};
+use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
+
+/// What became of the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mmu) enum TdpMapped {
+    /// It was written.
+    Fixed,
+    /// It was that already.
+    Spurious,
+    /// It is an MMIO SPTE.
+    Mmio,
+}
+
+impl MmuState {
+    /// From a root to the mapping; what became of it, and its level. `fetched` is the level that an instruction fetch
+    /// could have had.
+    pub(in crate::mmu) fn tdp_map(
+        &mut self,
+        root: PageIdx,
+        mapping: &Mapping,
+        fetched: Option<u8>,
+        error_code: u64,
+    ) -> Result<(TdpMapped, u8)> {
+        self.stats.tdp_walks += 1;
+        let gfn = mapping.gfn;
+        let addr = gfn.gpa();
+        let mut goal = mapping.level;
+        let mut page = root;
+        let mut level = self.arena.key(root).role.level();
+        let sptep = loop {
+            let sptep = page.sptep(table_index(addr, level));
+            let spte = self.arena.spte(sptep);
+            let is_present = is_shadow_present(&self.masks, spte);
+            let child = (is_present && !is_last(spte, level)).then(|| child_of(spte));
+            if level == goal && level > PAGE_TABLE && child.is_some_and(|child| self.tdp_keeps_table(child)) {
+                goal -= 1;
+            }
+            if level <= goal {
+                break sptep;
+            }
+            page = match child {
+                Some(child) => child,
+                None => self.tdp_add_table(sptep, gfn.align_down(level), is_present, fetched)?,
+            };
+            self.stats.tdp_steps += 1;
+            level -= 1;
+        };
+        let backing = match mapping.backing {
+            Backing::Frame { pfn, host_writable } => Backing::Frame { pfn: pfn.align_down(goal), host_writable },
+            Backing::NoSlot => Backing::NoSlot,
+        };
+        let mapping = Mapping { gfn: gfn.align_down(goal), level: goal, backing, ..*mapping };
+        Ok((self.tdp_map_target(sptep, &mapping, error_code), goal))
+    }
+
+    /// While large leaves are not executable, a table that may hold executable ones is not replaced.
+    fn tdp_keeps_table(&self, table: PageIdx) -> bool {
+        let is_marked = self.arena.page(table).nx_huge_page_disallowed;
+        self.config.nx_huge_pages && (self.config.kernel.nx_keeps_any_table || is_marked)
+    }
+
+    /// Puts a table where none is; a large leaf there is zapped, or split into it.
+    fn tdp_add_table(&mut self, sptep: Sptep, gfn: Gfn, is_leaf: bool, fetched: Option<u8>) -> Result<PageIdx> {
+        let role = self.arena.key(sptep.page()).role;
+        let level = role.level();
+        if is_leaf && self.config.kernel.tdp_large_in_way == TdpLargeInWay::Split {
+            self.tdp_split(sptep, gfn, Lock::Shared)?;
+        } else {
+            if is_leaf {
+                self.tdp_zap_atomic(sptep, gfn);
+            }
+            let table = self.tdp_make_table(gfn, role.with_level(level - 1))?;
+            self.tdp_link(sptep, gfn, table, Lock::Shared);
+        }
+        let table = child_of(self.arena.spte(sptep));
+        if self.config.nx_huge_pages
+            && let Some(asked) = fetched
+        {
+            self.tdp_note_nx(table, level, asked);
+        }
+        Ok(table)
+    }
+
+    fn tdp_map_target(&mut self, sptep: Sptep, mapping: &Mapping, error_code: u64) -> TdpMapped {
+        let old = self.arena.spte(sptep);
+        let was_present = is_shadow_present(&self.masks, old);
+        let was_leaf = was_present && is_last(old, mapping.level);
+        let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
+        let new = match mapping.backing {
+            Backing::NoSlot => self.make_mmio(mapping.gfn, mapping.access, slots_gen),
+            Backing::Frame { pfn, host_writable } => {
+                let is_allowed = mapping.speculative || is_access_allowed(&self.masks, error_code, old);
+                if was_leaf && self.config.kernel.tdp_allowed_is_spurious && is_allowed {
+                    return TdpMapped::Spurious;
+                }
+                self.tdp_make_leaf(sptep, old, mapping, pfn, host_writable)
+            }
+        };
+        let is_changed = old != new;
+        if is_changed {
+            self.tdp_set_spte(sptep, mapping.gfn, new, Lock::Shared);
+            if was_present && !was_leaf {
+                let level = match self.config.kernel.tdp_fault_flush {
+                    TdpFaultFlush::Table => mapping.level + 1,
+                    TdpFaultFlush::Leaf => mapping.level,
+                };
+                self.flush_remote_tlbs_with_address(mapping.gfn.align_down(level), pages_per(level));
+            }
+        }
+        if mapping.backing == Backing::NoSlot {
+            self.vcpus[mapping.vcpu].faults.mmio_spte_created += 1;
+            self.push_mark_mmio(sptep, mapping.gfn, new, mapping.access, slots_gen);
+            return TdpMapped::Mmio;
+        }
+        self.push_set_spte(sptep, mapping, new);
+        if is_changed { TdpMapped::Fixed } else { TdpMapped::Spurious }
+    }
+
+    /// The leaf of a fault over `old`.
+    fn tdp_make_leaf(&mut self, sptep: Sptep, old: u64, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> u64 {
+        let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
+        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE && !is_chosen(Mutant::LargeLeafExecutable);
+        let leaf = Leaf {
+            access: if is_nx { mapping.access & !ACC_EXEC } else { mapping.access },
+            level: mapping.level,
+            pfn,
+            speculative: mapping.speculative,
+            host_writable,
+            ad_disabled,
+        };
+        let mut spte = make_leaf(&self.masks, &leaf);
+        if host_writable {
+            spte |= WRITABLE | self.masks.mmu_writeable;
+            let exempts = self.config.kernel.old_entry_exempts;
+            let was_writable = old & WRITABLE != 0 && (mapping.level == PAGE_TABLE || old & LARGE != 0);
+            let is_exempt = was_writable && exempts != OldEntryExempts::None;
+            if !is_exempt && self.config.probes {
+                let (gfn, prefetch) = (mapping.gfn.0, mapping.speculative);
+                self.events.push(|| Event::TryUnsync { gfn, can_unsync: true, prefetch });
+                self.events.push(|| Event::TryUnsyncRet { ret: 0 });
+            }
+            if !ad_disabled && !(is_exempt && exempts == OldEntryExempts::DirtyAndUnsync) {
+                spte |= self.masks.dirty;
+            }
+        }
+        if mapping.speculative {
+            spte = make_access_track(&self.masks, spte);
+        }
+        if spte & WRITABLE != 0 {
+            self.mark_page_dirty(mapping.slot, mapping.gfn);
+        }
+        spte
+    }
+}
