@@ -213,7 +213,8 @@ class MachineEngine:
         return result if isinstance(result, tuple) else (result, None)
 
     def _run_nested(self, kind: int, ops: Sequence[Checked]) -> None:
-        if not ops:
+        # The stepped code tells of a lock break with a list of no operations, too.
+        if not ops and not (self._is_stepped and kind == 1):
             return
         core = self.vm.core
         core.push_nested_begin(kind)

@@ -38,8 +38,9 @@ impl MmuState {
         TdpWalk::new(EVERY_ROOT, self.all_gfns(), body, Lock::Exclusive)
     }
 
-    /// Removes the leaves over a range of gfns, and no table.
+    /// Removes the leaves over a range of gfns, as far as the host's address width goes, and no table.
     pub(in crate::mmu) fn unmap_walk(&self, roots: Roots, start: Gfn, end: Gfn, is_polled: bool) -> TdpWalk {
+        let end = end.min(self.all_gfns().1);
         let walk = TdpWalk::new(roots, (start, end), Body::Unmap, Lock::Exclusive);
         TdpWalk { is_polled, is_flush_inside: true, ..walk }
     }
