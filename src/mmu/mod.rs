@@ -13,6 +13,7 @@
 //!
 //! Long: one method for each thing that can happen to the MMU, and nothing else.
 
+mod driver;
 mod fault;
 mod range;
 pub mod shadow;

@@ -150,7 +150,7 @@ impl MmuState {
     }
 
     /// Ends a walk over a range that will not be carried on; whether it owes a flush.
-    pub(in crate::mmu) fn drop_range_walk(&mut self, walk: Option<&mut RangeWalk>) -> bool {
+    pub(in crate::mmu) fn drop_range_walk(&mut self, walk: &mut Option<RangeWalk>) -> bool {
         match walk {
             Some(RangeWalk::Heads(walk)) => walk.flush,
             Some(RangeWalk::Tdp(walk)) => {

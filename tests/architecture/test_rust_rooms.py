@@ -18,35 +18,44 @@ FLOORS: list[tuple[str, str]] = [
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"
-        " host_memory guest_memory invalid_list invalidation runs slice lock_polls spte_table stats events state",
+        " host_memory guest_memory invalid_list invalidation runs slice lock_polls spte_table stats events state"
+        " root_list tdp_walk",
     ),
     (
         "verbs",
         "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots page_fault prefetch"
         " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
-        " install_slot zap_batch direct_map direct_page_fault nx_huge_pages prefault",
+        " install_slot zap_batch direct_map direct_page_fault nx_huge_pages prefault"
+        " iter drive change map age protect split collapse recovery tables dirty_log_run driver",
     ),
     ("watchers", "audit left_over snapshot stepped_dump saved"),
     ("facade", "mod"),
 ]
 # The rooms of src/mmu, lowest first; those of one row do not know each other. By `use` and by calls of methods. A noun
-# of a VM holds nouns of the shadow room (pages, lists), so `vm` may name them; the floors keep it from naming verbs.
-ROOMS: list[tuple[str, ...]] = [("words",), ("vm",), ("shadow",), ("fault", "range", "zap"), ("watch",)]
+# of a VM holds nouns of both page tables (pages, lists, roots), so `vm` may name them; the floors keep it from naming
+# verbs. `tables` is the door to both, a file of its own.
+ROOMS: list[tuple[str, ...]] = [
+    ("words",),
+    ("vm",),
+    ("shadow",),
+    ("tdp",),
+    ("tables",),
+    ("fault", "range", "zap"),
+    ("driver",),
+    ("watch",),
+]
+# What of the shadow room is not about shadow pages alone: where tables live, how they are read and written, and what a
+# mapping is. The TDP MMU may name nothing else of it.
+SHARED = {"page_arena", "spte_table", "pte_list", "walk", "spte_write", "link", "roots"}
 HEIGHT = {name: height for height, names in enumerate(ROOMS) for name in names}
-# Calls that still go upward, to be mended by moving what is called; the list only shrinks. The driver of runs
-# dispatches to the runs of a range, a fault may have a page copied, and marks of NX huge pages are kept where they are
-# recovered.
+# Calls that still go upward, to be mended by moving what is called; the list only shrinks. A fault may have a page
+# copied, and marks of NX huge pages are kept where they are recovered.
 UPWARD_CALLS = {
     ("direct_map", "note_nx"),
     ("page_fault", "copy_page"),
     ("nx_huge_pages", "prepare_in_run"),
     ("nx_huge_pages", "flush_or_zap"),
-    ("head_walk", "slot_level"),
     ("zap", "forget_nx"),
-    ("zap_plan", "nx_run"),
-    ("zap_plan", "unmap_run"),
-    ("zap_plan", "drive_unmap"),
-    ("zap_plan", "drive_nx"),
 }
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names.split()}
 
@@ -154,7 +163,7 @@ OF_STATE = re.compile(r"^impl MmuState \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
 
 def rooms_one_way(src: Path) -> list[str]:
     """A room names and calls only what lies below it; a method of the state belongs to the room of its file."""
-    files = [path for path in core_files(src) if path.relative_to(src / "mmu").parts[0] in HEIGHT]
+    files = [path for path in core_files(src) if room_of(src, path) in HEIGHT]
     texts = {path: "\n".join(code(path)) for path in files}
     homes: dict[str, set[Path]] = {}
     for path, text in texts.items():
@@ -163,20 +172,26 @@ def rooms_one_way(src: Path) -> list[str]:
                 homes.setdefault(method, set()).add(path)
     found = []
     for path, text in texts.items():
-        own = path.relative_to(src / "mmu").parts[0]
+        own = room_of(src, path)
         where = path.relative_to(src)
         for match in re.finditer(rf"crate::mmu::({'|'.join(HEIGHT)})::(\w+)", text):
-            is_noun_held = own == "vm" and match[1] == "shadow" and FLOOR.get(match[2]) == 1
-            if not_below(match[1], own) and not is_noun_held:
+            is_noun_held = own == "vm" and match[1] in ("shadow", "tdp") and FLOOR.get(match[2]) == 1
+            is_not_shared = own == "tdp" and match[1] == "shadow" and match[2] not in SHARED
+            if is_not_shared or not_below(match[1], own) and not is_noun_held:
                 line = text.count("\n", 0, match.start()) + 1
                 found.append(f"{where}:{line}: {own} names {match[1]}::{match[2]}")
         for match in re.finditer(r"\b(?:self|state)\s*\.\s*(\w+)\(", text):
             home = homes.get(match[1], set())
-            other = next(iter(home)).relative_to(src / "mmu").parts[0] if len(home) == 1 else own
+            other = room_of(src, next(iter(home))) if len(home) == 1 else own
             if not_below(other, own) and (path.stem, match[1]) not in UPWARD_CALLS:
                 line = text.count("\n", 0, match.start()) + 1
                 found.append(f"{where}:{line}: {own} calls {match[1]} of {other}")
     return found
+
+
+def room_of(src: Path, path: Path) -> str:
+    """The room of a file; a file beside the rooms is one of its own."""
+    return path.relative_to(src / "mmu").parts[0].removesuffix(".rs")
 
 
 def not_below(other: str, own: str) -> bool:
@@ -222,18 +237,18 @@ def lines_with(src: Path, paths: list[Path], *patterns: re.Pattern[str]) -> list
 
 def one_place(src: Path, what: str, pattern: re.Pattern[str], wanted: str) -> list[str]:
     """Exactly one file has the pattern, and it is the wanted one."""
-    places = sorted({path.name for path in core_files(src) if pattern.search("\n".join(code(path)))})
+    places = sorted({str(path.relative_to(src / "mmu")) for path in core_files(src) if pattern.search("\n".join(code(path)))})
     return [] if places == [wanted] else [f"{what}: {', '.join(places) or 'nowhere'}, and not only {wanted}"]
 
 
 def one_writer(src: Path) -> list[str]:
     """SPTE words are written where the arena gives a table out for writing: in one file."""
-    return one_place(src, "writes SPTE words", re.compile(r"\.\s*table_mut\("), "spte_write.rs")
+    return one_place(src, "writes SPTE words", re.compile(r"\.\s*table_mut\("), "shadow/spte_write.rs")
 
 
 def one_freer(src: Path) -> list[str]:
     """A shadow page goes back to the arena in one file, out of a list that was flushed."""
-    return one_place(src, "frees shadow pages", re.compile(r"\barena\s*\.\s*release\("), "zap.rs")
+    return one_place(src, "frees shadow pages", re.compile(r"\barena\s*\.\s*release\("), "shadow/zap.rs")
 
 
 RULES = [
@@ -275,6 +290,11 @@ BROKEN = [
     (reader_knows_words, "ftrace/parse.rs", "use pyo3::Python;\n"),
     (core_knows_no_reader, "mmu/vm/slots.rs", "use crate::ftrace::Event;\n"),
     (one_writer, "mmu/shadow/zap.rs", "fn f(&mut self) { self.arena.table_mut(page).set(0, 0); }\n"),
+    (one_freer, "mmu/tdp/zap.rs", "fn f(&mut self) { self.arena.release(page); }\n"),
+    (rooms_one_way, "mmu/tdp/zap.rs", "use crate::mmu::shadow::rmap::Rmap;\n"),
+    (rooms_one_way, "mmu/tdp/zap.rs", "use crate::mmu::tables::Tables;\n"),
+    (rooms_one_way, "mmu/shadow/zap.rs", "use crate::mmu::tdp::tdp_walk::TdpWalk;\n"),
+    (rooms_one_way, "mmu/vm/state.rs", "use crate::mmu::tdp::change::Lock;\n"),
     (one_freer, "mmu/shadow/reclaim.rs", "fn f(&mut self) { self.arena.release(page); }\n"),
 ]
 ALLOWED = [

@@ -265,14 +265,6 @@ impl MmuState {
         }
     }
 
-    /// The largest level that the host and the slot's vetoes allow for a gfn.
-    pub(in crate::mmu) fn slot_level(&self, slot: SlotAt, gfn: Gfn) -> u8 {
-        let most = self.config.lpage_level.min(MAX_LEAF);
-        let is_allowed = |level: &u8| !self.is_large_disallowed(Some(slot), gfn, *level);
-        let level = (2..=most).rev().find(is_allowed).unwrap_or(PAGE_TABLE);
-        level.min(self.host.level(Pfn::of_hva(self.slot_spec(slot).hva_of(gfn))))
-    }
-
     /// The caller's level, or the next below it whose mapping lies in the slot: a kernel asks for no other.
     fn level_within(&self, slot: Option<SlotAt>, gfn: Gfn, asked: u8) -> u8 {
         let Some(spec) = slot.map(|slot| self.slot_spec(slot)) else { return PAGE_TABLE };

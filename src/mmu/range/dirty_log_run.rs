@@ -91,6 +91,27 @@ impl MmuState {
         Step::Done
     }
 
+    /// Ends a dirty log that is given up: what was read of it is dirty again, for nobody will know.
+    pub(in crate::mmu) fn abandon_dirty_log(&mut self, log: &mut DirtyLogRun) {
+        if let Some(split) = &mut log.split {
+            self.drop_tdp_walk(split);
+        }
+        if log.any {
+            self.flush_remote_tlbs();
+        }
+        let read = std::mem::take(&mut self.log_read).spans;
+        if log.is_read
+            && let Ok(Some(slot)) = self.find_slot_id(log.as_id, log.id)
+            && let Some(dirty) = &mut self.slot_body_mut(slot).dirty
+        {
+            for word in
+                read.into_iter().flat_map(|(first, count, mask)| (first..first + count).map(move |at| (at, mask)))
+            {
+                dirty.set(word.0, dirty.get(word.0) | word.1);
+            }
+        }
+    }
+
     /// The next word with bits that are to be protected, taken out of the bitmap.
     fn next_logged(&mut self, log: &mut DirtyLogRun, slot: SlotAt) -> Option<(u64, u64)> {
         if !log.is_read && log.wanted.is_none() {
@@ -130,7 +151,7 @@ impl MmuState {
         }
         let [first, last] = self.ends_of(slot, offset, mask);
         let end = if self.config.kernel.tdp_split_whole_mask { last.plus(1) } else { last };
-        Some(self.split_walk(slot.as_id, first, end, PAGE_TABLE, Lock::Exclusive))
+        Some(TdpWalk::split(slot.as_id, (first, end), PAGE_TABLE, Lock::Exclusive))
     }
 
     /// The first and the last gfn of a mask.

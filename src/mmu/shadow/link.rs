@@ -10,7 +10,7 @@ use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::REQ_TLB_FLUSH;
 use crate::mmu::words::access::ACC_WRITE;
 use crate::mmu::words::addr::{Gfn, Pfn};
-use crate::mmu::words::level::{PAGE_TABLE, pages_per};
+use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
 use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf, make_link};
@@ -225,6 +225,14 @@ impl MmuState {
                 || self.slot_body(slot).disallowed(spec.index(gfn, level), level) != 0
                     && !is_chosen(Mutant::LargeVetoIgnored)
         })
+    }
+
+    /// The largest level that the host and the slot's vetoes allow for a gfn.
+    pub(in crate::mmu) fn slot_level(&self, slot: SlotAt, gfn: Gfn) -> u8 {
+        let most = self.config.lpage_level.min(MAX_LEAF);
+        let is_allowed = |level: &u8| !self.is_large_disallowed(Some(slot), gfn, *level);
+        let level = (2..=most).rev().find(is_allowed).unwrap_or(PAGE_TABLE);
+        level.min(self.host.level(Pfn::of_hva(self.slot_spec(slot).hva_of(gfn))))
     }
 
     /// A write-tracked gfn stays read-only. (Indirect pages, which also ask for it, do not exist here.)

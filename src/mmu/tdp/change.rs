@@ -46,7 +46,7 @@ impl MmuState {
         if !was_present && !is_present {
             return;
         }
-        let is_moved = is_leaf && pfn_of(old) != pfn_of(new) || !is_leaf;
+        let is_moved = !is_leaf || pfn_of(old) != pfn_of(new);
         let copies = self.config.kernel.copies_ad_on_zap && !is_chosen(Mutant::TdpDirtyLost);
         if copies && was_leaf && is_dirty(&self.masks, old) && (is_moved || !is_dirty(&self.masks, new)) {
             self.push_dirty(pfn_of(old));

@@ -5,21 +5,13 @@
 use crate::kernels::TdpCollapse;
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present, pfn_of};
-use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpIter, TdpWalk};
+use crate::mmu::tdp::tdp_walk::{Lock, TdpIter};
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::MAX_LEAF;
 use crate::mmu::words::spte::layout::{LARGE, PFN_FIELD};
 
 impl MmuState {
-    /// Collapses what a slot maps.
-    pub(in crate::mmu) fn collapse_walk(&self, as_id: u8, id: u32, start: Gfn, end: Gfn) -> TdpWalk {
-        let roots = Roots { as_id: Some(as_id), only_valid: true };
-        let walk = TdpWalk::new(roots, (start, end), Body::Collapse { id }, Lock::Shared);
-        TdpWalk { least: 2, is_flush_inside: true, ..walk }
-    }
-
     /// Collapses the link a walk stands on, if it may be a large leaf; whether a flush is owed.
     pub(in crate::mmu) fn tdp_collapse(&mut self, as_id: u8, id: u32, iter: &TdpIter) -> bool {
         let Ok(Some(slot)) = self.find_slot_id(as_id, id) else { return false };

@@ -145,6 +145,7 @@ impl MmuState {
                 Body::ZapRoot { .. } if is_shadow_present(&self.masks, spte) && iter.level <= iter.least() => {
                     self.work.sptes_cleared += 1;
                     self.tdp_set_spte(iter.sptep(), iter.gfn, 0, walk.lock);
+                    walk.flush = true;
                 }
                 _ => {}
             }

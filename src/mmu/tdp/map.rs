@@ -157,7 +157,7 @@ impl MmuState {
                 self.events.push(|| Event::TryUnsync { gfn, can_unsync: true, prefetch });
                 self.events.push(|| Event::TryUnsyncRet { ret: 0 });
             }
-            if !ad_disabled && !(is_exempt && exempts == OldEntryExempts::DirtyAndUnsync) {
+            if !(ad_disabled || is_exempt && exempts == OldEntryExempts::DirtyAndUnsync) {
                 spte |= self.masks.dirty;
             }
         }

@@ -46,12 +46,6 @@ impl RootList {
         self.roots.len()
     }
 
-    /// The root of this table.
-    #[must_use]
-    pub fn find(&self, page: PageIdx) -> Option<&Root> {
-        self.roots.iter().find(|root| root.page == page)
-    }
-
     /// The roots after one, or all of them.
     pub fn after(&self, page: PageIdx) -> impl Iterator<Item = &Root> {
         let from = self.roots.iter().position(|root| root.page == page).map_or(0, |at| at + 1);

@@ -4,7 +4,7 @@
 
 use crate::mmu::shadow::page_arena::Sptep;
 use crate::mmu::shadow::walk::is_access_track;
-use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpIter, TdpWalk};
+use crate::mmu::tdp::tdp_walk::{Lock, TdpIter};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
@@ -17,13 +17,6 @@ use crate::mmu::words::spte::make::{make_access_track, restore_access_track};
 const ENOMEM: i32 = 12;
 
 impl MmuState {
-    /// Splits the large leaves over a range down to a level.
-    pub(in crate::mmu) fn split_walk(&self, as_id: u8, start: Gfn, end: Gfn, to: u8, lock: Lock) -> TdpWalk {
-        let roots = Roots { as_id: Some(as_id), only_valid: true };
-        let body = Body::Split { to, has_table: false };
-        TdpWalk { least: to + 1, ..TdpWalk::new(roots, (start, end), body, lock) }
-    }
-
     /// Splits the large leaf at a place.
     pub(in crate::mmu) fn tdp_split(&mut self, sptep: Sptep, gfn: Gfn, lock: Lock) -> Result<()> {
         let old = self.arena.spte(sptep);

@@ -182,6 +182,7 @@ pub(in crate::mmu) enum Body {
 
 /// A walk over roots.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about the walk")]
 pub(in crate::mmu) struct TdpWalk {
     pub roots: Roots,
     pub start: Gfn,
@@ -221,5 +222,22 @@ impl TdpWalk {
             pass: 0,
             is_over: false,
         }
+    }
+
+    /// Splits the large leaves over a range down to a level.
+    pub(in crate::mmu) const fn split(as_id: u8, span: (Gfn, Gfn), to: u8, lock: Lock) -> Self {
+        let roots = Roots { as_id: Some(as_id), only_valid: true };
+        let mut walk = Self::new(roots, span, Body::Split { to, has_table: false }, lock);
+        walk.least = to + 1;
+        walk
+    }
+
+    /// Collapses what a slot maps.
+    pub(in crate::mmu) const fn collapse(as_id: u8, id: u32, span: (Gfn, Gfn)) -> Self {
+        let roots = Roots { as_id: Some(as_id), only_valid: true };
+        let mut walk = Self::new(roots, span, Body::Collapse { id }, Lock::Shared);
+        walk.least = 2;
+        walk.is_flush_inside = true;
+        walk
     }
 }

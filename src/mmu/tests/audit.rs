@@ -1,12 +1,12 @@
 //! Every invariant is broken on purpose once, and the audit says its name.
 
-use super::{put, touch, vm};
+use super::{put, touch, vm, vm_with};
 use crate::mmu::shadow::page_arena::{PageIdx, Place};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::watch::audit::INVARIANTS;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::spte::layout::WRITABLE;
-use crate::mmu::{Mmu, SlotSpec};
+use crate::mmu::{AccessKind, HostHuge, Mmu, SlotSpec};
 
 /// A root, two upper tables, one page table with two RAM leaves and one with an MMIO entry.
 fn state() -> MmuState {
@@ -17,6 +17,32 @@ fn state() -> MmuState {
     touch(&mut mmu, 512);
     assert_eq!(mmu.audit(), Vec::new());
     mmu.state
+}
+
+/// The same tables under the TDP MMU, the page table made for an instruction fetch.
+fn tdp_state() -> MmuState {
+    let mut mmu = vm_with("v6.12", |config| {
+        config.tdp_mmu = true;
+        config.nx_huge_pages = true;
+    });
+    put(&mut mmu, 0, 0, 512, 0);
+    mmu.set_host_huge(0x2_0000_0000, 512, HostHuge::Thp);
+    mmu.access(0, 1 << 12, AccessKind::Exec).expect("vcpu 0");
+    touch(&mut mmu, 512);
+    assert_eq!(mmu.audit(), Vec::new());
+    assert_eq!(mmu.state.nx_list.len(), 1);
+    mmu.state
+}
+
+fn corrupt_tdp(state: &mut MmuState, invariant: &str) -> bool {
+    let (root, upper, table) = (page(state, 1), page(state, 3), page(state, 4));
+    match invariant {
+        "tdp_refs" => state.tdp.roots.get(root),
+        "tdp_tree" => state.spte_set(upper.sptep(0), 0),
+        "tdp_nx_list" => state.arena.page_mut(table).nx_huge_page_disallowed = false,
+        _ => return false,
+    }
+    true
 }
 
 /// The page with an id: 1 is the root, 4 the page table, 5 the one with MMIO.
@@ -72,8 +98,11 @@ fn corrupt(state: &mut MmuState, invariant: &str) {
 #[test]
 fn every_invariant_is_found_broken_by_name() {
     for (invariant, sentence) in INVARIANTS {
-        let mut state = state();
-        corrupt(&mut state, invariant);
+        let mut state = tdp_state();
+        if !corrupt_tdp(&mut state, invariant) {
+            state = self::state();
+            corrupt(&mut state, invariant);
+        }
         let findings = state.audit();
         assert!(
             findings.iter().any(|finding| finding.invariant == invariant),

@@ -40,6 +40,8 @@ enum Call {
     InitiallySet(bool),
     DirtyMasked(u8, u32, u64, u64),
     Slices(u64),
+    Nx(u64),
+    Prefault(u16, u64, u64),
 }
 
 /// Small gfns mostly, now and then one from the end of the world.
@@ -60,7 +62,7 @@ fn calls() -> impl Strategy<Value = Call> {
         4 => (space.clone(), id.clone(), 0_u64..3, 1_u64..700, 0_u32..4).prop_map(|(a, i, b, n, f)| Call::Put(a, i, b * 700, n, f)),
         2 => (space.clone(), id.clone()).prop_map(|(a, i)| Call::Remove(a, i)),
         3 => (0..ZapPlan::NAMED.len(), space.clone(), id.clone()).prop_map(|(plan, a, i)| Call::Plan(plan, a, i)),
-        3 => (space.clone(), id.clone(), 0_u8..5).prop_map(|(a, i, what)| Call::Walk(a, i, what)),
+        3 => (space.clone(), id.clone(), 0_u8..7).prop_map(|(a, i, what)| Call::Walk(a, i, what)),
         1 => (gfn(), gfn()).prop_map(|(start, end)| Call::Range(start, end)),
         1 => prop_oneof![0_u64..60, Just(u64::MAX)].prop_map(Call::Limit),
         1 => (0_u64..3).prop_map(Call::Shrink),
@@ -80,6 +82,8 @@ fn calls() -> impl Strategy<Value = Call> {
         1 => any::<bool>().prop_map(Call::InitiallySet),
         1 => (space, 0_u32..3, prop_oneof![0_u64..700, any::<u64>()], any::<u64>()).prop_map(|(a, i, o, m)| Call::DirtyMasked(a, i, o, m)),
         1 => (0_u64..9).prop_map(Call::Slices),
+        1 => (0_u64..3).prop_map(Call::Nx),
+        1 => (0_u16..2, gfn(), 0_u64..9000).prop_map(|(vcpu, at, size)| Call::Prefault(vcpu, at, size)),
     ]
 }
 
@@ -170,6 +174,8 @@ fn call(mmu: &mut Mmu, call: &Call) {
                 SlotWalk::LargepageRemoveWriteAccess,
                 SlotWalk::SetDirty,
                 SlotWalk::ZapCollapsible,
+                SlotWalk::Split { to: 1 },
+                SlotWalk::Split { to: 2 },
             ][usize::from(what)];
             drive(mmu, Task::SlotWalk { as_id, id, what });
         }
@@ -229,6 +235,8 @@ fn call(mmu: &mut Mmu, call: &Call) {
         Call::InitiallySet(on) => mmu.set_dirty_log_initially_set(on),
         Call::DirtyMasked(as_id, id, offset, mask) => drop(mmu.dirty_masked(as_id, id, offset, mask)),
         Call::Slices(steps) => mmu.set_slice(steps),
+        Call::Nx(ratio) => drive(mmu, Task::NxRecover { ratio }),
+        Call::Prefault(vcpu, at, size) => drop(mmu.prefault(vcpu, at << 12, size)),
     }
 }
 
@@ -239,7 +247,7 @@ proptest! {
     fn any_calls_keep_the_invariants(
         kernel in 0..Kernel::ALL.len(),
         family in 0..4_usize,
-        flags in 0_u8..128,
+        flags in any::<u8>(),
         lpage_level in 1_u8..4,
         sequence in prop::collection::vec(calls(), 1..120),
     ) {
@@ -251,6 +259,7 @@ proptest! {
             config.nx_huge_pages = has_nx && flags & 16 != 0;
             config.mmio_caching = !has_caching || flags & 32 == 0;
             config.l1tf = flags & 64 != 0;
+            config.tdp_mmu = config.kernel.has_tdp_mmu && config.family != Family::Shadow && flags & 128 != 0;
             config.vcpus = 2;
             config.pml = flags & 1 != 0;
             config.flush_range = flags & 2 != 0;
@@ -280,6 +289,7 @@ proptest! {
     #[test]
     fn events_and_hash_do_not_change_the_state(
         kernel in 0..Kernel::ALL.len(),
+        is_tdp in any::<bool>(),
         sequence in prop::collection::vec(calls(), 1..60)) {
         let modes = [(EventMode::All, GfnHash::Kernel), (EventMode::Off, GfnHash::Wide), (EventMode::Ring(3), GfnHash::Kernel)];
         let digests = modes.map(|(events, gfn_hash)| {
@@ -287,6 +297,7 @@ proptest! {
                 config.vcpus = 2;
                 config.events = events;
                 config.gfn_hash = gfn_hash;
+                config.tdp_mmu = is_tdp && config.kernel.has_tdp_mmu;
             });
             for one in &sequence {
                 call(&mut mmu, one);

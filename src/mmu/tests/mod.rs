@@ -7,6 +7,7 @@ mod newer;
 mod nouns;
 mod slices;
 mod slots;
+mod tdp;
 mod words;
 mod zap_plan;
 

@@ -39,11 +39,11 @@ fn slices_change_no_count_no_event_and_no_state() {
     for kernel in KERNELS {
         for task in tasks() {
             let mut whole = busy(kernel);
-            let report = finish(&mut whole, task);
+            let report = finish(&mut whole, task.clone());
             for steps in [1, 2, 7, 60] {
                 let mut cut = busy(kernel);
                 cut.set_slice(steps);
-                assert_eq!(finish(&mut cut, task), report, "{kernel} {task:?} by {steps}");
+                assert_eq!(finish(&mut cut, task.clone()), report, "{kernel} {task:?} by {steps}");
                 assert_eq!(cut.events_json_rich(), whole.events_json_rich(), "{kernel} {task:?} by {steps}");
                 assert_eq!((cut.digest(), cut.work()), (whole.digest(), whole.work()), "{kernel} {task:?} by {steps}");
             }
@@ -58,7 +58,7 @@ fn a_run_given_up_at_a_slice_leaves_the_vm_whole() {
             let mut mmu = busy(kernel);
             mmu.set_slice(40);
             let mut step = 0;
-            while let Ok(Progress::Slice(run) | Progress::LockBreak(run)) = mmu.start(task) {
+            while let Ok(Progress::Slice(run) | Progress::LockBreak(run)) = mmu.start(task.clone()) {
                 let mut progress = Progress::Slice(run);
                 for _ in 0..step {
                     let (Progress::Slice(run) | Progress::LockBreak(run)) = progress else { break };

@@ -171,12 +171,12 @@ pub enum PtMasked {
 /// What is done to a dirty log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DirtyLogTask {
-    /// KVM_GET_DIRTY_LOG; with manual protection it only copies.
+    /// `KVM_GET_DIRTY_LOG`; with manual protection it only copies.
     Get {
         /// Manual protection is on.
         manual: bool,
     },
-    /// KVM_CLEAR_DIRTY_LOG.
+    /// `KVM_CLEAR_DIRTY_LOG`.
     Clear {
         /// First page.
         first: u64,
@@ -258,6 +258,7 @@ pub struct BatchId(pub u32);
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and never stored")]
 pub enum Progress {
     /// It ended.
     Done(RunReport),

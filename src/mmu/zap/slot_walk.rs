@@ -131,7 +131,7 @@ impl MmuState {
         let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
         let spec = *self.slot_spec(at);
         if self.tables() == Tables::Tdp {
-            return Ok(Kind::Tdp(self.tdp_slot_run(as_id, &spec, what)));
+            return Ok(Kind::Tdp(Self::tdp_slot_run(as_id, &spec, what)));
         }
         let (handler, level, last_level) = match what {
             SlotWalk::RemoveWriteAccess => (Handler::WriteProtect, PAGE_TABLE, MAX_LEAF),
@@ -169,7 +169,7 @@ impl MmuState {
     }
 
     /// A walk over what the roots of the TDP MMU map of a slot.
-    fn tdp_slot_run(&self, as_id: u8, spec: &SlotSpec, what: SlotWalk) -> TdpRun {
+    fn tdp_slot_run(as_id: u8, spec: &SlotSpec, what: SlotWalk) -> TdpRun {
         let (start, end) = (Gfn(spec.base), Gfn(spec.base + spec.npages));
         let roots = Roots { as_id: Some(as_id), only_valid: true };
         let protect = |body| TdpWalk::new(roots, (start, end), body, Lock::Shared);
@@ -181,8 +181,8 @@ impl MmuState {
             SlotWalk::LeafClearDirty => (protect(Body::ClearDirty), TdpOwes::Caller),
             // Nothing is set dirty in a page table that has no list of what it maps.
             SlotWalk::SetDirty => (TdpWalk { is_over: true, ..protect(Body::ClearDirty) }, TdpOwes::Nothing),
-            SlotWalk::ZapCollapsible => (self.collapse_walk(as_id, spec.id, start, end), TdpOwes::Nothing),
-            SlotWalk::Split { to } => (self.split_walk(as_id, start, end, to, Lock::Shared), TdpOwes::Nothing),
+            SlotWalk::ZapCollapsible => (TdpWalk::collapse(as_id, spec.id, (start, end)), TdpOwes::Nothing),
+            SlotWalk::Split { to } => (TdpWalk::split(as_id, (start, end), to, Lock::Shared), TdpOwes::Nothing),
         };
         TdpRun { walk, owes }
     }

@@ -1,126 +1,29 @@
-//! Resumable runs: everything that may drop the lock. A list walk follows a [`ZapPlan`]; the kernels' own ways to zap are
-//! runs of named plans, nothing else.
+//! Plans of zaps: a list walk follows a [`ZapPlan`]; the kernels' own ways to zap are runs of named plans, nothing else.
 //!
-//! Models v5.0 `kvm_mmu_invalidate_zap_all_pages` and v5.2 `__kvm_mmu_zap_all`. A run that would drop the lock returns to
-//! the caller; nothing prepared is lost, whatever the caller does then. What waits is in `runs`.
+//! Models v5.0 `kvm_mmu_invalidate_zap_all_pages` and v5.2 `__kvm_mmu_zap_all`. What waits is in `runs`, who goes on with
+//! it in `driver`.
 
 use std::collections::BTreeSet;
 
-use crate::kernels::ZapRangeBlocks;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::page_arena::{PageIdx, Place};
-use crate::mmu::tables::Tables;
-use crate::mmu::tdp::tdp_walk::{Body, Roots, TdpWalk};
+use crate::mmu::tdp::tdp_walk::{Roots, TdpWalk};
 use crate::mmu::vm::events::Event;
-use crate::mmu::vm::runs::{
-    Account, Handler, HeadWalk, Kind, ListRun, Noted, Phase, RangeRun, Run, SlotFlush, Step, TdpOwes, TdpRun,
-};
+use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, ListRun, Noted, Phase, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPlan};
-use crate::mmu::words::views::{Prepared, Progress, RunId, RunOutcome, RunReport, Task};
+use crate::mmu::words::views::{Prepared, RunOutcome};
 
 /// Steps of a slice that a prepare counts, beside the entries it clears.
 const PREPARE_STEPS: u64 = 8;
 
 impl MmuState {
-    /// Starts a task and goes on until it ends or the lock is dropped.
-    pub(in crate::mmu) fn start(&mut self, task: Task) -> Result<Progress> {
-        let mut is_list_shared = false;
-        let account = Account::new(&self.work);
-        let kind = match task {
-            Task::Zap { plan, slot, range } if self.tables() == Tables::Tdp => {
-                let kind = self.tdp_plan_run(plan, slot, range)?;
-                self.begin_plan(plan);
-                if plan.bump_valid_gen {
-                    self.invalidate_tdp_roots();
-                }
-                kind
-            }
-            Task::Zap { plan, slot, range } => {
-                let kind = self.plan_run(plan, slot, range)?;
-                is_list_shared = plan.bump_valid_gen && self.config.kernel.has_zapped_obsolete;
-                self.begin_plan(plan);
-                kind
-            }
-            Task::SlotWalk { as_id, id, what } => self.slot_walk_run(as_id, id, what)?,
-            Task::ZapGfnRange { start, end } => Kind::Range(self.range_run(Gfn(start), Gfn(end))),
-            Task::NxRecover { ratio } => Kind::Nx(self.nx_run(ratio)),
-            Task::UnmapHva { start, end, may_block } => Kind::Unmap(self.unmap_run(start, end, may_block)),
-            Task::DirtyLog { as_id, id, what } => Kind::DirtyLog(self.dirty_log_run(as_id, id, what)?),
-        };
-        let run = Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, account };
-        let id = self.runs.next;
-        self.runs.next = id.wrapping_add(1);
-        Ok(self.drive(id, run))
-    }
-
-    /// Takes the lock again and goes on.
-    pub(in crate::mmu) fn resume(&mut self, id: RunId) -> Result<Progress> {
-        let run = self.take_waiting(id)?;
-        Ok(self.drive(id.0, run))
-    }
-
-    /// Takes a waiting run; what others did while the lock was dropped is not its work.
-    fn take_waiting(&mut self, id: RunId) -> Result<Run> {
-        let mut run = self.runs.waiting.remove(&id.0).ok_or(Error::Run(id.0))?;
-        if !std::mem::take(&mut run.is_sliced) {
-            run.account.segment = self.work;
-        }
-        Ok(run)
-    }
-
-    /// Ends a waiting run; what it prepared is flushed and freed.
-    pub(in crate::mmu) fn abandon(&mut self, id: RunId) -> Result<RunReport> {
-        let mut run = self.take_waiting(id)?;
-        if matches!(&run.kind, Kind::List(list) if list.plan.bump_valid_gen)
-            && self.config.kernel.valid_gen_toggles
-            && !is_chosen(Mutant::ObsoleteLeftBehind)
-        {
-            self.zap_what_is_obsolete(&mut run);
-        }
-        self.commit_run(&mut run);
-        if let Kind::Slot { walk, .. } | Kind::SlotFlush(SlotFlush { walk, .. }) = &run.kind
-            && walk.flush
-        {
-            self.flush_remote_tlbs();
-        }
-        match &mut run.kind {
-            Kind::Range(range) => {
-                if range.flush | self.drop_range_walk(range.walk.as_mut()) {
-                    self.flush_remote_tlbs();
-                }
-                if range.is_begun && self.config.kernel.zap_range_blocks != ZapRangeBlocks::Nothing {
-                    self.invalidation.finish();
-                }
-            }
-            Kind::Unmap(unmap) => {
-                if unmap.flush | self.drop_range_walk(unmap.walk.as_mut()) {
-                    self.flush_remote_tlbs();
-                }
-            }
-            Kind::Tdp(tdp) => self.abandon_tdp(tdp),
-            Kind::Nx(nx) if nx.flush => self.flush_remote_tlbs(),
-            Kind::DirtyLog(log) => {
-                if let Some(split) = &mut log.split {
-                    self.drop_tdp_walk(split);
-                }
-                if log.any {
-                    self.flush_remote_tlbs();
-                }
-            }
-            _ => {}
-        }
-        run.account.outcome = RunOutcome::Abandoned;
-        run.account.close(&self.work);
-        Ok(run.account.report())
-    }
-
     /// Of one bit of a generation only the next step is safe: a page left behind now would look valid after it.
-    fn zap_what_is_obsolete(&mut self, run: &mut Run) {
+    pub(in crate::mmu) fn zap_what_is_obsolete(&mut self, run: &mut Run) {
         let pages: Vec<PageIdx> = self.active.iter().filter(|&page| self.is_obsolete(page)).collect();
         for page in pages {
             let is_invalid = self.arena.key(page).role.invalid();
@@ -130,42 +33,11 @@ impl MmuState {
         }
     }
 
-    fn drive(&mut self, id: u32, mut run: Run) -> Progress {
-        self.slice.begin();
-        // The kind is taken out so that the steps can use the rest of the run.
-        let mut kind = std::mem::replace(&mut run.kind, Kind::Range(RangeRun::nothing()));
-        let step = match &mut kind {
-            Kind::List(list) => self.drive_list(list, &mut run),
-            Kind::SlotFlush(flush) => self.drive_slot_flush(flush, &mut run),
-            Kind::Slot { walk, flush_after } => self.drive_slot_walk(walk, *flush_after, &mut run),
-            Kind::Range(range) => self.drive_range(range),
-            Kind::Unmap(unmap) => self.drive_unmap(unmap),
-            Kind::Nx(nx) => self.drive_nx(nx, &mut run),
-            Kind::Tdp(tdp) => self.drive_tdp(tdp),
-            Kind::DirtyLog(log) => self.drive_dirty_log(log, &mut run),
-        };
-        run.kind = kind;
-        if step == Step::Slice {
-            run.is_sliced = true;
-            self.runs.waiting.insert(id, run);
-            return Progress::Slice(RunId(id));
-        }
-        run.account.close(&self.work);
-        match step {
-            Step::Done => Progress::Done(run.account.report()),
-            Step::LockBreak | Step::Slice => {
-                run.account.lock_breaks += 1;
-                self.runs.waiting.insert(id, run);
-                Progress::LockBreak(RunId(id))
-            }
-        }
-    }
-
     fn prepared_of<'a>(&'a self, run: &'a Run) -> &'a InvalidList {
         if run.is_list_shared { &self.zapped_obsolete } else { &run.invalid }
     }
 
-    fn commit_run(&mut self, run: &mut Run) {
+    pub(in crate::mmu) fn commit_run(&mut self, run: &mut Run) {
         if run.is_list_shared {
             self.commit_zapped_obsolete();
         } else {
@@ -196,7 +68,12 @@ impl MmuState {
         prepared
     }
 
-    fn plan_run(&self, plan: ZapPlan, slot: Option<(u8, u32)>, range: Option<(u64, u64)>) -> Result<Kind> {
+    pub(in crate::mmu) fn plan_run(
+        &self,
+        plan: ZapPlan,
+        slot: Option<(u8, u32)>,
+        range: Option<(u64, u64)>,
+    ) -> Result<Kind> {
         let found = match slot {
             Some((as_id, id)) => Some(
                 self.find_slot_id(as_id, id)?
@@ -249,7 +126,12 @@ impl MmuState {
     }
 
     /// What a plan means to the TDP MMU, whose roots are on no list of pages.
-    fn tdp_plan_run(&self, plan: ZapPlan, slot: Option<(u8, u32)>, range: Option<(u64, u64)>) -> Result<Kind> {
+    pub(in crate::mmu) fn tdp_plan_run(
+        &self,
+        plan: ZapPlan,
+        slot: Option<(u8, u32)>,
+        range: Option<(u64, u64)>,
+    ) -> Result<Kind> {
         if plan.walk == Walk::Slot || plan.only == Only::Slot {
             let (as_id, id) = slot.ok_or(Error::PlanNeeds("a slot"))?;
             let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
@@ -266,24 +148,12 @@ impl MmuState {
         let walk = if plan.bump_valid_gen { self.zap_invalid_roots_walk() } else { self.zap_all_roots_walk() };
         // What shadow pages are flagged with, no table here is.
         let is_over = !plan.bump_valid_gen && plan.only != Only::All;
-        Ok(Kind::Tdp(TdpRun { walk: TdpWalk { is_over, ..walk }, owes: TdpOwes::Nothing }))
+        // Invalid roots are left at the next entry; of the others nobody asks, and the kernel zaps them only at the end.
+        let owes = if plan.bump_valid_gen { TdpOwes::Nothing } else { TdpOwes::Caller };
+        Ok(Kind::Tdp(TdpRun { walk: TdpWalk { is_over, ..walk }, owes }))
     }
 
-    /// Ends a walk that is given up. Roots that were made invalid are zapped all the same: nobody would come to them again.
-    fn abandon_tdp(&mut self, tdp: &mut TdpRun) {
-        if matches!(tdp.walk.body, Body::ZapRoot { .. }) {
-            tdp.walk.is_polled = false;
-            self.slice.set_endless();
-            while self.drive_tdp_walk(&mut tdp.walk) != Step::Done {}
-            return;
-        }
-        self.drop_tdp_walk(&mut tdp.walk);
-        if tdp.walk.flush {
-            self.flush_remote_tlbs();
-        }
-    }
-
-    fn begin_plan(&mut self, plan: ZapPlan) {
+    pub(in crate::mmu) fn begin_plan(&mut self, plan: ZapPlan) {
         if plan.bump_valid_gen {
             if self.config.kernel.has_invalidate_event {
                 let (valid_gen, used) = (self.valid_gen, self.used);
@@ -395,7 +265,7 @@ impl MmuState {
         }
     }
 
-    fn drive_list(&mut self, list: &mut ListRun, run: &mut Run) -> Step {
+    pub(in crate::mmu) fn drive_list(&mut self, list: &mut ListRun, run: &mut Run) -> Step {
         loop {
             match list.phase {
                 Phase::End => break,
