@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, str]] = [
         "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots page_fault prefetch"
         " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
         " install_slot zap_batch direct_map direct_page_fault nx_huge_pages prefault"
-        " iter drive change map age protect split collapse recovery tables dirty_log_run driver",
+        " iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run driver",
     ),
     ("watchers", "audit left_over snapshot stepped_dump saved"),
     ("facade", "mod"),
@@ -177,7 +177,7 @@ def rooms_one_way(src: Path) -> list[str]:
         for match in re.finditer(rf"crate::mmu::({'|'.join(HEIGHT)})::(\w+)", text):
             is_noun_held = own == "vm" and match[1] in ("shadow", "tdp") and FLOOR.get(match[2]) == 1
             is_not_shared = own == "tdp" and match[1] == "shadow" and match[2] not in SHARED
-            if is_not_shared or not_below(match[1], own) and not is_noun_held:
+            if is_not_shared or (not_below(match[1], own) and not is_noun_held):
                 line = text.count("\n", 0, match.start()) + 1
                 found.append(f"{where}:{line}: {own} names {match[1]}::{match[2]}")
         for match in re.finditer(r"\b(?:self|state)\s*\.\s*(\w+)\(", text):
@@ -237,7 +237,13 @@ def lines_with(src: Path, paths: list[Path], *patterns: re.Pattern[str]) -> list
 
 def one_place(src: Path, what: str, pattern: re.Pattern[str], wanted: str) -> list[str]:
     """Exactly one file has the pattern, and it is the wanted one."""
-    places = sorted({str(path.relative_to(src / "mmu")) for path in core_files(src) if pattern.search("\n".join(code(path)))})
+    places = sorted(
+        {
+            str(path.relative_to(src / "mmu"))
+            for path in core_files(src)
+            if pattern.search("\n".join(code(path)))
+        }
+    )
     return [] if places == [wanted] else [f"{what}: {', '.join(places) or 'nowhere'}, and not only {wanted}"]
 
 
@@ -290,9 +296,9 @@ BROKEN = [
     (reader_knows_words, "ftrace/parse.rs", "use pyo3::Python;\n"),
     (core_knows_no_reader, "mmu/vm/slots.rs", "use crate::ftrace::Event;\n"),
     (one_writer, "mmu/shadow/zap.rs", "fn f(&mut self) { self.arena.table_mut(page).set(0, 0); }\n"),
-    (one_freer, "mmu/tdp/zap.rs", "fn f(&mut self) { self.arena.release(page); }\n"),
-    (rooms_one_way, "mmu/tdp/zap.rs", "use crate::mmu::shadow::rmap::Rmap;\n"),
-    (rooms_one_way, "mmu/tdp/zap.rs", "use crate::mmu::tables::Tables;\n"),
+    (one_freer, "mmu/tdp/zap_roots.rs", "fn f(&mut self) { self.arena.release(page); }\n"),
+    (rooms_one_way, "mmu/tdp/zap_roots.rs", "use crate::mmu::shadow::rmap::Rmap;\n"),
+    (rooms_one_way, "mmu/tdp/zap_roots.rs", "use crate::mmu::tables::Tables;\n"),
     (rooms_one_way, "mmu/shadow/zap.rs", "use crate::mmu::tdp::tdp_walk::TdpWalk;\n"),
     (rooms_one_way, "mmu/vm/state.rs", "use crate::mmu::tdp::change::Lock;\n"),
     (one_freer, "mmu/shadow/reclaim.rs", "fn f(&mut self) { self.arena.release(page); }\n"),

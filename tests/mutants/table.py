@@ -73,6 +73,14 @@ CORE: dict[str, str] = {
     "last-run-not-mapped": KILLS + "test_the_neighbours_up_to_the_end_of_the_eight_are_mapped",
     "prefetch-over-hole": scenario("v6_prefetch_edges"),
     "large-leaf-kept-by-clear": scenario("v6_initially_set_large_leaves"),  # dirty log
+    "tdp-dirty-lost": vector("v6.12/zap_all_active_roots.npt.tdp1"),  # TDP MMU: changes
+    "tdp-nx-mark-kept": vector("v6.12/nx_huge_thp.npt.tdp1"),
+    "tdp-empty-not-frozen": vector("v6.12/zap_all_active_roots.npt.tdp1"),
+    "tdp-range-flush-short": vector("v6.12/flush_range_collapse.npt.tdp1"),
+    "tdp-root-reference-lost": vector("v6.12/three_vcpus.npt.tdp1"),  # TDP MMU: roots
+    "tdp-invalid-root-walked": KILLS + "test_a_walk_of_valid_roots_passes_over_one_that_a_vcpu_still_holds",
+    "tdp-age-keeps-accessed": vector("v6.12/aging.npt.tdp1"),  # TDP MMU: aging
+    "tdp-split-not-executable": vector("v6.12/nx_huge_thp.npt.tdp1"),  # TDP MMU: split
 }
 
 #: Policy mutant -> the test that kills it.

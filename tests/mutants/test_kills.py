@@ -137,3 +137,15 @@ def test_the_neighbours_up_to_the_end_of_the_eight_are_mapped(kernel: str) -> No
     line = pair.apply({"op": "access", "vcpu": 0, "gpa": 0x3000, "kind": "w"})
     mapped = [event[2] for event in line["events"] if event[0] == "set_spte"]
     assert mapped == [3, 0, 1, 2, 4, 5, 6, 7]
+
+
+def test_a_walk_of_valid_roots_passes_over_one_that_a_vcpu_still_holds() -> None:
+    vm = km.Vm(kernel="v6.12", family="npt", vcpus=2, tdp_mmu=True)
+    vm.memslots.create(slot=0, gpa=0, size=1 << 22)
+    for vcpu in vm.vcpus:
+        vcpu.access(0x1000, "w")
+    vm.zap(vm.profile.wrap)
+    vm.vcpus[0].enter()
+    before = vm.stats["tdp_walks"]
+    vm.slot_walk(0, 0, "remove_write_access")
+    assert vm.stats["tdp_walks"] - before == 1

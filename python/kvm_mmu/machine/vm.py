@@ -41,13 +41,19 @@ DEFAULTS: dict[str, Any] = {
 }
 
 #: Keys that a header has only where they matter; `l1tf` None: as the kernel does.
-OPTIONAL: dict[str, Any] = {"l1tf": None, "nx_huge_pages": 0, "mmio_caching": 1, "guest_paging": 1, "tdp_mmu": 0}
+OPTIONAL: dict[str, Any] = {
+    "l1tf": None,
+    "nx_huge_pages": 0,
+    "mmio_caching": 1,
+    "guest_paging": 1,
+    "tdp_mmu": 0,
+}
 
 
 #: Defaults of a scenario header of format 6.
 STEPPED_DEFAULTS: dict[str, Any] = {
     **DEFAULTS,
-    "tdp_mmu": 0,
+    "tdp_mmu": 1,
     "nx_huge": 0,
     "eager_split": 1,
     "slot_zap_all": 1,
@@ -249,12 +255,12 @@ class Vm:
 
     @property
     def tdp_mmu(self) -> bool:
-        """True if the TDP MMU serves the guest, False for shadow pages."""
+        """True if the TDP MMU serves the guest and not shadow pages."""
         return bool(self.core.config()["tdp_mmu"])
 
     @property
     def splits_eagerly(self) -> bool:
-        """True if starting a dirty log first splits the slot's large leaves: under the TDP MMU, by the parameter."""
+        """True if a dirty log that starts splits the slot's large leaves first."""
         return self.tdp_mmu and self.eager_split
 
     @property
@@ -830,7 +836,7 @@ class Vm:
 
     @property
     def eager_split(self) -> bool:
-        """True if large leaves of the TDP MMU are split when a dirty log starts or is cleared (eager_page_split)."""
+        """True if large leaves of the TDP MMU are split when a dirty log starts (eager_page_split)."""
         return self.core.eager_split
 
     @eager_split.setter
@@ -863,7 +869,7 @@ class Vm:
             UsageError: no such slot, or it has no dirty log (ENOENT in the kernel).
         """
         as_id, slot = _slot_id(as_id, slot)
-        ret, nr_words, spans = self.read_dirty_log(as_id, slot, flag("manual", manual))
+        ret, nr_words, spans = self.read_dirty_log(as_id, slot, manual)
         if ret:
             raise UsageError(f"slot {slot} of address space {as_id} has no dirty log")
         words = [0] * nr_words
@@ -885,6 +891,8 @@ class Vm:
             What the ioctl returns, how many words there are, and those that are not zero: the first, how many equal
             ones follow, their value.
         """
+        as_id, slot_id = _slot_id(as_id, slot_id)
+        manual = flag("manual", manual)
         self._drive(ZapRun(self, None, self.core.start_get_dirty_log(as_id, slot_id, manual)))
         return self.core.take_dirty_log()
 
@@ -901,9 +909,11 @@ class Vm:
         Returns:
             0, or a negative errno.
         """
-        return self._drive(
-            ZapRun(self, None, self.core.start_clear_dirty_log(as_id, slot_id, first, num, mask))
-        ).ret
+        as_id, slot_id = _slot_id(as_id, slot_id)
+        first, num = integer("first", first), integer("num", num)
+        words = [integer("mask word", word) for word in mask]
+        begun = self.core.start_clear_dirty_log(as_id, slot_id, first, num, words)
+        return self._drive(ZapRun(self, None, begun)).ret
 
     def dirty_masked(self, as_id: int, slot_id: int, offset: int, mask: int) -> int:
         """Protect up to 64 pages as reading or clearing the dirty log does, without the flush.
@@ -917,6 +927,8 @@ class Vm:
         Returns:
             0.
         """
+        as_id, slot_id = _slot_id(as_id, slot_id)
+        offset, mask = integer("offset", offset), integer("mask", mask)
         return self._drive(ZapRun(self, None, self.core.start_dirty_masked(as_id, slot_id, offset, mask))).ret
 
     def require_idle(self) -> None:

@@ -1,6 +1,6 @@
 //! The TDP MMU: page tables without reverse maps, walked from their roots, for guests under two-dimensional paging.
 //!
-//! Nouns `root_list tdp_walk`, verbs `iter drive roots change map zap age protect split collapse recovery`. Tables live in
+//! Nouns `root_list tdp_walk`, verbs `iter drive tdp_roots change map zap_roots age protect split collapse recovery`. Tables live in
 //! the arena of shadow pages, with the mark [`Place::Tdp`](super::shadow::page_arena::Place) and on none of its lists.
 
 pub(in crate::mmu) mod age;
@@ -12,7 +12,7 @@ pub(in crate::mmu) mod map;
 pub(in crate::mmu) mod protect;
 pub(in crate::mmu) mod recovery;
 pub(in crate::mmu) mod root_list;
-pub(in crate::mmu) mod roots;
 pub(in crate::mmu) mod split;
+pub(in crate::mmu) mod tdp_roots;
 pub(in crate::mmu) mod tdp_walk;
-pub(in crate::mmu) mod zap;
+pub(in crate::mmu) mod zap_roots;

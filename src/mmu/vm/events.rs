@@ -229,8 +229,8 @@ impl Event {
             Self::Spte { as_id, gfn, level, old, new, old_child, new_child, n } => {
                 let child = |id: u32| if id == 0 { "null".to_owned() } else { id.to_string() };
                 let (old_child, new_child) = (child(old_child), child(new_child));
-                let _ = write!(out, r#"["spte",{as_id},{gfn},{level},"{old:#x}","{new:#x}",{old_child},{new_child}"#);
-                if n > 1 { write!(out, ",{n}]") } else { write!(out, "]") }
+                let times = if n > 1 { format!(",{n}") } else { String::new() };
+                write!(out, r#"["spte",{as_id},{gfn},{level},"{old:#x}","{new:#x}",{old_child},{new_child}{times}]"#)
             }
             Self::Split { gfn, spte, level, errno } => write!(out, r#"["split",{gfn},"{spte:#x}",{level},{errno}]"#),
             Self::SrcuSync => write!(out, r#"["srcu_sync"]"#),
