@@ -415,8 +415,8 @@ facts! {
     tdp_atomic_zap: TdpAtomicZap, "In which order one entry of the TDP MMU is zapped under the shared lock.", Vector;
     tdp_large_in_way: TdpLargeInWay, "What a fault does to a large leaf of the TDP MMU where it needs a table.", Vector;
     tdp_fault_flush: TdpFaultFlush, "What is flushed when a fault puts a leaf of the TDP MMU over a link.", Vector;
-    tdp_walks_invalid_roots: bool, "The dirty log's masks, write protection of a gfn and zap_gfn_range also walk invalid roots of the TDP MMU.", Source;
-    tdp_split_whole_mask: bool, "A split for a mask of the dirty log reaches the last page of the mask, else it ends before it.", Vector;
+    tdp_walks_invalid_roots: bool, "The dirty log's masks, write protection of a gfn and zap_gfn_range also walk invalid roots of the TDP MMU.", Vector;
+    tdp_split_whole_mask: bool, "A split for a mask of the dirty log reaches the last page of the mask, else it ends before it.", Recording;
     tdp_split_drops_lock: bool, "A split of the TDP MMU drops the lock for each table it allocates.", Vector;
     tdp_log_marks_dirty: bool, "Where the dirty log takes W or D from a small leaf of the TDP MMU, the host page is marked dirty whatever the leaf's D.", Vector;
     tdp_age_marks_twice: bool, "Aging a writable leaf of the TDP MMU without A/D bits marks the host page dirty again after the report.", Vector;

@@ -15,7 +15,7 @@ MIB2 = 0x20_0000
 
 
 def engine(kernel: str, **config: Any) -> MachineEngine:
-    return MachineEngine(kernel, {"family": "npt", **config}, None, 6)
+    return MachineEngine(kernel, {"family": "npt", "tdp_mmu": 0, **config}, None, 6)
 
 
 def plain(kernel: str, **config: Any) -> MachineEngine:

@@ -3,6 +3,7 @@
 //! Models v5.0/v5.2 `kvm_mmu_page_fault`, `tdp_page_fault`, `mapping_level`, `try_async_pf`, `handle_abnormal_pfn`,
 //! `transparent_hugepage_adjust`, `__direct_map`, `direct_pte_prefetch`.
 
+use crate::kernels::FaultReturns;
 use crate::mmu::fault::mmio_fault::MmioCheck;
 use crate::mmu::shadow::link::{Backing, Mapping};
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
@@ -129,7 +130,8 @@ impl MmuState {
             self.tdp_page_fault(vcpu, gpa, error_code & 0xffff_ffff)?
         };
         match handled {
-            Handled::Retry | Handled::Fixed | Handled::Spurious => Ok(Answer::RETRY),
+            Handled::Retry => Ok(Answer::RETRY),
+            Handled::Fixed | Handled::Spurious => Ok(self.done(handled)),
             Handled::Errno(errno) => Ok(Answer { ret: -errno, is_emulated: false }),
             // A write to a guest page table drops the indirect pages of the gfn instead; a direct MMU has none.
             Handled::Emulate | Handled::WriteProtected
@@ -145,6 +147,15 @@ impl MmuState {
                 };
                 Ok(self.emulate(vcpu, gpa, if may_retry { EMULTYPE_ALLOW_RETRY } else { 0 }))
             }
+        }
+    }
+
+    /// What newer kernels return for a fault that is dealt with: how; older ones only that the guest goes on.
+    fn done(&self, handled: Handled) -> Answer {
+        match (self.config.kernel.fault_returns, handled) {
+            (FaultReturns::Verdict, Handled::Fixed) => Answer { ret: 5, is_emulated: false },
+            (FaultReturns::Verdict, Handled::Spurious) => Answer { ret: 6, is_emulated: false },
+            _ => Answer::RETRY,
         }
     }
 

@@ -124,7 +124,12 @@ impl MmuState {
         put_list(out, self.pte_lists.iter(header.parents), |out, sptep| {
             put!(out, "[{},{}]", self.arena.key(sptep.page()).id, sptep.index());
         });
-        put!(out, r#","role":"{:#x}","root_count":{},"sptes":"#, key.role.into_bits(), header.root_count);
+        put!(
+            out,
+            r#","role":"{:#x}","root_count":{},"sptes":"#,
+            self.config.kernel.role_layout.pack(key.role),
+            header.root_count
+        );
         self.put_stepped_sptes(out, page);
         put!(
             out,
@@ -233,7 +238,7 @@ impl MmuState {
             mmio.access,
             mmio.slots_gen
         );
-        put!(out, r#","role":"{:#x}","root":"#, vcpu.role.into_bits());
+        put!(out, r#","role":"{:#x}","root":"#, self.config.kernel.role_layout.pack(vcpu.role));
         put_optional(out, vcpu.root.some().map(|root| u64::from(self.arena.key(root).id)));
         let faults = &vcpu.faults;
         put!(

@@ -19,14 +19,16 @@ from ..common.constants import (
 )
 from ..common.flush import kvm_arch_flush_remote_tlbs_memslot
 from ..common.host_memory import kvm_mmu_max_mapping_level
+from ..common.page_table import child_of
+from ..common.role import role_level
 from ..common.state import Kvm, KvmMemorySlot, ShadowPage
 from .change import tdp_mmu_set_spte, tdp_mmu_zap_spte_atomic
 from .iter import (
     TdpIter,
     for_each_tdp_pte_min_level,
+    is_leaf,
     is_link,
     tdp_mmu_iter_cond_resched,
-    tdp_root_for_each_leaf_pte,
 )
 from .roots import for_each_valid_tdp_mmu_root_yield_safe
 
@@ -71,7 +73,7 @@ def recover_huge_pages_range(kvm: Kvm, root: ShadowPage, slot: KvmMemorySlot) ->
             continue
         if not is_collapsible(kvm, it, slot):
             continue
-        new = make_huge_spte(kvm, root, it)
+        new = make_huge_spte(kvm, it)
         if new is not None:
             tdp_mmu_set_spte(kvm, it, new, shared=True)
             flush = True
@@ -79,13 +81,26 @@ def recover_huge_pages_range(kvm: Kvm, root: ShadowPage, slot: KvmMemorySlot) ->
         kvm_arch_flush_remote_tlbs_memslot(kvm, slot)
 
 
-def make_huge_spte(kvm: Kvm, root: ShadowPage, it: TdpIter) -> int | None:
+def make_huge_spte(kvm: Kvm, it: TdpIter) -> int | None:
     """The leaf that takes a table's place, made from the first leaf below it; None: the table maps nothing."""
+    leaf = first_leaf_below(kvm, child_of(kvm, it.old_spte))
+    if leaf is None:
+        return None
     pages = kvm_pages_per_hpage(it.level)
-    for below in tdp_root_for_each_leaf_pte(kvm, root, it.gfn, it.gfn + pages):
-        frame = below.old_spte & PT64_BASE_ADDR_MASK & ~((pages << PAGE_SHIFT) - 1)
-        spte = below.old_spte & ~PT64_BASE_ADDR_MASK & U64 | frame | PT_PAGE_SIZE_MASK
-        if kvm.nx_huge_pages:
-            spte = spte & ~kvm.masks.x & U64 | kvm.masks.nx
-        return spte
+    frame = leaf & PT64_BASE_ADDR_MASK & ~((pages << PAGE_SHIFT) - 1)
+    spte = leaf & ~PT64_BASE_ADDR_MASK & U64 | frame | PT_PAGE_SIZE_MASK
+    if kvm.nx_huge_pages:
+        spte = spte & ~kvm.masks.x & U64 | kvm.masks.nx
+    return spte
+
+
+def first_leaf_below(kvm: Kvm, sp: ShadowPage) -> int | None:
+    """The first leaf of a table or of those below it; looking for it is no walk that counters count."""
+    level = role_level(sp.role)
+    for _, spte in sorted(sp.sptes.items()):
+        if is_leaf(kvm, spte, level):
+            return spte
+        below = first_leaf_below(kvm, child_of(kvm, spte)) if is_link(kvm, spte, level) else None
+        if below is not None:
+            return below
     return None
