@@ -279,6 +279,13 @@ impl Mmu {
         Ok(())
     }
 
+    /// The processor used these gfns, or wrote them, through leaves of the TDP MMU that allow it, and KVM was not told.
+    pub fn processor_sets(&mut self, as_id: u8, gfns: &[u64], is_write: bool) -> Result<()> {
+        self.state.space(as_id)?;
+        self.state.tdp_set_by_processor(as_id, gfns, is_write);
+        Ok(())
+    }
+
     // ---- dirty log, write tracking ----
 
     /// Return value and words of the dirty bitmap; nobody else is there where the lock is dropped.

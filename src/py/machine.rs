@@ -465,6 +465,11 @@ impl Mmu {
         self.call(py, mmu::Mmu::request_cpu_dirty_logging)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "a list from Python")]
+    fn processor_sets(&self, py: Python<'_>, as_id: u8, gfns: Vec<u64>, is_write: bool) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.processor_sets(as_id, &gfns, is_write))
+    }
+
     fn age_hva(&self, py: Python<'_>, start: u64, end: u64, flush: bool) -> PyResult<i32> {
         self.call(py, |mmu| mmu.age_hva(start, end, flush))
     }

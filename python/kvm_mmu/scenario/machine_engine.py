@@ -462,8 +462,11 @@ class MachineEngine:
         found, frame = (None, None) if host is None else (host.found, host.pfn)
         return self.vm.core.prefault(op["vcpu"], op["gpa"], op["size"], found, frame)
 
-    def _cpu_sets(self, _op: Values) -> int:
-        return -EOPNOTSUPP  # Leaves of shadow pages tell the processor's doings by themselves.
+    def _cpu_sets(self, op: Values) -> int:
+        if not self.vm.tdp_mmu:
+            return -EOPNOTSUPP  # Leaves of shadow pages tell the processor's doings by themselves.
+        self.vm.core.processor_sets(op["as"], list(op["gfns"]), op["bit"] == "dirty")
+        return 0
 
     def _dump(self, _op: Values) -> int:
         return 0

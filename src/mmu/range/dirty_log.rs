@@ -115,7 +115,7 @@ impl MmuState {
     /// Flushes the gfns of a slot.
     pub(in crate::mmu) fn flush_slot(&mut self, slot: SlotAt) {
         let (base, npages) = (self.slot_spec(slot).base, self.slot_spec(slot).npages);
-        self.flush_remote_tlbs_with_address(Gfn(base), npages);
+        self.flush_range(Gfn(base), npages);
     }
 
     fn enable_log_dirty_pt_masked(&mut self, slot: SlotAt, offset: u64, mask: u64) {

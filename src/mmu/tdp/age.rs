@@ -33,6 +33,27 @@ impl MmuState {
         any
     }
 
+    /// The processor used or wrote what these gfns map, through leaves that allow it, and told nobody.
+    pub(in crate::mmu) fn tdp_set_by_processor(&mut self, as_id: u8, gfns: &[u64], is_write: bool) {
+        if self.masks.accessed == 0 {
+            return;
+        }
+        let bits = self.masks.accessed | if is_write { self.masks.dirty } else { 0 };
+        for root in self.tdp_roots(Roots { as_id: Some(as_id), only_valid: false }) {
+            for &gfn in gfns {
+                let mut iter = self.tdp_iter(root, Gfn(gfn), Gfn(gfn).plus(1), PAGE_TABLE);
+                while iter.is_valid() {
+                    let spte = self.tdp_spte(&iter);
+                    let is_leaf = is_shadow_present(&self.masks, spte) && is_last(spte, iter.level);
+                    if is_leaf && (!is_write || spte & WRITABLE != 0) {
+                        self.spte_set_by_hardware(iter.sptep(), bits);
+                    }
+                    self.tdp_next(&mut iter);
+                }
+            }
+        }
+    }
+
     fn tdp_age_spte(&mut self, iter: &TdpIter, as_id: u8, old: u64) {
         let entry = Entry { as_id, gfn: iter.gfn, level: iter.level };
         let has_ad = self.masks.accessed != 0 && !is_ad_disabled(&self.masks, old);

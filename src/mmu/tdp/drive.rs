@@ -165,7 +165,7 @@ impl MmuState {
             return;
         }
         if matches!(walk.body, Body::Collapse { .. }) {
-            self.flush_remote_tlbs_with_address(walk.start, walk.end.0 - walk.start.0);
+            self.flush_range(walk.start, walk.end.0 - walk.start.0);
         } else {
             self.flush_remote_tlbs();
         }

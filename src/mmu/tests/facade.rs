@@ -236,7 +236,7 @@ fn call(mmu: &mut Mmu, call: &Call) {
         Call::DirtyMasked(as_id, id, offset, mask) => drop(mmu.dirty_masked(as_id, id, offset, mask)),
         Call::Slices(steps) => mmu.set_slice(steps),
         Call::Nx(ratio) => drive(mmu, Task::NxRecover { ratio }),
-        Call::Prefault(vcpu, at, size) => drop(mmu.prefault(vcpu, at << 12, size)),
+        Call::Prefault(vcpu, at, size) => drop(mmu.prefault(vcpu, at << 12, size, &HostLookup::Ask)),
     }
 }
 

@@ -98,6 +98,11 @@ pub enum Event {
     LockBreak {
         kind: u8,
     },
+    /// A flush of a range is asked for, whether a hook for it exists or not.
+    FlushRemoteTlbsRange {
+        gfn: u64,
+        pages: u64,
+    },
     /// A change of an entry of the TDP MMU, or `n` of neighbouring ones; `old_child` and `new_child` are 0 but for links.
     Spte {
         as_id: u8,
@@ -216,6 +221,7 @@ impl Event {
             }
             Self::Flush => write!(out, r#"["flush"]"#),
             Self::FlushRange { gfn, pages } => write!(out, r#"["flush_range",{gfn},{pages}]"#),
+            Self::FlushRemoteTlbsRange { gfn, pages } => write!(out, r#"["flush_remote_tlbs_range",{gfn},{pages}]"#),
             Self::ReloadMmus => write!(out, r#"["reload_mmus"]"#),
             Self::InvalidateZapAll { .. } => write!(out, r#"["invalidate_zap_all"]"#),
             Self::Age { gfn, level } => write!(out, r#"["age",{gfn},{level}]"#),

@@ -213,6 +213,14 @@ impl MmuState {
 
     /// Flushes a range of gfns through the hook, or everything where there is none.
     pub(in crate::mmu) fn flush_remote_tlbs_with_address(&mut self, gfn: Gfn, pages: u64) {
+        if self.config.tdp_mmu && self.config.probes {
+            self.events.push(|| Event::FlushRemoteTlbsRange { gfn: gfn.0, pages });
+        }
+        self.flush_range(gfn, pages);
+    }
+
+    /// The same where the call has no function of its own: of a slot.
+    pub(in crate::mmu) fn flush_range(&mut self, gfn: Gfn, pages: u64) {
         if !self.config.flush_range {
             self.flush_remote_tlbs();
             return;
