@@ -38,9 +38,9 @@ pub use words::spte::layout::SpteLayout;
 pub use words::spte::masks::Masks;
 pub use words::stats::Stats;
 pub use words::views::{
-    AccessKind, AccessResult, BatchId, DirtyLog, DirtyLogTask, Finding, HostHuge, HostLookup, HostState, MemoryReport,
-    Outcome, PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec, SlotWalk,
-    Task, VcpuView, named_masks, stepped_masks,
+    AccessKind, AccessResult, BatchId, DirtyLog, DirtyLogTask, Finding, FlagUpdate, HostHuge, HostLookup, HostState,
+    MemoryReport, Outcome, PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec,
+    SlotWalk, Task, VcpuView, named_masks, stepped_masks,
 };
 pub use words::work::Work;
 
@@ -164,6 +164,32 @@ impl Mmu {
         self.state.install_slot(as_id, generation, change)
     }
 
+    /// Publishes two updates of a slot's flags in turn, once for each pair of a generation in flight and a final one, both
+    /// the caller's; none of them may be a wrap. Nothing pauses it.
+    pub fn repeat_flag_updates(
+        &mut self,
+        as_id: u8,
+        updates: &[FlagUpdate; 2],
+        generations: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Result<()> {
+        for ((in_flight, published), update) in generations.into_iter().zip(updates.iter().cycle()) {
+            self.install_slot(as_id, in_flight, SlotChange::Put(update.spec))?;
+            self.push_memslots_updated(published);
+            self.push_invalidate_mmio(published);
+            self.set_generation(as_id, published)?;
+            for &what in &update.walks {
+                let mut progress = self.start(Task::SlotWalk { as_id, id: update.spec.id, what })?;
+                while let Progress::Slice(run) | Progress::LockBreak(run) = progress {
+                    progress = self.resume(run)?;
+                }
+            }
+            if update.is_flushed {
+                self.flush_slot(as_id, update.spec.id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Stores a generation.
     pub fn set_generation(&mut self, as_id: u8, generation: u64) -> Result<()> {
         self.state.space_mut(as_id)?.slots_gen = generation;
@@ -178,6 +204,20 @@ impl Mmu {
     /// The slots in array order: descending base.
     pub fn slots(&self, as_id: u8) -> Result<Vec<SlotSpec>> {
         Ok(self.state.space(as_id)?.specs().to_vec())
+    }
+
+    /// The slot of a gfn, an invalid one as well.
+    #[inline]
+    pub fn find_slot(&self, as_id: u8, gfn: u64) -> Result<Option<SlotSpec>> {
+        let space = self.state.space(as_id)?;
+        Ok(space.find(Gfn(gfn)).map(|at| space.specs()[at]))
+    }
+
+    /// The address space whose slots a vCPU sees.
+    #[inline]
+    pub fn as_id(&self, vcpu: u16) -> Result<u8> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.state.vcpus[vcpu].as_id())
     }
 
     /// Pages of all slots of both address spaces.

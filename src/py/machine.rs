@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, DirtyLogTask, Error, Family, HostLookup, Kernel, Progress, RunId, SlotChange, SlotSpec,
-    Task, ZapPlan, named_masks, stepped_masks,
+    self, BatchId, Config, DirtyLogTask, Error, Family, FlagUpdate, HostLookup, Kernel, Progress, RunId, SlotChange,
+    SlotSpec, Task, ZapPlan, named_masks, stepped_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -30,6 +30,8 @@ type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'
 
 /// A memslot: id, base gfn, pages, host address, flags.
 type SlotRow = (u32, u64, u64, u64, u32);
+/// The slot as it is published, walks of its reverse maps, whether it is flushed behind them.
+type FlagUpdateRow = (SlotRow, Vec<String>, bool);
 /// Return value, how many words there are, and those that are not zero: the first, how many, what each is.
 type DirtyLogSpans = (i32, u64, Vec<(u64, u64, u64)>);
 
@@ -69,7 +71,7 @@ impl Mmu {
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn call<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut mmu::Mmu) -> T + Send) -> PyResult<T> {
+    pub(super) fn call<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut mmu::Mmu) -> T + Send) -> PyResult<T> {
         py.detach(|| self.lock().map(|mut mmu| work(&mut mmu))).map_err(|Held| {
             errors::run_state(
                 py,
@@ -348,6 +350,30 @@ impl Mmu {
 
     fn remove_slot(&self, py: Python<'_>, as_id: u8, generation: u64, id: u32) -> PyResult<()> {
         self.try_call(py, |mmu| mmu.install_slot(as_id, generation, SlotChange::Remove(id)))
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "arrays from Python")]
+    fn repeat_flag_updates<'py>(
+        &self,
+        py: Python<'py>,
+        as_id: u8,
+        updates: [FlagUpdateRow; 2],
+        in_flight: PyReadonlyArray1<'py, u64>,
+        published: PyReadonlyArray1<'py, u64>,
+    ) -> PyResult<()> {
+        let update = |((id, base, npages, hva, flags), walks, is_flushed): FlagUpdateRow| {
+            let walks = walks.iter().map(|walk| arguments::slot_walk(py, walk)).collect::<PyResult<_>>()?;
+            PyResult::Ok(FlagUpdate { spec: SlotSpec { id, base, npages, hva, flags }, walks, is_flushed })
+        };
+        let [first, second] = updates;
+        let updates = [update(first)?, update(second)?];
+        let pairs = in_flight.as_array().into_iter().copied().zip(published.as_array().into_iter().copied());
+        let pairs: Vec<(u64, u64)> = pairs.collect();
+        for chunk in pairs.chunks(CHUNK) {
+            self.try_call(py, |mmu| mmu.repeat_flag_updates(as_id, &updates, chunk.iter().copied()))?;
+            py.check_signals()?;
+        }
+        Ok(())
     }
 
     fn set_generation(&self, py: Python<'_>, as_id: u8, generation: u64) -> PyResult<()> {

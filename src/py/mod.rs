@@ -8,6 +8,7 @@ mod kernels;
 mod machine;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod replay;
 mod reports;
 
 use pyo3::prelude::*;
@@ -21,6 +22,8 @@ mod _core {
     use super::ftrace::TraceReader;
     #[pymodule_export]
     use super::machine::{ActiveWalk, Mmu};
+    #[pymodule_export]
+    use super::replay::{ReplayLane, ReplaySurvey, Unsure};
 
     #[pymodule_export]
     use super::kernels::{facts, kernels, resolve_kernel};

@@ -222,8 +222,16 @@ def reader_knows_words(src: Path) -> list[str]:
 
 
 def core_knows_no_reader(src: Path) -> list[str]:
-    """src/mmu names neither src/ftrace nor src/py."""
-    return lines_with(src, core_files(src), re.compile(r"crate::(ftrace|py)\b"))
+    """src/mmu names neither src/ftrace nor src/replay nor src/py."""
+    return lines_with(src, core_files(src), re.compile(r"crate::(ftrace|replay|py)\b"))
+
+
+def replay_knows_doors(src: Path) -> list[str]:
+    """src/replay knows the reader and the facade: no room of src/mmu by name, and no Python; nothing below knows it."""
+    own = sorted((src / "replay").rglob("*.rs"))
+    below = sorted([*(src / "ftrace").rglob("*.rs"), *(src / "kernels").rglob("*.rs")])
+    inside = re.compile(r"crate::mmu::(?:\{[^}]*\b)?[a-z]\w*::|\bpyo3\b|crate::py\b")
+    return lines_with(src, own, inside) + lines_with(src, below, re.compile(r"crate::replay\b"))
 
 
 def lines_with(src: Path, paths: list[Path], *patterns: re.Pattern[str]) -> list[str]:
@@ -264,6 +272,7 @@ RULES = [
     generation_steps,
     reader_knows_words,
     core_knows_no_reader,
+    replay_knows_doors,
     one_writer,
     one_freer,
 ]
@@ -295,6 +304,11 @@ BROKEN = [
     (reader_knows_words, "ftrace/parse.rs", "use crate::mmu::zap::Prepared;\n"),
     (reader_knows_words, "ftrace/parse.rs", "use pyo3::Python;\n"),
     (core_knows_no_reader, "mmu/vm/slots.rs", "use crate::ftrace::Event;\n"),
+    (core_knows_no_reader, "mmu/vm/slots.rs", "use crate::replay::Lane;\n"),
+    (replay_knows_doors, "replay/lane.rs", "use crate::mmu::vm::slots::Slot;\n"),
+    (replay_knows_doors, "replay/lane.rs", "use crate::mmu::{shadow::rmap, Mmu};\n"),
+    (replay_knows_doors, "replay/lane.rs", "use pyo3::Python;\n"),
+    (replay_knows_doors, "ftrace/parse.rs", "use crate::replay::Lane;\n"),
     (one_writer, "mmu/shadow/zap.rs", "fn f(&mut self) { self.arena.table_mut(page).set(0, 0); }\n"),
     (one_freer, "mmu/tdp/zap_roots.rs", "fn f(&mut self) { self.arena.release(page); }\n"),
     (rooms_one_way, "mmu/tdp/zap_roots.rs", "use crate::mmu::shadow::rmap::Rmap;\n"),
@@ -312,6 +326,7 @@ ALLOWED = [
     ("mmu/zap/zap_plan.rs", "fn f(s: &mut S) { s.mmu_valid_gen = s.mmu_valid_gen.wrapping_add(1); }\n"),
     ("mmu/vm/slots.rs", "fn f(&self, generation: u64) -> bool { self.generation == generation }\n"),
     ("ftrace/parse.rs", "use crate::mmu::role::Role;\n"),
+    ("replay/lane.rs", "use crate::mmu::{self, Mmu};\nuse crate::mmu::Event;\n"),
 ]
 
 

@@ -106,6 +106,9 @@ CALLS: list[tuple[str, str, Call, list[Any]]] = [
     ("Memslots.set_flags", "as_id", lambda vm, x: vm.memslots.set_flags(0, 0, x), HOSTILE),
     ("Memslots.touch", "slot", lambda vm, x: vm.memslots.touch(x), HOSTILE),
     ("Memslots.touch", "as_id", lambda vm, x: vm.memslots.touch(0, x), HOSTILE),
+    ("Memslots.alternate_log", "slot", lambda vm, x: vm.memslots.alternate_log(x, 1), HOSTILE),
+    ("Memslots.alternate_log", "updates", lambda vm, x: vm.memslots.alternate_log(0, x), HOSTILE),
+    ("Memslots.alternate_log", "as_id", lambda vm, x: vm.memslots.alternate_log(0, 1, x), HOSTILE),
     (
         "Memslots.set_region",
         "memslot gpa",
@@ -190,7 +193,7 @@ WITHOUT_ARGUMENTS = (
     "Vm.to_bytes Vm.destroy Vm.zap_batch Vm.flush_all Vm.require_idle Vm.to_svg",
     "Vm.updating Vm.install_slot Vm.remove_slot Vm.generation Vm.set_generation Vm.total_slot_pages",
     "Vm.requested_mmu_pages Vm.memslots_updated Vm.invalidate_mmio Vm.flush_shadow_memslot",
-    "Vm.flush_slot_tlbs Vm.update_cpu_dirty_logging",
+    "Vm.flush_slot_tlbs Vm.update_cpu_dirty_logging Vm.alternate_flags",
 )
 
 

@@ -17,7 +17,6 @@ from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.terminal import passing
 from kvm_mmu.trace.analysis.operation_table import SORTS
-from kvm_mmu.trace.replay.engine import engine_factory
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.opened import open_recording
 from kvm_mmu.trace.replay.replaying import replay
@@ -230,11 +229,16 @@ def run_replay(args: argparse.Namespace) -> int:
     host = None if args.host is None else host_facts.facts_from(args.host)
 
     def tell(prediction: Prediction) -> None:
-        if args.emit:
-            sys.stdout.write(f"{prediction.line} {prediction.event}: {prediction.body}\n")
+        sys.stdout.write(f"{prediction.line} {prediction.event}: {prediction.body}\n")
 
     report = replay(
-        args.file, engine_factory(args.backend), kernel=args.kernel, host=host, operations=args.ops, emit=tell
+        args.file,
+        kernel=args.kernel,
+        host=host,
+        backend=args.backend,
+        operations=args.ops,
+        emit=tell if args.emit else None,
+        keep=False,
     )
     if args.emit:
         for key, value in report.inferred.items():
@@ -386,7 +390,7 @@ def run_fidelity(args: argparse.Namespace) -> int:
     """`kvm-mmu trace fidelity`"""
     from kvm_mmu.trace.replay.fidelity import as_json, markdown, rows
 
-    found = list(rows(args.folder, engine_factory(args.backend)))
+    found = list(rows(args.folder, backend=args.backend))
     sys.stdout.write((json.dumps(as_json(found)) if args.json else markdown(found)) + "\n")
     return 0 if all(row.is_equal for row in found) else 1
 

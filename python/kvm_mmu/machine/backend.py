@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvm_mmu.machine.zap_plan import ZapPlan
@@ -16,6 +17,19 @@ class VmBackend(Protocol):
 
     def install_slot(self, as_id: int, generation: int, slot: tuple[int, int, int, int, int]) -> None:
         """Make an array with this slot `(id, base gfn, npages, hva, flags)` visible, with this generation."""
+
+    def alternate_flags(
+        self,
+        as_id: int,
+        turns: Sequence[tuple[tuple[int, int, int, int, int], Sequence[str], bool]],
+        in_flight: tuple[int, int],
+        published: tuple[int, int],
+        count: int,
+    ) -> None:
+        """Make two updates of a slot's flags in turn, `count` in all: the slot, its walks, whether it is flushed.
+
+        Their generations are given as the first and the step to the next one.
+        """
 
     def remove_slot(self, as_id: int, generation: int, slot_id: int) -> None:
         """Make an array without this slot visible, with this generation."""

@@ -166,6 +166,17 @@ class GenerationPolicy(ABC):
             True if it is a wrap.
         """
 
+    def even_updates(self, generation: int) -> int:
+        """Count the updates from a generation on that are made by the same sum and of which none is a wrap.
+
+        Args:
+            generation: the generation before them.
+
+        Returns:
+            How many may be made at once; 0 where that is not known: one by one.
+        """
+        return 0
+
     def conclude(self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]) -> None:
         """End an update: make the new generation visible and look for a wrap, in this policy's order.
 
@@ -251,6 +262,15 @@ class GenerationV51(GenerationPolicy):
 
     def is_wrap(self, generation: int) -> bool:
         return self.kept(generation) & ~(KVM_ADDRESS_SPACE_NUM - 1) == 0
+
+    def even_updates(self, generation: int) -> int:
+        if type(self).next is not GenerationV51.next or type(self).is_wrap is not GenerationV51.is_wrap:
+            return 0
+        return (
+            (1 << self.layout.width) // KVM_ADDRESS_SPACE_NUM
+            - self.kept(generation) // KVM_ADDRESS_SPACE_NUM
+            - 1
+        )
 
     def conclude(self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]) -> None:
         check(generation)

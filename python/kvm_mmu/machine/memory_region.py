@@ -344,6 +344,50 @@ def _carry_out_step(
         backend.slot_walk(request.as_id, request.slot, step.walk)
 
 
+def alternate_log(
+    backend: VmBackend,
+    profile: KernelProfile,
+    policy: GenerationPolicy,
+    as_id: int,
+    old: Slot,
+    most: int,
+    pml: bool,
+    initially_set: bool,
+) -> int:
+    """Turn the log of a slot on and off in turn, as often as that can be done at once, at most `most` times.
+
+    Returns:
+        How many updates were made; 0: they must be made one by one.
+    """
+    other = old._replace(flags=old.flags ^ KVM_MEM_LOG_DIRTY_PAGES)
+    turns = []
+    for before, after in ((old, other), (other, old)):
+        request = Request(
+            as_id, after.id, after.base << PAGE_SHIFT, after.npages << PAGE_SHIFT, after.hva, after.flags
+        )
+        first, *more = steps(request, "flags", before, pml, profile, initially_set)
+        # Without PML there is no log of the processor's own to switch.
+        more = [step for step in more if pml or step.what != "cpu_dirty_logging"]
+        walks = [step.walk for step in more if step.what == "slot_walk"]
+        is_flushed = [step.what for step in more[len(walks) :]] == ["flush_tlbs"]
+        if first.what != "swap" or len(walks) + is_flushed != len(more):
+            return 0
+        turns.append((after, walks, is_flushed))
+    generation = backend.generation(as_id)
+    count = min(most, policy.even_updates(generation))
+    if count > 0:
+        published = policy.next(policy.begin(generation))
+        step = policy.next(policy.begin(published)) - published
+        backend.alternate_flags(
+            as_id,
+            turns,
+            (policy.begin(generation), policy.begin(published) - policy.begin(generation)),
+            (published, step),
+            count,
+        )
+    return count
+
+
 def default_mmu_pages(npages: int) -> int:
     """The automatic limit of shadow pages for so many pages of memslots."""
     return max(KVM_MIN_ALLOC_MMU_PAGES, npages * KVM_PERMILLE_MMU_PAGES // 1000)

@@ -215,6 +215,29 @@ class Memslots:
         self.set_flags(slot, old.flags ^ 1, as_id)
         self.set_flags(slot, old.flags, as_id)
 
+    def alternate_log(self, slot: int, updates: int, as_id: int = 0) -> Slot:
+        """Turn a slot's dirty log on and off in turn, each time an update of its own; many are made at once.
+
+        Args:
+            slot: slot id.
+            updates: how many.
+            as_id: address space, 0 normal, 1 SMM.
+
+        Returns:
+            The slot as it stands in the array.
+        """
+        left, vm = integer("updates", updates), self._vm
+        while left > 0:
+            with vm.updating():
+                old = self._old(slot, as_id)
+                made = memory_region.alternate_log(
+                    vm, vm.profile, vm.generation_policy, as_id, old, left, vm.pml, vm.dirty_log_initially_set
+                )
+                if not made:
+                    self.set_flags(slot, old.flags ^ 1, as_id)
+            left -= max(made, 1)
+        return self.get(slot, as_id)
+
     def _old(self, slot: int, as_id: int) -> Slot:
         try:
             return self.get(slot, as_id)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, get_args
+
+import numpy as np
 
 from kvm_mmu import _core
 from kvm_mmu.errors import RunStateError, SnapshotError, UsageError
@@ -566,6 +568,31 @@ class Vm:
             slot: (id, base gfn, npages, hva, flags).
         """
         self.core.install_slot(as_id, generation, *slot)
+
+    def alternate_flags(
+        self,
+        as_id: int,
+        turns: Sequence[tuple[tuple[int, int, int, int, int], Sequence[str], bool]],
+        in_flight: tuple[int, int],
+        published: tuple[int, int],
+        count: int,
+    ) -> None:
+        """Make two updates of a slot's flags in turn, without their policy.
+
+        Args:
+            as_id: address space.
+            turns: for each the slot `(id, base gfn, npages, hva, flags)`, the walks of its reverse maps, and
+                whether it is flushed behind them.
+            in_flight: the first generation in flight, and the step to the next one.
+            published: the same of what follows each.
+            count: how many updates.
+        """
+        numbers = np.arange(count, dtype=np.uint64)
+        first, second = (
+            np.uint64(start) + numbers * np.uint64(step) for start, step in (in_flight, published)
+        )
+        rows = [(slot, list(walks), is_flushed) for slot, walks, is_flushed in turns]
+        self.core.repeat_flag_updates(as_id, rows, first, second)
 
     def remove_slot(self, as_id: int, generation: int, slot_id: int) -> None:
         """Make an array without this slot visible, without zapping what it mapped.

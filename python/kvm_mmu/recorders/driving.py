@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from kvm_mmu.errors import TraceError
 from kvm_mmu.recorders.inputs import Input, Marker, read_inputs
 from kvm_mmu.recorders.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
+from kvm_mmu.recorders.lane_5x import Lane5x
+from kvm_mmu.recorders.lane_6x import Lane6x, lane_of
 from kvm_mmu.recorders.recorder_5x import Recorder5x
 from kvm_mmu.recorders.recorder_6x import Recorder6x
 from kvm_mmu.recorders.recorder_tdp import RecorderTdp
 from kvm_mmu.trace.replay.recorder import Session, Survey, Unreplayable
+from kvm_mmu.trace.text.host import HostFacts
 from kvm_mmu.trace.text.markers import number
 from kvm_mmu.trace.text.wording import wording_of
 
@@ -26,6 +29,7 @@ class Earlier:
 
     mark = "_mark_write: OP "
     made_on = "a kernel before v5.10"
+    is_numbered = True
 
     def fits(self, kernel: str) -> bool:
         """Say whether the kernel has no event of a requested level."""
@@ -50,12 +54,17 @@ class Earlier:
             facts.inferred["memslot flag updates without a marker"] = translator.quiet_updates
         return translator.ignored
 
+    def lane(self, kernel: str, host: HostFacts, survey: Survey) -> Lane5x:
+        """The half of a lane for these recordings."""
+        return Lane5x(kernel, host, survey)
+
 
 class Later:
     """Recordings of v5.10 and later."""
 
     mark = '_mark_write: {"i":'
     made_on = "v5.10 or later"
+    is_numbered = False
 
     def fits(self, kernel: str) -> bool:
         """Say whether the kernel has the event of a requested level."""
@@ -86,6 +95,10 @@ class Later:
                 session.note(_IN_THE_MIDDLE)
         translator.finish()
         return translator.ignored
+
+    def lane(self, kernel: str, host: HostFacts, survey: Survey) -> Lane6x | None:
+        """The half of a lane for these recordings."""
+        return lane_of(kernel, host, survey)
 
 
 def _named(events: Iterable[Event], names: set[str]) -> Iterator[Event]:

@@ -90,15 +90,9 @@ def iter_events(lines: Iterable[str], name: str, *, is_tdp: bool = False) -> Ite
                 raise TraceError(f"{name}:{at}: events were lost here ({lost_events(text)}): not replayable")
             continue
         if line.event == "tracing_mark_write":
-            operation = parse_marker(clean_body(line.body), f"{name}:{at}")
-            if operation is None:
-                continue
-            if "op" in operation:
-                yield Event(at, "op", (), operation)
-            elif operation.get("ev") == "toggle":
-                yield Event(at, "toggle", (), {**operation, "op": "toggle"})
-            elif is_tdp and operation.get("ev") in _NOTES:
-                yield Event(at, str(operation["ev"]), (), None, line.task)
+            marked = operation_of(line.body, f"{name}:{at}", at, line.task if is_tdp else None)
+            if marked is not None:
+                yield marked
             continue
         if line.event == "kvm_exit":
             exits.note(line)
@@ -126,6 +120,36 @@ def iter_events(lines: Iterable[str], name: str, *, is_tdp: bool = False) -> Ite
         else:
             exits.has_probe |= line.event == "mmu_fault"
             yield Event(at, line.event, found.groups(), None, line.task)
+
+
+def operation_of(body: str, where: str, at: int = 0, noted_by: str | None = None) -> Event | None:
+    """The input that a marker is; None: none. `noted_by`: the task, where notes behind an operation are inputs.
+
+    Raises:
+        TraceError: it cannot be read.
+    """
+    operation = parse_marker(clean_body(body), where)
+    if operation is None:
+        return None
+    if "op" in operation:
+        return Event(at, "op", (), operation)
+    if operation.get("ev") == "toggle":
+        return Event(at, "toggle", (), {**operation, "op": "toggle"})
+    if noted_by is not None and operation.get("ev") in _NOTES:
+        return Event(at, str(operation["ev"]), (), None, noted_by)
+    return None
+
+
+def event_of(name: str, body: str, where: str) -> Event:
+    """The input of one line, by its event's name and text.
+
+    Raises:
+        TraceError: it cannot be read.
+    """
+    found = _COMPILED[name].match(clean_body(body))
+    if found is None:
+        raise TraceError(f"{where}: {name}: cannot be read: {body[:80]!r}")
+    return Event(0, name, found.groups(), None)
 
 
 @dataclass

@@ -6,6 +6,7 @@ Owns no meaning: what the pages have in common is its user's. The ranges are asc
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 
 
 class PageRanges:
@@ -18,6 +19,10 @@ class PageRanges:
     def __contains__(self, page: int) -> bool:
         at = bisect_right(self._firsts, page) - 1
         return at >= 0 and page < self._ends[at]
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """First page and end of each range, ascending."""
+        return zip(self._firsts, self._ends, strict=True)
 
     def add(self, first: int, end: int) -> None:
         """Take in the pages from `first` to `end` (not included)."""

@@ -33,13 +33,13 @@ from kvm_mmu.trace.text.wording import wording_of
 _MANUAL_DIRTY_LOG_PROTECT2 = 168
 _P, _W, _RSVD = 1 << 0, 1 << 1, 1 << 3
 LOG_DIRTY, READONLY = 1 << 0, 1 << 1
-_GROUP = 8
+GROUP = 8
 #: A fault that makes room asks for no more pages; the shrinker asks for its batch of 128.
-_REFILL_PAGES = 25
+REFILL_PAGES = 25
 #: Root level of a guest without paging on shadow tables.
 _PAE_ROOT_LEVEL = 2
 #: Largest leaf: 1 GiB.
-_LEVEL_MAX = 3
+LEVEL_MAX = 3
 #: Pages of one CLEAR_DIRTY_LOG, so that a damaged number costs no memory.
 _CLEARED_MAX = 1 << 24
 #: Operations that set registers from outside: a changed one drops the roots, where no probe on that is recorded.
@@ -52,6 +52,28 @@ _PG, _PAE, _LMA = 1 << 31, 1 << 5, 1 << 10
 _ROLE_BITS = {0: 1 << 31, 4: 1 << 4 | 1 << 5 | 1 << 12 | 1 << 20 | 1 << 21 | 1 << 22}
 #: The same where pages under two-dimensional paging depend on the guest's registers: also WP and PGE.
 _ROLE_BITS_OPEN = {0: 1 << 31 | 1 << 16, 4: _ROLE_BITS[4] | 1 << 7}
+
+#: Operations that do something here, or may; at all others a fault that was on its way is over, and that is all.
+HEARD = _SETS_REGISTERS | {
+    "backing",
+    "begin",
+    "clear_dirty_log",
+    "create_vcpu",
+    "create_vm",
+    "enable_cap",
+    "end",
+    "get_dirty_log",
+    "guest_mov_cr",
+    "guest_run",
+    "host_map",
+    "host_pt_at",
+    "host_write_gpte",
+    "set_memslot",
+    "set_nr_mmu_pages",
+    "smi",
+    "smm_handler",
+    "use_vcpu",
+}
 
 #: What only a VM that was made before can do.
 _NEEDS_VM = frozenset({"kvm_page_fault", "mmu_load"})
@@ -201,8 +223,7 @@ class Recorder6x:
         """The trace ends: a mapping whose answer never came is made, and what was kept for a later line."""
         if self._requested is not None:
             self._map(None)
-        for change in self._quiet.take():
-            self._update_quietly(change)
+        self._update_all_quietly(self._quiet.take())
 
     # -- tracepoints and probes
     # -----------------------------------------------------------------------------------
@@ -240,7 +261,7 @@ class Recorder6x:
             self._vm.residency.touch(page)
 
     def _on_kvm_mmu_spte_requested(self, _gfn: str, _pfn: str, level: str) -> None:
-        if int(level) > min(_LEVEL_MAX, self._root_level):
+        if int(level) > min(LEVEL_MAX, self._root_level):
             raise TraceError(
                 f"line {self._line} of the stripped trace: a mapping of level {level} is not possible here"
             )
@@ -266,7 +287,7 @@ class Recorder6x:
         if slot is None:
             answer = {"writable": 0, "found": []}
         elif answer is None:
-            group = range(gfn & -_GROUP, (gfn & -_GROUP) + _GROUP)
+            group = range(gfn & -GROUP, (gfn & -GROUP) + GROUP)
             writable = not slot.flags & READONLY and residency.is_resident(slot.page_of(gfn))
             found = [g for g in group if self._is_resident(fault.vcpu, g)]
             answer = {"writable": int(writable), "found": found}
@@ -315,7 +336,7 @@ class Recorder6x:
 
     def _on_zap_oldest(self, wanted: str) -> None:
         vm = self._vm
-        is_refill = int(wanted) <= _REFILL_PAGES
+        is_refill = int(wanted) <= REFILL_PAGES
         if self._fault is not None and not self._fault.is_reclaimed and is_refill:
             self._fault.is_reclaimed = True
         elif vm.expected_scans > 0:
@@ -342,7 +363,10 @@ class Recorder6x:
             quiet.counted(number(op, "k", where) + 1)
         elif op is not None and op.get("op") == "set_memslot":
             quiet.announced(is_deletion=number(op, "size", where) == 0)
-        for change in quiet.take():
+        self._update_all_quietly(quiet.take())
+
+    def _update_all_quietly(self, changes: list[int]) -> None:
+        for change in changes:
             self._update_quietly(change)
 
     def _update_quietly(self, change: int) -> None:

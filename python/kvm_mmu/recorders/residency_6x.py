@@ -64,6 +64,11 @@ class Residency:
                 self.touch(backing.first + page)
             self._touch_tables(backing)
 
+    @staticmethod
+    def is_fully_written(name: str) -> bool:
+        """Whether the recorder writes all of a backing when it makes it."""
+        return name in _FULLY_WRITTEN
+
     def is_resident(self, page: int) -> bool:
         """Whether the host page is there and writable."""
         if page in self._resident:

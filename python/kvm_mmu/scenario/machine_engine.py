@@ -191,6 +191,20 @@ class MachineEngine:
         line["ctr"] = {name: after[name] - before[name] for name in counters if after[name] != before[name]}
         return line
 
+    def do(self, op: Mapping[str, Any]) -> int:
+        """Run one operation whose events stay in the core's log, for one who reads them there.
+
+        Returns:
+            As `ret` of `apply`.
+
+        Raises:
+            ScenarioError: the table of operations refuses it.
+        """
+        checked = self.check(op)
+        self.vm.core.clear_events()
+        self._nested = []
+        return self._run(checked)[0]
+
     def rich_events(self) -> list[dict[str, Any]]:
         """Events of the last operation with every field."""
         return self.vm.rich_events

@@ -86,6 +86,17 @@ pub enum SlotChange {
     Remove(u32),
 }
 
+/// One of two updates of a slot's flags that take turns: the slot as it is published, and what follows from that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagUpdate {
+    /// The slot.
+    pub spec: SlotSpec,
+    /// Walks of its reverse maps, in order.
+    pub walks: Vec<SlotWalk>,
+    /// Its gfns are flushed behind them.
+    pub is_flushed: bool,
+}
+
 /// What host memory says about a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -43,12 +43,16 @@ def recordings_in(folder: Path) -> list[Path]:
     return [next(parent / name for name in _NAMES if (parent / name).is_file()) for parent in found]
 
 
-def rows(folder: Path, factory: EngineFactory) -> Iterator[Row]:
-    """Replay every recording of a folder; one that cannot be replayed gives a row that says why."""
+def rows(folder: Path, factory: EngineFactory | None = None, *, backend: str = "core") -> Iterator[Row]:
+    """Replay every recording of a folder; one that cannot be replayed gives a row that says why.
+
+    Args:
+        factory: makes the VMs; None: those of the backend.
+    """
     for path in recordings_in(folder):
         kernel, scenario = path.parent.parent.name, path.parent.name
         try:
-            yield Row(kernel, scenario, replay(path, factory))
+            yield Row(kernel, scenario, replay(path, factory, backend=backend, keep=False))
         except TraceError as err:
             yield Row(kernel, scenario, None, str(err).removeprefix(f"{path}: "))
 

@@ -34,11 +34,13 @@ from kvm_mmu.trace.text.host import HostFacts
 from kvm_mmu.trace.text.kinds import UPDATE_PROBES, outputs_of
 from kvm_mmu.trace.text.line import parse_line
 from kvm_mmu.trace.text.source import (
+    LINE_MAX,
     STDIN,
     Source,
     Traced,
     display_name,
     is_opened,
+    iter_chunks,
     iter_lines,
     readable_again,
 )
@@ -48,6 +50,10 @@ _FAULT = re.compile(r"kvm_page_fault: .*error_code (?:0x)?([0-9a-f]{1,16})")
 _MODE = re.compile(r'"mode":"(\w{1,16})"')
 _EPT_EXIT = "reason EPT_"
 _AD = re.compile(r" (!?)ad root -?\d")
+#: How a probe stands in a line; a marker of the operation of that name has no colon behind it.
+_PROBES = tuple(f"{probe}:" for probe in sorted(UPDATE_PROBES))
+_PROBE_BYTES = tuple(probe.encode() for probe in _PROBES)
+_BEGIN_BYTES = b'"op":"begin"'
 _USER, _BEYOND_32_BITS = 1 << 2, 32
 
 
@@ -195,16 +201,36 @@ def _likely(source: Source, values: Mapping[str, object], begin: str | None = No
 
 
 def _survey(source: Source) -> tuple[frozenset[str], str | None]:
-    """A probe on memslot updates if there is one, and the line that names the scenario; reads no further than that."""
+    """A probe on memslot updates if there is one, and the line that names the scenario; reads no further than that.
+
+    Lines are looked at only where a chunk has one of the two in it.
+    """
     probes: frozenset[str] = frozenset()
     scenario: str | None = None
-    for text in iter_lines(source):
-        if not probes and any(probe in text for probe in UPDATE_PROBES):
-            line = parse_line(text)
-            if line is not None:
-                probes = UPDATE_PROBES & {line.event}
-        if scenario is None and scenario_of(text) is not None:
-            scenario = text
-        if probes and scenario is not None:
-            break
+    for block in _blocks(source):
+        wanted = () if probes else _PROBE_BYTES
+        if not any(word in block for word in ((*wanted, _BEGIN_BYTES) if scenario is None else wanted)):
+            continue
+        for text in block.decode("utf-8", "replace").split("\n"):
+            if not probes and any(probe in text for probe in _PROBES):
+                line = parse_line(text)
+                if line is not None:
+                    probes = UPDATE_PROBES & {line.event}
+            if scenario is None and scenario_of(text) is not None:
+                scenario = text.removesuffix("\r")
+            if probes and scenario is not None:
+                return probes, scenario
     return probes, scenario
+
+
+def _blocks(source: Source) -> Iterator[bytes]:
+    """The text in whole lines, many at once; of a line that has no end for long, its beginning and no more."""
+    carry = b""
+    for chunk in iter_chunks(source):
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield carry + chunk[:end]
+            carry = b""
+        carry = (carry + chunk[end:])[:LINE_MAX]
+    if carry:
+        yield carry

@@ -1,0 +1,193 @@
+"""A recording replayed in a lane of the core: the same report as the slow way gives, which stays the judge.
+
+The lane may say that it is not sure, and then the slow way decides; so these tests ask for both: that what the lane
+says is the same, and that it is sure of the recordings it is made for.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from kvm_mmu.trace import Report, replay
+from kvm_mmu.trace.replay import lane as lane_of_replay
+from kvm_mmu.trace.replay.lane import LaneResult
+from kvm_mmu.trace.text.source import read_lines
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "traces"
+RECORDINGS = sorted(path.parent for path in DATA.glob("*/*/trace.txt*"))
+#: Recordings that the lane leaves to the slow way: hosts with EPT, and faults that do not tell their vCPU (v5.10).
+SLOW = re.compile(r"(^|/)ept|^5\.10/")
+
+
+def name_of(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def trace_in(folder: Path) -> Path:
+    return next(folder.glob("trace.txt*"))
+
+
+class Watch:
+    """Lets the lane work and remembers what it said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.found: list[LaneResult | None] = []
+        real = lane_of_replay.replay_in_lane
+
+        def watched(*args: object) -> LaneResult | None:
+            self.found.append(real(*args))  # type: ignore[arg-type]
+            return self.found[-1]
+
+        monkeypatch.setattr(import_module("kvm_mmu.trace.replay.replaying"), "replay_in_lane", watched)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    return Watch(monkeypatch)
+
+
+def said(report: Report) -> str:
+    return json.dumps(report.as_json()) + report.as_text()
+
+
+@pytest.mark.parametrize("folder", RECORDINGS, ids=name_of)
+def test_the_report_is_that_of_the_slow_way(folder: Path, watch: Watch) -> None:
+    trace = trace_in(folder)
+    slow = replay(trace)
+    quick = replay(trace, keep=False)
+    assert said(quick) == said(slow)
+    assert len(watch.found) == 1
+    assert (watch.found[0] is None) == bool(SLOW.search(name_of(folder))), "whether the lane is sure"
+    assert quick.predictions == []
+
+
+def changed(folder: Path, tmp_path: Path, pattern: str, replacement: str, at: int = 0) -> Path:
+    """A copy of a recording with one line changed: that of the match number `at`."""
+    for beside in ("host.json", "ops.jsonl", "ops.jsonl.xz"):
+        if (folder / beside).exists():
+            (tmp_path / beside).write_bytes((folder / beside).read_bytes())
+    text = "\n".join(read_lines(trace_in(folder))) + "\n"
+    matches = list(re.finditer(pattern, text))
+    match = matches[at]
+    copy = tmp_path / "trace.txt"
+    copy.write_text(text[: match.start()] + match.expand(replacement) + text[match.end() :])
+    return copy
+
+
+#: Changes of one value that no mask hides: the slow way finds a difference, so the lane may not call it equal.
+WRONG = [
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_set_spte: gfn \w+ spte \w+)e67 ", r"\1e47 ", 3),
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_set_spte: gfn )(\w+)", r"\g<1>1\2", 7),
+    ("6.12/npt1tdp0_zap_batch", r"\(rwxu\) level 1", r"(rw-u) level 1", 2),
+    ("6.12/npt1tdp0_zap_batch", r"level 1 at (\w+)8\b", r"level 1 at \g<1>0", 1),
+    ("6.12/npt1tdp0_zap_batch", r"(page_zap_pte: .* sptep=0x\w+)8 ", r"\g<1>0 ", 0),
+    ("6.12/npt1tdp0_zap_batch", r"(page_zap_pte: .* spte=0x\w+)e67\b", r"\g<1>e65", 0),
+    ("6.12/npt1tdp0_zap_batch", r"can_unsync=1", r"can_unsync=0", 0),
+    ("6.12/npt1tdp0_zap_batch", r"(memslots_updated: .* gen=0x)", r"\g<1>1", 0),
+    ("6.12/npt1tdp0_zap_batch", r"(change_mmu_pages: .* goal=)", r"\g<1>1", 0),
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_zap_all_fast: .*)used_pages (\w+)", r"\g<1>used_pages 1\2", 0),
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_get_page: .*) root 0", r"\1 root 1", 1),
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_get_page: .*) new\n", r"\1 existing\n", 1),
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_get_page: sp gen )0", r"\g<1>1", 0),
+    ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_prepare_zap_page: .*) wux", r"\1 wu-", 0),
+    ("6.12/npt1tdp0_zap_batch", r".*commit_zap: .*\n", r"", 0),
+    ("6.12/npt1tdp0_dirty_log", r"(fast_page_fault: .*)fixed 1", r"\1fixed 0", 4),
+    ("6.12/npt1tdp0_dirty_log", r"(fast_page_fault: .*error_code P\|W)\|U", r"\1", 4),
+    ("6.12/npt1tdp0_dirty_log", r"(fast_page_fault: .* new \w+)7 ", r"\g<1>5 ", 4),
+    ("6.12/npt1tdp0_mmio_generation_100", r"(mark_mmio_spte: .* gen )", r"\g<1>1", 4),
+    ("6.12/npt1tdp0_mmio_generation_100", r"(mark_mmio_spte: sptep:\w+)(\w{3}) ", r"\g<1>ff8 ", 4),
+    ("6.12/npt1tdp0_mmio_generation_100", r"(check_mmio_spte: .*) valid 0", r"\1 valid 1", 0),
+    ("6.12/npt1tdp0_dirty_log", r"(make_mmio_spte: .*)access=0x7", r"\1access=0x6", 0),
+    ("5.0.1-npt/mix001", r"(mark_mmio_spte: .*)access 6", r"\1access 2", 3),
+    ("5.0.1-npt/mix001", r"(kvm_mmu_prepare_zap_page: sp gen )(\w+)", r"\g<1>1\2", 3),
+    ("5.0.1-npt/mix001", r"(kvm_mmu_invalidate_zap_all_pages: .*)used_pages (\w+)", r"\1used_pages 1\2", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "replacement", "at"), WRONG)
+def test_what_differs_is_left_to_the_slow_way(
+    name: str, pattern: str, replacement: str, at: int, tmp_path: Path, watch: Watch
+) -> None:
+    trace = changed(DATA / name, tmp_path, pattern, replacement, at)
+    quick, slow = replay(trace, keep=False), replay(trace)
+    assert watch.found[0] is None
+    assert not slow.is_equal
+    assert said(quick) == said(slow)
+
+
+#: Changes that a replay must not see: frames, addresses, the accessed bit, the dirty bit that a processor adds.
+ALIKE = [
+    (r"(kvm_mmu_set_spte: gfn \w+ spte )(\w+)(\w{3}) ", r"\g<1>1234567\3 "),
+    (r"(level 1 at )(\w+)(\w{3})\n", r"\1ffff888812345\3\n"),
+    (r"(page_zap_pte: .* spte=0x\w+)e67\n", r"\g<1>e47\n"),
+    (r"(page_zap_pte: .* spte=0x\w+)e25\n", r"\g<1>e65\n"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "replacement"), ALIKE)
+def test_what_the_model_cannot_know_is_no_difference(
+    pattern: str, replacement: str, tmp_path: Path, watch: Watch
+) -> None:
+    name = "6.12/npt1tdp0_dirty_log" if "e25" in pattern else "6.12/npt1tdp0_zap_batch"
+    text = "\n".join(read_lines(trace_in(DATA / name)))
+    if not re.search(pattern, text):
+        pattern, replacement = r"(page_zap_pte: .* spte=0x\w+)e47\n", r"\g<1>e67\n"
+    trace = changed(DATA / name, tmp_path, pattern, replacement)
+    quick, slow = replay(trace, keep=False), replay(trace)
+    assert slow.is_equal
+    assert watch.found[0] is not None
+    assert said(quick) == said(slow)
+
+
+@pytest.mark.parametrize("chunk", [1000, 4096, 100_000])
+def test_a_lane_does_not_care_how_the_text_is_cut(
+    chunk: int, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = DATA / "6.1" / "npt1tdp0_notifier"
+    real = lane_of_replay.iter_chunks
+
+    def cut(source: Path) -> object:
+        for whole in real(source):
+            for start in range(0, len(whole), chunk):
+                yield whole[start : start + chunk]
+
+    slow = replay(trace_in(folder))
+    monkeypatch.setattr(lane_of_replay, "iter_chunks", cut)
+    quick = replay(trace_in(folder), keep=False)
+    assert watch.found == [watch.found[0]] and watch.found[0] is not None
+    assert watch.found[0].answers == slow.host_answers > 0
+    assert said(quick) == said(slow)
+
+
+def test_a_damaged_line_is_named_as_the_slow_way_names_it(tmp_path: Path, watch: Watch) -> None:
+    trace = changed(
+        DATA / "6.12/npt1tdp0_zap_batch", tmp_path, r"kvm_page_fault: vcpu 0", "kvm_page_fault: vcpu", 2
+    )
+    errors = []
+    for keep in (False, True):
+        with pytest.raises(ValueError, match="kvm_page_fault: cannot be read") as caught:
+            replay(trace, keep=keep)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert watch.found == [None]
+
+
+def test_a_long_text_is_read_twice(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_of_replay, "_KEPT_MAX", 1)
+    folder = DATA / "5.2.1-npt" / "slots"
+    assert said(replay(trace_in(folder), keep=False)) == said(replay(trace_in(folder)))
+    assert watch.found[0] is not None
+
+
+def test_predictions_are_asked_for_or_not(tmp_path: Path, watch: Watch) -> None:
+    trace = trace_in(DATA / "5.2.1-npt" / "slots")
+    assert replay(trace).predictions and not watch.found
+    copy = tmp_path / "trace.txt"
+    copy.write_bytes(lzma.decompress(trace.read_bytes()) if trace.suffix == ".xz" else trace.read_bytes())
+    assert replay(copy, keep=False, host=trace.parent / "host.json").is_equal
+    assert watch.found[0] is not None
