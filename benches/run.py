@@ -204,6 +204,20 @@ def trace_cases(once: bool) -> dict[str, float]:
     return found
 
 
+def replay_cases(once: bool) -> dict[str, dict[str, float]]:
+    """Lines of recordings a second: replayed in a lane of the core, and the slow way."""
+    sys.path.insert(0, str(HERE / "python"))
+    import replay_speed
+
+    found = replay_speed.speeds(1 if once else 5)
+    print("\nreplaying recordings, lines a second of one core (aim: 1,000,000)")
+    for name, one in found.items():
+        print(
+            f"  {name:<34} {one['lines']:>8,.0f} lines {one['lane']:>12,.0f} {one['slow']:>10,.0f} the slow way"
+        )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", nargs="*", help="only cases whose row/case name contains one of these")
@@ -244,6 +258,7 @@ def main() -> int:
         memory[case] = one["bytes"] if one else None
         print(f"  {case:<20} kernel C {kernel['v5.0']:>6}   core {one['bytes'] if one else NOT_YET}")
     traces = trace_cases(args.once) if wanted("trace") else {}
+    replays = replay_cases(args.once) if wanted("replay") else {}
     python = {} if args.part else python_cases(args.once)
     if python:
         print("\nthrough Python, per access (ours only)")
@@ -262,6 +277,7 @@ def main() -> int:
         "bytes_per_page": memory,
         "python_ns": python,
         "trace_bytes_per_s": traces,
+        "replay_lines_per_s": replays,
     }
     args.o.parent.mkdir(parents=True, exist_ok=True)
     part = args.o.with_suffix(".part")

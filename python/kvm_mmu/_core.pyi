@@ -96,7 +96,7 @@ class Mmu:
     def repeat_flag_updates(
         self,
         as_id: int,
-        updates: list[tuple[tuple[int, int, int, int, int], list[str], bool]],
+        updates: list[tuple[tuple[int, int, int, int, int], bool, list[str], bool]],
         in_flight: npt.NDArray[np.uint64],
         published: npt.NDArray[np.uint64],
     ) -> None: ...

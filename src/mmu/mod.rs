@@ -177,6 +177,9 @@ impl Mmu {
             self.push_memslots_updated(published);
             self.push_invalidate_mmio(published);
             self.set_generation(as_id, published)?;
+            if update.switches_cpu_log {
+                self.request_cpu_dirty_logging();
+            }
             for &what in &update.walks {
                 let mut progress = self.start(Task::SlotWalk { as_id, id: update.spec.id, what })?;
                 while let Progress::Slice(run) | Progress::LockBreak(run) = progress {

@@ -30,8 +30,9 @@ type Columns<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u8>>, Bound<'
 
 /// A memslot: id, base gfn, pages, host address, flags.
 type SlotRow = (u32, u64, u64, u64, u32);
-/// The slot as it is published, walks of its reverse maps, whether it is flushed behind them.
-type FlagUpdateRow = (SlotRow, Vec<String>, bool);
+/// The slot as it is published, whether vCPUs switch the processor's log, walks of its reverse maps, whether it is flushed
+/// behind them.
+type FlagUpdateRow = (SlotRow, bool, Vec<String>, bool);
 /// Return value, how many words there are, and those that are not zero: the first, how many, what each is.
 type DirtyLogSpans = (i32, u64, Vec<(u64, u64, u64)>);
 
@@ -361,9 +362,10 @@ impl Mmu {
         in_flight: PyReadonlyArray1<'py, u64>,
         published: PyReadonlyArray1<'py, u64>,
     ) -> PyResult<()> {
-        let update = |((id, base, npages, hva, flags), walks, is_flushed): FlagUpdateRow| {
+        let update = |((id, base, npages, hva, flags), switches_cpu_log, walks, is_flushed): FlagUpdateRow| {
             let walks = walks.iter().map(|walk| arguments::slot_walk(py, walk)).collect::<PyResult<_>>()?;
-            PyResult::Ok(FlagUpdate { spec: SlotSpec { id, base, npages, hva, flags }, walks, is_flushed })
+            let spec = SlotSpec { id, base, npages, hva, flags };
+            PyResult::Ok(FlagUpdate { spec, switches_cpu_log, walks, is_flushed })
         };
         let [first, second] = updates;
         let updates = [update(first)?, update(second)?];

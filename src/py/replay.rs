@@ -106,6 +106,8 @@ fn rules(dict: &Bound<'_, PyDict>) -> PyResult<Rules> {
         news_field: field::<String>(dict, "news_field")?.into_bytes(),
         enter_loads: field(dict, "enter_loads")?,
         is_whole_fault: field(dict, "is_whole_fault")?,
+        qualification: field(dict, "qualification")?,
+        misconfiguration: field(dict, "misconfiguration")?,
         tasks: tasks.into_iter().map(|(task, vcpu)| (task.into_bytes(), vcpu)).collect(),
         answers: field(dict, "answers")?,
         answer_words: words(dict, "answer_words")?,

@@ -1,8 +1,8 @@
 //! One run over the text of a recording: its inputs drive the model, its outputs are compared, and at whatever the caller
 //! must decide the lane stops.
 //!
-//! Owns the order of things: what a line is by the [`Rules`], the two halves of a fault, which reclaims of the model a probe
-//! has still to tell of, and the look ahead for what host memory answered. The model is the caller's and is given anew for
+//! Owns the order of things: what a line is by the [`Rules`], and what becomes of the model's events. Faults have a file of
+//! their own. The model is the caller's and is given anew for
 //! each run; what the caller did to it between two runs is told by [`Lane::take`].
 
 use std::collections::VecDeque;
@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::Unsure;
 use super::comparison::Comparison;
+use super::faults::{Fault, PAGE_SHIFT, note_huge};
 use super::host_pages::HostPages;
 use super::marker::{Marker, Value, index_of};
 use super::operations::Operations;
@@ -18,16 +19,7 @@ use super::rules::{Deed, Rules};
 use super::text::{Next, Text};
 use crate::ftrace::event::Outcome;
 use crate::ftrace::{Event, Kind, Line};
-use crate::mmu::{self, HostHuge, HostLookup, Mmu, SlotSpec};
-
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const RESERVED: u64 = 1 << 3;
-const READONLY: u32 = 1 << 1;
-const PAGE_SHIFT: u32 = 12;
-const PAGES_2M: u64 = 512;
-/// An answer of host memory is looked for in so many lines behind its request.
-const ANSWER_WITHIN: usize = 1 << 14;
+use crate::mmu::{self, Mmu};
 
 /// Why a run stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,28 +43,10 @@ pub enum Stop {
     Quiet,
 }
 
-/// A fault between its exit and its request to map.
-#[derive(Clone, Copy, Debug)]
-struct Fault {
-    vcpu: u16,
-    gpa: u64,
-    error_code: u64,
-    /// The probe on reclaim came by.
-    is_reclaimed: bool,
-}
-
-/// What host memory answered.
-#[derive(Debug)]
-struct Answer {
-    writable: bool,
-    found: Vec<u64>,
-    is_written: Option<bool>,
-}
-
 /// A recording on its way through a model.
 #[derive(Debug)]
 pub struct Lane {
-    rules: Rules,
+    pub(super) rules: Rules,
     text: Text,
     operations: Option<Operations>,
     /// Operations whose marker was read, the next one first.
@@ -92,9 +66,15 @@ pub struct Lane {
     /// There is a VM.
     pub is_begun: bool,
     most_news: u64,
-    fault: Option<Fault>,
+    pub(super) fault: Option<Fault>,
+    /// vCPUs with a violation whose call of the MMU has not come by yet.
+    pub(super) violations: Vec<u16>,
+    /// Tasks whose last exit is a misconfiguration, as long as no line has told its address.
+    pub(super) misconfigured: Vec<Vec<u8>>,
+    /// A probe tells the address.
+    pub(super) has_probe: bool,
     /// Calls of reclaim made by the model whose probe has not come by yet.
-    expected_scans: i64,
+    pub(super) expected_scans: i64,
     comparison: Comparison,
     /// Outputs that were predicted.
     pub nr_predicted: u64,
@@ -102,7 +82,7 @@ pub struct Lane {
     pub nr_answers: u64,
 }
 
-fn refused(_: mmu::Error) -> Unsure {
+pub(super) fn refused(_: mmu::Error) -> Unsure {
     Unsure("the model refuses an input")
 }
 
@@ -124,6 +104,9 @@ impl Lane {
             is_begun: false,
             most_news: 0,
             fault: None,
+            violations: Vec::new(),
+            misconfigured: Vec::new(),
+            has_probe: false,
             expected_scans: 0,
             comparison: Comparison::default(),
             nr_predicted: 0,
@@ -221,7 +204,8 @@ impl Lane {
                     }
                 },
                 _ => {
-                    if self.pending.0 > 0 && deed != Deed::Publication {
+                    let is_input = !matches!(deed, Deed::Publication | Deed::Exit | Deed::Address);
+                    if self.pending.0 > 0 && is_input {
                         return Ok(Stop::Quiet);
                     }
                     match self.input(deed, kind, &line, &mut values, (text, end), mmu)? {
@@ -260,10 +244,33 @@ impl Lane {
     ) -> Result<Option<Stop>, Unsure> {
         read(line, values)?;
         let numbers = values.numbers();
+        if deed == Deed::Exit {
+            self.note_exit(line.task, values.texts());
+            return Ok(None);
+        }
+        let misconfigured = match deed {
+            Deed::Address | Deed::Request => self.misconfigured.iter().position(|task| task == line.task),
+            _ => None,
+        };
+        if deed == Deed::Address && misconfigured.is_none() {
+            return Ok(None);
+        }
         if let Some((_, vcpu)) = self.rules.tasks.iter().find(|(task, _)| task == line.task) {
             self.current = *vcpu;
         }
-        if matches!(deed, Deed::Fault | Deed::Load) && !self.is_begun {
+        if let Some(at) = misconfigured {
+            if self.pending.0 > 0 {
+                return Err(Unsure("updates without a marker before a misconfiguration"));
+            }
+            self.misconfigured.swap_remove(at);
+            let gpa = match (kind, numbers) {
+                (Kind::SpteRequested, &[gfn, ..]) => gfn << PAGE_SHIFT,
+                (Kind::VcpuMatchMmio, &[_, gpa]) | (Kind::Mmio, &[_, gpa, _]) => gpa,
+                _ => return Err(Unsure("an input has another text")),
+            };
+            self.first_half(gpa, self.rules.misconfiguration, mmu)?;
+        }
+        if matches!(deed, Deed::Fault | Deed::MmuFault | Deed::Load) && !self.is_begun {
             return Err(Unsure("it starts in the middle of a VM"));
         }
         match (deed, numbers) {
@@ -272,8 +279,19 @@ impl Lane {
             }
             (Deed::Fault, &[vcpu, _, gpa, error_code]) if !self.rules.is_whole_fault => {
                 self.current = u16::try_from(vcpu).map_err(|_| Unsure("a vCPU of a large number"))?;
+                let error_code = self.error_code(error_code);
                 self.first_half(gpa, error_code, mmu)?;
             }
+            (Deed::MmuFault, &[gpa, error_code]) => {
+                self.has_probe = true;
+                if let Some(at) = self.violations.iter().position(|vcpu| *vcpu == self.current) {
+                    self.violations.swap_remove(at);
+                } else {
+                    self.first_half(gpa, error_code, mmu)?;
+                }
+            }
+            // The address was looked at above.
+            (Deed::Address, _) => {}
             (Deed::Request, &[_, _, level, ..]) => {
                 let level = u8::try_from(level).unwrap_or(u8::MAX);
                 if level == 0 || level > self.rules.level_max {
@@ -318,139 +336,6 @@ impl Lane {
             _ => return Err(Unsure("an input has another text")),
         }
         Ok(None)
-    }
-
-    // ---- faults ----
-
-    /// A fault to which the host says nothing yet.
-    fn first_half(&mut self, gpa: u64, error_code: u64, mmu: &mut Mmu) -> Result<(), Unsure> {
-        let vcpu = self.current;
-        mmu.fault_with(vcpu, gpa, error_code, &HostLookup::Retry).map_err(refused)?;
-        let is_answered = self.take(mmu, false)?;
-        self.fault = (!is_answered).then_some(Fault { vcpu, gpa, error_code, is_reclaimed: false });
-        let slot = find_slot(mmu, vcpu, gpa >> PAGE_SHIFT)?;
-        if let (false, Some(slot), true) = (is_answered, slot, error_code & WRITE != 0)
-            && slot.flags & READONLY == 0
-        {
-            // Whether the fault maps or is told to come again: the host page is resident and writable from here on.
-            let page = page_of(&slot, gpa >> PAGE_SHIFT);
-            if !self.pages.is_resident(page) {
-                self.touch(mmu, page);
-            }
-        }
-        Ok(())
-    }
-
-    /// The request to map, without the bits of the error code that the first half has dealt with.
-    fn second_half(&mut self, fault: Fault, level: u8, answer: Option<Answer>, mmu: &mut Mmu) -> Result<(), Unsure> {
-        let Fault { vcpu, gpa, error_code, is_reclaimed } = fault;
-        let gfn = gpa >> PAGE_SHIFT;
-        let slot = find_slot(mmu, vcpu, gfn)?;
-        if let Some(slot) = slot
-            && level > 1
-            && let Some(start) = self.pages.note_2m(page_of(&slot, gfn))
-        {
-            note_huge(mmu, start);
-        }
-        let answer = match (slot, answer) {
-            (None, _) => Answer { writable: false, found: Vec::new(), is_written: None },
-            (Some(_), Some(answer)) => answer,
-            (Some(slot), None) => self.answer_by_residency(vcpu, gfn, &slot, mmu)?,
-        };
-        let host = HostLookup::Found {
-            level,
-            writable: answer.writable,
-            neighbours: Some(answer.found),
-            is_written: answer.is_written,
-        };
-        mmu.fault_with(vcpu, gpa, error_code & !(PRESENT | RESERVED), &host).map_err(refused)?;
-        self.take_events(mmu, true, true)?;
-        // A reclaim of this fault whose probe came before the request.
-        self.expected_scans -= i64::from(is_reclaimed);
-        Ok(())
-    }
-
-    fn answer_by_residency(&self, vcpu: u16, gfn: u64, slot: &SlotSpec, mmu: &Mmu) -> Result<Answer, Unsure> {
-        let writable = slot.flags & READONLY == 0 && self.pages.is_resident(page_of(slot, gfn));
-        let mut found = Vec::new();
-        let first = gfn - gfn % self.rules.group;
-        for near in first..first + self.rules.group {
-            let own = if is_in(slot, near) { Some(*slot) } else { find_slot(mmu, vcpu, near)? };
-            if own.is_some_and(|own| self.pages.is_resident(page_of(&own, near))) {
-                found.push(near);
-            }
-        }
-        Ok(Answer { writable, found, is_written: None })
-    }
-
-    /// What host memory answered to the request before `at`, by the leaves behind it; None: more text is needed.
-    fn look_ahead(&self, text: &Text, mut at: usize) -> Result<Option<Answer>, Unsure> {
-        let words = &self.rules.answer_words;
-        let mut answer = Answer { writable: true, found: Vec::new(), is_written: Some(false) };
-        for _ in 0..ANSWER_WITHIN {
-            let (line, end) = match text.next_from(at)? {
-                Next::Event(line, end) => (line, end),
-                Next::NeedText => return Ok(None),
-                Next::Ended => return Ok(Some(answer)),
-            };
-            at = end;
-            match Kind::by_name(line.event) {
-                Some(
-                    Kind::PageFault
-                    | Kind::Marker
-                    | Kind::Entry
-                    | Kind::SpteRequested
-                    | Kind::PageFaultRet
-                    | Kind::Invlpg,
-                ) => return Ok(Some(answer)),
-                Some(Kind::SetSpte) => {
-                    let mut values = Event::default();
-                    read(&line, &mut values)?;
-                    let &[gfn, spte, ..] = values.numbers() else { return Err(Unsure("a leaf has another text")) };
-                    if words.accessed == 0 || spte & words.accessed != 0 {
-                        (answer.writable, answer.is_written) = (spte & words.host_writable != 0, Some(true));
-                    } else {
-                        answer.found.push(gfn);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Err(Unsure("an answer of host memory is far from its request"))
-    }
-
-    /// A fault where the vCPU enters before and after it and the model answers for the host.
-    fn whole_fault(&mut self, gpa: u64, error_code: u64, mmu: &mut Mmu) -> Result<Option<Stop>, Unsure> {
-        let gfn = gpa >> PAGE_SHIFT;
-        let page = mmu.find_slot(0, gfn).map_err(refused)?.map(|slot| page_of(&slot, gfn));
-        if page.is_some_and(|page| self.odd_pages.iter().any(|&(first, end)| (first..end).contains(&page))) {
-            return Ok(Some(Stop::Fault(gpa, error_code)));
-        }
-        self.enter(mmu)?;
-        mmu.fault(self.current, gpa, error_code).map_err(refused)?;
-        self.take(mmu, false)?;
-        self.enter(mmu)?;
-        Ok(None)
-    }
-
-    fn zap_oldest(&mut self, wanted: u64, mmu: &mut Mmu) -> Result<(), Unsure> {
-        if let Some(fault) = &mut self.fault
-            && !fault.is_reclaimed
-            && wanted <= self.rules.refill_pages
-        {
-            fault.is_reclaimed = true;
-        } else if self.expected_scans > 0 {
-            self.expected_scans -= 1;
-        } else {
-            mmu.zap_oldest(wanted).map_err(refused)?;
-            self.take(mmu, false)?;
-        }
-        Ok(())
-    }
-
-    fn enter(&mut self, mmu: &mut Mmu) -> Result<(), Unsure> {
-        mmu.enter(self.current).map_err(refused)?;
-        self.take(mmu, true).map(|_| ())
     }
 
     // ---- markers ----
@@ -530,7 +415,12 @@ impl Lane {
     // ---- the model's events ----
 
     #[inline]
-    fn take_events(&mut self, mmu: &mut Mmu, is_expected: bool, is_second_half: bool) -> Result<bool, Unsure> {
+    pub(super) fn take_events(
+        &mut self,
+        mmu: &mut Mmu,
+        is_expected: bool,
+        is_second_half: bool,
+    ) -> Result<bool, Unsure> {
         let mut is_answered = false;
         for event in mmu.events() {
             match event {
@@ -557,28 +447,11 @@ impl Lane {
 
 /// Fills the values of a line; its text must be a kernel's.
 #[inline]
-fn read<'a>(line: &Line<'a>, values: &mut Event<'a>) -> Result<(), Unsure> {
+pub(super) fn read<'a>(line: &Line<'a>, values: &mut Event<'a>) -> Result<(), Unsure> {
     let is_read = values.read(line.event, line.body) == Outcome::Known;
     if is_read && !values.wording().kernels.starts_with("raw") {
         Ok(())
     } else {
         Err(Unsure("a line has another text"))
     }
-}
-
-fn find_slot(mmu: &Mmu, vcpu: u16, gfn: u64) -> Result<Option<SlotSpec>, Unsure> {
-    mmu.as_id(vcpu).and_then(|as_id| mmu.find_slot(as_id, gfn)).map_err(refused)
-}
-
-const fn is_in(slot: &SlotSpec, gfn: u64) -> bool {
-    gfn.wrapping_sub(slot.base) < slot.npages
-}
-
-/// Host page of a gfn of a slot.
-const fn page_of(slot: &SlotSpec, gfn: u64) -> u64 {
-    (slot.hva >> PAGE_SHIFT).wrapping_add(gfn.wrapping_sub(slot.base))
-}
-
-fn note_huge(mmu: &mut Mmu, start: u64) {
-    mmu.set_host_huge(start << PAGE_SHIFT, PAGES_2M, HostHuge::Thp);
 }

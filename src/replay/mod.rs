@@ -12,6 +12,7 @@
 //! answer of a replay depends on whether a lane was tried.
 
 pub mod comparison;
+mod faults;
 pub mod host_pages;
 pub mod lane;
 pub mod marker;

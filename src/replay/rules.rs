@@ -50,6 +50,12 @@ pub enum Deed {
     Publication,
     /// A change of a memslot: news only where no marker announced it.
     SlotChange,
+    /// The MMU is called with a fault: news only where no exit has told of it.
+    MmuFault,
+    /// An exit: it may be a misconfiguration, whose address a later line tells.
+    Exit,
+    /// A line that tells that address.
+    Address,
     /// A marker.
     Marker,
     /// The caller deals with it.
@@ -72,6 +78,9 @@ impl Deed {
             "zap_oldest" => Self::ZapOldest,
             "publication" => Self::Publication,
             "slot_change" => Self::SlotChange,
+            "mmu_fault" => Self::MmuFault,
+            "exit" => Self::Exit,
+            "address" => Self::Address,
             "marker" => Self::Marker,
             "handed" => Self::Handed,
             "foreign" => Self::Foreign,
@@ -146,6 +155,11 @@ pub struct Rules {
     pub enter_loads: bool,
     /// The vCPU enters before and after each fault, and the model answers for the host.
     pub is_whole_fault: bool,
+    /// Where a fault prints an exit qualification: bits of it, and the bits of the error code if one of them is set, and if
+    /// none is. Empty: it prints the error code.
+    pub qualification: Vec<(u64, u64, u64)>,
+    /// The error code of a misconfiguration.
+    pub misconfiguration: u64,
     /// Task and its vCPU, where no operation chooses one.
     pub tasks: Vec<(Vec<u8>, u16)>,
     /// What host memory answered is taken from the leaves behind a request.

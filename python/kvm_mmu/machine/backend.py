@@ -21,12 +21,14 @@ class VmBackend(Protocol):
     def alternate_flags(
         self,
         as_id: int,
-        turns: Sequence[tuple[tuple[int, int, int, int, int], Sequence[str], bool]],
+        turns: Sequence[tuple[tuple[int, int, int, int, int], bool, Sequence[str], bool]],
         in_flight: tuple[int, int],
         published: tuple[int, int],
         count: int,
     ) -> None:
-        """Make two updates of a slot's flags in turn, `count` in all: the slot, its walks, whether it is flushed.
+        """Make two updates of a slot's flags in turn, `count` in all.
+
+        Each is the slot, whether vCPUs switch the processor's own log, the walks, whether the slot is flushed.
 
         Their generations are given as the first and the step to the next one.
         """

@@ -30,7 +30,7 @@ def loads(text: str) -> Any:
         ValueError: no JSON, or a number of more digits than Python reads.
         RecursionError: nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_each_once)
+    return _DECODER.decode(text)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -39,3 +39,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise RepeatedKeyError(f"the key {shown(twice)} stands twice in one object: expected it once")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_once)

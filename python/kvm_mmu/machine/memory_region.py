@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from kvm_mmu.errors import MemslotError
@@ -51,8 +50,7 @@ class Slot(NamedTuple):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A set-user-memory-region request; `size` 0 deletes. Addresses and size in bytes."""
 
     as_id: int
@@ -63,8 +61,7 @@ class Request:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of an update: what, and the slot array entry it is about (None: the slot leaves the array)."""
 
     what: Literal[
@@ -353,8 +350,11 @@ def alternate_log(
     most: int,
     pml: bool,
     initially_set: bool,
+    is_only_log: bool,
 ) -> int:
     """Turn the log of a slot on and off in turn, as often as that can be done at once, at most `most` times.
+
+    `is_only_log`: no other slot of the VM has a log.
 
     Returns:
         How many updates were made; 0: they must be made one by one.
@@ -366,13 +366,14 @@ def alternate_log(
             as_id, after.id, after.base << PAGE_SHIFT, after.npages << PAGE_SHIFT, after.hva, after.flags
         )
         first, *more = steps(request, "flags", before, pml, profile, initially_set)
-        # Without PML there is no log of the processor's own to switch.
-        more = [step for step in more if pml or step.what != "cpu_dirty_logging"]
+        # The processor's own log is switched with the first slot that has one, and with the last.
+        switches = pml and is_only_log and any(step.what == "cpu_dirty_logging" for step in more)
+        more = [step for step in more if step.what != "cpu_dirty_logging"]
         walks = [step.walk for step in more if step.what == "slot_walk"]
         is_flushed = [step.what for step in more[len(walks) :]] == ["flush_tlbs"]
         if first.what != "swap" or len(walks) + is_flushed != len(more):
             return 0
-        turns.append((after, walks, is_flushed))
+        turns.append((after, switches, walks, is_flushed))
     generation = backend.generation(as_id)
     count = min(most, policy.even_updates(generation))
     if count > 0:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvm_mmu.machine import memory_region
 from kvm_mmu.machine.memory_region import Change, Request, Slot
-from kvm_mmu.machine.numbers import integer
+from kvm_mmu.machine.numbers import U64, integer
 from kvm_mmu.types import GIB, KVM_ADDRESS_SPACE_NUM, PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -103,9 +103,10 @@ class Memslots:
             MemslotError: refused, with the kernel's errno. Nothing has changed then.
             KeyboardInterrupt: the slot is as it was, or the whole change is done; mappings may be gone.
         """
-        given = {"as_id": as_id, "slot": slot, "gpa": gpa, "size": size, "hva": hva, "flags": flags}
-        vm = self._vm
-        request = Request(*(integer(f"memslot {name}", value) for name, value in given.items()))
+        vm, request = self._vm, Request(as_id, slot, gpa, size, hva, flags)
+        for name, value in zip(Request._fields, request, strict=True):
+            if type(value) is not int or not 0 <= value <= U64:
+                request = request._replace(**{name: integer(f"memslot {name}", value)})
         with vm.updating():
             live = self.of(request.as_id) if request.as_id in range(KVM_ADDRESS_SPACE_NUM) else []
             change, old = memory_region.check(request, live, vm.max_memslots, vm.max_gfn)
@@ -230,8 +231,19 @@ class Memslots:
         while left > 0:
             with vm.updating():
                 old = self._old(slot, as_id)
+                is_only_log = not any(
+                    known.flags & 1 and (space, known.id) != (as_id, old.id) for space, known in self
+                )
                 made = memory_region.alternate_log(
-                    vm, vm.profile, vm.generation_policy, as_id, old, left, vm.pml, vm.dirty_log_initially_set
+                    vm,
+                    vm.profile,
+                    vm.generation_policy,
+                    as_id,
+                    old,
+                    left,
+                    vm.pml,
+                    vm.dirty_log_initially_set,
+                    is_only_log,
                 )
                 if not made:
                     self.set_flags(slot, old.flags ^ 1, as_id)

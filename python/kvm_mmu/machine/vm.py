@@ -199,6 +199,8 @@ class Vm:
         #: Called at every lock break, with the lock dropped; it may do anything to this VM.
         self.on_lock_break: Callable[[Vm], None] | None = None
         self._slots_lock = threading.RLock()
+        phys_bits = int(self.core.config()["phys_bits"])
+        self._max_gfn = (1 << (phys_bits - 12)) - 1 if self.profile.facts["has_max_gfn"] else None
 
     def __repr__(self) -> str:
         stats = self.core.stats()
@@ -268,10 +270,7 @@ class Vm:
     @property
     def max_gfn(self) -> int | None:
         """The last gfn that a memslot may have, by the host's address width (None where the kernel does not look)."""
-        if not self.profile.facts["has_max_gfn"]:
-            return None
-        phys_bits = int(self.core.config()["phys_bits"])
-        return (1 << (phys_bits - 12)) - 1
+        return self._max_gfn
 
     @property
     def masks(self) -> dict[str, int]:
@@ -572,7 +571,7 @@ class Vm:
     def alternate_flags(
         self,
         as_id: int,
-        turns: Sequence[tuple[tuple[int, int, int, int, int], Sequence[str], bool]],
+        turns: Sequence[tuple[tuple[int, int, int, int, int], bool, Sequence[str], bool]],
         in_flight: tuple[int, int],
         published: tuple[int, int],
         count: int,
@@ -581,8 +580,8 @@ class Vm:
 
         Args:
             as_id: address space.
-            turns: for each the slot `(id, base gfn, npages, hva, flags)`, the walks of its reverse maps, and
-                whether it is flushed behind them.
+            turns: for each the slot `(id, base gfn, npages, hva, flags)`, whether vCPUs switch the processor's own log,
+                the walks of its reverse maps, and whether it is flushed behind them.
             in_flight: the first generation in flight, and the step to the next one.
             published: the same of what follows each.
             count: how many updates.
@@ -591,7 +590,7 @@ class Vm:
         first, second = (
             np.uint64(start) + numbers * np.uint64(step) for start, step in (in_flight, published)
         )
-        rows = [(slot, list(walks), is_flushed) for slot, walks, is_flushed in turns]
+        rows = [(slot, switches, list(walks), is_flushed) for slot, switches, walks, is_flushed in turns]
         self.core.repeat_flag_updates(as_id, rows, first, second)
 
     def remove_slot(self, as_id: int, generation: int, slot_id: int) -> None:

@@ -60,6 +60,8 @@ class Lane5x(Recorder5x):
             "publication_step": 0,
             "refill_pages": 0,
             "group": 1,
+            "qualification": [],
+            "misconfiguration": 0,
         }
 
     def begin(self, lane: _core.ReplayLane) -> None:

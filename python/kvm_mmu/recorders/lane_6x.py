@@ -19,6 +19,7 @@ from kvm_mmu.scenario.machine_engine import MachineEngine
 from kvm_mmu.trace.replay.lane import LaneStop, Rules, Unsure
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.recorder import Survey
+from kvm_mmu.trace.text.exit_qualification import BITS, MISCONFIGURATION
 from kvm_mmu.trace.text.host import HostFacts
 from kvm_mmu.trace.text.kinds import OUTPUTS
 from kvm_mmu.trace.text.markers import Operation
@@ -35,6 +36,13 @@ _DEEDS = {
     "kvm_age_hva": "handed",
     "kvm_unmap_hva_range": "handed",
     "dirty_masked": "handed",
+}
+#: The same on a host with EPT, whose misconfigurations are told in two lines.
+_EPT_DEEDS = {
+    "mmu_fault": "mmu_fault",
+    "kvm_exit": "exit",
+    "vcpu_match_mmio": "address",
+    "kvm_mmio": "address",
 }
 #: Two address spaces share the numbers of generations.
 _PUBLICATION_STEP = 2
@@ -53,16 +61,13 @@ class Lane6x(Recorder6x):
         self._lane: _core.ReplayLane | None = None
 
     @property
-    def is_possible(self) -> bool:
-        """Whether a lane can read this recording: the fault tells its vCPU, and roots depend on SMM alone."""
-        return self._is_role_fixed and not self._is_ept
-
-    @property
     def rules(self) -> Rules:
         """The recorder's part of the rules."""
         deeds = dict(_DEEDS)
         if self._given_generations:
             deeds["invalidate_mmio"] = "publication"
+        if self._is_ept:
+            deeds |= _EPT_DEEDS
         told = OUTPUTS - self._wording.unsaid - ({"invalidate_mmio"} if self._given_generations else set())
         return {
             "deeds": list(deeds.items()),
@@ -76,6 +81,8 @@ class Lane6x(Recorder6x):
             "publication_step": _PUBLICATION_STEP,
             "refill_pages": REFILL_PAGES,
             "group": GROUP,
+            "qualification": list(BITS) if self._is_ept else [],
+            "misconfiguration": MISCONFIGURATION,
         }
 
     def begin(self, lane: _core.ReplayLane) -> None:
@@ -177,11 +184,10 @@ class _LaneResidency(Residency):
 
 
 def lane_of(kernel: str, host: HostFacts, survey: Survey) -> Lane6x | None:
-    """The recorder's half of a lane, None where the recording needs the slow way."""
+    """The recorder's half of a lane, None where the slow way is needed: TDP MMU, roots that depend on more than SMM."""
     if host.number("tdp_mmu") or not kernel_profile(kernel).facts.is_role_fixed:
         return None
-    made = Lane6x(kernel, host, survey)
-    return made if made.is_possible else None
+    return Lane6x(kernel, host, survey)
 
 
 def _engine(kernel: str, config: Mapping[str, object]) -> MachineEngine:

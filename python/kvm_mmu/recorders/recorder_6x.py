@@ -7,6 +7,8 @@ engine's. A recording says more or less, by its event set; what a set leaves out
 A trace shows a fault in two lines: the exit, and later the request to map, when the fault got that far. So it is two
 operations: a fault to which the host says nothing yet, and, with the host's answer, one without the error-code bits
 that the first has dealt with.
+
+Long: one method for each input of that recorder, and what they share.
 """
 
 from __future__ import annotations

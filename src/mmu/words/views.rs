@@ -91,6 +91,8 @@ pub enum SlotChange {
 pub struct FlagUpdate {
     /// The slot.
     pub spec: SlotSpec,
+    /// Every vCPU is to switch its processor's own dirty log, before the walks.
+    pub switches_cpu_log: bool,
     /// Walks of its reverse maps, in order.
     pub walks: Vec<SlotWalk>,
     /// Its gfns are flushed behind them.

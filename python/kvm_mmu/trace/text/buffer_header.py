@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from kvm_mmu.trace.text.host import PREFIX
-from kvm_mmu.trace.text.source import Source, iter_chunks, iter_lines
+from kvm_mmu.trace.text.source import Source, count_lines, iter_chunks, iter_lines
 
 _ENTRIES = re.compile(r"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})(?!\d)")
 
@@ -103,7 +103,9 @@ def _entries_in(source: Source) -> int:
     lines = comments = 0
     before = b"\n"
     for chunk in iter_chunks(source):
-        lines += chunk.count(b"\n")
-        comments += chunk.count(b"\n#") + (before == b"\n" and chunk.startswith(b"#"))
+        lines += count_lines(chunk)
+        comments += (chunk.count(b"\n#") if b"#" in chunk else 0) + (
+            before == b"\n" and chunk.startswith(b"#")
+        )
         before = chunk[-1:]
     return lines + (before != b"\n") - comments

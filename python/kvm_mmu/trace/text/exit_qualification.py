@@ -22,10 +22,16 @@ PFERR_GUEST_FINAL, PFERR_GUEST_PAGE = 1 << 32, 1 << 33
 MISCONFIGURATION = PFERR_RSVD
 
 
+#: Bits of a qualification, and what the error code has if one of them is set, and if none is.
+BITS = (
+    (READ, PFERR_USER, 0),
+    (WRITE, PFERR_WRITE, 0),
+    (FETCH, PFERR_FETCH, 0),
+    (_ALLOWED, PFERR_PRESENT, 0),
+    (_FINAL, PFERR_GUEST_FINAL, PFERR_GUEST_PAGE),
+)
+
+
 def error_code_of(qualification: int) -> int:
     """The MMU's error code: a read is one by the user, a write or a fetch has a bit of its own and no user bit."""
-    code = PFERR_USER if qualification & READ else 0
-    code |= PFERR_WRITE if qualification & WRITE else 0
-    code |= PFERR_FETCH if qualification & FETCH else 0
-    code |= PFERR_PRESENT if qualification & _ALLOWED else 0
-    return code | (PFERR_GUEST_FINAL if qualification & _FINAL else PFERR_GUEST_PAGE)
+    return sum(with_it if qualification & bits else without for bits, with_it, without in BITS)

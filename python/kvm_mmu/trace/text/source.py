@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol, TypeGuard, cast
 
+import numpy as np
+
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.trace.text.unpack import BROKEN, XZ_MEMORY_MAX, is_endless, unpacked
 
@@ -229,8 +231,13 @@ def iter_chunks(path: Source, size: int = 1 << 20) -> Iterator[bytes]:
                 raise TraceError(f"{display_name(path)}: after line {lines}: cannot be read: {err}") from err
             if not chunk:
                 return
-            lines += chunk.count(b"\n")
+            lines += count_lines(chunk)
             yield chunk
+
+
+def count_lines(chunk: bytes) -> int:
+    """Returns how many lines end in these bytes."""
+    return int(np.count_nonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")))
 
 
 def read_lines(path: Source) -> list[str]:
