@@ -23,9 +23,9 @@ from kvm_mmu.trace.text.spte_words import SpteWords, spte_words, words_of
 from kvm_mmu.trace.text.wording import Wording, wording_of
 
 #: Bytes that are kept between the two passes; a longer text is read twice.
-_KEPT_MAX = 1 << 26
+_KEPT_MAX = 1 << 23
 #: Operations of a file longer than this are left to the slow way, which reads them in step.
-_OPERATIONS_MAX = 1 << 26
+_OPERATIONS_MAX = 1 << 23
 #: Outputs that the lane compares: all that a model of direct pages says.
 _COMPARED = OUTPUTS - {
     "kvm_mmu_sync_page",
