@@ -15,7 +15,12 @@ from kvm_mmu.trace.text.source import iter_lines
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 KERNELS = {"5.10": "v5.10", "6.18": "v6.18", "7.2": "v7.2", "7.2.6": "v7.2.6", "7.3": "v7.3"}
-RECORDINGS = sorted(f"{d.parent.name}/{d.name}" for kernel in KERNELS for d in TRACES.glob(f"{kernel}/*"))
+RECORDINGS = sorted(
+    f"{d.parent.name}/{d.name}"
+    for kernel in KERNELS
+    for d in TRACES.glob(f"{kernel}/*")
+    if "1tdp1" not in d.name
+)
 GIVEN = {"kernel": None, "family": None, "phys_bits": None, "l1tf_mask": None}
 
 

@@ -99,7 +99,7 @@ class RecorderTdp(Recorder6x):
         if slot is not None:
             is_writable = not slot.flags & READONLY and self._vm.residency.is_resident(slot.page_of(gfn))
             host = {"level": level, "pfn": self._pfn, **(answer or {"writable": int(is_writable)})}
-        host["found"] = []
+        host["found"] = None
         if self._is_prefault:
             self._apply(
                 {"op": "prefault", "vcpu": fault.vcpu, "gpa": fault.gpa, "size": 1 << 12, "host": host}

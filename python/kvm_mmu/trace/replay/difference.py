@@ -17,6 +17,7 @@ from kvm_mmu.machine.profiles import kernel_profile, with_plans
 from kvm_mmu.terminal import escaped
 from kvm_mmu.trace.replay.narrator import Narrator
 from kvm_mmu.trace.replay.narrator_6x import Narrator6x
+from kvm_mmu.trace.replay.narrator_tdp import NarratorTdp
 from kvm_mmu.trace.replay.normalise import normalise
 from kvm_mmu.trace.replay.replaying import Report
 from kvm_mmu.trace.replay.workload import Make, Recording, read_recording
@@ -78,6 +79,8 @@ class Side:
     notes: list[str] = field(default_factory=list)
     #: The masks of its SPTEs.
     family: str = "npt"
+    #: It is the TDP MMU that speaks.
+    is_tdp: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kernel})"
@@ -152,7 +155,7 @@ class ReplayDifference:
 def replayed(report: Report) -> Side:
     """A recording as its replay predicts it; lines count those of the stripped trace."""
     outputs = [Output(f"line {p.line}", p.event, p.body) for p in report.predictions]
-    return Side(report.name, report.kernel, outputs, family=report.family)
+    return Side(report.name, report.kernel, outputs, family=report.family, is_tdp=report.is_tdp)
 
 
 def accessed(recording: Recording, make: Make, kernel: str, plans: Mapping[str, str], vm: int | None) -> Side:
@@ -169,7 +172,8 @@ def accessed(recording: Recording, make: Make, kernel: str, plans: Mapping[str, 
     kernels = "" if recording.kernel == work.kernel else f", recorded on {recording.kernel}"
     name = recording.path + kernels + words
     family = str(config.get("family", "npt"))
-    return Side(name, work.kernel, outputs, [*work.notes, *work.changes], family)
+    is_tdp = bool(config.get("tdp_mmu"))
+    return Side(name, work.kernel, outputs, [*work.notes, *work.changes], family, is_tdp)
 
 
 def diff(
@@ -218,7 +222,8 @@ def diff(
 def compare_sides(one: Side, other: Side) -> ReplayDifference:
     """Compare what two sides say, in order; between kernels only what both can say, without what only one prints."""
     is_plain = (one.kernel, one.family) != (other.kernel, other.family)
-    only = _COMMON if _kinds_of(one.kernel) != _kinds_of(other.kernel) else None
+    kinds = [(*_kinds_of(side.kernel), side.is_tdp) for side in (one, other)]
+    only = _COMMON if kinds[0] != kinds[1] else None
     left_out: Counter[str] = Counter()
     kept: list[list[Output]] = []
     texts: list[list[tuple[str, str]]] = []
@@ -263,6 +268,8 @@ def _narrator(kernel: str, config: Mapping[str, Any]) -> _Narrator:
     family = str(config.get("family", "npt"))
     level = _PAE_ROOT_LEVEL if family == "shadow" else int(config.get("tdp_level", 4))
     wording = wording_of(kernel)
+    if config.get("tdp_mmu"):
+        return NarratorTdp(wording, spte_words(kernel, family), level)
     if wording.has_requests:
         return Narrator6x(wording, spte_words(kernel, family), level)
     return Narrator(wording, level)

@@ -15,6 +15,7 @@ _SET_SPTE = re.compile(r"gfn (\w+) spte ([0-9a-f]+) (\(\S*\)) level (\d+) at ([0
 _SPTEP = re.compile(r"sptep:(\S+) ")
 _ZAP_PTE = re.compile(r"sptep=0x([0-9a-f]+) spte=0x([0-9a-f]+)")
 _FAST = re.compile(r"(.*) sptep (\S+) old 0x([0-9a-f]+) new ([0-9a-f]+) (.*)")
+_ENTRY = re.compile(r"\b((?:old_|new_)?spte )([0-9a-f]{1,16})")
 _VALUE = re.compile(r"((?:spte|old|new) )([0-9a-f]+)")
 _SPACES = re.compile(r"\s+")
 
@@ -40,6 +41,8 @@ def normalise(event: str, body: str, words: SpteWords) -> str:
         if found:
             old, new = (words.compared(int(found[i], 16)) for i in (3, 4))
             body = f"{found[1]} old {old:x} new {new:x} {found[5]}"
+    elif event in ("kvm_tdp_mmu_spte_changed", "kvm_mmu_split_huge_page"):
+        body = _ENTRY.sub(lambda m: f"{m[1]}{words.compared(int(m[2], 16)):x}", body)
     return _SPACES.sub(" ", body).strip()
 
 

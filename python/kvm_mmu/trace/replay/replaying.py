@@ -58,6 +58,7 @@ class Report:
         notes: sentences about what of the VM is not in the text.
         shown: of the inferred facts those that the trace itself shows; the others are assumed.
         family: the masks that the host used.
+        is_tdp: whether the VM used the TDP MMU.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Report:
     shown: Mapping[str, object] = field(default_factory=dict)
     #: The masks of its SPTEs.
     family: str = "npt"
+    #: The VM used the TDP MMU.
+    is_tdp: bool = False
 
     @property
     def is_equal(self) -> bool:
@@ -236,7 +239,7 @@ def replay(
                 f"{opened.name}: kernel {shown(kernel or profile)}{who}: replay knows {', '.join(kernels)}; {INSTEAD}"
             )
         report = Report(opened.name, profile, [], inferred=opened.facts.inferred, shown=opened.facts.likely)
-        report.family = opened.facts.family
+        report.family, report.is_tdp = opened.facts.family, opened.is_tdp
         report.notes.extend(missing_from(opened.source))
         found = replay_in_lane(opened, profile) if may_take_lane else None
         if found is not None:

@@ -31,6 +31,8 @@ RECOVERS = "nx_recovery"
 _RUN_PAUSE = 10_000_000
 #: A period of it so long that it is asleep, milliseconds.
 _ASLEEP = 100_000
+_CHANGED_EVENT = "kvm_tdp_mmu_spte_changed"
+_CHANGE, _TASK_MIN = f": {_CHANGED_EVENT}: ", 16
 _CHANGED = re.compile(r"as id (\d{1,3}) gfn ([0-9a-f]{1,16}) level (\d)")
 _SET_SPTE = re.compile(r"gfn ([0-9a-f]{1,16}) spte ([0-9a-f]{1,16}) \S+ level (\d)")
 _PARAMETER = re.compile(
@@ -55,7 +57,7 @@ class _Asked:
 
     def note(self, event: str, body: str) -> None:
         """An output that came before the next input."""
-        if event == "kvm_tdp_mmu_spte_changed":
+        if event == _CHANGED_EVENT:
             found = _CHANGED.match(body)
             if found is not None:
                 as_id, gfn, level = found.groups()
@@ -83,6 +85,10 @@ class _Recovery:
         self._yields_unseen = yields_unseen
         self._runs, self._last_ns = False, 0
         self._ratio = ""
+
+    def pauses(self) -> None:
+        """A line of another task."""
+        self._runs = False
 
     def begins(self, line: Line, is_output: bool) -> bool:
         """Whether this line is the first of a run."""
@@ -132,6 +138,12 @@ def strip_tdp_lines(
     asked: _Asked | None = None
     held: list[Kept] = []
     for number, (text, following) in enumerate(pairwise(chain(lines, [""])), 1):
+        # Most lines are changes of entries, and say at once that they are: what stands before has no other event.
+        at = text.find(": ", _TASK_MIN)
+        if asked is None and text.startswith(_CHANGE, at) and _RECOVERY_TASK not in text[:_TASK_MIN]:
+            recovery.pauses()
+            yield Recorded(number, _CHANGED_EVENT, text[at + len(_CHANGE) :])
+            continue
         line = parse_line(text)
         if line is None:
             if asked is None:

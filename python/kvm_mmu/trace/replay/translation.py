@@ -25,13 +25,25 @@ _LOG_DIRTY, _READONLY = 1 << 0, 1 << 1
 _PAGE, _MASK_PAGE = 12, (1 << 12) - 1
 _PREFETCH = 8
 #: Configuration that only some kernels have: the fact that says so, and the value where nothing has to be said.
-_PARAMETERS = {"nx_huge_pages": ("has_nx_huge_pages", 0), "mmio_caching": ("has_mmio_caching", 1)}
+_PARAMETERS = {
+    "tdp_mmu": ("has_tdp_mmu", 0),
+    "nx_huge_pages": ("has_nx_huge_pages", 0),
+    "mmio_caching": ("has_mmio_caching", 1),
+}
 
 #: What is counted as changed, in words for one and for several.
 _CHANGES = {
     "fault": ("fault as a guest access", "faults as guest accesses"),
     "large": ("range of host memory in pages of 2 MiB", "ranges of host memory in pages of 2 MiB"),
     "split": ("range of host memory split to 4 KiB", "ranges of host memory split to 4 KiB"),
+    "parameter": (
+        "change or recovery of NX huge pages left out",
+        "changes or recoveries of NX huge pages left out",
+    ),
+    "prefault": (
+        "page of KVM_PRE_FAULT_MEMORY as a guest's read",
+        "pages of KVM_PRE_FAULT_MEMORY as a guest's reads",
+    ),
     "scan": ("scan by this kernel's own shrinker", "scans by this kernel's own shrinker"),
     "dirty": (
         "step of the dirty log as write protection of the same pages",
@@ -177,6 +189,7 @@ class _Same:
             return
         is_large = int(answer.get("level", 1)) > 1
         found = set(answer.get("found") or ())
+        looked_up = answer.get("found") is not None
         for near in range(gfn & -_PREFETCH, (gfn & -_PREFETCH) + _PREFETCH):
             if not slot.base <= near < slot.base + slot.npages:
                 continue
@@ -186,7 +199,7 @@ class _Same:
                 self._say(page, "rw" if is_writable else "cow")
             elif near in found:
                 self._say(page, "rw")
-            elif not is_large and page not in self._shown:
+            elif looked_up and not is_large and page not in self._shown:
                 # The recording's lookup did not find it; later answers may.
                 self._say(page, "cow")
 
@@ -249,6 +262,15 @@ class _Other(_Same):
             case "manual_protect" if op["on"] & 2 and not self._target.facts.has_initially_set:
                 self._change("initially set")
                 self._keep({**op, "on": op["on"] & 1})
+            case "cpu_sets":
+                pass  # the accesses set these bits
+            case "nx_recover" | "set_nx" if not self._target.facts.has_nx_huge_pages:
+                self._change("parameter")
+            case "prefault" if not self._target.facts.has_prefault:
+                self._change("prefault")
+                self._keep({"op": "access", "vcpu": op["vcpu"], "gpa": op["gpa"], "kind": "r"})
+            case "prefault":
+                self._keep({key: value for key, value in op.items() if key != "host"})
             case "set_generation" if not self._target.facts.logs_silent_calls:
                 self._quiet_update(op)
             case "invalidate_mmio" if not self._target.facts.logs_silent_calls:
