@@ -8,6 +8,7 @@ stripped trace) does so where a terminal reads it.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
@@ -43,6 +44,30 @@ def one_line(text: str) -> str:
         One line.
     """
     return _BREAK.sub(_shown, escaped(text))
+
+
+#: Columns that every terminal has.
+WIDTH = 80
+
+
+def folded(text: str, indent: str = "  ") -> str:
+    """Fold a text into lines that fit a terminal, with its control characters shown.
+
+    Args:
+        text: one or more lines.
+        indent: what each line that was begun for room starts with.
+
+    Returns:
+        Lines of at most 80 columns; a word that is longer, such as a file name, is not cut.
+    """
+    wrapper = textwrap.TextWrapper(
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    return "\n".join(wrapper.fill(line) for line in escaped(text).split("\n"))
 
 
 class Shown:

@@ -73,12 +73,24 @@ pub enum Value {
     Word(&'static str),
 }
 
+impl std::fmt::Display for Value {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bool(is_so) => to.write_str(if *is_so { "yes" } else { "no" }),
+            Self::Number(number) => write!(to, "{number}"),
+            Self::Word(word) => to.write_str(word),
+        }
+    }
+}
+
 /// A type that a fact can have.
 pub trait Valued: Copy {
     /// The words it can have.
     const WORDS: &'static [&'static str];
     /// Its value.
     fn value(self) -> Value;
+    /// The value of a text: `yes`, `no`, a number or one of the words.
+    fn of(text: &str) -> Option<Self>;
 }
 
 impl Valued for bool {
@@ -86,12 +98,22 @@ impl Valued for bool {
     fn value(self) -> Value {
         Value::Bool(self)
     }
+    fn of(text: &str) -> Option<Self> {
+        match text {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        }
+    }
 }
 
 impl Valued for u32 {
     const WORDS: &'static [&'static str] = &[];
     fn value(self) -> Value {
         Value::Number(self.into())
+    }
+    fn of(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|_| text.bytes().all(|digit| digit.is_ascii_digit()))
     }
 }
 
@@ -105,6 +127,12 @@ macro_rules! words {
             const WORDS: &'static [&'static str] = &[$($word),+];
             fn value(self) -> Value {
                 Value::Word(match self { $(Self::$variant => $word),+ })
+            }
+            fn of(text: &str) -> Option<Self> {
+                match text {
+                    $($word => Some(Self::$variant),)+
+                    _ => None,
+                }
             }
         }
     )+};
@@ -313,6 +341,14 @@ macro_rules! facts {
             #[must_use]
             pub fn values(&self) -> Vec<Value> {
                 vec![$(self.$name.value()),+]
+            }
+
+            /// Gives a fact another value; false if there is no such fact or it cannot have that value.
+            pub(super) fn set(&mut self, fact: &str, text: &str) -> bool {
+                match fact {
+                    $(stringify!($name) => Valued::of(text).map(|value| self.$name = value).is_some(),)+
+                    _ => false,
+                }
             }
         }
     };

@@ -1,7 +1,9 @@
-//! Kernels as rows: facts (a named rule each), rows at a patch level, and how a text finds its row.
+//! Kernels as rows: facts (a named rule each), rows at a patch level, how a text finds its row, and rows of which single
+//! facts were changed.
 //!
 //! Knows the words of `mmu` (layouts, plans) and nothing else of ours. No version test stands anywhere but here.
 
+mod altered;
 mod facts;
 mod layouts;
 mod resolve;
@@ -20,11 +22,4 @@ pub use resolve::{Resolved, difference, resolve};
 #[must_use]
 pub fn names() -> String {
     Kernel::ALL.map(|kernel| kernel.name).join(", ")
-}
-
-impl Kernel {
-    /// The row of exactly this name, or of a text that resolves to one.
-    pub fn by_name(name: &str) -> crate::mmu::Result<Self> {
-        resolve(name).map(|found| found.kernel).ok_or_else(|| crate::mmu::Error::UnknownKernel(name.to_owned()))
-    }
 }

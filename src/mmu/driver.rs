@@ -25,9 +25,9 @@ impl MmuState {
             Task::Zap { plan, slot, range } if self.tables() == Tables::Tdp => {
                 let kind = self.tdp_plan_run(plan, slot, range)?;
                 self.begin_plan(plan);
-                if plan.bump_valid_gen {
+                if plan.bump_valid_gen() {
                     self.invalidate_tdp_roots();
-                    if plan.reload_roots == ReloadRoots::No {
+                    if plan.reload_roots() == ReloadRoots::No {
                         // No root is prepared, which would ask for it.
                         self.reload_remote_mmus();
                     }
@@ -36,7 +36,7 @@ impl MmuState {
             }
             Task::Zap { plan, slot, range } => {
                 let kind = self.plan_run(plan, slot, range)?;
-                is_list_shared = plan.bump_valid_gen && self.config.kernel.has_zapped_obsolete;
+                is_list_shared = plan.bump_valid_gen() && self.config.kernel.has_zapped_obsolete;
                 self.begin_plan(plan);
                 kind
             }

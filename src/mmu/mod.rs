@@ -32,7 +32,10 @@ pub use watch::audit::INVARIANTS;
 pub use words::config::{Config, EventMode, Family, GfnHash};
 pub use words::error::{Error, Result};
 pub use words::generation::{GenerationField, GenerationLayout};
-pub use words::plan::{BeforeDrop, Offer, Only, Plans, ReloadRoots, RestartRules, Skip, Stop, Walk, ZapPlan};
+pub use words::plan::{
+    BeforeDrop, ListPlan, Offer, Only, PLAN_FIELDS, Plans, ReloadRoots, RestartRules, Skip, SlotPages, SlotPlan, Stop,
+    Walk, ZapPlan,
+};
 pub use words::role::Role;
 pub use words::spte::layout::SpteLayout;
 pub use words::spte::masks::Masks;

@@ -5,8 +5,8 @@ use pyo3::types::PyDict;
 
 use super::errors::usage;
 use crate::mmu::{
-    AccessKind, BeforeDrop, EventMode, GenerationField, GenerationLayout, GfnHash, HostHuge, HostState, Offer, Only,
-    Plans, PtMasked, ReloadRoots, RestartRules, Skip, SlotWalk, Stop, Walk, ZapPlan,
+    AccessKind, EventMode, GenerationField, GenerationLayout, GfnHash, HostHuge, HostState, Plans, PtMasked, SlotWalk,
+    ZapPlan,
 };
 
 fn word<T: Copy>(py: Python<'_>, what: &str, text: &str, words: &[(&str, T)]) -> PyResult<T> {
@@ -104,79 +104,17 @@ pub fn event_mode(py: Python<'_>, limit: i64) -> PyResult<EventMode> {
     }
 }
 
-fn text(plan: &Bound<'_, PyAny>, name: &str) -> PyResult<String> {
-    plan.getattr(name)?.extract()
-}
-
-fn offer(py: Python<'_>, text: &str) -> PyResult<Offer> {
-    if let Some(n) = text.strip_prefix("batch:") {
-        return n.parse().map(Offer::Batch).map_err(|_| usage(py, format!("offer {text:?}: expected batch:N")));
-    }
-    word(
-        py,
-        "offer",
-        text,
-        &[("never", Offer::Never), ("each_page", Offer::EachPage), ("when_wanted", Offer::WhenWanted)],
-    )
-}
-
-/// A `kvm_mmu.machine.zap_plan.ZapPlan`, field by field.
+/// A `kvm_mmu.machine.zap_plan.ZapPlan`, by its fields and their words.
 pub fn zap_plan(plan: &Bound<'_, PyAny>) -> PyResult<ZapPlan> {
-    let py = plan.py();
-    let restart: Vec<String> = plan.getattr("restart")?.try_iter()?.map(|w| w?.extract()).collect::<PyResult<_>>()?;
-    let has = |name: &str| restart.iter().any(|word| word == name);
-    Ok(ZapPlan {
-        walk: word(
-            py,
-            "walk",
-            &text(plan, "walk")?,
-            &[("head", Walk::Head), ("tail", Walk::Tail), ("index", Walk::Index), ("slot", Walk::Slot)],
-        )?,
-        only: word(
-            py,
-            "only",
-            &text(plan, "only")?,
-            &[
-                ("all", Only::All),
-                ("mmio_cached", Only::MmioCached),
-                ("obsolete", Only::Obsolete),
-                ("slot", Only::Slot),
-                ("gfn_range", Only::GfnRange),
-                ("indirect", Only::Indirect),
-            ],
-        )?,
-        stop: word(
-            py,
-            "stop",
-            &text(plan, "stop")?,
-            &[("none", Stop::None), ("first_not_obsolete", Stop::FirstNotObsolete)],
-        )?,
-        skip: word(
-            py,
-            "skip",
-            &text(plan, "skip")?,
-            &[("none", Skip::None), ("invalid", Skip::Invalid), ("invalid_in_use", Skip::InvalidInUse)],
-        )?,
-        restart: RestartRules {
-            on_nonzero: has("on_nonzero"),
-            on_unstable: has("on_unstable"),
-            on_lock_drop: has("on_lock_drop"),
-        },
-        offer: offer(py, &text(plan, "offer")?)?,
-        before_drop: word(
-            py,
-            "before_drop",
-            &text(plan, "before_drop")?,
-            &[("keep", BeforeDrop::Keep), ("commit", BeforeDrop::Commit)],
-        )?,
-        bump_valid_gen: plan.getattr("bump_valid_gen")?.extract()?,
-        reload_roots: word(
-            py,
-            "reload_roots",
-            &text(plan, "reload_roots")?,
-            &[("no", ReloadRoots::No), ("before", ReloadRoots::Before), ("after", ReloadRoots::After)],
-        )?,
-    })
+    plan_of(plan.py(), &plan.getattr("words")?.cast_into::<PyDict>()?)
+}
+
+/// The plan of a dict of fields and words.
+pub fn plan_of(py: Python<'_>, given: &Bound<'_, PyDict>) -> PyResult<ZapPlan> {
+    let words: Vec<(String, String)> =
+        given.iter().map(|(field, word)| Ok((field.extract()?, word.extract()?))).collect::<PyResult<_>>()?;
+    let words: Vec<(&str, &str)> = words.iter().map(|(field, word)| (field.as_str(), word.as_str())).collect();
+    ZapPlan::of(&words).map_err(|error| super::errors::from_core(py, &error))
 }
 
 /// The plans of a profile; events that the core does not know (`create_move`) stay in Python.

@@ -3,9 +3,9 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::errors;
+use super::{arguments, errors};
 use crate::kernels::{FACTS, Kernel, Value, resolve};
-use crate::mmu::ZapPlan;
+use crate::mmu::{PLAN_FIELDS, ZapPlan};
 
 fn value(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
     Ok(match value {
@@ -17,7 +17,7 @@ fn value(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
 
 fn row<'py>(py: Python<'py>, kernel: &Kernel) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("name", kernel.name)?;
+    dict.set_item("name", kernel.text())?;
     dict.set_item("release", kernel.release)?;
     dict.set_item("title", kernel.title)?;
     let plans = PyDict::new(py);
@@ -28,8 +28,8 @@ fn row<'py>(py: Python<'py>, kernel: &Kernel) -> PyResult<Bound<'py, PyDict>> {
         ("teardown", chosen.teardown),
         ("flush_all", chosen.flush_all),
     ] {
-        let named = ZapPlan::NAMED.iter().find(|(_, candidate)| *candidate == plan);
-        plans.set_item(event, named.map(|(name, _)| *name))?;
+        let named = ZapPlan::NAMED.iter().find(|(_, candidate, _)| *candidate == plan);
+        plans.set_item(event, named.map(|(name, ..)| *name))?;
     }
     dict.set_item("plans", plans)?;
     let facts = PyDict::new(py);
@@ -63,10 +63,42 @@ pub fn facts(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     PyList::new(py, described.collect::<PyResult<Vec<_>>>()?)
 }
 
-/// The name of the row that a text means, and what was assumed ("" if nothing was).
+/// The text of the kernel that a text means, and what was assumed ("" if nothing was).
 #[pyfunction]
-pub fn resolve_kernel(py: Python<'_>, text: &str) -> PyResult<(&'static str, String)> {
-    let found = resolve(text)
-        .ok_or_else(|| errors::from_core(py, &crate::mmu::Error::UnknownKernel(text.chars().take(80).collect())))?;
-    Ok((found.kernel.name, found.assumed))
+pub fn resolve_kernel(py: Python<'_>, text: &str) -> PyResult<(String, String)> {
+    let kernel = Kernel::by_name(text).map_err(|error| errors::from_core(py, &error))?;
+    let assumed = text.split(':').next().and_then(resolve).map_or_else(String::new, |row| row.assumed);
+    Ok((kernel.text(), assumed))
+}
+
+/// One row, also one of which facts were changed (`v6.12:stale_test=before_reclaim`).
+#[pyfunction]
+pub fn kernel_row<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyDict>> {
+    row(py, &Kernel::by_name(text).map_err(|error| errors::from_core(py, &error))?)
+}
+
+fn words<'py>(py: Python<'py>, plan: &ZapPlan) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (field, word) in plan.words() {
+        dict.set_item(field, word)?;
+    }
+    Ok(dict)
+}
+
+/// The fields of a plan's text, in its order, each with the words it takes, the default first.
+#[pyfunction]
+pub fn plan_fields() -> Vec<(&'static str, Vec<&'static str>)> {
+    PLAN_FIELDS.iter().map(|(field, words)| (*field, words.to_vec())).collect()
+}
+
+/// The named plans: name, fields with their words, a sentence.
+#[pyfunction]
+pub fn named_plans(py: Python<'_>) -> PyResult<Vec<(&'static str, Bound<'_, PyDict>, &'static str)>> {
+    ZapPlan::NAMED.iter().map(|(name, plan, said)| Ok((*name, words(py, plan)?, *said))).collect()
+}
+
+/// The plan of some fields and words, with every field; refused where a walk has no use for one.
+#[pyfunction]
+pub fn plan_words<'py>(py: Python<'py>, given: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyDict>> {
+    words(py, &arguments::plan_of(py, given)?)
 }

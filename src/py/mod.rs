@@ -26,7 +26,7 @@ mod _core {
     use super::replay::{ReplayLane, ReplaySurvey, Unsure};
 
     #[pymodule_export]
-    use super::kernels::{facts, kernels, resolve_kernel};
+    use super::kernels::{facts, kernel_row, kernels, named_plans, plan_fields, plan_words, resolve_kernel};
 
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -217,6 +217,8 @@ def plan_space() -> list[dict[str, Any]]:
             ("never", "each_page", "when_wanted", "batch:3"),
             ("keep", "commit"),
         )
+        # The index lists MMIO-caching pages only.
+        if not (walk == "index" and only != "mmio_cached")
         # An unconditional restart over pages it never stops zapping has no end; no kernel had that either.
         if not (skip == "none" and only == "all" and offer != "never" and "on_lock_drop" in restart)
     ]

@@ -184,8 +184,26 @@ def test_short_markers_tell_a_removal_from_the_rest():
 def test_work_that_nobody_waits_for_is_in_the_table():
     """No vCPU event at all: no zeros in place of work."""
     text = stalls(read_lines(TRACES / "6.12" / "npt1tdp0_memslot_churn_big" / "trace.txt.xz"), "x").as_text()
-    row = next(line for line in text.splitlines() if "of it zap-all" in line)
-    assert row.split()[3:] == ["600", "3,966,547", "3500", "0", "0", "3,966,547"]
+    lines = text.splitlines()
+    row = lines[next(at for at, line in enumerate(lines) if "of it zap-all" in line) + 1]
+    assert row.split() == ["600", "3,966,547", "3500", "0", "0", "3,966,547"]
+
+
+@pytest.mark.parametrize("path", ["6.12/npt1tdp0_memslot_churn_big", "6.1/npt1tdp0_multi_vcpu"])
+def test_a_report_fits_80_columns(path: str) -> None:
+    text = stalls(read_lines(TRACES / path / "trace.txt.xz"), "x").as_text()
+    assert max(map(len, text.splitlines())) <= 80
+    heads, first, *_ = [line for line in text.splitlines() if "count" in line or "slot 7 at" in line] + [""]
+    assert heads.split()[-9:] == "count total p50 p99 max zapped vCPUs waited nobody".split()
+    assert not first or first.split() == ["slot", "7", "at", "0x9000000", "4", "KiB"]
+
+
+def test_a_process_that_is_not_there_is_said() -> None:
+    lines = read_lines(TRACES / "6.1" / "npt1tdp0_multi_vcpu" / "trace.txt.xz")
+    notes = stalls(lines, "x", Window.of(vm="1,1542")).notes
+    assert notes[1] == "--vm 1: no event of such a process in the trace; it has those of 1542 (vmm-1542)"
+    assert not any("no event" in note for note in stalls(lines, "x", Window.of(vm="1542")).notes)
+    assert "it has those of no process" in stalls([], "x", Window.of(vm="1")).notes[1]
 
 
 def test_the_order_of_the_rows():

@@ -66,7 +66,7 @@ def test_known_answers():
     ]  # fmt: skip
     # The update's first 20 us and nothing of the zap went by without a waiting vCPU.
     assert found.idle_ns == {"memslot update": 20_000, "zap-all": 0, "reclaim": 0, LONE_ZAP: 0}
-    text = found.as_text()
+    text = " ".join(found.as_text().split())
     zap_all = "for zap-all of memslot delete by qemu-9 (lines 6-7, 1 page zapped)"
     assert f"vCPU 0 (page_fault) waited 20.0 us {zap_all}" in text
     assert "for memslot update (delete) by qemu-9" in text and "(nothing in the trace explains it)" in text

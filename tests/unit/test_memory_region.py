@@ -53,6 +53,9 @@ class Recorder:
 
     invalidate_mmio = memslots_updated
 
+    def makes_mmio_sptes(self):
+        return True
+
     def flush_shadow_memslot(self):
         """The same."""
 

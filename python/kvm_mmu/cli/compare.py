@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernel_profile, kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
-from kvm_mmu.terminal import directly, one_line
+from kvm_mmu.terminal import directly, folded, one_line
 from kvm_mmu.trace.text.host import facts_from
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
@@ -217,8 +217,21 @@ def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder
         print(json.dumps({**result.to_dict(), "written": written}, indent=1))
     else:
         print(result.to_text(wide=args.wide, measured=args.measured))
-        for path in written:
-            print(f"written: {path}")
+        if written:
+            print(written_lines(written))
         for text in result.finding_lines():
             print(sentence(text))
     return 1 if result.findings else 0
+
+
+def written_lines(paths: Sequence[str | Path]) -> str:
+    """Say what was written, in 80 columns where the folder's name leaves room.
+
+    Args:
+        paths: files of one folder.
+
+    Returns:
+        The folder, and the names of the files below it.
+    """
+    names = ", ".join(Path(path).name for path in paths)
+    return folded(f"written: into {Path(paths[0]).parent}: {names}")

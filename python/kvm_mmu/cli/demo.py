@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from kvm_mmu.cli.compare import clear_progress, reporter
+from kvm_mmu.cli.compare import clear_progress, reporter, written_lines
 from kvm_mmu.studies.demo import Demo, run_demo
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
@@ -53,5 +53,5 @@ def _run(args: argparse.Namespace, folder: OutFolder) -> int:
         print(json.dumps({**found, "written": [str(path) for path in demo.written]}, indent=1))
     else:
         print("not there yet: " + "; ".join(demo.missing) if demo.missing else "nothing is missing")
-        print("written: " + ", ".join(str(path) for path in demo.written))
+        print(written_lines(demo.written))
     return 1 if demo.findings or demo.missing else 0

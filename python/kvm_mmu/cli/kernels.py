@@ -16,6 +16,7 @@ from kvm_mmu.machine.profiles import (
     kernel_profile,
     kernels,
 )
+from kvm_mmu.scenario.fact_scenarios import fact_scenario, reason, value_text
 
 SCHEMA = "kvm-mmu/kernels/1"
 _WIDTH = 78
@@ -80,6 +81,7 @@ def run_diff(args: argparse.Namespace) -> int:
     """Print every fact that differs between two kernels."""
     a, b = kernel_profile(args.a), kernel_profile(args.b)
     found = difference(a, b)
+    near = (b.name, a.name)
     changed = {
         event: (str(a.plans.get(event)), str(b.plans.get(event)))
         for event in EVENTS
@@ -92,7 +94,8 @@ def run_diff(args: argparse.Namespace) -> int:
             "b": {"name": b.name, "release": b.release, "assumed": assumed(args.b)},
             "plans": {event: {"a": was, "b": now} for event, (was, now) in changed.items()},
             "facts": [
-                {"name": name} | _described(name) | {"a": was, "b": now} for name, (was, now) in found.items()
+                {"name": name} | _described(name) | {"a": was, "b": now} | _evidence(name, was, now, near)
+                for name, (was, now) in found.items()
             ],
         }
         print(json.dumps(document, indent=1))
@@ -103,6 +106,7 @@ def run_diff(args: argparse.Namespace) -> int:
     for name, (was, now) in found.items():
         print(f"\n{name}: {_shown(was)} -> {_shown(now)}")
         print(_in_words(name))
+        print(_evidence_in_words(name, was, now, near))
     if not found and not changed:
         print("\nno fact and no plan differs")
     return 0
@@ -167,8 +171,44 @@ def _in_words(name: str) -> str:
     notes += [fact.cve] if fact.cve else []
     notes.append(f"known by: {fact.known}")
     text = f"{fact.rule} ({', '.join(notes)})"
-    return textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return _folded(text)
 
 
-def _shown(value: bool | int | str) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+def _evidence(
+    name: str, was: bool | int | str, now: bool | int | str, near: tuple[str, ...]
+) -> dict[str, Any]:
+    """The scenario that shows a fact, and the two kernels to run it under, or why there is none."""
+    found = fact_scenario(name)
+    if found is None:
+        return {"scenario": None, "not_shown": reason(name)}
+    kernels = list(found.kernels(_shown(was), _shown(now), near))
+    return {"scenario": {"file": found.path.name, "shows": found.shows, "kernels": kernels}}
+
+
+def _evidence_in_words(name: str, was: bool | int | str, now: bool | int | str, near: tuple[str, ...]) -> str:
+    found = fact_scenario(name)
+    if found is None:
+        return _folded(f"no scenario shows it: {reason(name)}")
+    kernel, other = found.kernels(_shown(was), _shown(now), near)
+    return "\n".join(
+        (
+            _folded(f"shown by: {found.shows}"),
+            f"    kvm-mmu scenario sample --fact {name} > {name}.jsonl",
+            f"    kvm-mmu run {name}.jsonl --kernel {kernel}",
+            f"    kvm-mmu run {name}.jsonl --kernel {other}",
+        )
+    )
+
+
+def _folded(text: str) -> str:
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+_shown = value_text

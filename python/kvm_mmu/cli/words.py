@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.scenario.scenario_text import numbered_lines
 from kvm_mmu.words.bits import FAMILIES, word64
 from kvm_mmu.words.codec import FAMILY_ALIASES, Codec
@@ -18,7 +19,11 @@ YES_NO = {"yes": True, "no": False, "auto": None}
 
 def add_host(parser: argparse.ArgumentParser) -> None:
     """Add the options that say whose words these are."""
-    parser.add_argument("--kernel", required=True, help="whose layout (v5.0 to v6.12); never guessed")
+    parser.add_argument(
+        "--kernel",
+        required=True,
+        help=f"whose layout ({next(iter(kernels))} to {list(kernels)[-1]}); never guessed",
+    )
     parser.add_argument(
         "--family",
         default="ept_ad",

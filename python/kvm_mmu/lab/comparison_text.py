@@ -6,20 +6,18 @@ text that is too long is numbered and written out below.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kvm_mmu.lab.fit import Fit
-from kvm_mmu.terminal import escaped, one_line
+from kvm_mmu.terminal import WIDTH, escaped, folded, one_line
 from kvm_mmu.view.html import table_html
 from kvm_mmu.view.tables import Columns, text_table
 
 if TYPE_CHECKING:
     from kvm_mmu.lab.comparison import Comparison, Side
 
-WIDTH = 80
 #: Characters of a plan's name in the table, and notes and rows in a notebook.
 MAX_PLAN, MAX_NOTES, MAX_ROWS = 20, 8, 60
 #: The table: title and column.
@@ -83,9 +81,7 @@ def sentence(text: str) -> str:
     Returns:
         It in lines of at most 80 columns; a word that is longer, such as a file name, is not cut.
     """
-    return textwrap.fill(
-        escaped(text), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
+    return folded(text)
 
 
 def table(rows: Sequence[Row]) -> str:

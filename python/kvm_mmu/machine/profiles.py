@@ -128,7 +128,11 @@ def _profile(row: Mapping[str, Any]) -> KernelProfile:
 
 
 class Kernels(Mapping[str, KernelProfile]):
-    """Every kernel by name, oldest first; a release of a known branch (`6.12.94`) gives the row that is not newer."""
+    """Every kernel by name, oldest first.
+
+    A release of a known branch (`6.12.94`) gives the row that is not newer; `v6.12:stale_test=before_reclaim` a row of
+    which single facts were changed.
+    """
 
     def __init__(self) -> None:
         self._rows = {row["name"]: _profile(row) for row in _core.kernels()}
@@ -137,7 +141,10 @@ class Kernels(Mapping[str, KernelProfile]):
         if not isinstance(name, str):
             raise KeyError(name)
         try:
-            return self._rows[name if name in self._rows else _core.resolve_kernel(name)[0]]
+            if name in self._rows:
+                return self._rows[name]
+            text = _core.resolve_kernel(name)[0]
+            return self._rows[text] if text in self._rows else _profile(_core.kernel_row(text))
         except UsageError:
             raise KeyError(name) from None
 
@@ -175,13 +182,21 @@ def assumed(name: str) -> str:
 
 
 def kernel_profile(name: str | KernelProfile) -> KernelProfile:
-    """Find a kernel by the name of its row or by a release of its branch.
+    """Find a kernel by the name of its row or by a release of its branch; `ROW:fact=value` changes facts of it.
+
+    Args:
+        name: `v6.12`, `6.12.94`, `v6.12:stale_test=before_reclaim:child_reuse=any`; a profile is given back.
+
+    Returns:
+        The profile.
 
     Raises:
-        UsageError: No row is of its branch; the message lists them.
+        UsageError: No row is of its branch, the message lists them; or no such fact, or none of its values.
     """
     if isinstance(name, KernelProfile):
         return name
+    if isinstance(name, str) and ":" in name and kernels.get(name.partition(":")[0]) is not None:
+        return _profile(_core.kernel_row(name))
     found = kernels.get(name) if isinstance(name, str) else None
     if found is None:
         raise UsageError(

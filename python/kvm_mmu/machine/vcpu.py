@@ -6,7 +6,7 @@ It holds the core and not the `Vm`, which holds its vCPUs: a cycle would keep th
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, SupportsIndex, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -240,3 +240,27 @@ class Vcpu:
         """The root, requests, SMM and cached MMIO address, as in a snapshot."""
         found: dict[str, Any] = json.loads(self._core.state_json())["vcpus"][self.index]
         return found
+
+
+class Vcpus(list[Vcpu]):
+    """The vCPUs of a VM, by number; one that the VM does not have is refused with how many it has."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Vcpu: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Vcpu]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Vcpu | list[Vcpu]:
+        """Take the vCPU of this number.
+
+        Args:
+            index: its number, from 0.
+
+        Raises:
+            IndexError: the VM has no such vCPU.
+        """
+        try:
+            return super().__getitem__(index)
+        except IndexError:
+            last = len(self) - 1
+            has = "1 vCPU, number 0" if last == 0 else f"{last + 1} vCPUs, numbers 0 to {last}"
+            raise IndexError(f"vCPU {index}: this VM has {has}") from None

@@ -24,7 +24,7 @@ from kvm_mmu.machine.generation import STARTS, GenerationPolicy
 from kvm_mmu.machine.memslots import Memslots
 from kvm_mmu.machine.numbers import flag, integer, pair, word
 from kvm_mmu.machine.profiles import KernelProfile, as_plan, kernel_profile, with_plans
-from kvm_mmu.machine.vcpu import Vcpu
+from kvm_mmu.machine.vcpu import Vcpu, Vcpus
 from kvm_mmu.machine.zap_batch import ActivePages, Page, ZapBatch
 from kvm_mmu.machine.zap_plan import ZapPlan
 from kvm_mmu.machine.zap_run import Pause, ZapRun
@@ -195,7 +195,7 @@ class Vm:
 
     def _finish(self) -> None:
         # Nothing that the VM holds may hold the VM: its native memory is back when its last reference goes.
-        self.vcpus = [Vcpu(self.core, i) for i in range(self.core.nr_vcpus)]
+        self.vcpus = Vcpus(Vcpu(self.core, i) for i in range(self.core.nr_vcpus))
         #: Called at every lock break, with the lock dropped; it may do anything to this VM.
         self.on_lock_break: Callable[[Vm], None] | None = None
         self._slots_lock = threading.RLock()

@@ -1,7 +1,8 @@
 """Zap plans: a way to zap shadow pages, as a value that can be printed, parsed, swept and handed to any VM.
 
 Each field is one decision that the kernels took differently over the years (docs/kernel-facts.md, zap.whole
-and history). The core runs every plan through one resumable loop; nothing here walks a list.
+and history). Fields, words and the named plans are the core's, which also refuses what no walk does; nothing here walks
+a list.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvm_mmu import _core
 from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.terminal import one_line
 
-WALKS = ("head", "tail", "index", "slot")
-ONLY = ("all", "mmio_cached", "obsolete", "slot", "gfn_range", "indirect")
-STOPS = ("none", "first_not_obsolete")
-SKIPS = ("none", "invalid", "invalid_in_use")
-RESTARTS = ("on_nonzero", "on_unstable", "on_lock_drop")
-BEFORE_DROP = ("keep", "commit")
-RELOADS = ("no", "before", "after")
+#: The fields of a plan and the words they take, the default first, as the core has them.
+FIELDS: dict[str, tuple[str, ...]] = {field: tuple(words) for field, words in _core.plan_fields()}
+STOPS, SKIPS, BEFORE_DROP = FIELDS["stop"], FIELDS["skip"], FIELDS["before_drop"]
+RESTARTS = FIELDS["restart"][1:]
 _OFFER = re.compile(r"never|each_page|when_wanted|batch:[1-9][0-9]{0,8}")
+_YES_NO = {True: "yes", False: "no"}
 
 
 def _offer(value: object) -> str:
@@ -65,7 +65,8 @@ class ZapPlan:
         name: how the plan is called in tables; not part of its behaviour.
 
     Raises:
-        UsageError: a word outside these.
+        UsageError: a word outside these, or one that decides nothing in this walk (a walk over a slot has no list to
+            stop in or to start again); the message says why.
     """
 
     walk: str = "head"
@@ -106,18 +107,18 @@ class ZapPlan:
         if isinstance(self.reload_roots, bool):
             object.__setattr__(self, "reload_roots", "before" if self.reload_roots else "no")
         object.__setattr__(self, "offer", _offer(self.offer))
-        one_of("walk", WALKS)
-        one_of("only", ONLY)
-        one_of("stop", STOPS)
-        one_of("skip", SKIPS)
-        one_of("before_drop", BEFORE_DROP)
-        one_of("reload_roots", RELOADS)
-        if self.walk == "slot" and self.only not in ("slot", "indirect"):
-            raise UsageError("zap plan walk=slot: expected only=slot or only=indirect with it")
-        if self.walk == "index" and self.only != "mmio_cached":
-            raise UsageError(
-                "zap plan walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached"
-            )
+        for name, words in FIELDS.items():
+            if name not in ("restart", "offer", "bump_valid_gen"):
+                one_of(name, words)
+        # What the core does not carry out is refused by the core; a slot's two words for its polls are one.
+        object.__setattr__(self, "offer", _core.plan_words(self.words)["offer"])
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Every field and its word, as the core reads them."""
+        values = {field: getattr(self, field) for field in FIELDS}
+        restart = "+".join(sorted(self.restart)) or "never"
+        return {**values, "restart": restart, "bump_valid_gen": _YES_NO[self.bump_valid_gen]}
 
     def __str__(self) -> str:
         return one_line(self.name or self.spec)
@@ -125,19 +126,11 @@ class ZapPlan:
     @property
     def spec(self) -> str:
         """The canonical text, `walk=..,only=..,...`, that `ZapPlan.parse` reads back."""
-        parts = []
-        for field in dataclasses.fields(self):
-            if field.name == "name":
-                continue
-            value = getattr(self, field.name)
-            if value == field.default and field.name not in ("walk", "only"):
-                continue
-            if field.name == "restart":
-                value = "+".join(sorted(value)) or "never"
-            elif isinstance(value, bool):
-                value = "yes" if value else "no"
-            parts.append(f"{field.name}={value}")
-        return ",".join(parts)
+        return ",".join(
+            f"{field}={word}"
+            for field, word in self.words.items()
+            if field in ("walk", "only") or word != FIELDS[field][0]
+        )
 
     @property
     def needs_slot(self) -> bool:
@@ -284,82 +277,12 @@ class ZapPlan:
                 yield dataclasses.replace(plan, name=plan.spec)
 
 
-_ON_NONZERO = frozenset({"on_nonzero"})
-_ON_UNSTABLE = frozenset({"on_unstable", "on_lock_drop"})
+def _named(name: str, words: Mapping[str, str]) -> ZapPlan:
+    return ZapPlan.from_dict({**words, "bump_valid_gen": words["bump_valid_gen"] == "yes"}, name)
 
-#: The plans of history, and one of ours, by name.
-plans: dict[str, ZapPlan] = {
-    plan.name: plan
-    for plan in (
-        ZapPlan(name="seed", walk="head", only="mmio_cached", restart=_ON_NONZERO),
-        ZapPlan(
-            name="v3.10-mmio", walk="head", only="mmio_cached", restart=_ON_NONZERO, reload_roots="after"
-        ),
-        ZapPlan(
-            name="v5.0-fast",
-            walk="tail",
-            only="obsolete",
-            stop="first_not_obsolete",
-            skip="invalid",
-            restart=frozenset({"on_nonzero", "on_lock_drop"}),
-            offer="batch:10",
-            bump_valid_gen=True,
-            reload_roots="before",
-        ),
-        ZapPlan(
-            name="merged",
-            walk="head",
-            only="mmio_cached",
-            skip="invalid_in_use",
-            restart=_ON_UNSTABLE,
-            offer="each_page",
-        ),
-        ZapPlan(
-            name="zap-all",
-            walk="head",
-            only="all",
-            skip="invalid_in_use",
-            restart=_ON_UNSTABLE,
-            offer="each_page",
-        ),
-        ZapPlan(name="v5.2-slot", walk="slot", only="slot", offer="each_page", before_drop="commit"),
-        ZapPlan(
-            name="v5.3-fast",
-            walk="tail",
-            only="obsolete",
-            stop="first_not_obsolete",
-            skip="invalid",
-            restart=_ON_UNSTABLE,
-            offer="when_wanted",
-            before_drop="commit",
-            bump_valid_gen=True,
-        ),
-        ZapPlan(
-            name="v5.4-fast",
-            walk="tail",
-            only="obsolete",
-            stop="first_not_obsolete",
-            skip="invalid_in_use",
-            restart=_ON_UNSTABLE,
-            offer="batch:10",
-            bump_valid_gen=True,
-            reload_roots="before",
-        ),
-        ZapPlan(name="v6.12-slot", walk="slot", only="indirect", offer="each_page", before_drop="commit"),
-        ZapPlan(name="indexed", walk="index", only="mmio_cached", offer="each_page"),
-    )
-}
+
+#: The plans of history, and one of ours, by name, as the core has them.
+plans: dict[str, ZapPlan] = {name: _named(name, words) for name, words, _ in _core.named_plans()}
 
 #: One sentence for each named plan, for `kvm-mmu plans`.
-DESCRIPTIONS: dict[str, str] = {
-    "seed": "the patch of January 2019: restart from the head after every zap that returned non-zero",
-    "v3.10-mmio": "the dedicated walk of v3.10, run when a memslot is created or moved, then every root is reloaded",
-    "v5.0-fast": "the fast invalidate of v3.11 to v5.0: bump the valid generation, zap obsolete pages from the tail",
-    "merged": "as merged in v5.1: restart only when the list became unstable or the lock was dropped",
-    "zap-all": "the reviewer's wish: the merged walk over every page",
-    "v5.2-slot": "slot removal of v5.1 to v5.2.10: only the slot's rmaps and pages",
-    "v5.3-fast": "the fast invalidate as it came back in v5.3: no batch, no reload request",
-    "v5.4-fast": "the fast invalidate of v5.4 to v6.12: batches of ten, one valid bit, obsolete roots dropped at entry",
-    "v6.12-slot": "slot removal of v6.12 where the quirk is off: the slot's mappings, of the pages only shadowing ones",
-    "indexed": "ours: a list of only the MMIO-caching pages, kept as they are marked and zapped",
-}
+DESCRIPTIONS: dict[str, str] = {name: said for name, _, said in _core.named_plans()}

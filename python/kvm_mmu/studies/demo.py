@@ -23,7 +23,9 @@ from kvm_mmu.machine.zap_plan import plans
 from kvm_mmu.scenario.language import Scenario
 from kvm_mmu.scenario.machine_engine import MachineEngine
 from kvm_mmu.scenario.workload import mmio_mix
+from kvm_mmu.terminal import folded
 from kvm_mmu.view.out_folder import OutFolder
+from kvm_mmu.view.tables import text_table
 
 #: The recording that ships with the package, and the kernel that its comparisons model.
 RECORDING = "5.0.1-npt-mmio_gen"
@@ -177,14 +179,19 @@ def _answer(demo: Demo) -> str:
         f"Is the dedicated zap quadratic? {largest:,} pages, {rows['seed']['mmio_pages']:,} of them "
         "caching MMIO:"
     ]
-    for name in ("seed", "v5.0-fast", "merged", "indexed"):
-        row = rows[name]
-        growth = f", grows as {fits[name]}" if name in fits else ""
-        lines.append(
-            f"  {name:<10} visits {row['nodes_visited']:>11,} list nodes, holds the lock for "
-            f"{row['longest_hold']:>11,} "
-            f"work units, {row['tables_rebuilt']:>7,} tables to rebuild{growth}"
-        )
+    answers = {
+        name: {
+            "nodes visited": rows[name]["nodes_visited"],
+            "lock held, work units": rows[name]["longest_hold"],
+            "tables to rebuild": rows[name]["tables_rebuilt"],
+            "grows as": fits.get(name, ""),
+        }
+        for name in ("seed", "v5.0-fast", "merged", "indexed")
+    }
+    columns = {"plan": list(answers)} | {
+        title: [answer[title] for answer in answers.values()] for title in next(iter(answers.values()))
+    }
+    lines.append(text_table(columns, indent="  "))
     lines.append(
         f"  at 10 % the seed visits {slow['seed']['nodes_visited']:,} nodes, the merged walk "
         f"{slow['merged']['nodes_visited']:,}, the index {slow['indexed']['nodes_visited']:,}."
@@ -201,4 +208,4 @@ def _answer(demo: Demo) -> str:
         "but the guest pays "
         "afterwards. All claims, S1 to S9: kvm-mmu gallery thread."
     )
-    return "\n".join(lines)
+    return "\n".join(folded(line) for line in lines)

@@ -97,8 +97,10 @@ def layout_kernel(name: str | KernelProfile) -> tuple[str, KernelProfile]:
     if isinstance(name, str) and name in _WORDS_OF:
         return f"v{name.removeprefix('v')}", kernel_profile(_WORDS_OF[name])
     if isinstance(name, str) and name not in kernels:
-        names = sorted({*kernels, *(known for known in _WORDS_OF if known.startswith("v"))}, key=_release)
-        raise UsageError(f"kernel {shown(name)}: expected one of {', '.join(names)}")
+        before = {theirs: other for other, theirs in _WORDS_OF.items() if other.startswith("v")}
+        names = [one for row in kernels for one in (before.get(row), row) if one is not None]
+        expected = f"expected one of {', '.join(names)}, or a release of their branches"
+        raise UsageError(f"kernel {shown(name)}: {expected}")
     profile = kernel_profile(name)
     return profile.name, profile
 
@@ -106,12 +108,6 @@ def layout_kernel(name: str | KernelProfile) -> tuple[str, KernelProfile]:
 def has_layout(name: str) -> bool:
     """Whether the words of a kernel are known."""
     return name in kernels or name in _WORDS_OF
-
-
-def _release(name: str) -> tuple[list[int], str]:
-    """Kernels in the order of their releases, a variant behind its own."""
-    number, _, variant = name.removeprefix("v").partition("-")
-    return [int(part) for part in number.split(".")], variant
 
 
 def word64(value: object, what: str = "value") -> int:

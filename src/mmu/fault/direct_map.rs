@@ -3,7 +3,7 @@
 //! Models v6.1/v6.12 `direct_map`, `disallowed_hugepage_adjust`, `mmu_set_spte`, `make_spte`, `direct_pte_prefetch`. A leaf
 //! that would not change is left alone, and then nothing is mapped ahead.
 
-use crate::kernels::{ChildReuse, LargeInWay, OldEntryExempts};
+use crate::kernels::{ChildReuse, LargeInWay, MmioOverLeaf, OldEntryExempts};
 use crate::mmu::fault::page_fault::{Handled, PTE_PREFETCH_NUM};
 use crate::mmu::shadow::link::{Backing, Mapping, RMAP_RECYCLE_THRESHOLD};
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
@@ -61,7 +61,8 @@ impl MmuState {
                 break sptep;
             }
             let covered = Gfn((addr & PFN_FIELD) >> 12).align_down(level);
-            let role = self.child_role(mapping.vcpu, level - 1);
+            let is_invalid = !self.config.kernel.child_role_valid && self.arena.key(page).role.invalid();
+            let role = self.child_role(mapping.vcpu, level - 1).with_invalid(is_invalid);
             page = if let Some(child) = child.filter(|&child| self.is_reused(child, covered, role)) {
                 child
             } else {
@@ -149,7 +150,13 @@ impl MmuState {
                 self.drop_parent_pte(child_of(old), sptep);
                 flush = true;
             } else if frame.is_some_and(|(pfn, _)| pfn.hva() & PFN_FIELD == pfn_of(old).hva()) {
+                if mapping.speculative && self.config.kernel.prefetch_over_same_is_spurious {
+                    return (Set::Unchanged, false);
+                }
                 was_mapped = true;
+            } else if frame.is_none() && self.config.kernel.mmio_over_leaf == MmioOverLeaf::Overwrite {
+                // The kernel leaves the leaf in its list, where it dangles once the table is freed.
+                self.rmap_remove(sptep);
             } else {
                 self.drop_spte(sptep);
                 flush = true;

@@ -131,8 +131,14 @@ impl MmuState {
     ) -> Result<(Handled, u8)> {
         let &Fault { vcpu, gpa, error_code, slot, backing, is_prefetch } = fault;
         let gfn = Gfn::of_gpa(gpa);
-        let is_late = self.config.kernel.stale_test == StaleTest::AfterReclaim;
-        if *host == HostLookup::Retry || !is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
+        let stale_test = self.config.kernel.stale_test;
+        let is_late = stale_test == StaleTest::AfterReclaim;
+        // Where roots are reloaded by request, only a missing one is looked for.
+        let is_stale = match stale_test {
+            StaleTest::None => self.root_for(vcpu, gpa) == PageIdx::NONE,
+            StaleTest::BeforeReclaim | StaleTest::AfterReclaim => self.is_stale(vcpu, gpa),
+        };
+        if *host == HostLookup::Retry || !is_late && (must_retry(self) || is_stale) {
             return Ok((Handled::Retry, PAGE_TABLE));
         }
         let is_tdp = self.tables() == Tables::Tdp;

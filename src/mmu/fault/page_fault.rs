@@ -32,7 +32,7 @@ const EMULTYPE_ALLOW_RETRY: u8 = 8;
 /// How a fault was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::mmu) struct Answer {
-    /// 1 resume the guest, 0 exit to user space, negative errno.
+    /// Above 0 resume the guest, 0 exit to user space, negative errno.
     pub ret: i32,
     /// The emulator was called.
     pub is_emulated: bool,
@@ -140,10 +140,10 @@ impl MmuState {
                 Ok(Answer::RETRY)
             }
             Handled::Emulate | Handled::WriteProtected => {
-                let may_retry = if self.config.kernel.retry_before_pin {
-                    handled == Handled::WriteProtected
-                } else {
+                let may_retry = if self.config.kernel.mmio_emulate_retry {
                     !self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa))
+                } else {
+                    handled == Handled::WriteProtected
                 };
                 Ok(self.emulate(vcpu, gpa, if may_retry { EMULTYPE_ALLOW_RETRY } else { 0 }))
             }

@@ -176,8 +176,7 @@ impl MmuState {
         } else {
             self.age_hva_heads(start, end, &mut any);
         }
-        let is_flushed = flush && !(self.tables() == Tables::Tdp && self.config.kernel.aging_is_lockless);
-        if is_flushed && any {
+        if flush && any && !self.config.kernel.aging_is_lockless {
             self.flush_remote_tlbs();
         }
         any

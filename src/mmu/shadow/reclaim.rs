@@ -91,7 +91,10 @@ impl MmuState {
 
     /// Pages freed by a scan of at most so many VMs, of which this is one.
     pub(in crate::mmu) fn shrink(&mut self, nr_to_scan: u64) -> u64 {
-        if nr_to_scan == 0 || self.used == 0 && self.zapped_obsolete.is_empty() {
+        if !self.config.kernel.has_shrinker || nr_to_scan == 0 {
+            return 0;
+        }
+        if self.used == 0 && self.zapped_obsolete.is_empty() {
             return 0;
         }
         if !self.zapped_obsolete.is_empty() && !is_chosen(Mutant::ObsoleteListForgotten) {

@@ -3,6 +3,7 @@
 //! Models v5.0/v5.2 `mmu_spte_set`, `mmu_spte_update`, `mmu_spte_clear_track_bits`, `mmu_spte_clear_no_track`,
 //! `mark_mmio_spte`. Invariant: a page's reverse maps and parents are settled by the caller (`link`, `zap`).
 
+use crate::kernels::SpteFlush;
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
 use crate::mmu::shadow::spte_table::SpteTable;
 use crate::mmu::shadow::walk::{
@@ -47,6 +48,9 @@ impl MmuState {
         self.spte_set(sptep, new);
         if !is_shadow_present(&self.masks, old) {
             return false;
+        }
+        if self.config.kernel.spte_flush == SpteFlush::MmuWritable {
+            return old & !new & self.masks.mmu_writeable != 0;
         }
         let mut flush = can_be_made_writable(&self.masks, old) && new & WRITABLE == 0;
         if is_accessed(&self.masks, old) && !is_accessed(&self.masks, new) {
@@ -114,10 +118,10 @@ impl MmuState {
         true
     }
 
-    /// The A and D bits of a leaf that is gone go to the host page.
+    /// The A and D bits of a leaf that is gone go to the host page, up to v6.12.
     #[inline]
     pub(in crate::mmu) fn account_leaf_gone(&mut self, old: u64) {
-        if is_chosen(Mutant::AccessedDirtyLost) {
+        if !self.config.kernel.copies_ad_on_zap || is_chosen(Mutant::AccessedDirtyLost) {
             return;
         }
         if is_accessed(&self.masks, old) {

@@ -22,7 +22,7 @@ fn busy(kernel: &str) -> Mmu {
 }
 
 fn tasks() -> Vec<Task> {
-    let plans = ZapPlan::NAMED.iter().map(|(_, plan)| Task::Zap { plan: *plan, slot: Some((0, 1)), range: None });
+    let plans = ZapPlan::NAMED.iter().map(|(_, plan, _)| Task::Zap { plan: *plan, slot: Some((0, 1)), range: None });
     let walks = [
         SlotWalk::RemoveWriteAccess,
         SlotWalk::LeafClearDirty,

@@ -52,7 +52,7 @@ fn names_lead_to_values_and_back() {
     for profile in Kernel::ALL {
         assert_eq!(Kernel::by_name(profile.name), Ok(profile));
     }
-    for (name, plan) in ZapPlan::NAMED {
+    for (name, plan, _) in ZapPlan::NAMED {
         assert_eq!(ZapPlan::named(name), Ok(plan));
     }
     assert_eq!(ZapPlan::named("zap"), Err(Error::UnknownPlan("zap".to_owned())));

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::{assert_clean, finish, put, touch, vm, zap};
-use crate::mmu::{Error, Mmu, Offer, Only, Progress, RestartRules, RunOutcome, RunReport, Skip, Task, Walk, ZapPlan};
+use crate::mmu::{
+    Error, ListPlan, Mmu, Offer, Only, Progress, RestartRules, RunOutcome, RunReport, Skip, Task, Walk, ZapPlan,
+};
 
 /// Twenty-four pages of which five cache MMIO: the root, two upper tables and 21 page tables, newest at the head.
 fn witness(kernel: &str) -> Mmu {
@@ -51,7 +53,7 @@ fn a_plan_that_needs_a_slot_or_range_says_so() {
     assert_eq!(mmu.start(slot), Err(Error::PlanNeeds("a slot")));
     let missing = Task::Zap { plan: ZapPlan::V5_2_SLOT, slot: Some((0, 9)), range: None };
     assert_eq!(mmu.start(missing), Err(Error::NoSlot { as_id: 0, id: 9 }));
-    let range = ZapPlan { only: Only::GfnRange, ..ZapPlan::ZAP_ALL };
+    let range = ZapPlan::List(ListPlan { only: Only::GfnRange, ..ListPlan::ZAP_ALL });
     assert_eq!(mmu.start(zap(range)), Err(Error::PlanNeeds("a gfn range")));
     let half = Task::Zap { plan: range, slot: None, range: Some((512, 1024)) };
     assert_eq!(finish(&mut mmu, half).nr_zapped, 1);
@@ -72,7 +74,7 @@ fn the_slot_plan_leaves_the_rest() {
 #[test]
 fn a_stale_next_is_named() {
     let mut mmu = witness("v5.2");
-    let plan = ZapPlan { restart: RestartRules::default(), only: Only::All, ..ZapPlan::MERGED };
+    let plan = ZapPlan::List(ListPlan { restart: RestartRules::default(), only: Only::All, ..ListPlan::MERGED });
     mmu.set_lock_break(1, 0);
     let Ok(Progress::LockBreak(waiting)) = mmu.start(zap(plan)) else { panic!("the lock is dropped after one page") };
     // The page noted as next goes while the lock is dropped.
@@ -88,7 +90,7 @@ fn a_stale_next_is_named() {
 #[test]
 fn a_page_given_to_another_is_stale_too() {
     let mut mmu = witness("v5.2");
-    let plan = ZapPlan { restart: RestartRules::default(), only: Only::All, ..ZapPlan::MERGED };
+    let plan = ZapPlan::List(ListPlan { restart: RestartRules::default(), only: Only::All, ..ListPlan::MERGED });
     mmu.set_lock_break(1, 0);
     let Ok(Progress::LockBreak(waiting)) = mmu.start(zap(plan)) else { panic!("the lock is dropped after one page") };
     let next = mmu.active_page_ids()[0];
@@ -106,7 +108,7 @@ fn a_page_given_to_another_is_stale_too() {
 fn an_abandoned_run_commits() {
     let mut mmu = witness("v5.0");
     mmu.set_lock_break(0, 0);
-    let plan = ZapPlan { offer: Offer::EachPage, ..ZapPlan::ZAP_ALL };
+    let plan = ZapPlan::List(ListPlan { offer: Offer::EachPage, ..ListPlan::ZAP_ALL });
     mmu.set_lock_break(2, 0);
     let Ok(Progress::LockBreak(waiting)) = mmu.start(zap(plan)) else { panic!("the lock is dropped") };
     assert_clean(&mmu);
@@ -132,7 +134,7 @@ fn a_batch_is_closed_once() {
 }
 
 /// Every plan whose walk is over a list.
-fn list_plans() -> impl Strategy<Value = ZapPlan> {
+fn list_plans() -> impl Strategy<Value = ListPlan> {
     let walk = prop_oneof![Just(Walk::Head), Just(Walk::Tail), Just(Walk::Index)];
     let only = prop_oneof![Just(Only::All), Just(Only::MmioCached), Just(Only::Obsolete)];
     let stop = prop_oneof![Just(crate::mmu::Stop::None), Just(crate::mmu::Stop::FirstNotObsolete)];
@@ -153,7 +155,7 @@ fn list_plans() -> impl Strategy<Value = ZapPlan> {
         Just(crate::mmu::ReloadRoots::After)
     ];
     (walk, only, stop, skip, offer, rules, commit, any::<bool>(), reload).prop_map(
-        |(walk, only, stop, skip, offer, restart, before_drop, bump_valid_gen, reload_roots)| ZapPlan {
+        |(walk, only, stop, skip, offer, restart, before_drop, bump_valid_gen, reload_roots)| ListPlan {
             walk,
             only,
             stop,
@@ -174,7 +176,7 @@ proptest! {
     fn any_plan_keeps_the_invariants(plan in list_plans(), kernel in 0..3_usize, cond in 0_u64..4, need in 0_u64..4, gfns in prop::collection::vec(0_u64..24, 0..6)) {
         let mut mmu = witness(["v5.0", "v5.0-seed", "v5.2"][kernel]);
         mmu.set_lock_break(cond, need);
-        let mut progress = mmu.start(zap(plan)).expect("a list plan needs nothing");
+        let mut progress = mmu.start(zap(ZapPlan::List(plan))).expect("a list plan needs nothing");
         let mut gfns = gfns.into_iter();
         let mut rounds = 0;
         while let Progress::LockBreak(waiting) = progress {
@@ -208,7 +210,7 @@ proptest! {
             }
         }
         mmu.batch_commit(batch).expect("open");
-        finish(&mut mmu, zap(ZapPlan { offer: Offer::Never, ..plan }));
+        finish(&mut mmu, zap(ZapPlan::List(ListPlan { offer: Offer::Never, ..plan })));
         prop_assert_eq!(mmu.audit(), Vec::new());
     }
 }

@@ -9,7 +9,7 @@ use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::tdp::tdp_walk::TdpWalk;
 use crate::mmu::words::addr::Gfn;
-use crate::mmu::words::plan::ZapPlan;
+use crate::mmu::words::plan::{ListPlan, SlotPlan};
 use crate::mmu::words::views::{RunOutcome, RunReport};
 use crate::mmu::words::work::Work;
 
@@ -105,7 +105,7 @@ pub(in crate::mmu) struct Noted {
 
 #[derive(Clone, Debug)]
 pub(in crate::mmu) struct ListRun {
-    pub plan: ZapPlan,
+    pub plan: ListPlan,
     /// First gfn and number, for plans limited to a slot or a range.
     pub span: (Gfn, u64),
     pub phase: Phase,
@@ -131,7 +131,7 @@ pub(in crate::mmu) enum Phase {
 
 #[derive(Clone, Debug)]
 pub(in crate::mmu) struct SlotFlush {
-    pub plan: ZapPlan,
+    pub plan: SlotPlan,
     pub walk: HeadWalk,
     pub is_begun: bool,
     pub is_walked: bool,
@@ -235,7 +235,7 @@ pub(in crate::mmu) struct DirtyLogRun {
 }
 
 impl ListRun {
-    pub(in crate::mmu) const fn new(plan: ZapPlan, span: (Gfn, u64)) -> Self {
+    pub(in crate::mmu) const fn new(plan: ListPlan, span: (Gfn, u64)) -> Self {
         Self {
             plan,
             span,

@@ -63,14 +63,14 @@ struct Body {
     tdp: TdpMmu,
 }
 
-/// A kernel profile travels by its name: what a kernel does is this crate's to say.
+/// A kernel travels by its text, name and changed facts: what a kernel does is this crate's to say.
 pub(in crate::mmu) mod by_name {
     use serde::{Deserialize, Deserializer, Serializer, de};
 
     use crate::kernels::Kernel;
 
     pub fn serialize<S: Serializer>(profile: &Kernel, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(profile.name)
+        to.serialize_str(&profile.text())
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Kernel, D::Error> {
@@ -93,7 +93,7 @@ impl MmuState {
         let head = Head {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            profile: self.config.kernel.name.to_owned(),
+            profile: self.config.kernel.text(),
             note: note.to_owned(),
         };
         let body = Body {

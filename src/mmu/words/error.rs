@@ -10,9 +10,20 @@ pub enum Error {
     /// No profile has this name.
     #[error("kernel {0:?}: expected one of {names}, or a release of their branches", names = crate::kernels::names())]
     UnknownKernel(String),
+    /// A fact that is not there, or a value it cannot have.
+    #[error("kernel with {text:?}: expected {expected}")]
+    UnknownFact {
+        /// What was given.
+        text: String,
+        /// What would have been accepted.
+        expected: String,
+    },
     /// No named plan has this name.
     #[error("unknown zap plan {0:?}")]
     UnknownPlan(String),
+    /// Words that make no plan.
+    #[error("zap plan {0}")]
+    Plan(String),
     /// No mask family has this name.
     #[error("unknown family {0:?} (known: npt, ept_ad, ept_noad, shadow)")]
     UnknownFamily(String),

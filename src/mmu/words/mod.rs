@@ -8,6 +8,7 @@ pub mod generation;
 pub mod level;
 pub mod mutants;
 pub mod plan;
+mod plan_text;
 pub mod role;
 pub mod spte;
 pub mod stats;

@@ -1,4 +1,5 @@
-//! `ZapPlan`: a policy for zapping many shadow pages, as a value. What a plan does is in `zap_plan`; here is what it says.
+//! `ZapPlan`: a policy for zapping many shadow pages, as a value. What a plan does is in `zap_plan`; here is what it says,
+//! and `plan_text` reads and writes it. A walk has only the fields that decide something in it.
 //!
 //! The named plans are the ways the kernels zapped over the years, and `indexed`, which is ours.
 
@@ -6,54 +7,96 @@ use serde::{Deserialize, Serialize};
 
 use crate::mmu::words::error::{Error, Result};
 
-/// Which list is walked, and from where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Walk {
-    /// The active list from the newest page.
-    Head,
-    /// The active list from the oldest page.
-    Tail,
-    /// Only the MMIO-caching pages, newest flag first.
-    Index,
-    /// The slot's reverse maps at levels 1 to 3, then one hash lookup for each gfn.
-    Slot,
+macro_rules! plan_words {
+    ($($(#[doc = $doc:literal])* $name:ident { $($(#[doc = $what:literal])* $variant:ident = $word:literal),+ $(,)? })+) => {$(
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[doc = $what])* $variant),+ }
+
+        impl $name {
+            /// The words of a plan's text, the default first.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// Its word.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            pub(super) fn of(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    )+};
 }
 
-/// Which of the visited pages are zapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Only {
-    /// All of them.
-    All,
-    /// Those whose flag `mmio_cached` is set.
-    MmioCached,
-    /// Those of an older valid generation.
-    Obsolete,
-    /// Those whose base gfn lies in the slot.
-    Slot,
-    /// Those whose base gfn lies in the range.
-    GfnRange,
-    /// Those that shadow guest page tables; with the slot walk, of the slot. A direct MMU has none.
-    Indirect,
-}
-
-/// What ends the walk early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stop {
-    /// Nothing.
-    None,
-    /// The first page of the current valid generation.
-    FirstNotObsolete,
-}
-
-/// Which visited pages are passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Skip {
-    /// None.
-    None,
-    /// Pages already marked invalid.
-    Invalid,
-    /// Pages marked invalid that a vCPU still uses as root.
-    InvalidInUse,
+plan_words! {
+    /// Which list is walked, and from where.
+    Walk {
+        /// The active list from the newest page.
+        Head = "head",
+        /// The active list from the oldest page.
+        Tail = "tail",
+        /// Only the MMIO-caching pages, newest flag first.
+        Index = "index",
+    }
+    /// Which of the visited pages are zapped.
+    Only {
+        /// All of them.
+        All = "all",
+        /// Those whose flag `mmio_cached` is set.
+        MmioCached = "mmio_cached",
+        /// Those of an older valid generation.
+        Obsolete = "obsolete",
+        /// Those whose base gfn lies in the slot.
+        Slot = "slot",
+        /// Those whose base gfn lies in the range.
+        GfnRange = "gfn_range",
+        /// Those that shadow guest page tables. A direct MMU has none.
+        Indirect = "indirect",
+    }
+    /// Which pages of a slot are zapped, beside its mappings.
+    SlotPages {
+        /// All of them.
+        All = "slot",
+        /// Those that shadow guest page tables. A direct MMU has none.
+        Indirect = "indirect",
+    }
+    /// What ends the walk early.
+    Stop {
+        /// Nothing.
+        None = "none",
+        /// The first page of the current valid generation.
+        FirstNotObsolete = "first_not_obsolete",
+    }
+    /// Which visited pages are passed over.
+    Skip {
+        /// None.
+        None = "none",
+        /// Pages already marked invalid.
+        Invalid = "invalid",
+        /// Pages marked invalid that a vCPU still uses as root.
+        InvalidInUse = "invalid_in_use",
+    }
+    /// What happens to prepared pages before the lock is dropped.
+    BeforeDrop {
+        /// They stay on their list.
+        Keep = "keep",
+        /// They are flushed and freed.
+        Commit = "commit",
+    }
+    /// Whether and when all vCPUs are asked to reload their roots.
+    ReloadRoots {
+        /// Not by the plan.
+        No = "no",
+        /// Before the walk.
+        Before = "before",
+        /// After the commit.
+        After = "after",
+    }
 }
 
 /// After what the walk starts again from its beginning.
@@ -67,42 +110,22 @@ pub struct RestartRules {
     pub on_lock_drop: bool,
 }
 
-/// When the lock is offered.
+/// When a walk over a list offers the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Offer {
     /// Never.
     Never,
-    /// After each zapped page. For the slot walk: a poll after each head and each gfn, as `WhenWanted`.
+    /// After each zapped page.
     EachPage,
-    /// A poll before each prepare, an offer only if it is true. For the slot walk: after each head and each gfn.
+    /// A poll before each prepare, an offer only if it is true.
     WhenWanted,
     /// Before a prepare, once at least so many pages were zapped since the last real drop.
     Batch(u32),
 }
 
-/// What happens to prepared pages before the lock is dropped.
+/// A walk over a list of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BeforeDrop {
-    /// They stay on their list.
-    Keep,
-    /// They are flushed and freed.
-    Commit,
-}
-
-/// Whether and when all vCPUs are asked to reload their roots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ReloadRoots {
-    /// Not by the plan.
-    No,
-    /// Before the walk.
-    Before,
-    /// After the commit.
-    After,
-}
-
-/// A zap policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ZapPlan {
+pub struct ListPlan {
     /// Which list is walked.
     pub walk: Walk,
     /// Which pages are zapped.
@@ -123,9 +146,50 @@ pub struct ZapPlan {
     pub reload_roots: ReloadRoots,
 }
 
+/// A walk over one slot: its reverse maps at levels 1 to 3, then one hash lookup for each gfn. There is nothing to stop
+/// at, no place to start again from, and a page marked invalid is never looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotPlan {
+    /// Which pages are zapped.
+    pub pages: SlotPages,
+    /// Whether the lock is offered, by a poll after each head and each gfn.
+    pub is_offered: bool,
+    /// What happens to prepared pages before a drop.
+    pub before_drop: BeforeDrop,
+    /// As in a walk over a list.
+    pub bump_valid_gen: bool,
+    /// As in a walk over a list.
+    pub reload_roots: ReloadRoots,
+}
+
+/// A zap policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ZapPlan {
+    /// A walk over a list of pages.
+    List(ListPlan),
+    /// A walk over one slot.
+    Slot(SlotPlan),
+}
+
+/// A field of a plan's text and the words it takes, the default first; `batch:N` stands for any N.
+pub type PlanField = (&'static str, &'static [&'static str]);
+
+/// The fields of a plan's text, in its order.
+pub const PLAN_FIELDS: [PlanField; 9] = [
+    ("walk", &["head", "tail", "index", "slot"]),
+    ("only", Only::WORDS),
+    ("stop", Stop::WORDS),
+    ("skip", Skip::WORDS),
+    ("restart", &["never", "on_nonzero", "on_unstable", "on_lock_drop"]),
+    ("offer", &["never", "each_page", "when_wanted", "batch:N"]),
+    ("before_drop", BeforeDrop::WORDS),
+    ("bump_valid_gen", &["no", "yes"]),
+    ("reload_roots", ReloadRoots::WORDS),
+];
+
 const NEVER: RestartRules = RestartRules { on_nonzero: false, on_unstable: false, on_lock_drop: false };
 
-impl ZapPlan {
+impl ListPlan {
     /// The seed patch: flagged pages from the head, restart after every zap, the lock never offered.
     pub const SEED: Self = Self {
         walk: Walk::Head,
@@ -166,18 +230,6 @@ impl ZapPlan {
     };
     /// v5.1's and v5.2's teardown: as `MERGED`, all pages.
     pub const ZAP_ALL: Self = Self { only: Only::All, ..Self::MERGED };
-    /// v5.1's and v5.2's slot removal.
-    pub const V5_2_SLOT: Self = Self {
-        walk: Walk::Slot,
-        only: Only::All,
-        stop: Stop::None,
-        skip: Skip::Invalid,
-        restart: NEVER,
-        offer: Offer::WhenWanted,
-        before_drop: BeforeDrop::Commit,
-        bump_valid_gen: false,
-        reload_roots: ReloadRoots::No,
-    };
     /// v5.3's fast invalidate.
     pub const V5_3_FAST: Self = Self {
         walk: Walk::Tail,
@@ -198,31 +250,101 @@ impl ZapPlan {
         reload_roots: ReloadRoots::Before,
         ..Self::V5_3_FAST
     };
-    /// v6.12's slot removal where the quirk is off: the slot's mappings, and of the pages only those with guest entries.
-    pub const V6_12_SLOT: Self = Self { only: Only::Indirect, ..Self::V5_2_SLOT };
     /// Ours: only the list of MMIO-caching pages; the same set of pages as `MERGED`.
     pub const INDEXED: Self = Self { walk: Walk::Index, skip: Skip::None, restart: NEVER, ..Self::MERGED };
+}
 
-    /// The named plans.
-    pub const NAMED: [(&'static str, Self); 10] = [
-        ("seed", Self::SEED),
-        ("v3.10-mmio", Self::V3_10_MMIO),
-        ("v5.0-fast", Self::V5_0_FAST),
-        ("merged", Self::MERGED),
-        ("zap-all", Self::ZAP_ALL),
-        ("v5.2-slot", Self::V5_2_SLOT),
-        ("v5.3-fast", Self::V5_3_FAST),
-        ("v5.4-fast", Self::V5_4_FAST),
-        ("v6.12-slot", Self::V6_12_SLOT),
-        ("indexed", Self::INDEXED),
+impl SlotPlan {
+    /// v5.1's and v5.2's slot removal.
+    pub const V5_2: Self = Self {
+        pages: SlotPages::All,
+        is_offered: true,
+        before_drop: BeforeDrop::Commit,
+        bump_valid_gen: false,
+        reload_roots: ReloadRoots::No,
+    };
+    /// v6.12's slot removal where the quirk is off: the slot's mappings, and of the pages only those with guest entries.
+    pub const V6_12: Self = Self { pages: SlotPages::Indirect, ..Self::V5_2 };
+}
+
+impl ZapPlan {
+    /// [`ListPlan::SEED`].
+    pub const SEED: Self = Self::List(ListPlan::SEED);
+    /// [`ListPlan::V5_0_FAST`].
+    pub const V5_0_FAST: Self = Self::List(ListPlan::V5_0_FAST);
+    /// [`ListPlan::MERGED`].
+    pub const MERGED: Self = Self::List(ListPlan::MERGED);
+    /// [`ListPlan::ZAP_ALL`].
+    pub const ZAP_ALL: Self = Self::List(ListPlan::ZAP_ALL);
+    /// [`SlotPlan::V5_2`].
+    pub const V5_2_SLOT: Self = Self::Slot(SlotPlan::V5_2);
+    /// [`ListPlan::V5_3_FAST`].
+    pub const V5_3_FAST: Self = Self::List(ListPlan::V5_3_FAST);
+    /// [`ListPlan::V5_4_FAST`].
+    pub const V5_4_FAST: Self = Self::List(ListPlan::V5_4_FAST);
+
+    /// The named plans, each with a sentence for `kvm-mmu plans`.
+    pub const NAMED: [(&'static str, Self, &'static str); 10] = [
+        ("seed", Self::SEED, "the patch of January 2019: restart from the head after every zap that returned non-zero"),
+        (
+            "v3.10-mmio",
+            Self::List(ListPlan::V3_10_MMIO),
+            "the dedicated walk of v3.10, run when a memslot is created or moved, then every root is reloaded",
+        ),
+        (
+            "v5.0-fast",
+            Self::V5_0_FAST,
+            "the fast invalidate of v3.11 to v5.0: bump the valid generation, zap obsolete pages from the tail",
+        ),
+        (
+            "merged",
+            Self::MERGED,
+            "as merged in v5.1: restart only when the list became unstable or the lock was dropped",
+        ),
+        ("zap-all", Self::ZAP_ALL, "the reviewer's wish: the merged walk over every page"),
+        ("v5.2-slot", Self::V5_2_SLOT, "slot removal of v5.1 to v5.2.10: only the slot's rmaps and pages"),
+        ("v5.3-fast", Self::V5_3_FAST, "the fast invalidate as it came back in v5.3: no batch, no reload request"),
+        (
+            "v5.4-fast",
+            Self::V5_4_FAST,
+            "the fast invalidate of v5.4 to v6.12: batches of ten, one valid bit, obsolete roots dropped at entry",
+        ),
+        (
+            "v6.12-slot",
+            Self::Slot(SlotPlan::V6_12),
+            "slot removal of v6.12 where the quirk is off: the slot's mappings, of the pages only shadowing ones",
+        ),
+        (
+            "indexed",
+            Self::List(ListPlan::INDEXED),
+            "ours: a list of only the MMIO-caching pages, kept as they are marked and zapped",
+        ),
     ];
 
     /// The plan of this name.
     pub fn named(name: &str) -> Result<Self> {
         Self::NAMED
             .into_iter()
-            .find_map(|(known, plan)| (known == name).then_some(plan))
+            .find_map(|(known, plan, _)| (known == name).then_some(plan))
             .ok_or_else(|| Error::UnknownPlan(name.to_owned()))
+    }
+
+    /// Whether the valid generation is stepped first.
+    #[must_use]
+    pub const fn bump_valid_gen(&self) -> bool {
+        match self {
+            Self::List(plan) => plan.bump_valid_gen,
+            Self::Slot(plan) => plan.bump_valid_gen,
+        }
+    }
+
+    /// Whether and when vCPUs are asked to reload their roots.
+    #[must_use]
+    pub const fn reload_roots(&self) -> ReloadRoots {
+        match self {
+            Self::List(plan) => plan.reload_roots,
+            Self::Slot(plan) => plan.reload_roots,
+        }
     }
 }
 
@@ -249,9 +371,9 @@ impl Plans {
     /// Whether any of them steps the valid generation.
     #[must_use]
     pub const fn bump_valid_gen(&self) -> bool {
-        self.wrap.bump_valid_gen
-            || self.slot_removal.bump_valid_gen
-            || self.teardown.bump_valid_gen
-            || self.flush_all.bump_valid_gen
+        self.wrap.bump_valid_gen()
+            || self.slot_removal.bump_valid_gen()
+            || self.teardown.bump_valid_gen()
+            || self.flush_all.bump_valid_gen()
     }
 }

@@ -9,14 +9,12 @@ use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::shadow::walk::{is_large, is_shadow_present};
 use crate::mmu::tables::Tables;
 use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpWalk};
-use crate::mmu::vm::runs::{
-    Handler, HeadWalk, Kind, ListRun, RangeRun, RangeWalk, Run, SlotFlush, Step, TdpOwes, TdpRun,
-};
+use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, RangeRun, RangeWalk, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
-use crate::mmu::words::plan::{BeforeDrop, ReloadRoots, ZapPlan};
+use crate::mmu::words::plan::{BeforeDrop, ReloadRoots, SlotPages, SlotPlan};
 use crate::mmu::words::views::{SlotSpec, SlotWalk};
 
 impl MmuState {
@@ -96,13 +94,13 @@ impl MmuState {
         Some(gfns)
     }
 
-    fn zap_pages_of(&mut self, gfn: Gfn, plan: ZapPlan, run: &mut Run) {
-        let list = ListRun::new(plan, (gfn, 1));
+    fn zap_pages_of(&mut self, gfn: Gfn, plan: SlotPlan, run: &mut Run) {
         let mut page = self.hash.first(gfn);
         while page != PageIdx::NONE {
             let key = self.arena.key(page);
             let next = key.hash_next;
-            if key.gfn == gfn && !key.role.invalid() && self.is_wanted(&list, page) {
+            let is_wanted = plan.pages == SlotPages::All || !key.role.direct();
+            if key.gfn == gfn && !key.role.invalid() && is_wanted {
                 self.prepare_in_run(page, run);
             }
             page = next;

@@ -15,8 +15,8 @@ use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
-use crate::mmu::words::plan::{BeforeDrop, Offer, Only, ReloadRoots, Skip, Stop, Walk, ZapPlan};
-use crate::mmu::words::views::{Prepared, RunOutcome};
+use crate::mmu::words::plan::{BeforeDrop, ListPlan, Offer, Only, ReloadRoots, Skip, SlotPlan, Stop, Walk, ZapPlan};
+use crate::mmu::words::views::{Prepared, RunOutcome, SlotSpec};
 
 /// Steps of a slice that a prepare counts, beside the entries it clears.
 const PREPARE_STEPS: u64 = 8;
@@ -82,38 +82,19 @@ impl MmuState {
             ),
             None => None,
         };
-        if plan.walk == Walk::Slot {
-            let (as_id, spec) = found.ok_or(Error::PlanNeeds("a slot"))?;
-            let is_polled = plan.offer != Offer::Never;
-            let base = Gfn(spec.base);
-            let walk = HeadWalk {
-                as_id,
-                id: spec.id,
-                handler: Handler::Zap,
-                is_flush_inside: self.config.kernel.unmap_offers_lock,
-                is_flush_at_end: false,
-                is_polled,
-                start: base,
-                end: base.plus(spec.npages - 1),
-                level: PAGE_TABLE,
-                last_level: MAX_LEAF,
-                done: 0,
-                flush: false,
-            };
-            let npages = spec.npages;
-            return Ok(Kind::SlotFlush(SlotFlush {
-                plan,
-                walk,
-                is_begun: false,
-                is_walked: false,
-                base,
-                npages,
-                done: 0,
-            }));
+        match plan {
+            ZapPlan::List(plan) => Self::list_run(plan, found.map(|(_, spec)| spec), range),
+            ZapPlan::Slot(plan) => {
+                let (as_id, spec) = found.ok_or(Error::PlanNeeds("a slot"))?;
+                Ok(Kind::SlotFlush(self.slot_flush_run(plan, as_id, &spec)))
+            }
         }
+    }
+
+    fn list_run(plan: ListPlan, slot: Option<SlotSpec>, range: Option<(u64, u64)>) -> Result<Kind> {
         let span = match plan.only {
             Only::Slot => {
-                let (_, spec) = found.ok_or(Error::PlanNeeds("a slot"))?;
+                let spec = slot.ok_or(Error::PlanNeeds("a slot"))?;
                 (Gfn(spec.base), spec.npages)
             }
             Only::GfnRange => {
@@ -125,6 +106,25 @@ impl MmuState {
         Ok(Kind::List(ListRun::new(plan, span)))
     }
 
+    fn slot_flush_run(&self, plan: SlotPlan, as_id: u8, spec: &SlotSpec) -> SlotFlush {
+        let base = Gfn(spec.base);
+        let walk = HeadWalk {
+            as_id,
+            id: spec.id,
+            handler: Handler::Zap,
+            is_flush_inside: self.config.kernel.unmap_offers_lock,
+            is_flush_at_end: false,
+            is_polled: plan.is_offered,
+            start: base,
+            end: base.plus(spec.npages - 1),
+            level: PAGE_TABLE,
+            last_level: MAX_LEAF,
+            done: 0,
+            flush: false,
+        };
+        SlotFlush { plan, walk, is_begun: false, is_walked: false, base, npages: spec.npages, done: 0 }
+    }
+
     /// What a plan means to the TDP MMU, whose roots are on no list of pages.
     pub(in crate::mmu) fn tdp_plan_run(
         &self,
@@ -132,29 +132,37 @@ impl MmuState {
         slot: Option<(u8, u32)>,
         range: Option<(u64, u64)>,
     ) -> Result<Kind> {
-        if plan.walk == Walk::Slot || plan.only == Only::Slot {
-            let (as_id, id) = slot.ok_or(Error::PlanNeeds("a slot"))?;
-            let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
-            let spec = self.slot_spec(at);
-            let roots = Roots { as_id: Some(as_id), only_valid: false };
-            let is_polled = plan.offer != Offer::Never;
-            let walk = self.unmap_walk(roots, Gfn(spec.base), Gfn(spec.base + spec.npages), is_polled);
-            return Ok(Kind::Tdp(TdpRun { walk, owes: TdpOwes::Flush }));
+        let list = match plan {
+            ZapPlan::Slot(plan) => return self.tdp_plan_of_slot(slot, plan.is_offered),
+            ZapPlan::List(plan) => plan,
+        };
+        match list.only {
+            Only::Slot => return self.tdp_plan_of_slot(slot, list.offer != Offer::Never),
+            Only::GfnRange => {
+                let (start, end) = range.ok_or(Error::PlanNeeds("a gfn range"))?;
+                return Ok(Kind::Range(self.range_run(Gfn(start), Gfn(end))));
+            }
+            Only::All | Only::MmioCached | Only::Obsolete | Only::Indirect => {}
         }
-        if plan.only == Only::GfnRange {
-            let (start, end) = range.ok_or(Error::PlanNeeds("a gfn range"))?;
-            return Ok(Kind::Range(self.range_run(Gfn(start), Gfn(end))));
-        }
-        let walk = if plan.bump_valid_gen { self.zap_invalid_roots_walk() } else { self.zap_all_roots_walk() };
+        let walk = if list.bump_valid_gen { self.zap_invalid_roots_walk() } else { self.zap_all_roots_walk() };
         // What shadow pages are flagged with, no table here is.
-        let is_over = !plan.bump_valid_gen && plan.only != Only::All;
+        let is_over = !list.bump_valid_gen && list.only != Only::All;
         // Invalid roots are left at the next entry; of the others nobody asks, and the kernel zaps them only at the end.
-        let owes = if plan.bump_valid_gen { TdpOwes::Nothing } else { TdpOwes::Caller };
+        let owes = if list.bump_valid_gen { TdpOwes::Nothing } else { TdpOwes::Caller };
         Ok(Kind::Tdp(TdpRun { walk: TdpWalk { is_over, ..walk }, owes }))
     }
 
+    fn tdp_plan_of_slot(&self, slot: Option<(u8, u32)>, is_polled: bool) -> Result<Kind> {
+        let (as_id, id) = slot.ok_or(Error::PlanNeeds("a slot"))?;
+        let at = self.find_slot_id(as_id, id)?.ok_or(Error::NoSlot { as_id, id })?;
+        let spec = self.slot_spec(at);
+        let roots = Roots { as_id: Some(as_id), only_valid: false };
+        let walk = self.unmap_walk(roots, Gfn(spec.base), Gfn(spec.base + spec.npages), is_polled);
+        Ok(Kind::Tdp(TdpRun { walk, owes: TdpOwes::Flush }))
+    }
+
     pub(in crate::mmu) fn begin_plan(&mut self, plan: ZapPlan) {
-        if plan.bump_valid_gen {
+        if plan.bump_valid_gen() {
             if self.config.kernel.has_invalidate_event {
                 let (valid_gen, used) = (self.valid_gen, self.used);
                 self.events.push(|| Event::InvalidateZapAll { valid_gen, used });
@@ -173,7 +181,7 @@ impl MmuState {
                 next
             };
         }
-        if plan.reload_roots == ReloadRoots::Before && !is_chosen(Mutant::ReloadForgotten) {
+        if plan.reload_roots() == ReloadRoots::Before && !is_chosen(Mutant::ReloadForgotten) {
             self.reload_remote_mmus();
         }
     }
@@ -188,7 +196,7 @@ impl MmuState {
         self.note(match walk {
             Walk::Tail => self.active.tail(),
             Walk::Index => self.mmio_pages.head(),
-            Walk::Head | Walk::Slot => self.active.head(),
+            Walk::Head => self.active.head(),
         })
     }
 
@@ -196,7 +204,7 @@ impl MmuState {
         self.note(match walk {
             Walk::Tail => self.active.prev(page),
             Walk::Index => self.arena.page(page).mmio_next,
-            Walk::Head | Walk::Slot => self.active.next(page),
+            Walk::Head => self.active.next(page),
         })
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import spte as word
-from .constants import PT64_BASE_ADDR_MASK, U64, kvm_pages_per_hpage
+from .constants import ACC_USER_MASK, ACC_WRITE_MASK, PT64_BASE_ADDR_MASK, U64, kvm_pages_per_hpage
 from .role import role_address_space, role_level, shown_role
 from .state import Kvm, ShadowPage, Vcpu
 
@@ -130,7 +130,9 @@ def note_split(kvm: Kvm, gfn: int, huge_spte: int, level: int) -> None:
 
 
 def note_mark_mmio(kvm: Kvm, sp: ShadowPage, index: int, gfn: int, spte: int, gen: int) -> None:
-    kvm.events.append(["mark_mmio", sp.id, index, gfn, spte & kvm.rules.mark_mmio_access_mask, gen])
+    mask = kvm.rules.mark_mmio_access_mask
+    access = spte & mask if mask else ACC_WRITE_MASK | ACC_USER_MASK
+    kvm.events.append(["mark_mmio", sp.id, index, gfn, access, gen])
 
 
 def note_hwpoison_signal(kvm: Kvm, hva: int) -> None:

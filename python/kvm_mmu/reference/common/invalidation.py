@@ -12,7 +12,7 @@ from .state import Kvm
 
 def has_gfn_range(kvm: Kvm) -> bool:
     """Whether an open invalidation knows its gfns, not its host addresses."""
-    return kvm.rules.zap_range_blocks == "range"
+    return kvm.rules.retry_before_pin
 
 
 def kvm_mmu_invalidate_begin(kvm: Kvm) -> None:

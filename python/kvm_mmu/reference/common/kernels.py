@@ -9,7 +9,8 @@ history. A fact that a value stands for: `any`, `own` and other words say which 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .errors import ScenarioError, cut
 
@@ -70,7 +71,7 @@ class KernelRules:
     zap_spares_rooted_child: bool = False
     stale_test: str = "none"  # a fault tests its root: none, before_reclaim, after_reclaim
     enospc_to_user: bool = False
-    child_role_valid: bool = False
+    child_role_valid: bool = True  # else taken from the parent with its mark invalid
     child_reuse: str = "access"  # which child table a fault keeps
     large_in_way: str = "dropped_range"  # of a large leaf where a table is wanted
     mmio_over_leaf: str = "drop_first"
@@ -80,7 +81,7 @@ class KernelRules:
     # Fault.
     is_level_requested: bool = False  # the level is settled first, then tables, then the leaf
     retry_before_pin: bool = False
-    mmio_emulate_retry: bool = False
+    mmio_emulate_retry: bool = True
     fault_returns: str = "one"
     prefetch_drops_open_run: bool = True
     prefetch_over_same_is_spurious: bool = False
@@ -245,9 +246,9 @@ _V6_1_0 = replace(
     set_spte_for_mmio=False,
     reload_keeps_valid_root=True,
     stale_test="before_reclaim",
+    child_role_valid=False,
     child_reuse="any",
     old_entry_exempts="dirty_and_unsync",
-    mmio_emulate_retry=True,
     prefetch_drops_open_run=False,
     emulate_wins_over_spurious=True,
     has_mmio_caching=True,
@@ -376,23 +377,51 @@ KERNELS: dict[str, KernelRules] = {
     )
 }
 
+#: The names of the facts: what a row has beside its name, release and plans.
+_FACTS = tuple(field.name for field in fields(KernelRules) if field.name not in ("name", "release", "plans"))
 _RELEASE = re.compile(r"v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?")
 
 
 def kernel(name: str) -> KernelRules:
     """Find the row of a kernel: by its name, or by branch and patch level the branch's newest row that is not newer.
 
-    A patch level before the branch's first row gets that one.
+    A patch level before the branch's first row gets that one. `ROW:fact=value` is that row with the fact changed.
 
     Args:
-        name: a row's name, a branch (its newest row) or a release.
+        name: a row's name, a branch (its newest row) or a release, and facts to change.
 
     Returns:
         The row.
 
     Raises:
-        ScenarioError: the reference knows no such branch.
+        ScenarioError: the reference knows no such branch, no such fact or not that value of it.
     """
+    row, *changes = name.split(":")
+    rules = _row(row)
+    for change in changes:
+        fact, _, text = change.partition("=")
+        if fact not in _FACTS:
+            raise ScenarioError(f"kernel {cut(name)}: {cut(change)} changes no fact; expected fact=value")
+        changed: dict[str, Any] = {fact: _fact_value(fact, text)}
+        rules = replace(rules, **changed)
+    return replace(rules, name=":".join((rules.name, *changes)))
+
+
+def _fact_value(fact: str, text: str) -> bool | int | str:
+    """Read a changed fact: a number is free, another must be the value of some row."""
+    if isinstance(getattr(_V5_0, fact), int) and not isinstance(getattr(_V5_0, fact), bool):
+        if not (text.isascii() and text.isdigit()):
+            raise ScenarioError(f"fact {fact} is {cut(text)}; expected a number")
+        return int(text)
+    known = {"yes": True, "no": False} if isinstance(getattr(_V5_0, fact), bool) else {}
+    known |= {} if known else {str(getattr(rules, fact)): getattr(rules, fact) for rules in KERNELS.values()}
+    if text not in known:
+        raise ScenarioError(f"fact {fact} is {cut(text)}; expected one of {', '.join(known)}")
+    return known[text]
+
+
+def _row(name: str) -> KernelRules:
+    """Find the row itself."""
     if name in KERNELS:
         return KERNELS[name]
     release = _RELEASE.fullmatch(name)

@@ -25,6 +25,7 @@ class PageFault:
     requested_level: int = PT_PAGE_TABLE_LEVEL
     goal_level: int = PT_PAGE_TABLE_LEVEL
     is_huge_page_disallowed: bool = False
+    is_unchanged: bool = False  # the leaf was there already
 
     @property
     def gfn(self) -> int:

@@ -47,8 +47,11 @@ def child_role(rules: KernelRules, parent: int) -> int:
 
 def shown_access(rules: KernelRules, access: int) -> int:
     """Access bits as the kernel has them: execute 1, write 2, user 4, or read 1, write 2, user 4, execute 8."""
-    if rules.access_bits == "xwu":
-        return access
+    return access if rules.access_bits == "xwu" else with_read_bit(access)
+
+
+def with_read_bit(access: int) -> int:
+    """Read 1, write 2, user 4, execute 8; reading is always allowed."""
     return access & (ACC_WRITE_MASK | ACC_USER_MASK) | 1 | (8 if access & ACC_EXEC_MASK else 0)
 
 
@@ -56,7 +59,7 @@ def shown_role(rules: KernelRules, role: int) -> int:
     """The word as the kernel has it."""
     if rules.role_layout != "v7.2":
         return role
-    moved = shown_access(rules, role_access(role))
+    moved = with_read_bit(role_access(role))
     above = role & (ROLE_INVALID | 1 << 12 | 1 << 13)
     return role & ~(ACC_ALL << 8 | above) | moved << 8 | above << 1
 

@@ -8,7 +8,7 @@ v6.12-slot are what the kernels did; `indexed` is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import ScenarioError, cut
@@ -26,7 +26,10 @@ ROLES = ("wrap", "slot_removal", "teardown", "flush_all")
 
 @dataclass(frozen=True, slots=True)
 class ZapPlan:
-    """One way to zap. `offer` is never, each_page, when_wanted or batch:N; `reload_roots` no, before or after."""
+    """One way to zap. `offer` is never, each_page, when_wanted or batch:N; `reload_roots` no, before or after.
+
+    A walk over a slot polls after each reverse map and each gfn (`each_page`) or never.
+    """
 
     walk: str = "head"
     only: str = "all"
@@ -73,7 +76,7 @@ NAMED_PLANS: dict[str, ZapPlan] = {
     "zap-all": ZapPlan(
         skip="invalid_in_use", restart=frozenset({"on_unstable", "on_lock_drop"}), offer="each_page"
     ),
-    "v5.2-slot": ZapPlan(walk="slot", only="slot", skip="invalid", offer="when_wanted", before_drop="commit"),
+    "v5.2-slot": ZapPlan(walk="slot", only="slot", offer="each_page", before_drop="commit"),
     "v5.3-fast": ZapPlan(
         walk="tail",
         only="obsolete",
@@ -94,9 +97,7 @@ NAMED_PLANS: dict[str, ZapPlan] = {
         bump_valid_gen=True,
         reload_roots="before",
     ),
-    "v6.12-slot": ZapPlan(
-        walk="slot", only="indirect", skip="invalid", offer="when_wanted", before_drop="commit"
-    ),
+    "v6.12-slot": ZapPlan(walk="slot", only="indirect", offer="each_page", before_drop="commit"),
     "indexed": ZapPlan(walk="index", only="mmio_cached", offer="each_page"),
 }
 
@@ -143,7 +144,25 @@ def parse_plan_fields(fields_given: Mapping[str, Any]) -> ZapPlan:
     if bump not in (True, False, "yes", "no", "true", "false"):
         raise ScenarioError(f"zap plan bump_valid_gen is {cut(bump)}; expected true or false")
     given["bump_valid_gen"] = bump in (True, "yes", "true")
-    return ZapPlan(**given)
+    return said_in_full(ZapPlan(**given))
+
+
+def said_in_full(plan: ZapPlan) -> ZapPlan:
+    """Refuse a plan with a field that decides nothing in its walk; a slot's walk has one way to offer the lock."""
+    if plan.walk == "index" and plan.only != "mmio_cached":
+        raise ScenarioError("zap plan walk=index goes with only=mmio_cached: the index lists no other pages")
+    if plan.walk != "slot":
+        return plan
+    if plan.only not in ("slot", "indirect"):
+        raise ScenarioError("zap plan walk=slot goes with only=slot or only=indirect")
+    for name, says in (("stop", plan.stop), ("skip", plan.skip), ("restart", "+".join(sorted(plan.restart)))):
+        if says not in ("none", ""):
+            raise ScenarioError(f"zap plan walk=slot has no list, so {name}={says} would decide nothing")
+    if plan.batch is not None:
+        raise ScenarioError(
+            f"zap plan walk=slot polls for each gfn, so offer={plan.offer} would decide nothing"
+        )
+    return replace(plan, offer="each_page") if plan.offer == "when_wanted" else plan
 
 
 def hashable(value: object) -> object:

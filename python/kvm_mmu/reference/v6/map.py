@@ -39,7 +39,7 @@ from ..common.slots import vcpu_address_space
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
 from ..shadow.prefetch import pin_run
-from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle
+from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle, rmap_remove
 
 
 def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, fault: PageFault, pinned: PinnedPfn) -> int:
@@ -60,7 +60,7 @@ def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, fault: PageFault, pinned: Pinned
         pinned.pfn & ~(kvm_pages_per_hpage(fault.goal_level) - 1), pinned.hva, pinned.is_host_writable
     )
     verdict = mmu_set_spte(kvm, vcpu, sp, index, gfn, first, fault)
-    if verdict != RET_PF_SPURIOUS:
+    if not fault.is_unchanged or (verdict != RET_PF_SPURIOUS and kvm.rules.emulate_wins_over_spurious):
         direct_pte_prefetch(kvm, vcpu, sp, index, fault.answer)
     return verdict
 
@@ -82,8 +82,13 @@ def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, fault: PageFault) -> Shado
     if is_present and word.is_large_pte(spte):
         drop_large_spte(kvm, sp, index)
     elif is_present:
+        note_silent_call(kvm, "page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte))
         drop_parent_pte(kvm, child_of(kvm, spte), sp, index)
-        kvm_flush_remote_tlbs(kvm)
+        if kvm.rules.large_in_way == "zapped_range":
+            first = kvm_mmu_page_get_gfn(sp, index)
+            kvm_flush_remote_tlbs_with_address(kvm, first, kvm_pages_per_hpage(level))
+        else:
+            kvm_flush_remote_tlbs(kvm)
     link_shadow_page(kvm, sp, index, child)
     if fault.is_huge_page_disallowed:
         is_possible = fault.requested_level >= level
@@ -125,6 +130,8 @@ def mmu_set_spte(
         is_leaf = word.is_last_spte(old, level)
         has_same_frame = is_leaf and pinned.pfn == word.spte_to_pfn(old)
         if has_same_frame and is_prefetch and kvm.rules.prefetch_over_same_is_spurious:
+            if fault is not None:
+                fault.is_unchanged = True
             return RET_PF_SPURIOUS
         if not is_leaf:
             drop_parent_pte(kvm, child_of(kvm, old), sp, index)
@@ -142,11 +149,12 @@ def mmu_set_spte(
     verdict = RET_PF_FIXED
     if was_rmapped and is_same:
         verdict = RET_PF_SPURIOUS
+        if fault is not None:
+            fault.is_unchanged = True
     else:
         flush |= mmu_spte_update(kvm, sp, index, new)
         note_set_spte(kvm, sp, index, gfn, new)
-    is_refused = is_write_protected and fault is not None and fault.is_write
-    if is_refused and (verdict == RET_PF_FIXED or kvm.rules.emulate_wins_over_spurious):
+    if is_write_protected and fault is not None and fault.is_write:
         verdict = RET_PF_WRITE_PROTECTED
     if flush:
         kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(level))
@@ -164,6 +172,8 @@ def replace_by_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: 
     is_dropped = was_mapped and kvm.rules.mmio_over_leaf == "drop_first"
     if is_dropped:
         drop_spte(kvm, sp, index)
+    elif was_mapped:
+        rmap_remove(kvm, sp, index)  # the kernel forgets to, and the entry outlives the table
     vcpu.stat["pf_mmio_spte_created"] += 1
     old = sp.sptes.get(index, 0)
     mark_mmio_spte(kvm, vcpu, sp, index, gfn)

@@ -63,7 +63,7 @@ def kvm_mmu_page_fault(
 
 def emulation_type(kvm: Kvm, vcpu: Vcpu, gpa: int, verdict: int) -> int:
     """Whether the emulator may let the guest retry: unless it is MMIO that the cache knows, later for writes only."""
-    if kvm.rules.retry_before_pin:
+    if not kvm.rules.mmio_emulate_retry:
         return EMULTYPE_RETRY if verdict == RET_PF_WRITE_PROTECTED else 0
     return 0 if mmio_info_in_cache(kvm, vcpu, gpa) else EMULTYPE_RETRY
 

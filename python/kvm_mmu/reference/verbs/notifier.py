@@ -185,11 +185,24 @@ def set_tdp_spte_hva(kvm: Kvm, hva: int, pfn: int, is_writable: int) -> None:
 
 
 def kvm_zap_gfn_range(kvm: Kvm, start: int, end: int) -> None:
-    """Remove every mapping of gfns start..end (end exclusive) in both address spaces."""
+    """Remove every mapping of gfns start..end (end exclusive) in both address spaces.
+
+    Meanwhile faults of these gfns, or of all, come again in v6.
+    """
+    blocks = kvm.rules.zap_range_blocks
+    if blocks != "nothing" and start < end:
+        kvm_mmu_invalidate_begin(kvm)
+        kvm_mmu_invalidate_range_add(kvm, *((start, end) if blocks == "range" else (0, U64)))
     if kvm.rules.zap_range_flush == "once":
         zap_gfn_range_with_one_flush(kvm, start, end)
-        return
-    # v5.0 leaves the flush to the end where the vendor can flush a range.
+    else:
+        zap_gfn_range_by_slot(kvm, start, end)
+    if blocks != "nothing" and start < end:
+        kvm_mmu_invalidate_end(kvm)
+
+
+def zap_gfn_range_by_slot(kvm: Kvm, start: int, end: int) -> None:
+    """v5: slots descending, a flush after each, but for v5.0 where the vendor can flush a range: one at the end."""
     flush_inside = not kvm.rules.zap_range_defers or not kvm_available_flush_tlb_with_range(kvm)
     pending = False
     for as_id in range(KVM_ADDRESS_SPACE_NUM):
@@ -210,11 +223,9 @@ def kvm_zap_gfn_range(kvm: Kvm, start: int, end: int) -> None:
 
 
 def zap_gfn_range_with_one_flush(kvm: Kvm, start: int, end: int) -> None:
-    """v6: slots ascending, one flush for all at the end; meanwhile faults of some gfns, or of all, come again."""
+    """v6: slots ascending, one flush for all at the end."""
     if end <= start:
         return
-    kvm_mmu_invalidate_begin(kvm)
-    kvm_mmu_invalidate_range_add(kvm, *((start, end) if has_gfn_range(kvm) else (0, U64)))
     pending = kvm_tdp_mmu_zap_leafs(kvm, start, end, False) if kvm.config.tdp_mmu else False
     for as_id in range(0 if kvm.config.tdp_mmu else KVM_ADDRESS_SPACE_NUM):
         for slot in reversed(kvm.memslots[as_id].memslots):
@@ -225,4 +236,3 @@ def zap_gfn_range_with_one_flush(kvm: Kvm, start: int, end: int) -> None:
                 pending = slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=True, pending=pending)
     if pending:
         kvm_flush_remote_tlbs_with_address(kvm, start, end - start)
-    kvm_mmu_invalidate_end(kvm)

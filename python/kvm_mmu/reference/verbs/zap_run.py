@@ -279,21 +279,24 @@ def zap_pages_in_memslot(kvm: Kvm, run: ZapRun) -> None:
     slot = run.target.slot
     if slot is None:
         return
-    if run.plan.only == "indirect" and kvm.rules.unmap_offers_lock and run.plan.offer == "when_wanted":
+    flush_on_yield = kvm.rules.unmap_offers_lock
+    if run.plan.only == "indirect" and flush_on_yield and run.plan.offer != "never":
         kvm_mmu_zap_memslot(kvm, slot)
         return
-    if kvm.active.next[0] == 0:
+    if kvm.active.next[0] == 0 and not flush_on_yield:
         return
     walk = whole_slot(slot, ALL_LEVELS)
     if run.plan.offer == "never":
         flush = handle_heads_without_polls(kvm, walk, unmap_head)
     else:
-        flush = slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=False)
-    gfns: Iterable[int] = range(slot.base_gfn, slot.base_gfn + slot.npages)
+        flush = slot_handle_level_range(kvm, walk, unmap_head, flush_on_yield=flush_on_yield)
+    gfns: Iterable[int] = range(
+        slot.base_gfn, slot.base_gfn + slot.npages if kvm.active.next[0] else slot.base_gfn
+    )
     is_polled = run.plan.offer != "never"
     if not is_polled or not may_break(kvm):
         # No poll can be true: they are counted at once, and only gfns that pages have are looked at.
-        if is_polled:
+        if is_polled and kvm.active.next[0]:
             count_polls(kvm, slot.npages)
         gfns, is_polled = paged_gfns(kvm, slot), False
     for gfn in gfns:

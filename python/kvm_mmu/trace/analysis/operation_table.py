@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvm_mmu.errors import UsageError
+from kvm_mmu.terminal import WIDTH
 from kvm_mmu.trace.analysis.mmu_work import UPDATE, ZAP_ALL, Work
 from kvm_mmu.trace.text.slot_changes import SlotChange
 
 #: What `--sort` takes -> the largest first of what (`name`: in order of the alphabet).
 SORTS = ("total", "count", "p50", "p99", "max", "zapped", "entries", "waited", "nobody", "name")
 _MEMSLOT = "memslot"
-#: Slots of a row that are printed, and the width of names.
-_SLOTS, _NAME_MIN, _NAME_MAX = 8, 26, 44
+#: Slots of a row that are printed, and the least room for names: a longer one has a line of its own.
+_SLOTS, _NAME_MIN, _INDENT = 8, 12, "  "
+_HEADS = ("count", "total", "p50", "p99", "max", "zapped", "entries", "vCPUs", "waited", "nobody")
+_ENTRIES_AT = _HEADS.index("entries")
 
 
 @dataclass(slots=True)
@@ -199,7 +202,7 @@ def _count(row: Row, pieces: Sequence[Work], later: Sequence[Work], waited: Mapp
 
 
 def as_lines(rows: Sequence[Row]) -> list[str]:
-    """The table for a person, microseconds; with a column of changed entries where there is a TDP MMU."""
+    """The table for a person, microseconds, in 80 columns; with changed entries where there is a TDP MMU."""
     has_entries = any(row.entries for row in rows)
     named: list[tuple[str, list[str]]] = []
     for row in rows:
@@ -212,23 +215,21 @@ def as_lines(rows: Sequence[Row]) -> list[str]:
             said = "the update itself" if cause == UPDATE and row.is_memslot else cause
             named.append((f"  of it {said}", _part_cells(part)))
         named.extend((f"  then {cause}", _part_cells(part)) for cause, part in _largest(row.later))
-    width = min(max([_NAME_MIN, *(len(name) for name, _ in named)]), _NAME_MAX)
-    heads = ("count", "total us", "p50", "p99", "max", "zapped", "entries", "vCPUs", "waited us", "nobody us")
-    lines = [f"  {'operation':<{width}}{_joined(heads, has_entries)}"]
+    shown = [at for at in range(len(_HEADS)) if has_entries or at != _ENTRIES_AT]
+    widths = {at: max(len(_HEADS[at]), *(len(cells[at]) for _, cells in named if cells)) + 1 for at in shown}
+    room = max(WIDTH - len(_INDENT) - sum(widths.values()), _NAME_MIN)
+    lines = [f"{_INDENT}{'times in us':<{room}}{_joined(_HEADS, widths)}"]
     for name, cells in named:
-        lines.append(f"  {name:<{width}}{_joined(cells, has_entries)}".rstrip())
+        joined = _joined(cells, widths)
+        if cells and len(name) > room:
+            lines.append(f"{_INDENT}{name}")
+            name = ""
+        lines.append(f"{_INDENT}{name:<{room}}{joined}".rstrip())
     return lines
 
 
-_WIDTHS = (6, 11, 9, 9, 9, 7, 9, 6, 11, 11)
-_ENTRIES_AT = 6
-
-
-def _joined(cells: Sequence[str], has_entries: bool) -> str:
-    columns = zip(cells, _WIDTHS, strict=False)
-    return "".join(
-        f"{cell:>{width}}" for at, (cell, width) in enumerate(columns) if has_entries or at != _ENTRIES_AT
-    )
+def _joined(cells: Sequence[str], widths: Mapping[int, int]) -> str:
+    return "".join(f"{cells[at]:>{width}}" for at, width in widths.items()) if cells else ""
 
 
 def _cells(row: Row) -> list[str]:

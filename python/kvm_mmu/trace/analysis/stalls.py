@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kvm_mmu.terminal import escaped
+from kvm_mmu.terminal import escaped, folded
 from kvm_mmu.trace.analysis.activity import Activity, Wait, activity
 from kvm_mmu.trace.analysis.mmu_work import (
     CAUSES,
@@ -27,7 +27,7 @@ from kvm_mmu.trace.text.buffer_header import BufferHeader
 from kvm_mmu.trace.text.line import process_of
 from kvm_mmu.trace.text.slot_changes import SlotChange
 from kvm_mmu.trace.text.source import Traced, lines_of, name_of
-from kvm_mmu.trace.text.window import Window
+from kvm_mmu.trace.text.window import Processes, Window
 
 OTHER = "other"
 _TIMELINE = 20
@@ -147,8 +147,8 @@ class Stalls:
             counts = sum(len(row.lengths) for row in updates)
             took = us(sum(sum(row.lengths) for row in updates))
             lines.append(f"  {_many(counts, 'memslot operation')} took {took} us from beginning to return")
-        if self.operations:
-            lines.extend(as_lines(self.operations))
+        rows = as_lines(self.operations) if self.operations else []
+        lines.extend(rows)
         lines.append(
             f"  waited for {OTHER} things (nothing in the trace explains it): {us(self.other_ns)} us"
         )
@@ -169,7 +169,7 @@ class Stalls:
                 f"    {stall.start_ns / 1e9:.6f} s  {vcpu} waited {us(stall.duration_ns)} us for {work.cause}{what} "
                 f"by {work.task} (lines {work.first_line}-{work.last_line}{zapped})"
             )
-        return escaped("\n".join(lines))
+        return "\n".join(escaped(line) if line in rows else folded(line, _hanging(line)) for line in lines)
 
     def _nx_lines(self) -> list[str]:
         if not self.nx_huge_pages:
@@ -217,10 +217,12 @@ def stalls(trace: Traced, name: str | None = None, only: Window | None = None, s
     """
     header = BufferHeader()
     name = name_of(trace) if name is None else name
-    found = activity(header.watch(lines_of(trace)), only)
+    processes = Processes(only)
+    found = activity(header.watch(processes.watch(lines_of(trace))), only)
     missing = header.missing(found.events + found.outside + found.other_lines)
     result = attributed(found, name, sort)
     result.notes = [*missing, *_notes(found)]
+    result.notes[:0] = processes.absent()
     if only is not None:
         result.notes.insert(0, f"{only}: what began or ended outside is cut")
     result.is_other_text = found.other_lines > 0 and not found.events and not found.outside
@@ -319,6 +321,11 @@ def _notes(found: Activity) -> list[str]:
     if not found.waits and not found.works:
         notes.append("neither faults nor MMU work in the trace: record with `kvm-mmu trace kit`")
     return notes
+
+
+def _hanging(line: str) -> str:
+    """What a line goes on with below itself: four columns more than it begins with."""
+    return " " * (len(line) - len(line.lstrip()) + 4)
 
 
 def _many(count: int, what: str) -> str:

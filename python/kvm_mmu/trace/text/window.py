@@ -18,6 +18,8 @@ _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?$")
 _NUMBERS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?$")
 _PID = re.compile(r"-(\d{1,10})(?:\s|$)")
 _RANGE_MAX = 1 << 16
+#: Processes that a sentence lists.
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,40 @@ class Window:
         if self.vms is not None:
             said.append(f"of process {', '.join(map(str, sorted(self.vms)))}")
         return "only events " + " ".join(said)
+
+
+class Processes:
+    """The processes of a trace whose window asks for some of them; owns which of these the trace does not have.
+
+    Args:
+        only: The window.
+    """
+
+    def __init__(self, only: Window | None) -> None:
+        self._asked = None if only is None else only.vms
+        self._seen: dict[int, str] = {}
+
+    def watch(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yields the lines as they come.
+
+        Args:
+            lines: The whole text.
+        """
+        for text in lines:
+            if self._asked is not None and (line := parse_line(text)) is not None:
+                for process in _processes(line.task):
+                    self._seen.setdefault(process, line.task)
+            yield text
+
+    def absent(self) -> list[str]:
+        """Returns a sentence if processes were asked for that have no event in the trace."""
+        missing = sorted((self._asked or frozenset()) - self._seen.keys())
+        if not missing:
+            return []
+        known = [f"{process} ({task.strip()})" for process, task in sorted(self._seen.items())]
+        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        has = f"it has those of {', '.join(known[:_SHOWN])}{more}" if known else "it has those of no process"
+        return [f"--vm {', '.join(map(str, missing))}: no event of such a process in the trace; {has}"]
 
 
 def _processes(task: str) -> frozenset[int]:
