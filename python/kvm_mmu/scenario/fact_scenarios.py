@@ -20,11 +20,14 @@ from kvm_mmu.scenario.scenario_text import read_object
 
 FOLDER = SAMPLE.parent / "facts"
 _TDP = "the TDP MMU: these scenarios are run on shadow pages"
+_SHADOW = "shadow pages of guests with tables of their own"
 #: Facts without a file, and why; those of the TDP MMU besides.
 NOT_SHOWN: dict[str, str] = {
     "has_requested_event": "recordings only: which tracepoints the text of a recording has; the model's events are of "
     "one form",
-    "zap_spares_rooted_child": "shadow pages of guests with tables of their own: no child of a direct page is a root",
+    "pte_list_order": _SHADOW
+    + ": at most four direct pages map a gfn, and one descriptor of fourteen holds them",
+    "zap_spares_rooted_child": _SHADOW + ": no child of a direct page is a root",
     "has_eager_split": _TDP + ", which are never split",
     "has_tdp_mmu": _TDP,
 }
