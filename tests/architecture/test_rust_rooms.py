@@ -14,7 +14,10 @@ import pytest
 
 # The floors of src/mmu, lowest first. A file may name its own floor and those below it.
 FLOORS: list[tuple[str, str]] = [
-    ("words", "addr level access role profile spte generation work error plan plan_text config views mutants"),
+    (
+        "words",
+        "addr level access role profile spte generation work error plan plan_text config views mutants",
+    ),
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"

@@ -25,6 +25,7 @@ COMMANDS = {
     "trace-replay": [("trace", "replay", BASIC, "--json")],
     "trace-diff": [("trace", "diff", BASIC, "--kernel-b", "v5.2", "--json")],
     "trace-export": [("trace", "export", BASIC, "--chrome", "{tmp}/c.json", "--json")],
+    "trace-evidence": [("trace", "evidence", "tests/data/traces", "--json")],
     "trace-fidelity": [("trace", "fidelity", "{tmp}", "--json")],
 }
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
-from kvm_mmu.trace.replay.fidelity import markdown, rows
+from kvm_mmu.trace.replay.evidence import evidence
+from kvm_mmu.trace.replay.evidence import markdown as evidence_table
+from kvm_mmu.trace.replay.fidelity import keep, kept, kept_rows, markdown, rows
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 
@@ -39,3 +41,41 @@ def test_a_row_for_each_recording(tmp_path: Path):
 def test_an_empty_folder_is_an_error(tmp_path: Path):
     with pytest.raises(TraceError, match="no recording here"):
         list(rows(tmp_path, engine))
+
+
+def test_counts_that_are_kept_give_the_same_table_without_a_replay(tmp_path: Path):
+    shutil.copytree(TRACES / "5.2.1-npt" / "pthuge", tmp_path / "5.2.1-npt" / "pthuge")
+    recording = tmp_path / "5.2.1-npt" / "pthuge"
+    (recording / "outputs.json").unlink()
+    assert kept(recording) == {}
+    assert "| not replayed | no outputs.json beside it |" in markdown(list(kept_rows(tmp_path)))
+    found = list(rows(tmp_path, engine))
+    assert keep(tmp_path, found) == [recording / "outputs.json"] and keep(tmp_path, found) == []
+    assert markdown(list(kept_rows(tmp_path))) == markdown(found)
+    assert (recording / "outputs.json").read_bytes() == (
+        TRACES / "5.2.1-npt" / "pthuge" / "outputs.json"
+    ).read_bytes()
+    (recording / "outputs.json").write_text('{"kvm_mmu_get_page": true}')
+    with pytest.raises(TraceError, match="kinds and counts"):
+        kept(recording)
+
+
+def test_evidence_is_counted_by_kernel_mmu_and_host(tmp_path: Path):
+    shutil.copytree(TRACES / "5.2.1-npt" / "pthuge", tmp_path / "5.2.1-npt" / "pthuge")
+    lines = [
+        "# comment",
+        "v6.1/aging.npt.tdp1.jsonl.xz reference",
+        "seed/aging.ept_ad.jsonl.xz core reference",
+    ]
+    found = evidence(lines, tmp_path)
+    assert {place: str(one) for place, one in found.items()} == {
+        ("v6.1", "tdp", "npt"): "1 vectors (reference)",
+        ("v5.0-seed", "direct", "ept_ad"): "1 vectors",
+        ("v5.2", "direct", "npt"): "1 recording (20 outputs)",
+    }
+    table = evidence_table(found)
+    assert "| `v6.1` | 6.1.192 | TDP MMU | 1 vectors (reference) | rules only | rules only | - |" in table
+    assert "| `v5.2` | 5.2.1 | shadow pages, direct | 1 recording (20 outputs) | rules only |" in table
+    for line in ("v5.0/nothing core", "v5.0/aging.npt.jsonl", "v5.0/aging.npt.jsonl someone"):
+        with pytest.raises(TraceError, match="expected variant/name"):
+            evidence([line], tmp_path)

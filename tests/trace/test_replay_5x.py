@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
+from kvm_mmu.trace.replay.fidelity import kept
 from kvm_mmu.trace.replay.replaying import replay
 from kvm_mmu.trace.replay.stripping import strip
 from kvm_mmu.trace.text import host, recordings
@@ -45,6 +46,7 @@ def test_equal(name: str, backend: str):
     report = replay(TRACES / name / "trace.txt.xz", ENGINES[backend])
     assert report.compared and report.is_equal, report.as_text()
     assert sum(report.equal.values()) == sum(report.recorded.values()) > 0
+    assert dict(report.recorded) == kept(TRACES / name), "kvm-mmu trace fidelity tests/data/traces --keep"
     assert report.inferred == {} and report.host_answers == 0 and report.ignored_operations == {}
 
 

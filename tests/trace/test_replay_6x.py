@@ -13,6 +13,7 @@ import pytest
 from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
 from kvm_mmu.recorders.residency_6x import Residency
+from kvm_mmu.trace.replay.fidelity import kept
 from kvm_mmu.trace.replay.normalise import normalise
 from kvm_mmu.trace.replay.replaying import replay
 from kvm_mmu.trace.replay.stripping import ANSWER, operations_beside, strip, wants_answers
@@ -49,6 +50,7 @@ def test_equal(name: str, backend: Any):
     report = replay(TRACES / name / "trace.txt.xz", backend)
     assert report.compared and report.is_equal, report.as_text()
     assert sum(report.equal.values()) == sum(report.recorded.values()) > 0
+    assert dict(report.recorded) == kept(TRACES / name), "kvm-mmu trace fidelity tests/data/traces --keep"
     assert bool(report.host_answers) == ("notifier" in name)
     assert report.inferred == {}
 
@@ -98,10 +100,10 @@ class Story:
             at = self.line(f"kvm_mmu_spte_requested: gfn {gpa >> 12:x} pfn {base:x} level {level}")
         return at
 
-    def outputs(self, *after: int) -> list[str]:
+    def outputs(self, *after: int, factory: Any = engine) -> list[str]:
         """What the lines `after` caused."""
         self.path.write_text("\n".join(self.lines))
-        predictions = replay(self.path, engine).predictions
+        predictions = replay(self.path, factory).predictions
         numbers = [p.line for p in predictions]
         assert numbers == sorted(numbers)
         return [f"{p.event} {p.body}".strip() for p in predictions if p.line in after]
@@ -319,12 +321,19 @@ def test_updates_without_markers_follow_the_generation_probe(tmp_path: Path):
 
 
 def test_the_quiet_update_that_wraps_zaps_everything(tmp_path: Path):
+    def aged(kernel: str, config: Mapping[str, object]) -> Any:
+        """A VM that has seen a quarter of a million updates before the recording began."""
+        old = engine(kernel, config)
+        old.apply({"op": "set_generation", "as": 0, "gen": 0x7FFE0})
+        return old
+
     story = Story(tmp_path)
     story.lines = [line for line in story.lines if "mmu_load" not in line]
     story.op("guest_run")
     story.fault(0x1000000, 0x100000006)
-    last = quiet(story, *range(4, 0x80002, 2))
-    said = [line.split()[0] for line in story.outputs(last) if not line.startswith("memslots_updated")]
+    last = quiet(story, *range(0x7FFE4, 0x80002, 2))
+    outputs = story.outputs(last, factory=aged)
+    said = [line.split()[0] for line in outputs if not line.startswith("memslots_updated")]
     assert said[:2] == ["zap_all_fast_enter", "kvm_mmu_zap_all_fast"]
     assert said.count("kvm_mmu_prepare_zap_page") == 4
 
@@ -554,9 +563,9 @@ def test_without_the_probes_the_markers_say_enough(name: str, tmp_path: Path):
     text = strip(lines, facts, operations_beside(path), answers=wants_answers(facts, lines)).text()
     plain = [line for line in text.splitlines() if not any(f": {probe}:" in line[:200] for probe in PROBES)]
     told = []
-    for number, kept in enumerate((text.splitlines(), plain)):
+    for number, left in enumerate((text.splitlines(), plain)):
         file = tmp_path / f"{number}.txt"
-        file.write_text("\n".join(kept) + "\n")
+        file.write_text("\n".join(left) + "\n")
         predictions = replay(file, engine).predictions
         told.append(
             [

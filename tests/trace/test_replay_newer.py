@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kvm_mmu.errors import ScenarioError
 from kvm_mmu.trace.analysis.explain_host import host_explainer
+from kvm_mmu.trace.replay.fidelity import kept
 from kvm_mmu.trace.replay.replaying import replay
 from kvm_mmu.trace.text import host
 from kvm_mmu.trace.text.source import iter_lines
@@ -39,6 +40,7 @@ def test_equal(name: str):
     report = replay(TRACES / name / "trace.txt.xz", core)
     assert report.compared and report.is_equal, report.as_text()
     assert sum(report.equal.values()) == sum(report.recorded.values()) > 0
+    assert dict(report.recorded) == kept(TRACES / name), "kvm-mmu trace fidelity tests/data/traces --keep"
     assert report.kernel == KERNELS[name.split("/")[0]] and report.inferred == {}
 
 

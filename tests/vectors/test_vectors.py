@@ -16,7 +16,11 @@ _SPEC.loader.exec_module(equal_files)
 
 LISTED = equal_files.read_list()
 CORE = sorted(name for name, backends in LISTED.items() if "core" in backends)
-REFERENCE = sorted(name for name, backends in LISTED.items() if "reference" in backends)
+#: Those of v6.x are run by tests/reference/test_vectors_6_reference.py, all of them.
+STEPPED = re.compile(r"\.tdp[01]\.")
+REFERENCE = sorted(
+    name for name, backends in LISTED.items() if "reference" in backends and not STEPPED.search(name)
+)
 #: Length of a random file is in its name; the reference runs the longer ones in `make soak`.
 _LENGTH = re.compile(r"random_\d+_[a-z0-9]+_(\d+)\.")
 SHORT = 200

@@ -25,7 +25,7 @@ from kvm_mmu.trace.text import host as host_facts
 from kvm_mmu.trace.text import recordings
 from kvm_mmu.trace.text.line import nanoseconds, parse_line
 from kvm_mmu.trace.text.recordings import SAMPLE
-from kvm_mmu.trace.text.source import display_name, iter_lines
+from kvm_mmu.trace.text.source import display_name, iter_lines, read_lines
 from kvm_mmu.trace.text.window import Window
 from kvm_mmu.view.out_folder import OutFolder
 from kvm_mmu.words.bits import FAMILIES
@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_stalls(commands)
     _add_export(commands)
     _add_fidelity(commands)
+    _add_evidence(commands)
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -214,8 +215,32 @@ def _add_fidelity(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "folder", metavar="DIR", type=Path, help="folders KERNEL/SCENARIO with trace.txt.xz in them"
     )
     parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    counts = parser.add_mutually_exclusive_group()
+    counts.add_argument(
+        "--keep",
+        action="store_true",
+        help="write the counts of a recording that is equal beside it (outputs.json)",
+    )
+    counts.add_argument(
+        "--kept", action="store_true", help="print the table of the kept counts, without a replay"
+    )
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     parser.set_defaults(run=run_fidelity)
+
+
+def _add_evidence(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "evidence", help="print which kernel, MMU and host is held against what, of kept counts"
+    )
+    parser.add_argument(
+        "folder",
+        metavar="DIR",
+        type=Path,
+        help="folders KERNEL/SCENARIO with recordings and outputs.json in them",
+    )
+    parser.add_argument("--vectors", metavar="LIST", type=Path, help="the list of equal vector files")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    parser.set_defaults(run=run_evidence)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -388,11 +413,23 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_fidelity(args: argparse.Namespace) -> int:
     """`kvm-mmu trace fidelity`"""
-    from kvm_mmu.trace.replay.fidelity import as_json, markdown, rows
+    from kvm_mmu.trace.replay.fidelity import as_json, keep, kept_rows, markdown, rows
 
-    found = list(rows(args.folder, backend=args.backend))
+    found = list(kept_rows(args.folder) if args.kept else rows(args.folder, backend=args.backend))
+    if args.keep:
+        keep(args.folder, found)
     sys.stdout.write((json.dumps(as_json(found)) if args.json else markdown(found)) + "\n")
     return 0 if all(row.is_equal for row in found) else 1
+
+
+def run_evidence(args: argparse.Namespace) -> int:
+    """`kvm-mmu trace evidence`"""
+    from kvm_mmu.trace.replay.evidence import as_json, evidence, markdown
+
+    vectors = [] if args.vectors is None else read_lines(args.vectors)
+    found = evidence(vectors, args.folder)
+    sys.stdout.write((json.dumps(as_json(found)) if args.json else markdown(found)) + "\n")
+    return 0
 
 
 def _add_window(parser: argparse.ArgumentParser) -> None:

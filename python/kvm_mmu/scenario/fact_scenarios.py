@@ -28,6 +28,9 @@ NOT_SHOWN: dict[str, str] = {
     "pte_list_order": _SHADOW
     + ": at most four direct pages map a gfn, and one descriptor of fourteen holds them",
     "zap_spares_rooted_child": _SHADOW + ": no child of a direct page is a root",
+    "has_guest_tables": _SHADOW,
+    "invlpg_warn_line": _SHADOW,
+    "direct_gfn_bug_line": _SHADOW,
     "has_eager_split": _TDP + ", which are never split",
     "has_tdp_mmu": _TDP,
 }
