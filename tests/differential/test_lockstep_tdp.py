@@ -96,3 +96,21 @@ def test_core_equals_reference_for_long(kernel: str, name: str, seed: int) -> No
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_core_equals_reference_with_a_gib_for_long(kernel: str, seed: int) -> None:
     run(kernel, "npt-nx", seed, STEPS // 4, with_gib=True)
+
+
+@pytest.mark.parametrize("kernel", ["v6.1", "v6.12", "v7.3"])
+def test_a_write_tracked_gfn_is_mapped_read_only(kernel: str) -> None:
+    """The audit found that the core made such a leaf writable. Each write is emulated, the first one at once."""
+    config = {"family": "npt", "tdp_mmu": 1}
+    scenario = Scenario(kernel=kernel, config=config)
+    pair = Lockstep(
+        make_engine(scenario, backend="core"),
+        make_engine(scenario, backend="reference"),
+        {"scenario": "write_tracked", "format": 1, "variant": kernel, "config": config, "dump": "all"},
+    )
+    pair.apply({"op": "set_memslot", "id": 0, "gpa": 0, "size": 0x20_0000, "hva": 0x2_0000_0000, "flags": 0})
+    pair.apply({"op": "track", "gfn": 0, "on": 1})
+    for kind, outcome in (("w", "emulate"), ("r", "hit"), ("w", "emulate")):
+        assert pair.apply({"op": "access", "gpa": 0, "kind": kind})["out"]["outcome"] == outcome
+    pair.apply({"op": "track", "gfn": 0, "on": 0})
+    assert pair.apply({"op": "access", "gpa": 0, "kind": "w"})["out"]["outcome"] == "hit"

@@ -62,6 +62,7 @@ impl From<TdpMapped> for Handled {
             TdpMapped::Fixed => Self::Fixed,
             TdpMapped::Spurious => Self::Spurious,
             TdpMapped::Mmio => Self::Emulate,
+            TdpMapped::WriteProtected => Self::WriteProtected,
         }
     }
 }

@@ -10,13 +10,15 @@ use crate::mmu::shadow::walk::{child_of, is_access_allowed, is_last, is_shadow_p
 use crate::mmu::tdp::tdp_walk::Lock;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::access::ACC_EXEC;
+use crate::mmu::words::access::{ACC_EXEC, PFERR_WRITE};
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::error::Result;
 use crate::mmu::words::level::{PAGE_TABLE, pages_per, table_index};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{LARGE, WRITABLE};
 use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
+
+const EPERM: i32 = 1;
 
 /// What became of the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub(in crate::mmu) enum TdpMapped {
     Spurious,
     /// It is an MMIO SPTE.
     Mmio,
+    /// It is read-only, because the gfn is write-tracked, and a write was wanted.
+    WriteProtected,
 }
 
 impl MmuState {
@@ -104,8 +108,8 @@ impl MmuState {
         let was_present = is_shadow_present(&self.masks, old);
         let was_leaf = was_present && is_last(old, mapping.level);
         let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
-        let new = match mapping.backing {
-            Backing::NoSlot => self.make_mmio(mapping.gfn, mapping.access, slots_gen),
+        let (new, is_protected) = match mapping.backing {
+            Backing::NoSlot => (self.make_mmio(mapping.gfn, mapping.access, slots_gen), false),
             Backing::Frame { pfn, host_writable } => {
                 let is_allowed = mapping.speculative || is_access_allowed(&self.masks, error_code, old);
                 if was_leaf && self.config.kernel.tdp_allowed_is_spurious && is_allowed {
@@ -131,11 +135,21 @@ impl MmuState {
             return TdpMapped::Mmio;
         }
         self.push_set_spte(sptep, mapping, new);
+        if is_protected && error_code & PFERR_WRITE != 0 {
+            return TdpMapped::WriteProtected;
+        }
         if is_changed { TdpMapped::Fixed } else { TdpMapped::Spurious }
     }
 
-    /// The leaf of a fault over `old`.
-    fn tdp_make_leaf(&mut self, sptep: Sptep, old: u64, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> u64 {
+    /// The leaf of a fault over `old`, and whether write tracking took the write permission from it.
+    fn tdp_make_leaf(
+        &mut self,
+        sptep: Sptep,
+        old: u64,
+        mapping: &Mapping,
+        pfn: Pfn,
+        host_writable: bool,
+    ) -> (u64, bool) {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
         let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE && !is_chosen(Mutant::LargeLeafExecutable);
         let leaf = Leaf {
@@ -147,17 +161,25 @@ impl MmuState {
             ad_disabled,
         };
         let mut spte = make_leaf(&self.masks, &leaf);
+        let mut is_protected = false;
         if host_writable {
-            spte |= WRITABLE | self.masks.mmu_writeable;
+            let writable = WRITABLE | self.masks.mmu_writeable;
+            spte |= writable;
             let exempts = self.config.kernel.old_entry_exempts;
             let was_writable = old & WRITABLE != 0 && (mapping.level == PAGE_TABLE || old & LARGE != 0);
             let is_exempt = was_writable && exempts != OldEntryExempts::None;
-            if !is_exempt && self.config.probes {
-                let (gfn, prefetch) = (mapping.gfn.0, mapping.speculative);
-                self.events.push(|| Event::TryUnsync { gfn, can_unsync: true, prefetch });
-                self.events.push(|| Event::TryUnsyncRet { ret: 0 });
+            if !is_exempt {
+                is_protected = self.needs_write_protect(mapping.slot, mapping.gfn);
+                if self.config.probes {
+                    let (gfn, prefetch) = (mapping.gfn.0, mapping.speculative);
+                    let ret = if is_protected { -EPERM } else { 0 };
+                    self.events.push(|| Event::TryUnsync { gfn, can_unsync: true, prefetch });
+                    self.events.push(|| Event::TryUnsyncRet { ret });
+                }
             }
-            if !(ad_disabled || is_exempt && exempts == OldEntryExempts::DirtyAndUnsync) {
+            if is_protected {
+                spte &= !writable;
+            } else if !(ad_disabled || is_exempt && exempts == OldEntryExempts::DirtyAndUnsync) {
                 spte |= self.masks.dirty;
             }
         }
@@ -167,6 +189,6 @@ impl MmuState {
         if spte & WRITABLE != 0 {
             self.mark_page_dirty(mapping.slot, mapping.gfn);
         }
-        spte
+        (spte, is_protected)
     }
 }

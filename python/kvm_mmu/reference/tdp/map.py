@@ -11,6 +11,7 @@ from ..common.constants import (
     RET_PF_FIXED,
     RET_PF_RETRY,
     RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
     kvm_pages_per_hpage,
 )
 from ..common.events import note_mark_mmio, note_set_spte, note_silent_call
@@ -69,7 +70,7 @@ def tdp_mmu_map_handle_target_level(
         return RET_PF_SPURIOUS
     first = pinned.pfn & ~(kvm_pages_per_hpage(it.level) - 1)
     page = PinnedPfn(first, pinned.hva, pinned.is_host_writable)
-    new, _ = make_spte(kvm, vcpu, it.sp, old, it.gfn, page, fault.is_prefetch)
+    new, is_write_protected = make_spte(kvm, vcpu, it.sp, old, it.gfn, page, fault.is_prefetch)
     verdict = RET_PF_SPURIOUS
     if new != old:
         verdict = RET_PF_FIXED
@@ -78,7 +79,7 @@ def tdp_mmu_map_handle_target_level(
         if was_link:
             flush_replaced_table(kvm, it)
     note_set_spte(kvm, it.sp, it.index, it.gfn, new)
-    return verdict
+    return RET_PF_WRITE_PROTECTED if is_write_protected and fault.is_write else verdict
 
 
 def flush_replaced_table(kvm: Kvm, it: TdpIter) -> None:
