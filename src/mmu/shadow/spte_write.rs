@@ -17,7 +17,26 @@ use crate::mmu::words::generation::GenerationBits;
 use crate::mmu::words::level::ENTRIES;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::WRITABLE;
+use crate::mmu::words::spte::masks::Masks;
 use crate::mmu::words::spte::mmio::{STORED_ACCESS, make_mmio_spte};
+
+/// How many leaves went at once, and how many of them had been written and used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::mmu) struct LeavesGone {
+    pub leaves: i64,
+    pub dirty: i64,
+    pub accessed: i64,
+}
+
+impl LeavesGone {
+    /// One more.
+    #[inline]
+    pub fn add(&mut self, masks: &Masks, spte: u64) {
+        self.leaves += 1;
+        self.dirty += i64::from(is_dirty(masks, spte));
+        self.accessed += i64::from(is_accessed(masks, spte));
+    }
+}
 
 impl MmuState {
     /// Stores a word, nothing else.
@@ -129,6 +148,29 @@ impl MmuState {
         }
         if is_dirty(&self.masks, old) {
             self.push_dirty(pfn_of(old));
+        }
+    }
+
+    /// Empties the present leaves of a full page table from an index on, and counts what they were; nothing if the table is
+    /// not full.
+    pub(in crate::mmu) fn clear_leaves(&mut self, page: PageIdx, from: u16, count: u16) -> Option<LeavesGone> {
+        let masks = self.masks;
+        let SpteTable::Full(words) = self.arena.table_mut(page) else { return None };
+        let mut gone = LeavesGone::default();
+        for word in words.iter_mut().skip(from.into()).take(count.into()) {
+            if is_shadow_present(&masks, *word) {
+                gone.add(&masks, *word);
+                *word = 0;
+            }
+        }
+        Some(gone)
+    }
+
+    /// The host pages of leaves that are gone are marked; nobody listens.
+    pub(in crate::mmu) fn account_leaves_gone(&mut self, gone: LeavesGone) {
+        if self.config.kernel.copies_ad_on_zap && !is_chosen(Mutant::TdpDirtyLost) {
+            self.stats.pfn_dirty += gone.dirty;
+            self.stats.pfn_accessed += gone.accessed;
         }
     }
 

@@ -7,13 +7,15 @@
 use crate::kernels::TdpAtomicZap;
 use crate::mmu::shadow::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::shadow::pte_list::PteHead;
+use crate::mmu::shadow::spte_table::SpteTable;
+use crate::mmu::shadow::spte_write::LeavesGone;
 use crate::mmu::shadow::walk::{child_of, is_accessed, is_dirty, is_last, is_shadow_present, pfn_of};
 use crate::mmu::tdp::tdp_walk::{Entry, Lock};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
-use crate::mmu::words::level::{ENTRIES, pages_per};
+use crate::mmu::words::level::{ENTRIES, PAGE_TABLE, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::role::Role;
 use crate::mmu::words::spte::layout::PFN_FIELD;
@@ -93,6 +95,12 @@ impl MmuState {
         let (gfn, role) = (self.arena.key(table).gfn, self.arena.key(table).role);
         let (as_id, level) = (role.as_id(), role.level());
         let words = self.take_table(table);
+        if level == PAGE_TABLE && !self.events.is_on() {
+            self.account_leaves_frozen(&words, lock);
+            self.tdp.nr_tables = self.tdp.nr_tables.saturating_sub(1);
+            self.free_tdp_page(table);
+            return;
+        }
         let frozen = self.masks.frozen;
         let at = |index: usize| Entry { as_id, gfn: gfn.plus(index as u64 * pages_per(level)), level };
         let mut done = 0;
@@ -113,6 +121,26 @@ impl MmuState {
         }
         self.tdp.nr_tables = self.tdp.nr_tables.saturating_sub(1);
         self.free_tdp_page(table);
+    }
+
+    /// Counts the changes of a page table that goes, where nobody listens.
+    fn account_leaves_frozen(&mut self, words: &SpteTable, lock: Lock) {
+        let mut gone = LeavesGone::default();
+        let mut others = 0;
+        for (_, spte) in words.iter() {
+            if is_shadow_present(&self.masks, spte) {
+                gone.add(&self.masks, spte);
+            } else {
+                others += 1;
+            }
+        }
+        let leaves = gone.leaves.unsigned_abs();
+        let is_shared = lock == Lock::Shared && !is_chosen(Mutant::TdpEmptyNotFrozen);
+        let changed = if is_shared { ENTRIES as u64 } else { leaves };
+        self.stats.spte_changed = self.stats.spte_changed.wrapping_add_unsigned(changed);
+        self.work.sptes_changed += changed;
+        self.work.sptes_cleared += leaves + if is_shared { others } else { 0 };
+        self.account_leaves_gone(gone);
     }
 
     /// Empty entries of a table that goes become frozen.

@@ -97,6 +97,7 @@ impl MmuState {
                 return Step::Slice;
             }
             self.slice.spend(1);
+            self.clear_quietly(walk, iter);
             let quiet = self.quiet_entries(walk, iter);
             if quiet > 0 {
                 self.pass_over_quiet(walk, iter, quiet);
@@ -174,6 +175,26 @@ impl MmuState {
     /// What is removed from an invalid root is not flushed for: it is empty, or about to be, and nobody may use it.
     fn is_flush_spared(&self, walk: &TdpWalk) -> bool {
         self.arena.key(walk.root).role.invalid() && !self.config.kernel.tdp_walks_invalid_roots
+    }
+
+    /// Empties the leaves of a page table at once where the walk would do so one by one, nobody listens and no poll can be
+    /// true.
+    fn clear_quietly(&mut self, walk: &mut TdpWalk, iter: &TdpIter) {
+        let is_zap = matches!(walk.body, Body::ZapRoot { .. });
+        let is_quiet = !self.events.is_on() && (!walk.is_polled || self.polls.is_quiet());
+        if iter.level > PAGE_TABLE || !is_quiet || !(is_zap || walk.body == Body::Unmap) {
+            return;
+        }
+        let Some(gone) = self.clear_leaves(iter.sptep().page(), iter.sptep().index(), iter.left_in_table()) else {
+            return;
+        };
+        self.stats.spte_changed += gone.leaves;
+        self.work.sptes_changed += gone.leaves.unsigned_abs();
+        self.account_leaves_gone(gone);
+        if is_zap {
+            self.work.sptes_cleared += gone.leaves.unsigned_abs();
+        }
+        walk.flush |= gone.leaves > 0 && (is_zap || !self.is_flush_spared(walk));
     }
 
     /// How many entries from a walk's on are empty, in a table of the lowest level and where no poll can be true.
