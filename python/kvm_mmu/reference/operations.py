@@ -353,7 +353,7 @@ def op_gfn_write_protect(kvm: Kvm, op: Op) -> Result:
 
 
 def op_track(kvm: Kvm, op: Op) -> Result:
-    if kvm.format == 6 or kvm.config.tdp_mmu:
+    if kvm.format == 6:
         return -EOPNOTSUPP, None  # a VM that never had a shadow root has no counters of tracked gfns
     slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
     if slot is None:

@@ -11,9 +11,6 @@ use crate::mmu::words::error::Result;
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 
-/// The slot has no such counts.
-const EOPNOTSUPP: i32 = 95;
-
 impl MmuState {
     fn slot_of(&self, as_id: u8, gfn: Gfn) -> Result<Option<SlotAt>> {
         Ok(self.space(as_id)?.find(gfn).map(|at| SlotAt { as_id, at }))
@@ -41,13 +38,9 @@ impl MmuState {
         Ok(i32::from(any))
     }
 
-    /// Adds or removes a tracked gfn. Under the TDP MMU a slot has no counts of them before the first shadow page.
+    /// Adds or removes a tracked gfn.
     pub(in crate::mmu) fn track(&mut self, as_id: u8, gfn: Gfn, on: bool) -> Result<i32> {
-        let found = self.slot_of(as_id, gfn)?;
-        if self.tables() == Tables::Tdp {
-            return Ok(-EOPNOTSUPP);
-        }
-        let Some(slot) = found else { return Ok(0) };
+        let Some(slot) = self.slot_of(as_id, gfn)? else { return Ok(0) };
         let spec = *self.slot_spec(slot);
         let index = spec.index(gfn, PAGE_TABLE);
         let body = self.slot_body_mut(slot);

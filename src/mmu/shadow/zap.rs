@@ -176,7 +176,8 @@ impl MmuState {
         self.work.sptes_cleared += gone.cleared;
         self.work.rmap_steps += gone.present;
         self.stats.lpages -= gone.large;
-        if !self.events.is_on() && !is_chosen(Mutant::AccessedDirtyLost) {
+        let copies = self.config.kernel.copies_ad_on_zap && !is_chosen(Mutant::AccessedDirtyLost);
+        if !self.events.is_on() && copies {
             self.stats.pfn_accessed += gone.accessed;
             self.stats.pfn_dirty += gone.dirty;
         }

@@ -260,7 +260,12 @@ impl MmuState {
         let both = self.masks.host_writeable | self.masks.mmu_writeable;
         let role = self.arena.key(sptep.page()).role;
         let slot = self.find_slot(role.as_id(), self.gfn_of(sptep));
-        let is_tracked = role.level() == PAGE_TABLE && self.needs_write_protect(slot, self.gfn_of(sptep));
+        // What the other address space tracks keeps new leaves read-only, and leaves those that are there alone.
+        let is_tracked = role.level() == PAGE_TABLE
+            && slot.is_some_and(|slot| {
+                let index = self.slot_spec(slot).index(self.gfn_of(sptep), PAGE_TABLE);
+                self.slot_body(slot).track.contains_key(&index)
+            });
         report.check(spte & both == both && !is_tracked, "spte_writable", || {
             format!("page {} entry {}: {spte:#x}", self.id(sptep.page()), sptep.index())
         });
