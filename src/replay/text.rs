@@ -1,13 +1,12 @@
 //! The text of a recording in chunks, line by line, with the rest of a chunk kept for the next one.
 //!
-//! Owns the cutting. A line that the slow way would read otherwise than this one is refused: one that is very long, and
-//! one with a bracket in its first columns, where a task's name has them.
+//! Owns the cutting. A line that the slow way might read otherwise is refused: one that is very long, has a bracket in its
+//! first columns, where a task's name has them, or is neither an event as kernels print them nor a comment.
 
 use memchr::memchr;
 
 use super::Unsure;
 use crate::ftrace::Line;
-use crate::ftrace::line::lost_events;
 
 /// Longest line; the reader of lines in Python cuts longer ones.
 const LINE_MAX: usize = 1 << 20;
@@ -65,10 +64,16 @@ impl Text {
                 return Err(Unsure("a bracket stands in the column of the task, or events were lost"));
             }
             if let Some(line) = Line::parse(text) {
+                // The other reader wants a blank before the name.
+                let name_at = line.event.as_ptr().addr() - text.as_ptr().addr();
+                if !matches!(text[..name_at].last(), Some(b' ' | b'\t')) {
+                    return Err(Unsure("no blank stands before the name of an event"));
+                }
                 return Ok(Next::Event(line, end));
             }
-            if lost_events(text).is_some() {
-                return Err(Unsure("events were lost"));
+            let is_comment = text.starts_with(b"#") && memchr(b'[', text).is_none();
+            if !is_comment && !text.trim_ascii().is_empty() {
+                return Err(Unsure("a line is neither an event nor a comment"));
             }
             at = end;
         }
@@ -110,7 +115,14 @@ mod tests {
 
     #[test]
     fn what_the_slow_way_may_read_otherwise_is_refused() {
-        for text in [&b"CPU:0 [LOST 42 EVENTS]\n"[..], b"a [x] [000] 1.0: a: x\n"] {
+        for text in [
+            &b"CPU:0 [LOST 42 EVENTS]\n"[..],
+            b"a [x] [000] 1.0: a: x\n",
+            b"             vmm-1    [000] .....  1.0:a: x\n",
+            b"             vmm-1    [000] .....  1.0123456789: a: x\n",
+            b"#            vmm-1    [000] 1.0 a\n",
+            b"cpus=1\n",
+        ] {
             let mut all = Text::default();
             all.feed(text);
             assert!(all.next_from(0).is_err());

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, get_args
 
@@ -548,15 +548,13 @@ class Vm:
 
     # -- memory_region's backend --------------------------------------------------------------------------------
 
-    @contextmanager
-    def updating(self) -> Iterator[None]:
-        """Hold `slots_lock`: one memslot update at a time, also between threads.
+    def updating(self) -> AbstractContextManager[object]:
+        """Give `slots_lock`: one memslot update at a time, also between threads.
 
-        Yields:
-            Nothing; the lock is held inside the `with` block.
+        Returns:
+            The lock; it is held inside a `with` block.
         """
-        with self._slots_lock:
-            yield
+        return self._slots_lock
 
     def install_slot(self, as_id: int, generation: int, slot: tuple[int, int, int, int, int]) -> None:
         """Make an array with this slot visible; the first half of a memslot update, without its zaps.

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from kvm_mmu import _core
+from kvm_mmu.errors import MemslotError
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.recorders.inputs_6x import Event, event_of, operation_of
 from kvm_mmu.recorders.quiet_updates import FLAGS
-from kvm_mmu.recorders.recorder_6x import GROUP, HEARD, LEVEL_MAX, REFILL_PAGES, Recorder6x
+from kvm_mmu.recorders.recorder_6x import GROUP, HEARD, LEVEL_MAX, REFILL_PAGES, Recorder6x, Slot
 from kvm_mmu.recorders.residency_6x import Residency
 from kvm_mmu.scenario.machine_engine import MachineEngine
+from kvm_mmu.scenario.operation_table import SLOT_ID_LIMIT
 from kvm_mmu.trace.replay.lane import LaneStop, Rules, Unsure
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.recorder import Survey
@@ -23,6 +25,7 @@ from kvm_mmu.trace.text.exit_qualification import BITS, MISCONFIGURATION
 from kvm_mmu.trace.text.host import HostFacts
 from kvm_mmu.trace.text.kinds import OUTPUTS
 from kvm_mmu.trace.text.markers import Operation
+from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM, PAGE_SHIFT
 
 #: What the lane does at an event. Where a recording lacks one, the markers say it, here as in the slow way.
 _DEEDS = {
@@ -131,6 +134,29 @@ class Lane6x(Recorder6x):
         if name == "create_vm":
             self.lane.begin_vm()
 
+    def _set_memslot(self, slot: Slot, size: int) -> None:
+        """The request as the machine layer takes it; of what the table of operations refuses the slow way tells."""
+        if slot.as_id >= KVM_ADDRESS_SPACE_NUM or slot.id >= SLOT_ID_LIMIT:
+            raise Unsure("a memslot of a number that none has")
+        engine, core = self._vm.engine, self.core
+        assert isinstance(engine, MachineEngine)
+        core.clear_events()
+        is_refused = False
+        try:
+            engine.vm.memslots.set_region(
+                slot=slot.id,
+                gpa=slot.base << PAGE_SHIFT,
+                size=size,
+                hva=slot.hva,
+                flags=slot.flags,
+                as_id=slot.as_id,
+            )
+        except MemslotError:
+            is_refused = True
+        self._after(is_expected=True)
+        if not is_refused:
+            self._note_slot(slot, size)
+
     def _update_all_quietly(self, changes: list[int]) -> None:
         """Many changes of one slot's flags are made at once."""
         touched, engine = self._touched, self._vm.engine
@@ -156,14 +182,18 @@ class Lane6x(Recorder6x):
         return self._do(op, is_expected=True)
 
     def _do(self, op: Operation, *, is_expected: bool) -> dict[str, object]:
-        vm, core = self._vm, self.core
-        engine = vm.engine
+        engine = self._vm.engine
         assert isinstance(engine, MachineEngine)
         ret = engine.do(op)
+        self._after(is_expected=is_expected)
+        return {"ret": ret}
+
+    def _after(self, *, is_expected: bool) -> None:
+        """What was done to the model goes into the comparison."""
+        core = self.core
         self.lane.take(core, is_expected)
         if self._given_generations:
-            vm.generations[:] = core.generation(0), core.generation(1)
-        return {"ret": ret}
+            self._vm.generations[:] = core.generation(0), core.generation(1)
 
 
 class _LaneResidency(Residency):

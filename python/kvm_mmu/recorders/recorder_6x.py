@@ -513,15 +513,17 @@ class Recorder6x:
 
     def _set_memslot(self, slot: Slot, size: int) -> None:
         """A request to change a slot; the engine says whether it was one."""
-        vm = self._vm
         op: Operation = {"op": "set_memslot", "as": slot.as_id, "id": slot.id, "gpa": slot.base << 12}
         result = self._expect({**op, "size": size, "hva": slot.hva, "flags": slot.flags})
-        if result.get("ret") != 0:
-            return
+        if result.get("ret") == 0:
+            self._note_slot(slot, size)
+
+    def _note_slot(self, slot: Slot, size: int) -> None:
+        """A request was granted."""
         if size:
-            vm.slots[slot.as_id, slot.id] = slot
+            self._vm.slots[slot.as_id, slot.id] = slot
         else:
-            vm.slots.pop((slot.as_id, slot.id), None)
+            self._vm.slots.pop((slot.as_id, slot.id), None)
 
     def _end(self) -> None:
         """The VM ends: every page goes, then each vCPU gives its roots up."""
