@@ -13,6 +13,7 @@ import pytest
 from kvm_mmu import reference
 from kvm_mmu.trace.replay.comparing_tdp import TdpComparison
 from kvm_mmu.trace.replay.difference import diff
+from kvm_mmu.trace.replay.fidelity import kept
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.narrator_tdp import NarratorTdp
 from kvm_mmu.trace.replay.normalise_tdp import alike
@@ -65,6 +66,7 @@ def test_equal(name: str, make: Any):
     report = replay(TRACES / name / "trace.txt.xz", make)
     assert is_whole(report), report.as_text()
     assert report.inferred == {} and report.recorded[CHANGED] and report.is_tdp
+    assert dict(report.recorded) == kept(TRACES / name), "kvm-mmu trace fidelity tests/data/traces --keep"
 
 
 @pytest.mark.soak
