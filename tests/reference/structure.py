@@ -28,6 +28,7 @@ def assert_structure(kvm: Kvm) -> None:
     hashed = [page for bucket in kvm.page_hash.values() for page in bucket]
     assert sorted(hashed) == sorted(kvm.pages)
     roots = Counter(root for vcpu in kvm.vcpus for root in vcpu.roots)
+    roots.update(previous[1] for vcpu in kvm.vcpus for previous in vcpu.prev_roots if previous is not None)
     parents: dict[int, list[tuple[int, int]]] = {page: [] for page in kvm.pages}
     mapped: list[tuple[int, int, int, int]] = []
     for page, sp in kvm.pages.items():

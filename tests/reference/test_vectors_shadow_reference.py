@@ -16,9 +16,9 @@ from kvm_mmu.scenario.language import read_scenario, run_scenario
 from kvm_mmu.scenario.verify import verify_file
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = {"v5.0": "v5.0", "seed": "v5.0-seed", "v5.2": "v5.2"}
+KERNELS = {"v5.0": "v5.0", "seed": "v5.0-seed", "v5.2": "v5.2", "v6.1": "v6.1", "v6.12": "v6.12"}
 SHARED = Path(os.environ.get("KVM_MMU_SHARED", ROOT.parent / "shared")) / "vectors"
-FILES = sorted(path for variant in KERNELS for path in (SHARED / variant).glob("*.shadow.jsonl*"))
+FILES = sorted(path for variant in KERNELS for path in (SHARED / variant).glob("*.shadow.*jsonl*"))
 IN_SHORT_RUN = 8
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .common import spte as word
 from .common.constants import (
+    ACC_ALL,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_RELOAD,
     PAGE_SHIFT,
@@ -32,6 +33,7 @@ from .common.role import (
 )
 from .common.state import Kvm, KvmMemorySlot, ShadowPage, Vcpu
 from .shadow.active_list import list_pages
+from .shadow.guest_mode import shadow_page_role
 from .verbs.roots import root_level
 
 
@@ -213,7 +215,8 @@ def dump_slot_6(kvm: Kvm, slot: KvmMemorySlot) -> dict[str, Any]:
     dumped = dump_slot(slot)
     if kvm.config.tdp_mmu:
         dumped["rmap"] = None
-    dumped["track"] = None  # no counters: the VM never had a shadow root
+    if not has_guest_tables(kvm):
+        dumped["track"] = None  # no counters: the VM never had a shadow root
     vetoes: list[list[int]] = []
     for level, index, count in dumped["disallow"]:
         last = vetoes[-1] if vetoes else None
@@ -264,12 +267,24 @@ def dump_sptes_6(kvm: Kvm, sp: ShadowPage) -> list[list[Any]]:
     return dumped
 
 
+#: Of the table of four roots.
+PT32E_ROOT_LEVEL = 3
+
+
+def vcpu_root_role(kvm: Kvm, vcpu: Vcpu) -> int:
+    """The role that the vCPU's root has or gets; four roots count as one of level 3."""
+    if vcpu.mode is None:
+        return root_role(kvm, vcpu, root_level(kvm))
+    level = vcpu.mode.root_level if vcpu.mode.name == "long" else PT32E_ROOT_LEVEL
+    return shadow_page_role(kvm, vcpu, 0, level, vcpu.mode.name == "none", ACC_ALL)
+
+
 def dump_vcpu_6(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
     requests = vcpu.requests
     if requests & KVM_REQ_MMU_RELOAD:
         requests ^= KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
     dumped = dump_vcpu(kvm, vcpu)
-    dumped["role"] = hex(shown_role(kvm.rules, root_role(kvm, vcpu, root_level(kvm))))
+    dumped["role"] = hex(shown_role(kvm.rules, vcpu_root_role(kvm, vcpu)))
     dumped["requests"] = hex(requests)
     dumped["stat"] = dict(vcpu.stat)
     return dumped

@@ -34,6 +34,7 @@ from .paging.hardware_walk import shadow_hardware_walk
 from .paging.invlpg import kvm_mmu_invlpg
 from .paging.pte_write import emulated_write, kvm_mmu_unprotect_page
 from .paging.roots import kvm_set_cr3, set_guest_registers
+from .paging.roots_v6 import kvm_set_cr3_v6, set_guest_registers_v6
 from .shadow.guest_memory import kvm_vcpu_read_guest, write_guest
 from .shadow.reclaim import (
     kvm_mmu_change_mmu_pages,
@@ -200,7 +201,8 @@ def op_peek(kvm: Kvm, op: Op) -> Result:
 
 
 def op_emul_write(kvm: Kvm, op: Op) -> Result:
-    return emulated_write(kvm, vcpu_of(kvm, op), op["gpa"], op["val"], op["bytes"]), None
+    error = emulated_write(kvm, vcpu_of(kvm, op), op["gpa"], op["val"], op["bytes"])
+    return (error if kvm.format == 1 else int(not error)), None
 
 
 def op_invlpg(kvm: Kvm, op: Op) -> Result:
@@ -211,7 +213,8 @@ def op_invlpg(kvm: Kvm, op: Op) -> Result:
 
 
 def op_set_cr3(kvm: Kvm, op: Op) -> Result:
-    return kvm_set_cr3(kvm, vcpu_of(kvm, op), op["cr3"]), None
+    set_cr3 = kvm_set_cr3_v6 if kvm.rules.is_level_requested else kvm_set_cr3
+    return set_cr3(kvm, vcpu_of(kvm, op), op["cr3"]), None
 
 
 def op_unprotect(kvm: Kvm, op: Op) -> Result:
@@ -248,7 +251,8 @@ def op_set_regs(kvm: Kvm, op: Op) -> Result:
         if op.get(name) is not None:
             setattr(vcpu, name, op[name])
     if has_guest_tables(kvm):
-        return set_guest_registers(kvm, vcpu), None
+        set_registers = set_guest_registers_v6 if kvm.rules.is_level_requested else set_guest_registers
+        return set_registers(kvm, vcpu), None
     kvm_mmu_reset_context(kvm, vcpu)
     return DONE
 
@@ -325,6 +329,8 @@ def op_slot(kvm: Kvm, op: Op) -> Result:
     slot = slot_of(kvm, op)
     if slot is None:
         return -ENOENT, None
+    if op["what"] == "set_dirty" and kvm.format == 6 and has_guest_tables(kvm):
+        return -EOPNOTSUPP, None  # v6 has no such walk
     SLOT_FUNCTIONS[op["what"]](kvm, slot)
     return DONE
 
@@ -353,7 +359,7 @@ def op_gfn_write_protect(kvm: Kvm, op: Op) -> Result:
 
 
 def op_track(kvm: Kvm, op: Op) -> Result:
-    if kvm.format == 6:
+    if kvm.format == 6 and not has_guest_tables(kvm):
         return -EOPNOTSUPP, None  # a VM that never had a shadow root has no counters of tracked gfns
     slot = gfn_to_memslot(kvm, op["as"], op["gfn"])
     if slot is None:

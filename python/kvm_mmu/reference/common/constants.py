@@ -80,10 +80,13 @@ KVM_REQ_MMU_RELOAD: Final = 1 << 1
 KVM_REQ_TRIPLE_FAULT: Final = 1 << 10
 KVM_REQ_MMU_SYNC: Final = 1 << 11
 KVM_REQ_LOAD_CR3: Final = 1 << 13
+KVM_REQ_TLB_FLUSH_CURRENT: Final = 1 << 34
+KVM_REQ_TLB_FLUSH_GUEST: Final = 1 << 35
 KVM_REQ_UPDATE_CPU_DIRTY_LOGGING: Final = 1 << 38
 KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: Final = 1 << 39  # what a reload is from v6 on
 
 EMULTYPE_RETRY: Final = 8
+EMULTYPE_WRITE_PF_TO_SP: Final = 0x100
 X86_CR0_WP: Final = 1 << 16
 X86_CR0_PG: Final = 1 << 31
 X86_CR4_PSE: Final = 1 << 4

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .constants import KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, PAGE_SHIFT, kvm_pages_per_hpage
+from .constants import (
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+    PAGE_SHIFT,
+    PT_MAX_HUGEPAGE_LEVEL,
+    kvm_pages_per_hpage,
+)
 from .slots import gfn_to_host_page, gfn_to_memslot, mmu_gfn_lpage_is_disallowed
 from .state import HostMemory, Kvm, KvmMemorySlot
 
@@ -96,9 +102,11 @@ def host_pfn_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
     return 1
 
 
-def kvm_mmu_max_mapping_level(kvm: Kvm, slot: KvmMemorySlot, gfn: int) -> int:
+def kvm_mmu_max_mapping_level(
+    kvm: Kvm, slot: KvmMemorySlot, gfn: int, max_level: int = PT_MAX_HUGEPAGE_LEVEL
+) -> int:
     """v6: the highest level that nothing vetoes, but not above that of the host's page."""
-    level = kvm.config.lpage_level
+    level = min(kvm.config.lpage_level, max_level)
     while level > 1 and mmu_gfn_lpage_is_disallowed(slot, gfn, level):
         level -= 1
     return min(level, host_pfn_mapping_level(kvm, slot, gfn)) if level > 1 else level

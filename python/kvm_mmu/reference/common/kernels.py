@@ -133,6 +133,11 @@ class KernelRules:
     # Guests with page tables of their own.
     has_guest_tables: bool = False  # they are modelled
     invlpg_warn_line: int = 0  # of paging_tmpl.h, where there is no root
+    self_map_is_small: bool = True  # a large page that holds a table of its own walk is mapped small
+    sync_keeps_same_access: bool = False  # a sync leaves an entry alone whose gfn and access are the same
+    invlpg_syncs: bool = False  # an entry of an unsync page, else it is zapped and filled again
+    has_dummy_root: bool = False  # for a root whose table is no memory, else a triple fault
+    unprotect_counts_freed: bool = False  # unprotecting succeeds only where a page left the active list
     direct_gfn_bug_line: int = 0  # of mmu.c, where a gfn comes into a direct table of another
     # What the vectors of v6 showed besides.
     walk_skips_empty_heads: bool = False  # a walk polls only after heads that hold something
@@ -270,6 +275,7 @@ _V6_1 = replace(
     _V6_1_0,
     name="v6.1",
     release="6.1.192",
+    has_guest_tables=True,
     zap_spares_rooted_child=True,
     stale_test="after_reclaim",
     child_role_valid=True,
@@ -284,6 +290,11 @@ _V6_12_0 = replace(
     _V6_1_0,
     name="v6.12.0",
     release="6.12.0",
+    self_map_is_small=False,
+    sync_keeps_same_access=True,
+    invlpg_syncs=True,
+    has_dummy_root=True,
+    unprotect_counts_freed=True,
     spte_layout="v6.12",
     fast_pf_whole_error_code=True,
     pte_list_order="front",
@@ -313,6 +324,7 @@ _V6_12 = replace(
     _V6_12_0,
     name="v6.12",
     release="6.12.117",
+    has_guest_tables=True,
     zap_spares_rooted_child=True,
     stale_test="after_reclaim",
     child_role_valid=True,

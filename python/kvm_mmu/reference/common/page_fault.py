@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .constants import PAGE_SHIFT, PFERR_FETCH, PFERR_WRITE, PT_PAGE_TABLE_LEVEL
+from .constants import (
+    PAGE_SHIFT,
+    PFERR_FETCH,
+    PFERR_USER,
+    PFERR_WRITE,
+    PT_MAX_HUGEPAGE_LEVEL,
+    PT_PAGE_TABLE_LEVEL,
+)
 from .host_memory import HostAnswer
 from .state import KvmMemorySlot
 
@@ -26,10 +33,17 @@ class PageFault:
     goal_level: int = PT_PAGE_TABLE_LEVEL
     is_huge_page_disallowed: bool = False
     is_unchanged: bool = False  # the leaf was there already
+    max_level: int = PT_MAX_HUGEPAGE_LEVEL
+    walked_gfn: int | None = None  # what a guest's own tables translate the address to
+    is_write_to_own_table: bool = False  # that gfn is one of these tables
 
     @property
     def gfn(self) -> int:
-        return self.gpa >> PAGE_SHIFT
+        return self.gpa >> PAGE_SHIFT if self.walked_gfn is None else self.walked_gfn
+
+    @property
+    def is_user(self) -> bool:
+        return self.error_code & PFERR_USER != 0
 
     @property
     def is_write(self) -> bool:

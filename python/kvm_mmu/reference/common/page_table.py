@@ -21,10 +21,10 @@ def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
 
 
 def vcpu_root(vcpu: Vcpu, gpa: int) -> int | None:
-    """The root page that an address is translated from; of four each has a GiB."""
+    """The root page that an address is translated from; of four each has a GiB. Page 0 is a root that maps nothing."""
     if len(vcpu.roots) > 1:
         return vcpu.roots[gpa >> 30 & 3] or None
-    return vcpu.roots[0] if vcpu.roots else None
+    return (vcpu.roots[0] or None) if vcpu.roots else None
 
 
 def root_role(kvm: Kvm, vcpu: Vcpu, level: int) -> int:

@@ -80,6 +80,7 @@ class ShadowPage:
     ptep: tuple[int, int] | None = None  # TDP MMU: the entry that links the table, as table id and index
     tdp_mmu_scheduled_root_to_zap: bool = False
     aliased: dict[int, int] = field(default_factory=dict)  # leaf -> its gfn, where its place says another
+    shadowed_access: dict[int, int] = field(default_factory=dict)  # leaf -> the access it was made with
     unsync: bool = False  # the guest may write the table that this page shadows
     unsync_child_bitmap: set[int] = field(default_factory=set)
     write_flooding_count: int = 0

@@ -12,7 +12,8 @@ from ..common.role import role_is_direct, role_level
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.account import account_shadowed
 from ..shadow.page import for_each_sp, is_valid_sp, kvm_mmu_alloc_page
-from .sync import kvm_mmu_flush_or_zap, kvm_sync_pages, rmap_write_protect_gfn, sync_page_in_place
+from .gpte import rmap_write_protect_gfn
+from .sync import kvm_mmu_flush_or_zap, kvm_sync_pages, sync_page_in_place
 
 
 def kvm_mmu_get_shadow_page(kvm: Kvm, vcpu: Vcpu, gfn: int, role: int) -> ShadowPage:

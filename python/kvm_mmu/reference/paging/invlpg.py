@@ -7,16 +7,17 @@ alone; the entry is zapped and filled again at once, and the page stays unsync.
 from __future__ import annotations
 
 from ..common import spte as word
-from ..common.constants import PAGE_SIZE, spte_index
+from ..common.constants import PAGE_SIZE, kvm_pages_per_hpage, spte_index
 from ..common.flush import kvm_flush_remote_tlbs_with_address
-from ..common.page_table import vcpu_root
+from ..common.page_table import kvm_mmu_page_get_gfn, vcpu_root
 from ..common.role import role_level
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.guest_memory import kvm_vcpu_read_guest
 from ..shadow.guest_mode import mode_of
 from ..shadow.zap import mmu_page_zap_pte
+from .gpte import get_level1_sp_gpa
 from .prefetch import prefetch_gpte
-from .sync import get_level1_sp_gpa
+from .sync_v6 import sync_spte
 
 
 def is_noncanonical_address(gva: int) -> bool:
@@ -32,6 +33,12 @@ def kvm_mmu_invlpg(kvm: Kvm, vcpu: Vcpu, gva: int) -> None:
             invlpg_in_root(kvm, vcpu, gva, previous[1], has_root=True)
 
 
+def kvm_mmu_invalidate_current(kvm: Kvm, vcpu: Vcpu, gva: int) -> None:
+    """The same for the current roots alone."""
+    if not is_noncanonical_address(gva) and vcpu.roots:
+        invlpg_in_root(kvm, vcpu, gva, vcpu_root(vcpu, gva), has_root=True)
+
+
 def invlpg_in_root(kvm: Kvm, vcpu: Vcpu, gva: int, root: int | None, has_root: bool) -> None:
     if vcpu.mmio_gva == gva & ~(PAGE_SIZE - 1):
         vcpu.mmio_gva = 0
@@ -40,19 +47,33 @@ def invlpg_in_root(kvm: Kvm, vcpu: Vcpu, gva: int, root: int | None, has_root: b
             kvm.events.append(["WARN", f"paging_tmpl.h:{kvm.rules.invlpg_warn_line}", "1"])
             kvm.ctr["warn"] += 1
         return
+    is_sync = kvm.rules.invlpg_syncs
     page_id = root
     while page_id is not None:
         sp = kvm.pages[page_id]
         level = role_level(sp.role)
         index = spte_index(gva, level)
         spte = sp.sptes.get(index, 0)
+        if is_sync and sp.unsync:
+            sync_entry(kvm, vcpu, sp, index)
+            spte = sp.sptes.get(index, 0)
         if word.is_last_spte(spte, level):
-            if sp.unsync:
+            if sp.unsync and not is_sync:
                 renew_entry(kvm, vcpu, sp, index)
             return
         if not word.is_shadow_present_pte(kvm.masks, spte) or not sp.unsync_child_bitmap:
             return
         page_id = word.spte_to_pfn(spte)
+
+
+def sync_entry(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int) -> None:
+    """Compare an entry of an unsync page with the guest's; one whose guest entry cannot be read goes."""
+    changed = sync_spte(kvm, vcpu, sp, index)
+    if changed is None:
+        mmu_page_zap_pte(kvm, sp, index)
+    if changed is None or changed:
+        gfn = kvm_mmu_page_get_gfn(sp, index)
+        kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(role_level(sp.role)))
 
 
 def renew_entry(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int) -> None:

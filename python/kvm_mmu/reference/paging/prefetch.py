@@ -7,49 +7,13 @@ a guest table; direct pages are prefetched as everywhere.
 from __future__ import annotations
 
 from ..common import spte as word
-from ..common.constants import ACC_WRITE_MASK, PAGE_SHIFT, PT_PAGE_TABLE_LEVEL, PTE_PREFETCH_NUM
-from ..common.host_memory import can_pin_for_write_atomically, host_frame
-from ..common.pin import PinnedPfn
-from ..common.role import role_access, role_is_direct, role_level
-from ..common.slots import gfn_to_host_page, memslot_is_readonly
+from ..common.constants import ACC_WRITE_MASK, PT_PAGE_TABLE_LEVEL, PTE_PREFETCH_NUM
+from ..common.page_table import kvm_set_pfn_accessed
+from ..common.role import role_is_direct, role_level
 from ..common.state import Kvm, ShadowPage, Vcpu
-from ..shadow.guest_memory import kvm_vcpu_gfn_to_visible_slot
-from ..shadow.guest_mode import is_rsvd_bits_set, mode_of
-from ..shadow.guest_walk import PT_ACCESSED, PT_PRESENT, gpte_access, protect_clean_gpte
-from ..shadow.rmap import drop_spte
-from ..v5.map import direct_pte_prefetch, mmu_set_spte
-
-
-def is_prefetch_invalid_gpte(vcpu: Vcpu, entry: int) -> bool:
-    """Whether an entry of a level-1 table maps nothing now, or the guest never used it."""
-    if not entry & PT_PRESENT or not entry & PT_ACCESSED:
-        return True
-    return is_rsvd_bits_set(mode_of(vcpu), entry, PT_PAGE_TABLE_LEVEL)
-
-
-def prefetch_invalid_gpte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, entry: int) -> bool:
-    """Drop the shadow of an entry that is no good, also an MMIO one."""
-    if not is_prefetch_invalid_gpte(vcpu, entry):
-        return False
-    drop_spte(kvm, sp, index)
-    return True
-
-
-def gpte_gfn_and_access(vcpu: Vcpu, sp: ShadowPage, entry: int) -> tuple[int, int]:
-    """What an entry of the table that a page shadows maps, and the rights that the page may give."""
-    gfn = (entry & mode_of(vcpu).address_mask) >> PAGE_SHIFT
-    return gfn, protect_clean_gpte(role_access(sp.role) & gpte_access(entry), entry)
-
-
-def pte_prefetch_gfn_to_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, no_dirty_log: bool) -> PinnedPfn | None:
-    """The host page behind a gfn if it can be had at once and writable."""
-    slot = kvm_vcpu_gfn_to_visible_slot(kvm, vcpu, gfn)
-    if slot is None or memslot_is_readonly(slot) or (no_dirty_log and slot.dirty_bitmap is not None):
-        return None
-    page = gfn_to_host_page(slot, gfn)
-    if not can_pin_for_write_atomically(kvm.host, page):
-        return None
-    return PinnedPfn(host_frame(kvm.host, page), page << PAGE_SHIFT, is_host_writable=True)
+from ..v5 import map as v5
+from ..v6 import map as v6
+from .gpte import gpte_gfn_and_access, prefetch_invalid_gpte, pte_prefetch_gfn_to_pfn
 
 
 def prefetch_gpte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, entry: int, no_dirty_log: bool) -> bool:
@@ -60,16 +24,26 @@ def prefetch_gpte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, entry: int, 
     pinned = pte_prefetch_gfn_to_pfn(kvm, vcpu, gfn, no_dirty_log and access & ACC_WRITE_MASK != 0)
     if pinned is None:
         return False
-    mmu_set_spte(kvm, vcpu, sp, index, gfn, pinned, access=access, is_write_fault=False, is_speculative=True)
+    if kvm.rules.is_level_requested:
+        v6.mmu_set_spte(kvm, vcpu, sp, index, gfn, pinned, None, access)
+        if kvm.format == 6:
+            kvm_set_pfn_accessed(kvm, pinned.pfn)
+    else:
+        v5.mmu_set_spte(
+            kvm, vcpu, sp, index, gfn, pinned, access=access, is_write_fault=False, is_speculative=True
+        )
     return True
 
 
 def pte_prefetch(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, faulting: int, entries: list[int]) -> None:
     """Fill the aligned group of eight around a fault, until an entry cannot be mapped."""
-    if role_level(sp.role) > PT_PAGE_TABLE_LEVEL:
+    if role_level(sp.role) > PT_PAGE_TABLE_LEVEL or kvm.invalidation.in_progress:
         return
     if role_is_direct(sp.role):
-        direct_pte_prefetch(kvm, vcpu, sp, faulting)
+        if kvm.rules.is_level_requested:
+            v6.direct_pte_prefetch(kvm, vcpu, sp, faulting, None)
+        else:
+            v5.direct_pte_prefetch(kvm, vcpu, sp, faulting)
         return
     group = faulting & ~(PTE_PREFETCH_NUM - 1)
     for index in range(group, group + PTE_PREFETCH_NUM):

@@ -20,7 +20,7 @@ from ..common.constants import (
 from ..common.role import role_level
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.guest_memory import kvm_vcpu_read_guest, kvm_vcpu_write_guest
-from ..shadow.guest_mode import ROLE_8_BYTE_ENTRIES, ROLE_MODE_MASK, mode_of, role_quadrant
+from ..shadow.guest_mode import ROLE_MODE_MASK, has_8_byte_entries, mode_of, role_quadrant
 from ..shadow.page import for_each_gfn_indirect_valid_sp
 from ..shadow.zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, mmu_page_zap_pte
 from .prefetch import prefetch_gpte
@@ -40,26 +40,27 @@ def kvm_mmu_pte_write(kvm: Kvm, vcpu: Vcpu, gpa: int, size: int) -> None:
     if not kvm.indirect_shadow_pages:
         return
     gfn = gpa >> PAGE_SHIFT
+    refills = not kvm.rules.is_level_requested
     if vcpu.cr4 & X86_CR4_PAE and size == 4:
         gpa, size = gpa & ~7, 8
     entry = kvm_vcpu_read_guest(kvm, vcpu, gpa, size) if size in (4, 8) else 0
     invalid_list: list[int] = []
     remote = local = False
     for sp in for_each_gfn_indirect_valid_sp(kvm, gfn):
-        if detect_write_misaligned(sp, gpa, size) or detect_write_flooding(sp):
+        if detect_write_misaligned(kvm, sp, gpa, size) or detect_write_flooding(sp):
             kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
             continue
-        indices = get_written_sptes(sp, gpa)
-        local |= bool(indices)
+        indices = get_written_sptes(kvm, sp, gpa)
+        local |= refills and bool(indices)
         for index in indices:
-            remote |= write_entry(kvm, vcpu, sp, index, entry or 0)
+            remote |= write_entry(kvm, vcpu, sp, index, entry or 0 if refills else 0)
     kvm_mmu_flush_or_zap(kvm, vcpu, invalid_list, remote, local)
 
 
-def detect_write_misaligned(sp: ShadowPage, gpa: int, size: int) -> bool:
+def detect_write_misaligned(kvm: Kvm, sp: ShadowPage, gpa: int, size: int) -> bool:
     """Whether a write is of no whole entry: then the page is likely no table any more."""
     offset = gpa & PAGE_SIZE - 1
-    entry_size = 8 if sp.role & ROLE_8_BYTE_ENTRIES else 4
+    entry_size = 8 if has_8_byte_entries(kvm, sp.role) else 4
     if offset % entry_size == 0 and size == 1:
         return False  # some guests clear an entry by one byte
     return size < 4 or (offset ^ offset + size - 1) & ~(entry_size - 1) != 0
@@ -73,10 +74,10 @@ def detect_write_flooding(sp: ShadowPage) -> bool:
     return sp.write_flooding_count >= WRITE_FLOODING_LIMIT
 
 
-def get_written_sptes(sp: ShadowPage, gpa: int) -> list[int]:
+def get_written_sptes(kvm: Kvm, sp: ShadowPage, gpa: int) -> list[int]:
     """The entries of a page that shadow what was written; none where it shadows another part of the table."""
     offset = gpa & PAGE_SIZE - 1
-    if sp.role & ROLE_8_BYTE_ENTRIES:
+    if has_8_byte_entries(kvm, sp.role):
         return [offset // 8]
     offset *= 2
     number = 1
@@ -115,9 +116,10 @@ def need_remote_flush(kvm: Kvm, old: int, new: int) -> bool:
 def kvm_mmu_unprotect_page(kvm: Kvm, gfn: int) -> int:
     """Zap the shadows of a table, so that the guest may write it; 1 if there was one."""
     invalid_list: list[int] = []
-    is_any = 0
+    is_done = False
     for sp in for_each_gfn_indirect_valid_sp(kvm, gfn):
-        is_any = 1
+        is_done |= not kvm.rules.unprotect_counts_freed
         kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+    is_done |= bool(invalid_list)
     kvm_mmu_commit_zap_page(kvm, invalid_list)
-    return is_any
+    return int(is_done)

@@ -34,7 +34,7 @@ from ..shadow.guest_walk import PT_PRESENT
 from ..shadow.reclaim import make_mmu_pages_available
 from ..shadow.zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 from .get_page import kvm_mmu_get_shadow_page
-from .sync import kvm_mmu_sync_roots
+from .sync_roots import kvm_mmu_sync_roots
 
 PAE_ROOT_LEVEL = 2
 PT64_ROOT_4LEVEL = 4

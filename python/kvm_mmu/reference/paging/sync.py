@@ -9,20 +9,18 @@ so they lose the accessed bit. In v5 a page that keeps none is zapped.
 
 from __future__ import annotations
 
-from ..common.constants import KVM_REQ_TLB_FLUSH, PAGE_SHIFT, SET_SPTE_NEED_REMOTE_TLB_FLUSH, X86_CR4_PAE
+from ..common.constants import KVM_REQ_TLB_FLUSH, SET_SPTE_NEED_REMOTE_TLB_FLUSH, X86_CR4_PAE
 from ..common.flush import kvm_flush_remote_tlbs
 from ..common.lock import cond_resched_lock, need_resched
 from ..common.mmio import get_mmio_spte_gfn, is_mmio_spte
 from ..common.page_table import kvm_mmu_page_get_gfn, write_spte
 from ..common.pin import PinnedPfn
-from ..common.slots import kvm_vcpu_gfn_to_memslot
 from ..common.spte import spte_to_pfn
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.guest_memory import kvm_vcpu_read_guest
-from ..shadow.guest_mode import ROLE_8_BYTE_ENTRIES, mode_of, role_quadrant
+from ..shadow.guest_mode import ROLE_8_BYTE_ENTRIES, mode_of
 from ..shadow.page import for_each_gfn_indirect_valid_sp
 from ..shadow.rmap import drop_spte
-from ..shadow.track import kvm_mmu_rmap_write_protect_gfn
 from ..shadow.unsync import (
     for_each_unsync_sp,
     kvm_unlink_unsync_page,
@@ -31,20 +29,7 @@ from ..shadow.unsync import (
 )
 from ..shadow.zap import kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
 from ..v5.map import mark_mmio_spte, set_spte
-from .prefetch import gpte_gfn_and_access, prefetch_invalid_gpte
-
-
-def get_level1_sp_gpa(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
-    """Where the guest entry is that an entry of a level-1 page shadows; two pages share a table of 4-byte entries."""
-    size = mode_of(vcpu).entry_size
-    first = role_quadrant(sp.role) << 9 if size == 4 else 0
-    return (sp.gfn << PAGE_SHIFT) + (first + index) * size
-
-
-def rmap_write_protect_gfn(kvm: Kvm, vcpu: Vcpu, gfn: int) -> bool:
-    """rmap_write_protect: in the slot of the vCPU; true when something could be written before."""
-    slot = kvm_vcpu_gfn_to_memslot(kvm, vcpu, gfn)
-    return slot is not None and kvm_mmu_rmap_write_protect_gfn(kvm, slot, gfn)
+from .gpte import get_level1_sp_gpa, gpte_gfn_and_access, prefetch_invalid_gpte, rmap_write_protect_gfn
 
 
 def kvm_mmu_flush_or_zap(kvm: Kvm, vcpu: Vcpu, invalid_list: list[int], remote: bool, local: bool) -> None:
@@ -142,18 +127,3 @@ def mmu_sync_children(kvm: Kvm, vcpu: Vcpu, parent: ShadowPage) -> None:
             cond_resched_lock(kvm)
             flush = False
     kvm_mmu_flush_or_zap(kvm, vcpu, invalid_list, False, flush)
-
-
-def kvm_mmu_sync_roots(kvm: Kvm, vcpu: Vcpu) -> None:
-    """Sync below the current roots; those of other CR3 values stay as they are."""
-    if mode_of(vcpu).name == "none" or not vcpu.roots:
-        return
-    vcpu.mmio_gva = 0
-    if mode_of(vcpu).name == "long":
-        root = kvm.pages[vcpu.roots[0]]
-        if root.unsync or root.unsync_child_bitmap:
-            mmu_sync_children(kvm, vcpu, root)
-        return
-    for page_id in vcpu.roots:
-        if page_id:
-            mmu_sync_children(kvm, vcpu, kvm.pages[page_id])

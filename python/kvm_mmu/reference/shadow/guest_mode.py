@@ -28,11 +28,12 @@ from ..common.constants import (
 )
 from ..common.errors import ScenarioError
 from ..common.masks import bits
-from ..common.role import direct_page_role
-from ..common.state import GuestMode, Kvm, Vcpu
+from ..common.role import child_role, direct_page_role
+from ..common.state import GuestMode, Kvm, ShadowPage, Vcpu
 
 PT32_BASE_ADDR_MASK = bits(12, 31)
 ROLE_8_BYTE_ENTRIES = 1 << 4
+ROLE_4_BYTE_ENTRIES = 1 << 4  # from v6 on
 ROLE_SMEP_SMAP_ANDNOT_WP = 3 << 14
 #: The bits of a role that say in which mode the vCPU is.
 ROLE_MODE_MASK = 0xFF03F010
@@ -49,11 +50,21 @@ def mode_of(vcpu: Vcpu) -> GuestMode:
     return vcpu.mode
 
 
-def kvm_calc_shadow_base_role(vcpu: Vcpu) -> int:
-    """The mode bits that every page of a vCPU in this mode carries, direct ones but bit 4."""
+def kvm_calc_shadow_base_role(kvm: Kvm, vcpu: Vcpu) -> int:
+    """The mode bits that every page of a vCPU in this mode carries, up to v5.4 direct ones but bit 4.
+
+    Bit 4 says that entries have 8 bytes, from v6 on that they have 4, and NX is always on there; without paging
+    nothing follows the registers then.
+    """
     wp = vcpu.cr0 & X86_CR0_WP != 0
-    role = ROLE_8_BYTE_ENTRIES if vcpu.cr4 & X86_CR4_PAE else 0
-    role |= 1 << 12 if vcpu.efer & EFER_NX else 0
+    if kvm.rules.is_role_fixed:
+        role = 1 << 12
+        if not vcpu.cr0 & X86_CR0_PG:
+            return role | vcpu.smm << 24
+        role |= 0 if vcpu.cr4 & X86_CR4_PAE else ROLE_4_BYTE_ENTRIES
+    else:
+        role = ROLE_8_BYTE_ENTRIES if vcpu.cr4 & X86_CR4_PAE else 0
+        role |= 1 << 12 if vcpu.efer & EFER_NX else 0
     role |= 1 << 13 if wp else 0
     role |= 1 << 14 if vcpu.cr4 & X86_CR4_SMEP and not wp else 0
     role |= 1 << 15 if vcpu.cr4 & X86_CR4_SMAP and not wp else 0
@@ -62,9 +73,11 @@ def kvm_calc_shadow_base_role(vcpu: Vcpu) -> int:
 
 def kvm_init_shadow_mmu(kvm: Kvm, vcpu: Vcpu) -> None:
     """Take the registers into the context, if anything that it was built for changed."""
-    base_role = kvm_calc_shadow_base_role(vcpu)
+    base_role = kvm_calc_shadow_base_role(kvm, vcpu)
     cr4 = X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PSE | X86_CR4_PKE | X86_CR4_LA57
-    signature = (base_role, vcpu.cr0 & X86_CR0_PG, vcpu.cr4 & cr4)
+    signature: tuple[int, ...] = (base_role, vcpu.cr0 & X86_CR0_PG, vcpu.cr4 & cr4)
+    if kvm.rules.is_role_fixed:
+        signature += (vcpu.efer & (EFER_NX | EFER_LMA), vcpu.cr4 & X86_CR4_PAE)
     if vcpu.mode is not None and vcpu.mode.signature == signature:
         return
     vcpu.base_role = base_role
@@ -78,14 +91,15 @@ def make_guest_mode(kvm: Kvm, vcpu: Vcpu, signature: tuple[int, ...]) -> GuestMo
         name = "long"
     else:
         name = "pae" if vcpu.cr4 & X86_CR4_PAE else "p32"
-    if name == "long" and vcpu.cr4 & X86_CR4_LA57:
+    has_five_levels = name == "long" and vcpu.cr4 & X86_CR4_LA57 != 0
+    if has_five_levels and not kvm.rules.is_role_fixed:
         raise ScenarioError(f"kernel {kvm.rules.name}: a guest with tables of five levels is not modelled")
     nx = name in ("long", "pae") and vcpu.efer & EFER_NX != 0
     is_32_bit = name == "p32"
     pse = vcpu.cr4 & X86_CR4_PSE != 0
     return GuestMode(
         name=name,
-        root_level={"none": 0, "p32": 2, "pae": 3, "long": 4}[name],
+        root_level=5 if has_five_levels else {"none": 0, "p32": 2, "pae": 3, "long": 4}[name],
         entry_size=4 if is_32_bit else 8,
         index_bits=10 if is_32_bit else 9,
         address_mask=PT32_BASE_ADDR_MASK if is_32_bit else PT64_BASE_ADDR_MASK,
@@ -113,8 +127,9 @@ def reset_rsvds_bits_mask(
         pdpte = bits(phys_bits, 63) | bits(5, 8) | bits(1, 2)
         return {1: high, 2: high, 3: pdpte}, {1: high, 2: high | bits(13, 20)}
     high = bits(phys_bits, 51) | no_nx
-    small = dict.fromkeys((1, 2, 3, 4), high)
-    return small, {1: high, 2: high | bits(13, 20), 3: high | bits(13, 29), 4: high | 1 << 7}
+    small = dict.fromkeys((1, 2, 3, 4, 5), high)
+    no_ps = high | 1 << 7
+    return small, {1: high, 2: high | bits(13, 20), 3: high | bits(13, 29), 4: no_ps, 5: no_ps}
 
 
 def is_rsvd_bits_set(mode: GuestMode, entry: int, level: int) -> bool:
@@ -123,6 +138,18 @@ def is_rsvd_bits_set(mode: GuestMode, entry: int, level: int) -> bool:
 
 def role_quadrant(role: int) -> int:
     return role >> 5 & 3
+
+
+def has_8_byte_entries(kvm: Kvm, role: int) -> bool:
+    """Whether the guest table that a page shadows has entries of 8 bytes."""
+    return (role & ROLE_8_BYTE_ENTRIES != 0) != kvm.rules.is_role_fixed
+
+
+def child_page_role(kvm: Kvm, parent: ShadowPage, index: int, is_direct: bool, access: int) -> int:
+    """From v6 on the role of a table below an entry: that of the entry's own table, but for level and access."""
+    role = child_role(kvm.rules, parent.role) & ~(ACC_ALL << 8 | 3 << 5 | 1 << 7)
+    role |= access << 8 | (1 << 7 if is_direct else 0)
+    return role | (index & 1) << 5 if role & ROLE_4_BYTE_ENTRIES else role
 
 
 def shadow_page_role(kvm: Kvm, vcpu: Vcpu, gva: int, level: int, is_direct: bool, access: int) -> int:

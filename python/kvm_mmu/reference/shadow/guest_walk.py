@@ -101,8 +101,8 @@ def pse36_gfn_delta(entry: int) -> int:
 
 def walk_addr(kvm: Kvm, vcpu: Vcpu, gva: int, error_code: int) -> GuestWalk:
     """Walk until nothing changes under the walk's own accessed bits."""
+    note_guest_walk(kvm, "walk", gva, hex(error_code))
     while True:
-        note_guest_walk(kvm, "walk", gva, hex(error_code))
         walk = walk_addr_once(kvm, vcpu, gva, error_code)
         if walk is not None:
             return walk

@@ -34,6 +34,7 @@ from ..common.invalidation import mmu_invalidate_retry
 from ..common.mmio_fault import walk_to_last
 from ..common.page_fault import PageFault
 from ..common.page_table import (
+    has_guest_tables,
     is_obsolete_sp,
     kvm_mmu_page_get_gfn,
     kvm_set_pfn_accessed,
@@ -70,7 +71,8 @@ def direct_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
     if kvm.rules.retry_before_pin and was_invalidated(kvm, fault):
         return RET_PF_RETRY
     pinned = gfn_to_pfn(kvm, fault.slot, fault.gfn, fault.is_write, fault.answer)
-    abnormal = handle_abnormal_pfn(kvm, vcpu, fault.gfn, pinned)
+    gva = fault.gpa if has_guest_tables(kvm) else 0
+    abnormal = handle_abnormal_pfn(kvm, vcpu, fault.gfn, pinned, gva)
     if abnormal is not None:
         return abnormal
     if pinned.pfn == PFN_NOSLOT:
@@ -132,7 +134,7 @@ def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault, pinned: PinnedPfn) -> No
         # The level that was asked for is 1; which one the page could have is the model's to know.
     if slot.dirty_bitmap is not None:
         return
-    fault.requested_level = kvm_mmu_max_mapping_level(kvm, slot, fault.gfn)
+    fault.requested_level = kvm_mmu_max_mapping_level(kvm, slot, fault.gfn, fault.max_level)
     if not fault.is_huge_page_disallowed:
         fault.goal_level = fault.requested_level
 

@@ -34,12 +34,13 @@ from ..common.nx_huge_page import account_nx_huge_page, is_huge_page_disallowed
 from ..common.page_fault import PageFault
 from ..common.page_table import child_of, kvm_mmu_page_get_gfn, write_spte
 from ..common.pin import PFN_NOSLOT, PinnedPfn
-from ..common.role import role_is_ad_disabled, role_level, shown_access
+from ..common.role import role_access, role_is_ad_disabled, role_is_direct, role_level, shown_access
 from ..common.slots import vcpu_address_space
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
 from ..shadow.prefetch import pin_run
 from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle, rmap_remove
+from ..shadow.try_unsync import mmu_try_to_unsync_pages
 
 
 def direct_map(kvm: Kvm, vcpu: Vcpu, root: int, fault: PageFault, pinned: PinnedPfn) -> int:
@@ -79,22 +80,30 @@ def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, fault: PageFault) -> Shado
         if kvm.rules.child_reuse != "gfn_role" or (child.gfn == child_gfn and child.role == role):
             return child
     child = kvm_mmu_get_page(kvm, child_gfn, role)
-    if is_present and word.is_large_pte(spte):
-        drop_large_spte(kvm, sp, index)
-    elif is_present:
-        note_silent_call(kvm, "page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte))
-        drop_parent_pte(kvm, child_of(kvm, spte), sp, index)
-        if kvm.rules.large_in_way == "zapped_range":
-            first = kvm_mmu_page_get_gfn(sp, index)
-            kvm_flush_remote_tlbs_with_address(kvm, first, kvm_pages_per_hpage(level))
-        else:
-            kvm_flush_remote_tlbs(kvm)
+    make_room_for_table(kvm, sp, index)
     link_shadow_page(kvm, sp, index, child)
     if fault.is_huge_page_disallowed:
         is_possible = fault.requested_level >= level
         if is_possible or kvm.rules.nx_marks_all_levels:
             account_nx_huge_page(kvm, child, is_possible)
     return child
+
+
+def make_room_for_table(kvm: Kvm, sp: ShadowPage, index: int) -> None:
+    """Take what an entry maps out of the way of a table, a large leaf or the link to another table."""
+    spte = sp.sptes.get(index, 0)
+    if not word.is_shadow_present_pte(kvm.masks, spte):
+        return
+    if word.is_large_pte(spte):
+        drop_large_spte(kvm, sp, index)
+        return
+    note_silent_call(kvm, "page_zap_pte", sp.id, index, shown_spte(kvm, sp, spte))
+    drop_parent_pte(kvm, child_of(kvm, spte), sp, index)
+    if kvm.rules.large_in_way == "zapped_range":
+        first = kvm_mmu_page_get_gfn(sp, index)
+        kvm_flush_remote_tlbs_with_address(kvm, first, kvm_pages_per_hpage(role_level(sp.role)))
+    else:
+        kvm_flush_remote_tlbs(kvm)
 
 
 def drop_large_spte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
@@ -114,7 +123,14 @@ def drop_large_spte(kvm: Kvm, sp: ShadowPage, index: int) -> None:
 
 
 def mmu_set_spte(
-    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, pinned: PinnedPfn, fault: PageFault | None
+    kvm: Kvm,
+    vcpu: Vcpu,
+    sp: ShadowPage,
+    index: int,
+    gfn: int,
+    pinned: PinnedPfn,
+    fault: PageFault | None,
+    access: int = ACC_ALL,
 ) -> int:
     """Put a leaf into place, whatever was there: a RET_PF value. Without a fault it is a neighbour's, prefetched.
 
@@ -141,7 +157,9 @@ def mmu_set_spte(
             flush = True
         old = sp.sptes.get(index, 0)
     was_rmapped = word.is_shadow_present_pte(masks, old)
-    new, is_write_protected = make_spte(kvm, vcpu, sp, old, gfn, pinned, is_prefetch)
+    new, is_write_protected = make_spte(
+        kvm, vcpu, sp, old, gfn, pinned, is_prefetch, access=access, try_unsync=mmu_try_to_unsync_pages
+    )
     is_same = new == old
     is_written = fault.answer.is_written if fault is not None and fault.answer is not None else None
     if is_written is not None and not (new ^ old) & ~(masks.accessed | masks.dirty):
@@ -163,10 +181,14 @@ def mmu_set_spte(
             kvm.ctr["lpages"] += 1
         if is_rmap_too_long(rmap_add(kvm, sp, index, gfn)):
             rmap_recycle(kvm, sp, gfn)
+    if not role_is_direct(sp.role):
+        sp.shadowed_access[index] = access
     return verdict
 
 
-def replace_by_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
+def replace_by_mmio_spte(
+    kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, access: int = ACC_ALL
+) -> None:
     """A leaf can still be there where the slot is on its way out."""
     was_mapped = word.is_shadow_present_pte(kvm.masks, sp.sptes.get(index, 0))
     is_dropped = was_mapped and kvm.rules.mmio_over_leaf == "drop_first"
@@ -176,17 +198,17 @@ def replace_by_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: 
         rmap_remove(kvm, sp, index)  # the kernel forgets to, and the entry outlives the table
     vcpu.stat["pf_mmio_spte_created"] += 1
     old = sp.sptes.get(index, 0)
-    mark_mmio_spte(kvm, vcpu, sp, index, gfn)
+    mark_mmio_spte(kvm, vcpu, sp, index, gfn, access)
     if kvm.rules.set_spte_for_mmio and sp.sptes[index] != old:
         note_set_spte(kvm, sp, index, gfn, sp.sptes[index])
     if is_dropped:
         kvm_flush_remote_tlbs_with_address(kvm, gfn, kvm_pages_per_hpage(role_level(sp.role)))
 
 
-def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
+def mark_mmio_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, access: int = ACC_ALL) -> None:
     """Store an MMIO entry of the current generation of the vCPU's own address space."""
     gen = mmio_generation(kvm.rules, kvm.memslots[vcpu_address_space(vcpu)].generation)
-    access = shown_access(kvm.rules, ACC_ALL)
+    access = shown_access(kvm.rules, access)
     spte = encode_mmio_spte(kvm.rules, kvm.masks, gfn, access, gen)
     note_mmio_cached(kvm, sp)
     note_silent_call(kvm, "make_mmio_spte", gfn, access)
@@ -224,5 +246,5 @@ def direct_pte_prefetch_many(
     gfn = kvm_mmu_page_get_gfn(sp, start)
     run = pin_run(kvm, vcpu, sp, start, end, answer)
     for position, pinned in enumerate(run):
-        mmu_set_spte(kvm, vcpu, sp, start + position, gfn + position, pinned, None)
+        mmu_set_spte(kvm, vcpu, sp, start + position, gfn + position, pinned, None, role_access(sp.role))
     return bool(run)

@@ -16,19 +16,31 @@ from ..common.constants import (
     KVM_REQ_MMU_RELOAD,
     KVM_REQ_MMU_SYNC,
     KVM_REQ_TLB_FLUSH,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_TLB_FLUSH_GUEST,
     KVM_REQ_UPDATE_CPU_DIRTY_LOGGING,
 )
 from ..common.page_table import has_guest_tables, is_obsolete_sp, root_role
 from ..common.role import kvm_calc_tdp_mmu_base_role, role_is_invalid
 from ..common.state import Kvm, Vcpu
 from ..paging.roots import free_all_roots, kvm_mmu_load_shadow
-from ..paging.sync import kvm_mmu_sync_roots
+from ..paging.roots_v6 import kvm_mmu_free_obsolete_roots, kvm_mmu_load_shadow_v6, unload_roots_v6
+from ..paging.sync_roots import kvm_mmu_sync_roots
 from ..shadow.guest_mode import kvm_init_shadow_mmu
 from ..shadow.page import kvm_mmu_get_page
 from ..shadow.reclaim import make_mmu_pages_available
 from ..shadow.zap import kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 from ..tdp.roots import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 
+#: What an entry has done after roots were freed and synced.
+ANSWERED_AT_ENTRY = (
+    KVM_REQ_TLB_FLUSH
+    | KVM_REQ_TLB_FLUSH_CURRENT
+    | KVM_REQ_TLB_FLUSH_GUEST
+    | KVM_REQ_MMU_SYNC
+    | KVM_REQ_LOAD_CR3
+    | KVM_REQ_UPDATE_CPU_DIRTY_LOGGING
+)
 PAE_ROOT_LEVEL = 2
 PAE_ROOT_GFNS = (0, 0x40000, 0x80000, 0xC0000)
 
@@ -47,7 +59,8 @@ def root_level(kvm: Kvm) -> int:
 def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
     """Load a root; -ENOSPC when the limit leaves no page for it. One held already keeps its count."""
     if has_guest_tables(kvm):
-        return kvm_mmu_load_shadow(kvm, vcpu)
+        load = kvm_mmu_load_shadow_v6 if kvm.rules.is_level_requested else kvm_mmu_load_shadow
+        return load(kvm, vcpu)
     if not kvm.config.tdp_mmu or kvm.rules.tdp_load_needs_room:
         error = make_mmu_pages_available(kvm)
         if error:
@@ -67,7 +80,8 @@ def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> int:
 def kvm_mmu_unload(kvm: Kvm, vcpu: Vcpu) -> None:
     """Give the roots up; one that was zapped while in use is zapped again, and freed."""
     if has_guest_tables(kvm):
-        free_all_roots(kvm, vcpu)
+        unload = unload_roots_v6 if kvm.rules.is_level_requested else free_all_roots
+        unload(kvm, vcpu)
         return
     roots, vcpu.roots = [kvm.pages[page_id] for page_id in vcpu.roots], []
     if kvm.config.tdp_mmu:
@@ -90,13 +104,13 @@ def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
     """Handle the requests and see that there is a root."""
     if vcpu.requests & KVM_REQ_MMU_RELOAD:
         vcpu.requests &= ~KVM_REQ_MMU_RELOAD
-        if not kvm.rules.reload_keeps_valid_root or has_obsolete_root(kvm, vcpu):
+        if has_guest_tables(kvm) and kvm.rules.reload_keeps_valid_root:
+            kvm_mmu_free_obsolete_roots(kvm, vcpu)
+        elif not kvm.rules.reload_keeps_valid_root or has_obsolete_root(kvm, vcpu):
             kvm_mmu_unload(kvm, vcpu)
     if vcpu.requests & KVM_REQ_MMU_SYNC and has_guest_tables(kvm):
         kvm_mmu_sync_roots(kvm, vcpu)
-    vcpu.requests &= ~(
-        KVM_REQ_TLB_FLUSH | KVM_REQ_MMU_SYNC | KVM_REQ_LOAD_CR3 | KVM_REQ_UPDATE_CPU_DIRTY_LOGGING
-    )
+    vcpu.requests &= ~ANSWERED_AT_ENTRY
     return kvm_mmu_load(kvm, vcpu) if not vcpu.roots else 0
 
 
