@@ -1,4 +1,4 @@
-"""Two commits of the core side by side in one run: the other one's time, ours, and their ratio (`make bench AGAINST=REF`).
+"""Two commits of the core side by side in one run: their times and the ratio (`make bench AGAINST=REF`).
 
 Builds the other commit's own benches in a worktree with a target directory of its own, then runs each row of both in
 turn, pinned to one processor, as often as there are pairs. A ratio is that of a pair, ours over the other; shown are
@@ -83,10 +83,8 @@ def compare(other: Path, ours: Path, parts: list[str], pairs: int) -> list[dict[
                 continue
             theirs, mine = (statistics.median(column) for column in zip(*times, strict=True))
             ratio = statistics.median(ratios)
-            print(
-                f"{name:<34}{kernel:>10} {theirs:>10.4g} {mine:>10.4g}   {ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
-                flush=True,
-            )
+            spread = f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            print(f"{name:<34}{kernel:>10} {theirs:>10.4g} {mine:>10.4g}   {spread}", flush=True)
             report.append(
                 {
                     "case": name,

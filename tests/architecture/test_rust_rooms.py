@@ -21,13 +21,13 @@ FLOORS: list[tuple[str, str]] = [
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"
-        " host_memory guest_memory invalid_list invalidation runs slice lock_polls spte_table stats events state"
+        " host_memory guest_memory invalid_list last_path invalidation runs slice lock_polls spte_table stats events state"
         " root_list tdp_walk",
     ),
     (
         "verbs",
         "walk rmap guest_walk spte_write write_track unsync link zap reclaim sync get_page roots page_fault prefetch"
-        " fast_page_fault mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
+        " fast_page_fault quick_map mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
         " install_slot zap_batch direct_map direct_page_fault nx_huge_pages prefault"
         " iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run driver",
     ),

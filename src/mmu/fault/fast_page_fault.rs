@@ -17,7 +17,7 @@ use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
 use crate::mmu::words::spte::make::restore_access_track;
 
 impl MmuState {
-    const fn can_be_fast(&self, error_code: u64) -> bool {
+    pub(in crate::mmu) const fn can_be_fast(&self, error_code: u64) -> bool {
         if error_code & PFERR_RSVD != 0 {
             return false;
         }
@@ -77,7 +77,7 @@ impl MmuState {
     }
 
     #[cold]
-    fn push_fast_pf(
+    pub(in crate::mmu) fn push_fast_pf(
         &mut self,
         vcpu: usize,
         addr: u64,

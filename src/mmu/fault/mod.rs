@@ -7,3 +7,4 @@ pub(in crate::mmu) mod hardware_walk;
 pub(in crate::mmu) mod mmio_fault;
 pub(in crate::mmu) mod page_fault;
 pub(in crate::mmu) mod prefault;
+pub(in crate::mmu) mod quick_map;

@@ -99,6 +99,9 @@ impl MmuState {
     ) -> Result<Answer> {
         self.work.faults += 1;
         if error_code & PFERR_RSVD == 0 {
+            if error_code & PFERR_PRESENT == 0 && self.map_quickly(vcpu, gpa, error_code) {
+                return Ok(Answer::RETRY);
+            }
             return self.page_fault_below(vcpu, gpa, error_code, host);
         }
         // The vCPU's cache answers before anything is walked.
@@ -322,6 +325,9 @@ impl MmuState {
             };
             level -= 1;
         }
+        if level == PAGE_TABLE {
+            self.remember_path(root, addr, page);
+        }
         Ok(self.map_at(page.sptep(table_index(addr, level)), mapping))
     }
 
@@ -341,19 +347,16 @@ impl MmuState {
     }
 
     /// Maps the empty entries before the faulting one, where the host pages are at hand.
-    fn direct_pte_prefetch(&mut self, mapping: &Mapping, sptep: Sptep) {
+    pub(in crate::mmu) fn direct_pte_prefetch(&mut self, mapping: &Mapping, sptep: Sptep) {
         let page = sptep.page();
         let role = self.arena.key(page).role;
         if role.ad_disabled() || role.level() > PAGE_TABLE {
             return;
         }
         let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
-        let group = self.arena.table(page).group_of_eight(first);
         // One bit an entry: the faulting one and those present close a run, the others are open.
-        let mut closed = 1_u16 << (sptep.index() - first) | 1 << PTE_PREFETCH_NUM;
-        for (at, &spte) in group.iter().enumerate() {
-            closed |= u16::from(is_shadow_present(&self.masks, spte)) << at;
-        }
+        let present = self.arena.table(page).which_of_eight(first, |spte| is_shadow_present(&self.masks, spte));
+        let closed = u16::from(present) | 1 << (sptep.index() - first) | 1 << PTE_PREFETCH_NUM;
         let mut at = 0;
         loop {
             let start = lowest(!closed >> at) + at;

@@ -62,6 +62,7 @@ impl MmuState {
         let ad_disabled = self.arena.key(child).role.ad_disabled();
         let spte = make_link(&self.masks, child.0, ad_disabled);
         self.spte_set(sptep, spte);
+        self.forget_last_path();
         self.work.parent_steps += 1;
         let mut parents = self.arena.page(child).parents;
         self.pte_lists.add(&mut parents, sptep);
@@ -80,6 +81,7 @@ impl MmuState {
     pub(in crate::mmu) fn drop_parent_pte(&mut self, child: PageIdx, sptep: Sptep) {
         self.remove_parent(child, sptep);
         self.spte_set(sptep, 0);
+        self.forget_last_path();
     }
 
     /// Drops a large leaf that stands where a table is needed.

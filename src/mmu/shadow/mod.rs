@@ -4,6 +4,7 @@ pub(in crate::mmu) mod active_pages;
 pub(in crate::mmu) mod get_page;
 pub(in crate::mmu) mod head_walk;
 pub(in crate::mmu) mod invalid_list;
+pub(in crate::mmu) mod last_path;
 pub(in crate::mmu) mod link;
 pub(in crate::mmu) mod mmio_pages;
 pub mod page_arena;

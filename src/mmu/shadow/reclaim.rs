@@ -9,7 +9,7 @@ use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 
-const KVM_MIN_FREE_MMU_PAGES: u64 = 5;
+pub(in crate::mmu) const KVM_MIN_FREE_MMU_PAGES: u64 = 5;
 const KVM_REFILL_PAGES: u64 = 25;
 
 /// No page could be made available.

@@ -59,28 +59,29 @@ impl SpteTable {
     #[must_use]
     #[inline]
     pub fn get(&self, at: u16) -> u64 {
-        // Tested one after the other: a jump table would be mispredicted on every other level of a walk.
-        if let Self::Full(words) = self {
-            return words[usize::from(at) % ENTRIES];
-        }
+        // Not one match: a jump table would be mispredicted on every other level of a walk.
+        if let Self::Full(words) = self { words[usize::from(at) % ENTRIES] } else { self.get_small(at) }
+    }
+
+    #[inline(never)]
+    fn get_small(&self, at: u16) -> u64 {
         if let Self::One { index, value } = self {
             return if *index == at { *value } else { 0 };
         }
         if let Self::Few(few) = self { few.get(at) } else { 0 }
     }
 
-    /// The aligned group of eight words that holds an index.
+    /// Which words of the aligned group of eight that holds an index are so, a bit each.
     #[must_use]
     #[inline]
-    pub fn group_of_eight(&self, at: u16) -> [u64; 8] {
-        let first = at & !7;
-        match self {
-            Self::Full(words) => {
-                let (groups, _) = words.as_chunks::<8>();
-                groups.get(usize::from(first / 8)).copied().unwrap_or_default()
-            }
-            _ => [0, 1, 2, 3, 4, 5, 6, 7].map(|place| self.get(first + place)),
+    pub fn which_of_eight(&self, at: u16, is_so: impl Fn(u64) -> bool) -> u8 {
+        let first = at & 0x1f8;
+        if let Self::Full(words) = self
+            && let Some(group) = words[usize::from(first)..].first_chunk::<8>()
+        {
+            return group.iter().rev().fold(0, |bits, &word| bits << 1 | u8::from(is_so(word)));
         }
+        (first..first + 8).rev().fold(0, |bits, place| bits << 1 | u8::from(is_so(self.get(place))))
     }
 
     /// Stores a word; only `spte_write` calls this.

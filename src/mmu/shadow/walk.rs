@@ -2,6 +2,7 @@
 //!
 //! Models `for_each_shadow_entry`, `is_shadow_present_pte`, `is_last_spte` and their kin, v5.0/v5.2.
 
+use crate::mmu::shadow::last_path::LastPath;
 use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{PFERR_FETCH, PFERR_WRITE};
@@ -95,15 +96,45 @@ impl MmuState {
     /// Down from a root to the first entry that is not present, is a leaf, or lies below `least`.
     #[inline]
     pub(in crate::mmu) fn walk_down(&self, root: PageIdx, addr: u64, least: u8) -> Walked {
-        let mut page = root;
-        let mut level = self.arena.key(root).role.level();
+        let last = self.last_path.get();
+        if let Some(page) = last.lower(root, addr).filter(|_| least <= 2) {
+            let walked = self.walk_at(page, addr);
+            debug_assert_eq!(walked.sptep, self.walk_from(root, root, addr, least).sptep, "the last path is none");
+            return walked;
+        }
+        self.walk_from(root, last.upper(root, addr).filter(|_| least <= 3).unwrap_or(root), addr, least)
+    }
+
+    /// The entry of a table of level 1 for an address.
+    #[inline]
+    fn walk_at(&self, page: PageIdx, addr: u64) -> Walked {
+        // Only nine bits are kept.
+        let index = (addr >> PAGE_SHIFT & 0x1ff) as u16;
+        Walked { sptep: page.sptep(index), spte: self.arena.table(page).get(index), level: PAGE_TABLE }
+    }
+
+    /// Down from a table on the way, which is remembered if it leads to one of level 1.
+    pub(in crate::mmu) fn walk_from(&self, root: PageIdx, from: PageIdx, addr: u64, least: u8) -> Walked {
+        let mut page = from;
+        let mut upper = PageIdx::NONE;
+        let mut level = self.arena.key(from).role.level();
         let mut frames = addr.wrapping_shr(PAGE_SHIFT + level_shift(level));
         let mut below = addr.wrapping_shl(64 - PAGE_SHIFT - level_shift(level));
         loop {
+            if level <= PAGE_TABLE {
+                // Tables of the TDP MMU are linked and dropped elsewhere.
+                if !self.config.tdp_mmu {
+                    self.last_path.set(LastPath::new(root, addr, upper, page));
+                }
+                return self.walk_at(page, addr);
+            }
+            if level == 2 {
+                upper = page;
+            }
             // Only nine bits are kept.
             let index = (frames & 0x1ff) as u16;
             let spte = self.arena.table(page).get(index);
-            if level <= PAGE_TABLE || level < least || spte & LARGE != 0 || !is_shadow_present(&self.masks, spte) {
+            if level < least || spte & LARGE != 0 || !is_shadow_present(&self.masks, spte) {
                 return Walked { sptep: page.sptep(index), spte, level };
             }
             page = child_of(spte);
@@ -111,5 +142,17 @@ impl MmuState {
             frames = below >> 55;
             below <<= 9;
         }
+    }
+
+    /// A walk from a root ended at a table of level 1.
+    #[inline]
+    pub(in crate::mmu) fn remember_path(&self, root: PageIdx, addr: u64, page: PageIdx) {
+        self.last_path.set(LastPath::new(root, addr, PageIdx::NONE, page));
+    }
+
+    /// A link to a table is made or dropped: the last walk may not be what a walk would be now.
+    #[inline]
+    pub(in crate::mmu) fn forget_last_path(&self) {
+        self.last_path.set(LastPath::default());
     }
 }

@@ -35,6 +35,7 @@ impl MmuState {
         self.stats.zapped += 1;
         self.work.pages_zapped += 1;
         let mut prepared = Prepared::default();
+        self.forget_last_path();
         self.unlink_children(page);
         self.unlink_parents(page);
         let was_invalid = self.arena.key(page).role.invalid();

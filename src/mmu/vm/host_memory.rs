@@ -108,6 +108,13 @@ impl HostMemory {
         !self.huge.ranges.is_empty()
     }
 
+    /// Whether every page is readable and writable, mapped by 4 KiB, and its own frame.
+    #[inline]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.state.ranges.is_empty() && self.huge.ranges.is_empty() && self.moved.is_empty()
+    }
+
     /// State of a page.
     #[inline]
     #[must_use]

@@ -1,5 +1,6 @@
 //! `MmuState`: owns the nouns of one VM. No logic beyond what every operation needs: flush requests and slot lookups.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::kernels::PteListOrder;
 use crate::mmu::shadow::active_pages::ActivePages;
 use crate::mmu::shadow::invalid_list::InvalidList;
+use crate::mmu::shadow::last_path::LastPath;
 use crate::mmu::shadow::mmio_pages::MmioPages;
 use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::shadow::page_hash::PageHash;
@@ -98,6 +100,8 @@ pub struct MmuState {
     pub(in crate::mmu) tdp: TdpMmu,
     pub(in crate::mmu) runs: Runs,
     pub(in crate::mmu) slice: Slice,
+    /// Where the last walk came through.
+    pub(in crate::mmu) last_path: Cell<LastPath>,
 }
 
 impl MmuState {
@@ -145,6 +149,7 @@ impl MmuState {
             tdp: TdpMmu::default(),
             runs: Runs::default(),
             slice: Slice::default(),
+            last_path: Cell::default(),
             config,
         })
     }

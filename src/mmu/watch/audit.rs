@@ -390,7 +390,7 @@ impl MmuState {
     }
 
     fn is_translation_backed(&self, root: PageIdx, line: Translation) -> bool {
-        let walked = self.walk_down(root, line.gfn.gpa(), PAGE_TABLE);
+        let walked = self.walk_from(root, root, line.gfn.gpa(), PAGE_TABLE);
         let now = walked.spte;
         if !is_shadow_present(&self.masks, now) || !is_last(now, walked.level) {
             return false;
