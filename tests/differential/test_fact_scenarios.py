@@ -92,9 +92,14 @@ def test_a_fact_without_a_file_has_a_reason() -> None:
         "recordings only": ["has_requested_event"],
         "shadow pages of guests with tables of their own": [
             "direct_gfn_bug_line",
+            "has_dummy_root",
             "has_guest_tables",
+            "invlpg_syncs",
             "invlpg_warn_line",
             "pte_list_order",
+            "self_map_is_small",
+            "sync_keeps_same_access",
+            "unprotect_counts_freed",
             "zap_spares_rooted_child",
         ],
     }
