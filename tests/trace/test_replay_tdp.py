@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from kvm_mmu import reference
+from kvm_mmu.errors import TraceError
 from kvm_mmu.trace.replay.comparing_tdp import TdpComparison
 from kvm_mmu.trace.replay.difference import diff
 from kvm_mmu.trace.replay.fidelity import kept
@@ -239,6 +240,32 @@ def test_an_input_that_is_missing_shows(name: str, broken: str, tmp_path: Path):
     with open_recording(TRACES / name / "trace.txt.xz", None) as opened:
         kept = [item.text for item in opened.items() if isinstance(item, Kept)]
     assert told(iter(kept)) != told(text for text in kept if broken not in text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "put", "message"),
+    [
+        (
+            r"(kvm_mmu_spte_requested: gfn 100 pfn )\w+",
+            r"\g<1>8000000000000000",
+            "has a slot, 0x8000000000000000 is no",
+        ),
+        (
+            r"(nx_huge_pages_recovery_ratio\",\"value\":)\"2\"",
+            r'\g<1>"many"',
+            "expected a number, got 'many'",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(pattern: str, put: str, message: str, tmp_path: Path):
+    with open_recording(TRACES / "6.18/npt1tdp1_nxhuge_recovery" / "trace.txt.xz", None) as opened:
+        text = "\n".join(item.text for item in opened.items() if isinstance(item, Kept))
+    broken = tmp_path / "stripped.txt"
+    changed, count = re.subn(pattern, put, text, count=1)
+    broken.write_text(changed + "\n")
+    assert count == 1
+    with pytest.raises(TraceError, match=message):
+        replay(broken, slow)
 
 
 def test_line_numbers_never_go_back():

@@ -51,7 +51,7 @@ _TDP_COMPILED = {
     "slot_clear_dirty": re.compile(""),
 }
 _TDP_ANSWERS = {
-    "leaves_found": re.compile(r"(?:young|dirty) (\S+)"),
+    "leaves_found": re.compile(r"(?:young|dirty) (-|[01]:[0-9a-f]{1,13}(?:,[01]:[0-9a-f]{1,13})*)$"),
     RECOVERS: re.compile(RECOVERS),
 }
 #: What the recorder notes between operations, as far as it matters there.

@@ -28,6 +28,8 @@ _PAGES_2M = 512
 #: Values of a module parameter that mean no.
 _OFF = frozenset({"off", "never", "0", "N", "n"})
 _RATIO_MAX = 1 << 32
+#: Frames that a host of 52 bits has.
+_FRAMES = 1 << 40
 
 
 class RecorderTdp(Recorder6x):
@@ -97,6 +99,10 @@ class RecorderTdp(Recorder6x):
             self._note_level(slot, slot.page_of(gfn), gfn, level, is_fetch=bool(fault.error_code & _FETCH))
         host: dict[str, object] = {"level": level, "writable": 0}
         if slot is not None:
+            if self._pfn >= _FRAMES:
+                raise TraceError(
+                    f"line {self._line} of the stripped trace: gfn {gfn:#x} has a slot, {self._pfn:#x} is no frame"
+                )
             is_writable = not slot.flags & READONLY and self._vm.residency.is_resident(slot.page_of(gfn))
             host = {"level": level, "pfn": self._pfn, **(answer or {"writable": int(is_writable)})}
         host["found"] = None
