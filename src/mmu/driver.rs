@@ -8,7 +8,7 @@ use crate::kernels::ZapRangeBlocks;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::tables::Tables;
 use crate::mmu::tdp::tdp_walk::Body;
-use crate::mmu::vm::runs::{Account, Kind, RangeRun, Run, SlotFlush, Step, TdpOwes, TdpRun};
+use crate::mmu::vm::runs::{Account, Kind, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
@@ -107,8 +107,9 @@ impl MmuState {
     fn drive(&mut self, id: u32, mut run: Run) -> Progress {
         self.slice.begin();
         // The kind is taken out so that the steps can use the rest of the run.
-        let mut kind = std::mem::replace(&mut run.kind, Kind::Range(RangeRun::nothing()));
+        let mut kind = std::mem::replace(&mut run.kind, Kind::Nothing);
         let step = match &mut kind {
+            Kind::Nothing => Step::Done,
             Kind::List(list) => self.drive_list(list, &mut run),
             Kind::SlotFlush(flush) => self.drive_slot_flush(flush, &mut run),
             Kind::Slot { walk, flush_after } => self.drive_slot_walk(walk, *flush_after, &mut run),

@@ -24,7 +24,7 @@ DATA = Path(__file__).resolve().parents[1] / "data" / "traces"
 RECORDINGS = sorted(path.parent for path in DATA.glob("*/*/trace.txt*"))
 #: `make soak`: many more damaged recordings.
 SOAK = os.environ.get("KVM_MMU_SOAK") == "1"
-#: Recordings that the lane leaves to the slow way: faults that do not tell their vCPU and roots that depend on registers
+#: Recordings that the lane leaves to the slow way: faults that do not tell their vCPU, roots that depend on registers
 #: (v5.10), the TDP MMU.
 SLOW = re.compile(r"^5\.10/|tdp1_")
 

@@ -86,6 +86,8 @@ pub(in crate::mmu) struct Run {
 
 #[derive(Clone, Debug)]
 pub(in crate::mmu) enum Kind {
+    /// There is nothing to do.
+    Nothing,
     List(ListRun),
     SlotFlush(SlotFlush),
     Slot { walk: HeadWalk, flush_after: Option<(Gfn, u64)> },
@@ -253,21 +255,6 @@ impl ListRun {
     /// a walk from the tail, or one that starts again, finds it and does not skip it.
     pub(in crate::mmu) const fn is_livelocked(&self, used: u64) -> bool {
         self.idle > used.saturating_mul(2)
-    }
-}
-
-impl RangeRun {
-    pub(in crate::mmu) const fn nothing() -> Self {
-        Self {
-            start: Gfn(0),
-            end: Gfn(0),
-            left: Vec::new(),
-            walk: None,
-            flush: false,
-            is_deferred: false,
-            is_flush_once: false,
-            is_begun: false,
-        }
     }
 }
 

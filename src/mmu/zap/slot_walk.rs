@@ -137,7 +137,7 @@ impl MmuState {
             SlotWalk::LargepageRemoveWriteAccess => (Handler::WriteProtect, 2, MAX_LEAF),
             SlotWalk::SetDirty => (Handler::SetDirty, PAGE_TABLE, MAX_LEAF),
             // Only the TDP MMU splits ahead of a fault.
-            SlotWalk::Split { .. } => return Ok(Kind::Range(RangeRun::nothing())),
+            SlotWalk::Split { .. } => return Ok(Kind::Nothing),
             SlotWalk::ZapCollapsible => {
                 let is_by_leaf = self.config.kernel.collapse == Collapse::ByLeaf;
                 (Handler::ZapCollapsible, PAGE_TABLE, if is_by_leaf { PAGE_TABLE } else { MAX_LEAF - 1 })
