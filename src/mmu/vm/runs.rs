@@ -90,7 +90,10 @@ pub(in crate::mmu) enum Kind {
     Nothing,
     List(ListRun),
     SlotFlush(SlotFlush),
-    Slot { walk: HeadWalk, flush_after: Option<(Gfn, u64)> },
+    Slot {
+        walk: HeadWalk,
+        flush_after: Option<(Gfn, u64)>,
+    },
     Range(RangeRun),
     Unmap(UnmapRun),
     Nx(NxRun),
