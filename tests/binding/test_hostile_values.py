@@ -193,7 +193,7 @@ WITHOUT_ARGUMENTS = (
     "Vm.to_bytes Vm.destroy Vm.zap_batch Vm.flush_all Vm.require_idle Vm.to_svg",
     "Vm.updating Vm.install_slot Vm.remove_slot Vm.generation Vm.set_generation Vm.total_slot_pages",
     "Vm.requested_mmu_pages Vm.memslots_updated Vm.invalidate_mmio Vm.flush_shadow_memslot",
-    "Vm.flush_slot_tlbs Vm.update_cpu_dirty_logging Vm.alternate_flags",
+    "Vm.flush_slot_tlbs Vm.update_cpu_dirty_logging Vm.alternate_flags Vm.makes_mmio_sptes",
 )
 
 

@@ -78,7 +78,6 @@ REFUSED = [
     ("compare R --plan merged --kernel=", "--kernel: expected names of v5.0"),
     ("compare R --plan merged --kernel v5.2 --kernel v9", "kernel 'v9'"),
     ('compare R --plan merged --host {"phys_bits":"x"}', "'phys_bits' must be a number"),
-    ('compare R --plan merged --host {"tdp_mmu":1}', "used the TDP MMU"),
     ('compare R --plan merged --host {"kernel":"4.9"}', "trace.txt.xz: recorded on kernel 'v4.9'"),
     ("compare R --plan merged --host {", "--host"),
     ("compare R --plan merged -o empty.jsonl", "empty.jsonl: cannot be a folder for results"),

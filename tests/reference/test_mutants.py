@@ -82,9 +82,9 @@ def new_page_at_the_tail(active: ActiveList, page_id: int) -> None:
 mark_mmio_spte = map.mark_mmio_spte
 
 
-def flag_on_the_parent_table(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int) -> None:
+def flag_on_the_parent_table(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int, gfn: int, access: int) -> None:
     had = sp.mmio_cached
-    mark_mmio_spte(kvm, vcpu, sp, index, gfn)
+    mark_mmio_spte(kvm, vcpu, sp, index, gfn, access)
     sp.mmio_cached = had
     for parent, _ in pte_list_entries(sp.parent_ptes):
         kvm.pages[parent].mmio_cached = True

@@ -136,7 +136,6 @@ def test_a_5x_replay_from_the_middle_of_a_vm_says_so(tmp_path: Path):
     [
         (OF_5X, "mmu", "shadow", "shadow paging of 5.x cannot be replayed"),
         (OF_5X, "mmu", "ept", "recordings of EPT before v5.10 cannot be replayed"),
-        (OF_6X, "tdp_mmu", 1, "the TDP MMU, which is not modelled"),
         (OF_5X, "kernel", "4.19.1", "kernel 'v4.19'"),
     ],
 )
