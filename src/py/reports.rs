@@ -67,6 +67,7 @@ pub fn memory<'py>(py: Python<'py>, report: &MemoryReport) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     for (name, value) in [
         ("shadow_pages", report.shadow_pages),
+        ("tdp_tables", report.tdp_tables),
         ("headers", report.headers),
         ("tables", report.tables),
         ("hash", report.hash),

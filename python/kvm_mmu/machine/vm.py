@@ -204,19 +204,20 @@ class Vm:
 
     def __repr__(self) -> str:
         stats = self.core.stats()
-        return (
-            f"<Vm {self.profile.name} {self.core.family} {len(self.vcpus)} vcpus, {len(self.memslots)} slots, "
-            f"{stats['used']} of {stats['max']} shadow pages>"
-        )
+        held = f"{stats['used']} of {stats['max']} shadow pages"
+        if self.tdp_mmu:
+            held = f"{self.memory['tdp_tables']} tables of the TDP MMU"
+        about = f"{self.profile.name} {self.core.family} {len(self.vcpus)} vcpus, {len(self.memslots)} slots"
+        return f"<Vm {about}, {held}>"
 
     def _repr_html_(self) -> str:
         from kvm_mmu.view.html import vm_html
 
         pages, mapped = self.core.nr_active_pages, self.core.total_slot_pages()
-        if pages > GLANCE_PAGES or mapped > GLANCE_SLOT_PAGES:
-            return vm_html(
-                self, f"{pages:,} shadow pages, {mapped:,} pages in memslots: vm.to_svg() draws them"
-            )
+        tables = self.memory["tdp_tables"]
+        if pages + tables > GLANCE_PAGES or mapped > GLANCE_SLOT_PAGES:
+            held = f"{tables:,} tables of the TDP MMU" if self.tdp_mmu else f"{pages:,} shadow pages"
+            return vm_html(self, f"{held}, {mapped:,} pages in memslots: vm.to_svg() draws them")
         return vm_html(self, self.to_svg())
 
     def to_svg(self, title: str = "") -> str:

@@ -54,6 +54,7 @@ def dump_state(kvm: Kvm) -> dict[str, Any]:
         "zapped_obsolete": list(kvm.zapped_obsolete_pages) if kvm.rules.has_zapped_obsolete else None,
         "active": [dump_page(kvm, kvm.pages[page_id]) for page_id in list_pages(kvm.active)],
         "vcpus": [dump_vcpu(kvm, vcpu) for vcpu in kvm.vcpus],
+        **(dump_tdp(kvm) if kvm.config.tdp_mmu else {}),
     }
 
 
@@ -152,7 +153,7 @@ def dump_vcpu(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
 
 
 def dump_state_6(kvm: Kvm) -> dict[str, Any]:
-    """The state of format 6: the statistics too, and equal neighbours as runs; there is no TDP MMU here."""
+    """The state of format 6: the statistics too, equal neighbours as runs."""
     return {
         "as": [
             {"gen": hex(memslots.generation), "slots": [dump_slot_6(kvm, slot) for slot in memslots.memslots]}

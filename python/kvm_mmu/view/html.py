@@ -85,6 +85,14 @@ class VmLike(Protocol):
         """Work counters."""
 
     @property
+    def tdp_mmu(self) -> bool:
+        """True if the TDP MMU serves the guest."""
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes by kind, and how many shadow pages and tables there are."""
+
+    @property
     def memslots(self) -> Any:
         """Its memslots, iterable as (address space, slot)."""
 
@@ -110,6 +118,8 @@ def vm_html(vm: VmLike, picture: str) -> str:
         "vCPUs": len(vm.vcpus),
         "shadow pages": f"{stats.get('used', 0):,} of {stats.get('max', 0):,}",
     }
+    if vm.tdp_mmu:
+        facts["tables of the TDP MMU"] = f"{vm.memory['tdp_tables']:,}"
     slots = [(as_id, slot) for as_id, slot in vm.memslots]
     columns = {
         "as": [as_id for as_id, _ in slots],

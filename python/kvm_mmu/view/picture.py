@@ -1,4 +1,4 @@
-"""A picture of a VM's paging structures: roots, tables by level, the links between them, leaves, memslots below.
+"""A picture of a VM's paging structures, of either MMU: roots, tables by level, links, leaves, memslots below.
 
 Drawn from a snapshot (plain data), so that every step of a lesson can be kept and drawn later. Capped: a table shows
 its first entries, a level its first tables, and says how many more there are.
@@ -42,6 +42,22 @@ def _box(page: Mapping[str, Any], x: int, y: int, sptes: Sequence[Sequence[Any]]
     return body
 
 
+def _tdp_tables(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the TDP MMU as boxes: a root with its references, leaves that follow each other as one row."""
+    roots = {root["id"]: root for root in snapshot.get("roots") or ()}
+    return [
+        {
+            **table,
+            "invalid": roots.get(table["id"], {}).get("invalid", 0),
+            "root_count": roots.get(table["id"], {}).get("refs", 0),
+            "sptes": [
+                [spte[0], f"{spte[1]} x{spte[3]}"] if len(spte) > 3 else spte for spte in table["sptes"]
+            ],
+        }
+        for table in snapshot.get("tdp") or ()
+    ]
+
+
 def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
     """Draw a snapshot (`Vm.snapshot()`).
 
@@ -52,7 +68,8 @@ def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
     Returns:
         The picture as SVG text.
     """
-    pages = snapshot["active"]
+    tables = _tdp_tables(snapshot)
+    pages = [*snapshot["active"], *tables]
     by_level: dict[int, list[Mapping[str, Any]]] = {}
     for page in sorted(pages, key=lambda page: page["id"]):
         by_level.setdefault(page["level"], []).append(page)
@@ -89,7 +106,10 @@ def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
     for line in _slots(snapshot):
         body.append(f"<text x='16' y='{y}' font-size='11'>{svg_text(line)}</text>")
         y += 16
-    return frame(width, y + 10, title or f"{len(pages):,} shadow pages", [*links, *body])
+    said = f"{len(snapshot['active']):,} shadow pages"
+    if snapshot.get("tdp") is not None:
+        said = f"TDP MMU: {len(snapshot['roots'])} roots, {snapshot['tdp_pages']:,} tables below them"
+    return frame(width, y + 10, title or said, [*links, *body])
 
 
 def _slots(snapshot: Mapping[str, Any]) -> list[str]:

@@ -61,7 +61,13 @@ impl MmuState {
         put_list(&mut out, self.spaces.iter(), |out, space| self.put_space(out, space));
         put!(out, r#","indirect":0,"max":{},"mmu_valid_gen":"#, self.max);
         put_optional(&mut out, self.config.kernel.has_valid_gen.then_some(self.valid_gen));
-        put!(out, r#","requested":{},"used":{},"vcpus":"#, self.requested, self.used);
+        put!(out, r#","requested":{}"#, self.requested);
+        if self.config.tdp_mmu {
+            out.push_str(r#","roots":"#);
+            self.put_roots(&mut out);
+            self.put_tables(&mut out);
+        }
+        put!(out, r#","used":{},"vcpus":"#, self.used);
         put_list(&mut out, self.vcpus.iter(), |out, vcpu| self.put_vcpu(out, vcpu));
         out.push_str(r#","zapped_obsolete":"#);
         if self.config.kernel.has_zapped_obsolete {
@@ -271,6 +277,7 @@ impl MmuState {
             self.spaces.iter().map(AddressSpace::size_bytes).fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         MemoryReport {
             shadow_pages: self.hash.len() as u64,
+            tdp_tables: self.tdp.nr_tables + self.tdp.roots.len() as u64,
             headers: bytes(headers + self.active.size_bytes()),
             tables: bytes(tables),
             hash: bytes(self.hash.size_bytes()),

@@ -45,26 +45,36 @@ impl MmuState {
             put!(out, "{}", self.arena.key(page).id);
         });
         put!(out, r#","requested":{},"roots":"#, self.requested);
-        if self.config.tdp_mmu {
-            put_list(&mut out, self.tdp.roots.iter(), |out, root| self.put_root(out, root));
-        } else {
-            out.push_str("null");
-        }
+        self.put_roots(&mut out);
         out.push_str(r#","stat":"#);
         self.put_stepped_stat(&mut out);
-        out.push_str(r#","tdp":"#);
-        if self.config.tdp_mmu {
-            let tables = self.tdp.roots.iter().flat_map(|root| self.tdp_tables(root.page));
-            put_list(&mut out, tables, |out, table| self.put_tdp_table(out, table));
-        } else {
-            out.push_str("null");
-        }
-        out.push_str(r#","tdp_pages":"#);
-        put_optional(&mut out, self.config.tdp_mmu.then_some(self.tdp.nr_tables));
+        self.put_tables(&mut out);
         put!(out, r#","used":{},"valid_gen":{},"vcpus":"#, self.used, self.valid_gen);
         put_list(&mut out, self.vcpus.iter(), |out, vcpu| self.put_stepped_vcpu(out, vcpu));
         put!(out, r#","vm_bugged":0,"zapped_obsolete":{}}}"#, self.zapped_obsolete.iter().count());
         out
+    }
+
+    /// The roots of the TDP MMU, newest first.
+    pub(in crate::mmu) fn put_roots(&self, out: &mut String) {
+        if self.config.tdp_mmu {
+            put_list(out, self.tdp.roots.iter(), |out, root| self.put_root(out, root));
+        } else {
+            out.push_str("null");
+        }
+    }
+
+    /// The keys `tdp`, the tables below the roots, and `tdp_pages`, how many are no roots.
+    pub(in crate::mmu) fn put_tables(&self, out: &mut String) {
+        out.push_str(r#","tdp":"#);
+        if self.config.tdp_mmu {
+            let tables = self.tdp.roots.iter().flat_map(|root| self.tdp_tables(root.page));
+            put_list(out, tables, |out, table| self.put_tdp_table(out, table));
+        } else {
+            out.push_str("null");
+        }
+        out.push_str(r#","tdp_pages":"#);
+        put_optional(out, self.config.tdp_mmu.then_some(self.tdp.nr_tables));
     }
 
     fn put_root(&self, out: &mut String, root: &Root) {

@@ -381,6 +381,8 @@ pub struct Finding {
 #[allow(missing_docs, reason = "plain")]
 pub struct MemoryReport {
     pub shadow_pages: u64,
+    /// Tables of the TDP MMU, roots included.
+    pub tdp_tables: u64,
     pub headers: u64,
     pub tables: u64,
     pub hash: u64,
@@ -401,7 +403,7 @@ impl MemoryReport {
     /// Header, links and table of one shadow page, on average.
     #[must_use]
     pub const fn bytes_per_page(&self) -> u64 {
-        match (self.headers + self.tables).checked_div(self.shadow_pages) {
+        match (self.headers + self.tables).checked_div(self.shadow_pages + self.tdp_tables) {
             Some(bytes) => bytes,
             None => 0,
         }
