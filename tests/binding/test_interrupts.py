@@ -19,6 +19,9 @@ from kvm_mmu.machine import memory_region
 
 #: Restarting after every zap, each MMIO table zapped costs a walk over all tables of memory: 10^10 visits.
 CHILD = """
+import signal
+# A shell ignores SIGINT for what it starts in the background, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np, kvm_mmu as km
 vm = km.Vm(kernel="v5.0-seed", family="npt", events="off", plans={"slot_removal": "seed"})
 vm.memslots.create(slot=0, gpa=0, size=1 << 38)

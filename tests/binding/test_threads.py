@@ -13,7 +13,9 @@ import numpy as np
 
 #: Ten million faults on addresses without a slot, over and over; the child says when it was interrupted.
 CHILD = """
-import sys, time, threading
+import signal, sys, time, threading
+# A shell ignores SIGINT for what it starts in the background, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np, kvm_mmu as km
 vm = km.Vm(family="npt", events="off")
 vm.memslots.create(slot=0, gpa=0, size=1 << 20)
