@@ -5,9 +5,9 @@
 //! no method panics, whatever the arguments.
 //!
 //! Words (encodings) know no structures, nouns (structures) know no operations, verbs (operations) know no caller:
-//! words `addr level access role generation spte plan profile config views work stats error`,
-//! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slot_array slots host_memory lock_polls tlb vcpu_mmu
-//! invalid_list last_path invalidation slice events state`, verbs `walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
+//! words `addr level access role guest_mode guest_permission generation spte plan profile config views work stats error`,
+//! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slot_array slots guest_memory host_memory lock_polls tlb vcpu_mmu
+//! invalid_list last_path invalidation slice events state`, verbs `walk guest_walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
 //! direct_page_fault direct_map nx_huge_pages prefault quick_map
 //! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot stepped_dump audit left_over`.
 //!
@@ -27,11 +27,14 @@ pub mod words;
 mod zap;
 
 pub use crate::kernels::Kernel;
+pub use shadow::guest_walk::{GuestWalk, WalkedEntry};
 pub use vm::events::{Event, Events, PageFacts};
 pub use watch::audit::INVARIANTS;
 pub use words::config::{Config, EventMode, Family, GfnHash};
 pub use words::error::{Error, Result};
 pub use words::generation::{GenerationField, GenerationLayout};
+pub use words::guest_mode::{GuestMode, Paging, Registers};
+pub use words::guest_permission::Wanted;
 pub use words::plan::{
     BeforeDrop, ListPlan, Offer, Only, PLAN_FIELDS, Plans, ReloadRoots, RestartRules, Skip, SlotPages, SlotPlan, Stop,
     Walk, ZapPlan,
@@ -158,6 +161,26 @@ impl Mmu {
         mmio.gva = 0;
         mmio.gfn = Gfn(0);
         Ok(())
+    }
+
+    // ---- guest memory ----
+
+    /// The value of 1 to 8 bytes at a guest-physical address as the vCPU sees it; `None` without a slot.
+    pub fn peek(&self, vcpu: u16, gpa: u64, size: u8) -> Result<Option<u64>> {
+        let as_id = self.state.vcpus[self.state.check_vcpu(vcpu)?].as_id();
+        Ok(self.state.read_guest(as_id, gpa, size))
+    }
+
+    /// Stores 1 to 8 bytes at a guest-physical address without telling the MMU: 0, or -EFAULT without a slot.
+    pub fn poke(&mut self, vcpu: u16, gpa: u64, value: u64, size: u8) -> Result<i32> {
+        let as_id = self.state.vcpus[self.state.check_vcpu(vcpu)?].as_id();
+        Ok(self.state.poke_guest(as_id, gpa, value, size))
+    }
+
+    /// Walks the guest's own tables for what an error code wants, as a page fault does: accessed and dirty bits are set.
+    pub fn walk_guest(&mut self, vcpu: u16, gva: u64, error_code: u64) -> Result<GuestWalk> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.state.walk_guest(vcpu, gva, error_code))
     }
 
     // ---- memslots ----

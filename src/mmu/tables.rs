@@ -15,6 +15,7 @@ use crate::mmu::vm::vcpu_mmu::{
 };
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::Result;
+use crate::mmu::words::guest_mode::GuestMode;
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 
@@ -95,7 +96,9 @@ impl MmuState {
     /// Drops the root and computes the role anew, also when no register changed.
     pub(in crate::mmu) fn reset_context(&mut self, vcpu: usize) {
         self.unload(vcpu);
-        self.vcpus[vcpu].update_role();
+        let vcpu = &mut self.vcpus[vcpu];
+        vcpu.mode = GuestMode::of(&vcpu.registers(), self.config.phys_bits, false);
+        vcpu.update_role();
     }
 
     /// Down from a root to the entry that a fault finds: a leaf, or one that is not present. The TDP MMU's iterator is

@@ -2,6 +2,7 @@
 
 pub(in crate::mmu) mod active_pages;
 pub(in crate::mmu) mod get_page;
+pub(in crate::mmu) mod guest_walk;
 pub(in crate::mmu) mod head_walk;
 pub(in crate::mmu) mod invalid_list;
 pub(in crate::mmu) mod last_path;

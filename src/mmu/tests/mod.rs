@@ -3,6 +3,7 @@
 
 mod audit;
 mod facade;
+mod guest_walk;
 mod newer;
 mod nouns;
 mod slices;

@@ -198,6 +198,25 @@ pub enum Event {
     SetSpteHva {
         hva: u64,
     },
+    /// A walk of the guest's own tables begins.
+    GuestWalk {
+        addr: u64,
+        error_code: u64,
+    },
+    GuestWalkEntry {
+        value: u64,
+        level: u8,
+    },
+    GuestWalkError {
+        code: u64,
+    },
+    /// The accessed bit of the guest's entry at this address is set.
+    SetAccessed {
+        gpa: u64,
+    },
+    SetDirty {
+        gpa: u64,
+    },
 }
 
 impl Event {
@@ -266,6 +285,12 @@ impl Event {
             Self::AgeHva { start, end } => write!(out, r#"["age_hva","{start:#x}","{end:#x}"]"#),
             Self::TestAgeHva { hva } => write!(out, r#"["test_age_hva","{hva:#x}"]"#),
             Self::SetSpteHva { hva } => write!(out, r#"["set_spte_hva","{hva:#x}"]"#),
+            // Format 1 has no walks.
+            Self::GuestWalk { .. }
+            | Self::GuestWalkEntry { .. }
+            | Self::GuestWalkError { .. }
+            | Self::SetAccessed { .. }
+            | Self::SetDirty { .. } => Ok(()),
         };
     }
 
@@ -299,6 +324,11 @@ impl Event {
             Self::LockBreak { kind } => write!(out, r#"["lock_break",{kind}]"#),
             Self::HwpoisonSignal { hva } => write!(out, r#"["hwpoison_signal","{hva:#x}"]"#),
             Self::ReloadMmus | Self::Age { .. } => Ok(()),
+            Self::GuestWalk { addr, error_code } => write!(out, r#"["walk",{addr},"{error_code:#x}"]"#),
+            Self::GuestWalkEntry { value, level } => write!(out, r#"["walk_pte","{value:#x}",{level}]"#),
+            Self::GuestWalkError { code } => write!(out, r#"["walk_error","{code:#x}"]"#),
+            Self::SetAccessed { gpa } => write!(out, r#"["set_accessed",{gpa}]"#),
+            Self::SetDirty { gpa } => write!(out, r#"["set_dirty",{gpa}]"#),
             _ => {
                 self.write_json(out);
                 Ok(())
@@ -338,6 +368,9 @@ impl Event {
                 let _ = write!(out, r#"{{"event":"#);
                 let mut plain = String::new();
                 self.write_json(&mut plain);
+                if plain.is_empty() {
+                    self.write_json_stepped(&mut plain);
+                }
                 let body = plain.trim_start_matches('[').trim_end_matches(']');
                 let (name, args) = body.split_once(',').unwrap_or((body, ""));
                 write!(out, r#"{name},"args":[{args}]}}"#)

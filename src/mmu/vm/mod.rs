@@ -1,6 +1,7 @@
 //! The nouns of a VM: memslots, host memory, vCPUs, TLBs, events, lock polls, runs and the state that holds them.
 
 pub mod events;
+pub(in crate::mmu) mod guest_memory;
 pub(in crate::mmu) mod host_memory;
 pub(in crate::mmu) mod invalidation;
 pub(in crate::mmu) mod lock_polls;

@@ -15,6 +15,7 @@ use crate::mmu::shadow::page_hash::PageHash;
 use crate::mmu::shadow::pte_list::PteLists;
 use crate::mmu::tdp::root_list::RootList;
 use crate::mmu::vm::events::{Event, Events, PageFacts};
+use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
 use crate::mmu::vm::lock_polls::LockPolls;
@@ -74,6 +75,8 @@ pub struct MmuState {
     pub(in crate::mmu) spaces: [AddressSpace; 2],
     pub(in crate::mmu) vcpus: Vec<VcpuMmu>,
     pub(in crate::mmu) host: HostMemory,
+    /// What the guest's memory holds, by host address.
+    pub(in crate::mmu) guest_memory: GuestMemory,
     pub(in crate::mmu) polls: LockPolls,
     pub(in crate::mmu) events: Events,
     pub(in crate::mmu) stats: Stats,
@@ -110,7 +113,7 @@ impl MmuState {
         let masks = Masks::of(config.kernel.spte_layout.layout(), config.host());
         let (nr_roots, root_level) = config.roots();
         let root_gfn_bits = if nr_roots > 1 { PAE_GFN_BITS } else { ROOT_4_GFN_BITS };
-        let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0);
+        let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0, config.phys_bits);
         if config.kernel.is_role_fixed {
             vcpu.fix_role(config.family != Family::Shadow);
         }
@@ -130,6 +133,7 @@ impl MmuState {
             spaces: [AddressSpace::default(), AddressSpace::default()],
             vcpus: vec![vcpu; usize::from(config.vcpus)],
             host: HostMemory::default(),
+            guest_memory: GuestMemory::default(),
             polls: LockPolls::default(),
             events: Events::new(config.events),
             stats: Stats::default(),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::vm::tlb::Tlb;
 use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::guest_mode::{GuestMode, Registers};
 use crate::mmu::words::role::Role;
 
 /// Flush the TLB.
@@ -58,6 +59,14 @@ pub struct VcpuMmu {
     pub cr4: u64,
     /// Extended features.
     pub efer: u64,
+    /// Rights of protection keys.
+    pub pkru: u32,
+    /// `EFLAGS.AC`.
+    pub ac: bool,
+    /// The four entries above the tables of a guest in PAE mode, as the processor read them last.
+    pub pdptes: [u64; 4],
+    /// How the guest pages: the registers as the MMU context was built for them.
+    pub mode: GuestMode,
     /// Role of its root.
     pub role: Role,
     /// The one-entry MMIO cache.
@@ -83,7 +92,8 @@ pub struct FaultStats {
 impl VcpuMmu {
     /// A vCPU in 64-bit mode without a root.
     #[must_use]
-    pub fn new(root_level: u8, role_bit4: bool, ad_disabled: bool) -> Self {
+    pub fn new(root_level: u8, role_bit4: bool, ad_disabled: bool, phys_bits: u8) -> Self {
+        let start = Registers { cr0: 0x8001_0001, cr3: 0x1000, cr4: 0x20, efer: 0xd00, pkru: 0, ac: false };
         let role = Role::new()
             .with_level(root_level)
             .with_gpte_is_8_bytes(role_bit4)
@@ -96,10 +106,14 @@ impl VcpuMmu {
             is_role_fixed: false,
             requests: 0,
             smm: false,
-            cr0: 0x8001_0001,
-            cr3: 0x1000,
-            cr4: 0x20,
-            efer: 0xd00,
+            cr0: start.cr0,
+            cr3: start.cr3,
+            cr4: start.cr4,
+            efer: start.efer,
+            pkru: start.pkru,
+            ac: start.ac,
+            pdptes: [0; 4],
+            mode: GuestMode::of(&start, phys_bits, false),
             role,
             mmio: MmioInfo::default(),
             tlb: Tlb::default(),
@@ -107,6 +121,12 @@ impl VcpuMmu {
         };
         vcpu.update_role();
         vcpu
+    }
+
+    /// Its registers, as far as they say how the guest pages.
+    #[must_use]
+    pub const fn registers(&self) -> Registers {
+        Registers { cr0: self.cr0, cr3: self.cr3, cr4: self.cr4, efer: self.efer, pkru: self.pkru, ac: self.ac }
     }
 
     /// Recomputes the role from the registers.

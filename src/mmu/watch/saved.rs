@@ -14,6 +14,7 @@ use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::shadow::page_hash::PageHash;
 use crate::mmu::shadow::pte_list::PteLists;
 use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
+use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
 use crate::mmu::vm::lock_polls::LockPolls;
@@ -27,7 +28,7 @@ use crate::mmu::words::stats::Stats;
 use crate::mmu::words::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 5;
+const SCHEMA: u16 = 6;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.
@@ -51,6 +52,7 @@ struct Body {
     spaces: [AddressSpace; 2],
     vcpus: Vec<VcpuMmu>,
     host: HostMemory,
+    guest_memory: GuestMemory,
     polls: LockPolls,
     stats: Stats,
     work: Work,
@@ -106,6 +108,7 @@ impl MmuState {
             spaces: twin.spaces,
             vcpus: twin.vcpus,
             host: twin.host,
+            guest_memory: twin.guest_memory,
             polls: twin.polls,
             stats: twin.stats,
             work: twin.work,
@@ -160,6 +163,7 @@ impl MmuState {
         state.spaces = body.spaces;
         state.vcpus = body.vcpus;
         state.host = body.host;
+        state.guest_memory = body.guest_memory;
         state.polls = body.polls;
         state.stats = body.stats;
         state.work = body.work;

@@ -285,7 +285,7 @@ impl MmuState {
             rmap: bytes(rmap),
             slots: bytes(slots),
             events: bytes(self.events.size_bytes()),
-            other: bytes(self.vcpus.capacity() * size_of::<VcpuMmu>()),
+            other: bytes(self.vcpus.capacity() * size_of::<VcpuMmu>() + self.guest_memory.size_bytes()),
         }
     }
 }

@@ -19,6 +19,8 @@ pub const PFERR_USER: u64 = 1 << 2;
 pub const PFERR_RSVD: u64 = 1 << 3;
 /// The access was an instruction fetch.
 pub const PFERR_FETCH: u64 = 1 << 4;
+/// A protection key forbade it.
+pub const PFERR_PK: u64 = 1 << 5;
 /// The final translation faulted, not the walk of a guest table.
 pub const PFERR_GUEST_FINAL: u64 = 1 << 32;
 /// The walk of a guest table faulted.

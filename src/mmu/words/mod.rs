@@ -5,6 +5,8 @@ pub mod addr;
 pub mod config;
 pub mod error;
 pub mod generation;
+pub mod guest_mode;
+pub mod guest_permission;
 pub mod level;
 pub mod mutants;
 pub mod plan;
