@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use kvm_mmu::mmu::GfnHash;
-use kvm_mmu::mmu::shadow::page_arena::PageIdx;
-use kvm_mmu::mmu::shadow::pte_list::{PteHead, PteLists};
+use kvm_mmu::mmu::pages::page_arena::PageIdx;
+use kvm_mmu::mmu::pages::pte_list::{PteHead, PteLists};
 
 use crate::zap::tables;
 use crate::{Lcg, TABLE, Timed, timed};

@@ -5,18 +5,15 @@
 //! no method panics, whatever the arguments.
 //!
 //! Words (encodings) know no structures, nouns (structures) know no operations, verbs (operations) know no caller:
-//! words `addr level access role guest_mode guest_permission generation spte plan profile config views work stats error`,
-//! nouns `spte_table page_arena page_hash active_pages mmio_pages pte_list slot_array slots guest_memory host_memory lock_polls tlb vcpu_mmu
-//! invalid_list last_path invalidation slice events state`, verbs `walk guest_walk spte_write rmap link zap reclaim get_page roots mmio_fault fast_page_fault fault
-//! direct_page_fault direct_map nx_huge_pages prefault quick_map
-//! hardware_walk head_walk zap_plan dirty_log notifier write_track install_slot`, watchers `snapshot stepped_dump audit left_over`.
+//! `docs/architecture.md` has the rooms and their files, `tests/architecture` who may know whom.
 //!
 //! Long: one method for each thing that can happen to the MMU, and nothing else.
 
 mod driver;
 mod fault;
+pub mod pages;
 mod range;
-pub mod shadow;
+mod shadow;
 mod tables;
 mod tdp;
 #[cfg(test)]

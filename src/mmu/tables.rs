@@ -5,8 +5,10 @@
 //! `kvm_mmu_reset_context`, and the requests of `vcpu_enter_guest` that concern the MMU. A VM has one of the two here: no
 //! guest is nested.
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::Walked;
+pub(in crate::mmu) mod unmap_hva;
+
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::Walked;
 use crate::mmu::tdp::tdp_walk::{Roots, TdpWalk};
 use crate::mmu::vm::runs::{Handler, HeadWalk, RangeWalk, Step};
 use crate::mmu::vm::state::MmuState;

@@ -5,9 +5,10 @@
 
 use crate::kernels::{ChildReuse, LargeInWay, MmioOverLeaf, OldEntryExempts};
 use crate::mmu::fault::page_fault::{Handled, PTE_PREFETCH_NUM};
-use crate::mmu::shadow::link::{Backing, Mapping, RMAP_RECYCLE_THRESHOLD};
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
-use crate::mmu::shadow::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
+use crate::mmu::pages::mapping::{Backing, Mapping};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
+use crate::mmu::shadow::link::RMAP_RECYCLE_THRESHOLD;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{ACC_EXEC, ACC_WRITE};

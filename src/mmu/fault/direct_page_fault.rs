@@ -6,10 +6,10 @@
 
 use crate::kernels::{MmioCacheAccess, StaleTest};
 use crate::mmu::fault::page_fault::{Frame, Handled, MMIO_CACHE_ACCESS};
-use crate::mmu::shadow::link::{Backing, Mapping};
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::roots::ENOSPC;
-use crate::mmu::shadow::walk::{Walked, is_access_allowed, is_last, is_shadow_present};
+use crate::mmu::pages::mapping::{Backing, Mapping};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::page_count::ENOSPC;
+use crate::mmu::pages::walk::{Walked, is_access_allowed, is_last, is_shadow_present};
 use crate::mmu::tables::Tables;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::SlotAt;

@@ -2,8 +2,8 @@
 //!
 //! Models v5.0/v5.2 `fast_page_fault`, `page_fault_can_be_fast`.
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{
     Walked, can_be_made_writable, is_access_allowed, is_access_track, is_last, is_shadow_present,
 };
 use crate::mmu::vm::events::Event;

@@ -3,8 +3,8 @@
 //!
 //! Models no kernel function: this is the environment of the vectors. The TLB is filled but never asked.
 
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
-use crate::mmu::shadow::walk::{child_of, is_last};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::walk::{child_of, is_last};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::{AddressSpace, MEM_LOG_DIRTY_PAGES};
 use crate::mmu::vm::state::MmuState;

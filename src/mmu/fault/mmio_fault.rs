@@ -4,7 +4,7 @@
 //! uses the generation of address space 0 up to v5.4, also for a vCPU in SMM; later that of the vCPU's own.
 
 use crate::kernels::MmioCacheSpace;
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::MmioInfo;

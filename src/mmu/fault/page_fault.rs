@@ -5,9 +5,9 @@
 
 use crate::kernels::FaultReturns;
 use crate::mmu::fault::mmio_fault::MmioCheck;
-use crate::mmu::shadow::link::{Backing, Mapping};
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
-use crate::mmu::shadow::walk::{child_of, is_shadow_present};
+use crate::mmu::pages::mapping::{Backing, Mapping};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::walk::{child_of, is_shadow_present};
 use crate::mmu::tdp::map::TdpMapped;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::host_memory::Pinned;

@@ -4,7 +4,7 @@
 //! root that nobody drops ends the call.
 
 use crate::mmu::fault::page_fault::Handled;
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::PFERR_GUEST_FINAL;
 use crate::mmu::words::addr::Gfn;

@@ -5,10 +5,10 @@
 //! `page_fault` would do, with the same counts, events and state, and leaves whatever is unusual to them before it changes
 //! anything.
 
-use crate::mmu::shadow::link::{Backing, Mapping};
-use crate::mmu::shadow::pte_list::PteHead;
+use crate::mmu::pages::mapping::{Backing, Mapping};
+use crate::mmu::pages::pte_list::PteHead;
+use crate::mmu::pages::walk::{Walked, is_large, is_shadow_present};
 use crate::mmu::shadow::reclaim::KVM_MIN_FREE_MMU_PAGES;
-use crate::mmu::shadow::walk::{Walked, is_large, is_shadow_present};
 use crate::mmu::vm::slots::{MEM_READONLY, MEMSLOT_INVALID};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{ACC_ALL, PFERR_WRITE};

@@ -4,5 +4,4 @@ pub(in crate::mmu) mod dirty_log;
 pub(in crate::mmu) mod dirty_log_run;
 pub(in crate::mmu) mod install_slot;
 pub(in crate::mmu) mod notifier;
-pub(in crate::mmu) mod nx_huge_pages;
 pub(in crate::mmu) mod write_track;

@@ -1,14 +1,15 @@
 //! What host memory management asks of the MMU: drop, age, or change the mappings of a host range.
 //!
 //! Models `kvm_handle_hva_range` and its handlers, v5.0 to v6.12. Aging never owes a flush to anybody but its own caller.
-//! From v6.12 on an unmap may drop the lock between two heads, so that it is a run.
+//! How a range is unmapped is `tables/unmap_hva`.
 
-use crate::mmu::shadow::page_arena::Sptep;
-use crate::mmu::shadow::pte_list::PteCursor;
-use crate::mmu::shadow::walk::{is_accessed, is_ad_disabled, pfn_of};
-use crate::mmu::tables::{Tables, Unmapped};
+use crate::mmu::pages::page_arena::Sptep;
+use crate::mmu::pages::pte_list::PteCursor;
+use crate::mmu::pages::walk::{is_accessed, is_ad_disabled, pfn_of};
+use crate::mmu::tables::Tables;
+use crate::mmu::tables::unmap_hva::{HOST_PAGE, gfns_of};
 use crate::mmu::vm::events::Event;
-use crate::mmu::vm::runs::{Handler, Step, UnmapRun};
+use crate::mmu::vm::runs::Handler;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::{Gfn, Pfn};
@@ -16,23 +17,7 @@ use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
 use crate::mmu::words::spte::make::make_access_track;
-use crate::mmu::words::views::{HostState, SlotSpec};
-
-const HOST_PAGE: u64 = 4096;
-/// How the frame of a copied page differs from that of the page before.
-const COPIED: u64 = 0x40_0000;
-
-/// First and last gfn of a slot's part of a host range.
-fn gfns_of(spec: &SlotSpec, start: u64, end: u64) -> Option<(Gfn, Gfn)> {
-    let from = start.max(spec.hva);
-    let to = end.min(spec.hva.saturating_add(spec.npages << 12));
-    if from >= to {
-        return None;
-    }
-    let first = Gfn(spec.base).plus((from - spec.hva) / HOST_PAGE);
-    let count = (to - spec.hva).div_ceil(HOST_PAGE) - (from - spec.hva) / HOST_PAGE;
-    Some((first, first.plus(count - 1)))
-}
+use crate::mmu::words::views::HostState;
 
 /// A slot's part of a host range, at one head.
 #[derive(Clone, Copy)]
@@ -72,97 +57,6 @@ impl MmuState {
                 }
             }
         }
-    }
-
-    /// Positions of the slots in the order in which notifiers come to them.
-    fn slots_in_order(&self, as_id: u8) -> Vec<usize> {
-        let space = &self.spaces[usize::from(as_id & 1)];
-        if self.config.kernel.notifier_by_hva { space.by_hva() } else { (0..space.specs().len()).collect() }
-    }
-
-    /// The slots that a host range touches, the one that notifiers come to first last.
-    fn slots_of_hva(&self, start: u64, end: u64) -> Vec<(u8, u32)> {
-        let mut found = Vec::new();
-        for as_id in 0..2_u8 {
-            for at in self.slots_in_order(as_id) {
-                let spec = self.slot_spec(SlotAt { as_id, at });
-                if gfns_of(spec, start, end).is_some() {
-                    found.push((as_id, spec.id));
-                }
-            }
-        }
-        found.reverse();
-        found
-    }
-
-    /// The host takes memory back: every mapping of the range goes. The lock is not dropped.
-    pub(in crate::mmu) fn unmap_hva(&mut self, start: u64, end: u64) {
-        let mut unmap = self.unmap_run(start, end, true);
-        // What the poll finds cannot be served here.
-        loop {
-            self.slice.begin();
-            if self.drive_unmap(&mut unmap) == Step::Done {
-                break;
-            }
-        }
-        self.finish_unmap(start, end);
-    }
-
-    pub(in crate::mmu) fn unmap_run(&self, start: u64, end: u64, may_block: bool) -> UnmapRun {
-        let left = self.slots_of_hva(start, end);
-        UnmapRun { start, end, may_block, is_begun: false, left, walk: None, flush: false }
-    }
-
-    pub(in crate::mmu) fn drive_unmap(&mut self, unmap: &mut UnmapRun) -> Step {
-        let has_range = self.config.kernel.is_role_fixed;
-        if !std::mem::replace(&mut unmap.is_begun, true) {
-            if self.config.is_stepped() {
-                let (start, end) = (unmap.start, unmap.end);
-                self.events.push(|| Event::UnmapHva { start, end });
-            }
-            if has_range && !unmap.left.is_empty() {
-                self.invalidation.begin();
-                if !self.config.kernel.retry_before_pin {
-                    self.invalidation.add(unmap.start, unmap.end);
-                }
-            }
-        }
-        loop {
-            if let Some(walk) = &mut unmap.walk {
-                let step = self.walk_range(walk);
-                if step != Step::Done {
-                    return step;
-                }
-                unmap.flush = walk.flush();
-                unmap.walk = None;
-            }
-            let Some((as_id, id)) = unmap.left.pop() else { break };
-            let Ok(Some(at)) = self.find_slot_id(as_id, id) else { continue };
-            let Some((first, last)) = gfns_of(self.slot_spec(at), unmap.start, unmap.end) else { continue };
-            if has_range && self.config.kernel.retry_before_pin {
-                self.invalidation.add(first.0, last.0.saturating_add(1));
-            }
-            let (may_block, flush) = (unmap.may_block, unmap.flush);
-            unmap.walk = Some(self.unmap_slot_walk(&Unmapped { as_id, id, first, last, may_block, flush }));
-        }
-        if std::mem::take(&mut unmap.flush) && !is_chosen(Mutant::UnmapWithoutFlush) {
-            self.flush_remote_tlbs();
-        }
-        Step::Done
-    }
-
-    /// The host has taken the memory: faults of the range go on.
-    pub(in crate::mmu) fn finish_unmap(&mut self, start: u64, end: u64) {
-        if self.config.kernel.is_role_fixed && !self.slots_of_hva(start, end).is_empty() {
-            self.invalidation.finish();
-        }
-    }
-
-    /// Copy-on-write gives a page another frame: its mappings go first, and whoever looked it up must do so again.
-    pub(in crate::mmu) fn copy_page(&mut self, page: Pfn) {
-        self.unmap_hva(page.hva(), page.hva().saturating_add(HOST_PAGE));
-        let frame = Pfn(self.host.frame(page).0 ^ COPIED);
-        self.host.move_page(page, frame);
     }
 
     /// Whether any mapping of the range was accessed; forgets that it was.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Link {

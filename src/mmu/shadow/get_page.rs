@@ -2,7 +2,7 @@
 //!
 //! Models `kvm_mmu_get_page`, v5.0 to v6.12, for direct pages.
 
-use crate::mmu::shadow::page_arena::{PageIdx, Place};
+use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;

@@ -5,9 +5,9 @@
 //! survives whatever happens while the lock is dropped.
 
 use crate::kernels::{Collapse, CollapseFlush};
-use crate::mmu::shadow::page_arena::Sptep;
-use crate::mmu::shadow::pte_list::{PteCursor, PteHead};
-use crate::mmu::shadow::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
+use crate::mmu::pages::page_arena::Sptep;
+use crate::mmu::pages::pte_list::{PteCursor, PteHead};
+use crate::mmu::pages::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
 use crate::mmu::vm::runs::{Handler, HeadWalk, Step};
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;

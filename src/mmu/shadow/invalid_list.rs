@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 
 /// Prepared pages, in the order they were zapped.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

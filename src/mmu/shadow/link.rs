@@ -2,52 +2,22 @@
 //!
 //! Models v5.0/v5.2 `link_shadow_page`, `mmu_set_spte`, `set_spte`, `drop_large_spte`, `rmap_recycle`.
 
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
-use crate::mmu::shadow::walk::{child_of, is_large, is_shadow_present, pfn_of};
-use crate::mmu::vm::events::Event;
-use crate::mmu::vm::slots::SlotAt;
+use crate::mmu::pages::mapping::{Backing, Mapping};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::walk::{child_of, is_large, is_shadow_present, pfn_of};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::REQ_TLB_FLUSH;
 use crate::mmu::words::access::ACC_WRITE;
 use crate::mmu::words::addr::{Gfn, Pfn};
-use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, pages_per};
+use crate::mmu::words::level::{PAGE_TABLE, pages_per};
+#[cfg(feature = "mutants")]
 use crate::mmu::words::mutants::{Mutant, is_chosen};
-use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
+use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf, make_link};
 use crate::mmu::words::spte::mmio::is_mmio;
 
 /// A list longer than this is dropped whole.
 pub(in crate::mmu) const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
-
-/// What a gfn is backed by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::mmu) enum Backing {
-    /// A host frame.
-    Frame { pfn: Pfn, host_writable: bool },
-    /// No slot: MMIO.
-    NoSlot,
-}
-
-/// A mapping to be made.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::mmu) struct Mapping {
-    pub vcpu: usize,
-    pub slot: Option<SlotAt>,
-    pub gfn: Gfn,
-    pub level: u8,
-    pub access: u8,
-    pub backing: Backing,
-    pub is_write: bool,
-    pub speculative: bool,
-}
-
-impl Mapping {
-    /// A page near this one, mapped ahead: the host has it, writable.
-    pub fn neighbour(&self, slot: SlotAt, gfn: Gfn, frame: Pfn) -> Self {
-        let backing = Backing::Frame { pfn: Pfn((frame.hva() & PFN_FIELD) >> 12), host_writable: true };
-        Self { slot: Some(slot), gfn, level: PAGE_TABLE, backing, is_write: false, speculative: true, ..*self }
-    }
-}
 
 /// What `set_spte` found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -159,18 +129,6 @@ impl MmuState {
         emulate
     }
 
-    /// Logs a written leaf.
-    #[cold]
-    pub(in crate::mmu) fn push_set_spte(&mut self, sptep: Sptep, mapping: &Mapping, spte: u64) {
-        let page = self.arena.key(sptep.page()).id;
-        let (gfn, level) = (mapping.gfn.0, mapping.level);
-        let masks = &self.masks;
-        let is_readable = masks.present != 0 || masks.suppress_ve != 0 || spte & 1 != 0;
-        let is_executable = spte & (masks.x | masks.nx) == masks.x;
-        let rxu = u8::from(is_readable) | u8::from(is_executable) << 1 | u8::from(spte & masks.user != 0) << 2;
-        self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level, rxu });
-    }
-
     /// Stores a leaf over `before`, which is empty unless it maps the same frame.
     #[inline]
     fn set_spte(&mut self, sptep: Sptep, before: u64, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> SetSpte {
@@ -211,43 +169,6 @@ impl MmuState {
             set.flush = self.spte_update(sptep, spte);
         }
         set
-    }
-
-    /// Whether large pages of this level are vetoed at the gfn.
-    ///
-    /// Differs: one that would reach over the slot's edge always is. The kernel vetoes those when a slot is created, but a
-    /// move keeps the old vetoes, and the kernel then maps, and looks for reverse maps, outside the slot.
-    pub(in crate::mmu) fn is_large_disallowed(&self, slot: Option<SlotAt>, gfn: Gfn, level: u8) -> bool {
-        slot.is_none_or(|slot| {
-            let spec = self.slot_spec(slot);
-            let first = gfn.align_down(level);
-            let last = first.plus(pages_per(level) - 1);
-            !spec.holds(first)
-                || !spec.holds(last)
-                || self.slot_body(slot).disallowed(spec.index(gfn, level), level) != 0
-                    && !is_chosen(Mutant::LargeVetoIgnored)
-        })
-    }
-
-    /// The largest level that the host and the slot's vetoes allow for a gfn.
-    pub(in crate::mmu) fn slot_level(&self, slot: SlotAt, gfn: Gfn) -> u8 {
-        let most = self.config.lpage_level.min(MAX_LEAF);
-        let is_allowed = |level: &u8| !self.is_large_disallowed(Some(slot), gfn, *level);
-        let level = (2..=most).rev().find(is_allowed).unwrap_or(PAGE_TABLE);
-        level.min(self.host.level(Pfn::of_hva(self.slot_spec(slot).hva_of(gfn))))
-    }
-
-    /// A write-tracked gfn stays read-only. (Indirect pages, which also ask for it, do not exist here.)
-    #[inline]
-    pub(in crate::mmu) fn needs_write_protect(&self, slot: Option<SlotAt>, gfn: Gfn) -> bool {
-        let is_tracked = |slot: SlotAt| {
-            let track = &self.slot_body(slot).track;
-            !track.is_empty() && track.contains_key(&self.slot_spec(slot).index(gfn, PAGE_TABLE))
-        };
-        slot.is_some_and(|slot| {
-            is_tracked(slot)
-                || self.config.kernel.track_all_spaces && self.find_slot(slot.as_id ^ 1, gfn).is_some_and(is_tracked)
-        })
     }
 
     /// Drops a list that grew too long.

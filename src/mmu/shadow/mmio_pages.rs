@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::{PageArena, PageIdx};
+use crate::mmu::pages::page_arena::{PageArena, PageIdx};
 
 /// Head of the list; the links are in the pages.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -1,20 +1,15 @@
-//! Shadow pages: their arena, hash, lists and reverse maps, and what is done to one page.
+//! Shadow pages: their hash, lists and reverse maps, and what is done to one page.
 
 pub(in crate::mmu) mod active_pages;
 pub(in crate::mmu) mod get_page;
 pub(in crate::mmu) mod guest_walk;
 pub(in crate::mmu) mod head_walk;
 pub(in crate::mmu) mod invalid_list;
-pub(in crate::mmu) mod last_path;
 pub(in crate::mmu) mod link;
 pub(in crate::mmu) mod mmio_pages;
-pub mod page_arena;
+pub(in crate::mmu) mod nx_marks;
 pub(in crate::mmu) mod page_hash;
-pub mod pte_list;
 pub(in crate::mmu) mod reclaim;
 pub(in crate::mmu) mod rmap;
 pub(in crate::mmu) mod roots;
-pub(in crate::mmu) mod spte_table;
-pub(in crate::mmu) mod spte_write;
-pub(in crate::mmu) mod walk;
 pub(in crate::mmu) mod zap;

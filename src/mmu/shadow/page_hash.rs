@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::{PageArena, PageIdx};
+use crate::mmu::pages::page_arena::{PageArena, PageIdx};
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::config::GfnHash;
 

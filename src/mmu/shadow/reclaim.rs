@@ -3,8 +3,8 @@
 //! Models v5.0/v5.2 `make_mmu_pages_available`, `kvm_mmu_change_mmu_pages`, `mmu_shrink_scan`, where a root in use at the
 //! tail ends every such loop, and v6.1/v6.12 `kvm_mmu_zap_oldest_mmu_pages`, which passes over roots in use.
 
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
@@ -17,10 +17,6 @@ const KVM_REFILL_PAGES: u64 = 25;
 pub(in crate::mmu) struct NoSpace;
 
 impl MmuState {
-    pub(in crate::mmu) const fn available_mmu_pages(&self) -> u64 {
-        self.max.saturating_sub(self.used)
-    }
-
     /// Zaps the oldest page; whether it (and not only its contents) went.
     fn prepare_zap_oldest(&mut self, invalid: &mut InvalidList) -> bool {
         let tail = if is_chosen(Mutant::NewestReclaimed) { self.active.head() } else { self.active.tail() };

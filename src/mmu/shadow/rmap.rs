@@ -3,9 +3,9 @@
 //! Models v5.0/v5.2 `rmap_add`, `rmap_remove`, `gfn_to_rmap`, `kvm_mmu_page_get_gfn`. Invariant: every shadow-present leaf
 //! stands in exactly one list, that of its gfn in the slot of its page's address space.
 
-use crate::mmu::shadow::page_arena::Sptep;
-use crate::mmu::shadow::pte_list::{PteHead, PteLists};
-use crate::mmu::shadow::walk::is_shadow_present;
+use crate::mmu::pages::page_arena::Sptep;
+use crate::mmu::pages::pte_list::{PteHead, PteLists};
+use crate::mmu::pages::walk::is_shadow_present;
 use crate::mmu::vm::slots::{AddressSpace, SlotAt};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;

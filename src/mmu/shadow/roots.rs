@@ -2,8 +2,9 @@
 //!
 //! Models v5.0 to v6.12 `mmu_alloc_direct_roots`, `mmu_free_root_page`.
 
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::page_count::ENOSPC;
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::config::Family;
@@ -12,9 +13,6 @@ use crate::mmu::words::mutants::{Mutant, is_chosen};
 
 /// gfns of one of four roots, as a shift.
 const PAE_ROOT_GFNS: u32 = 18;
-
-/// No room for a root.
-pub(in crate::mmu) const ENOSPC: i32 = 28;
 
 impl MmuState {
     /// Loads a root, also where there is one: the count of the one before is then never given back.

@@ -4,11 +4,11 @@
 //! Models v5.0 to v6.12 `kvm_mmu_prepare_zap_page` and `kvm_mmu_commit_zap_page`. Invariant: a page is freed only after every
 //! TLB was asked to flush since it left the active list.
 
+use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
+use crate::mmu::pages::pte_list::PteHead;
+use crate::mmu::pages::spte_table::SpteTable;
+use crate::mmu::pages::walk::{child_of, is_accessed, is_dirty, is_large, is_last, is_shadow_present};
 use crate::mmu::shadow::invalid_list::{Flushed, InvalidList};
-use crate::mmu::shadow::page_arena::{PageIdx, Place, Sptep};
-use crate::mmu::shadow::pte_list::PteHead;
-use crate::mmu::shadow::spte_table::SpteTable;
-use crate::mmu::shadow::walk::{child_of, is_accessed, is_dirty, is_large, is_last, is_shadow_present};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
@@ -220,19 +220,10 @@ impl MmuState {
         self.free_shadow_pages(flushed);
     }
 
-    /// Frees a table or root of the TDP MMU, which nothing links to; no TLB can come to it through what was flushed.
-    pub(in crate::mmu) fn free_tdp_page(&mut self, page: PageIdx) {
-        self.work.pages_freed += 1;
-        self.stats.freed += 1;
-        self.arena.release(page);
-    }
-
     fn free_shadow_pages(&mut self, flushed: Flushed) {
         for page in flushed.into_pages() {
-            self.work.pages_freed += 1;
-            self.stats.freed += 1;
             self.hash.remove(&mut self.arena, page);
-            self.arena.release(page);
+            self.free_page(page);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Models `age_gfn_range` and `test_age_gfn` of the TDP MMU, v6.1 to v7.3.
 
-use crate::mmu::shadow::walk::{is_accessed, is_ad_disabled, is_last, is_shadow_present, pfn_of};
+use crate::mmu::pages::walk::{is_accessed, is_ad_disabled, is_last, is_shadow_present, pfn_of};
 use crate::mmu::tdp::tdp_walk::{Entry, Roots, TdpIter};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;

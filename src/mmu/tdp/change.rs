@@ -5,11 +5,11 @@
 //! word in a linked table says so here, except the lock-free fault and the processor.
 
 use crate::kernels::TdpAtomicZap;
-use crate::mmu::shadow::page_arena::{PageIdx, Place, Sptep};
-use crate::mmu::shadow::pte_list::PteHead;
-use crate::mmu::shadow::spte_table::SpteTable;
-use crate::mmu::shadow::spte_write::LeavesGone;
-use crate::mmu::shadow::walk::{child_of, is_accessed, is_dirty, is_last, is_shadow_present, pfn_of};
+use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
+use crate::mmu::pages::pte_list::PteHead;
+use crate::mmu::pages::spte_table::SpteTable;
+use crate::mmu::pages::spte_write::LeavesGone;
+use crate::mmu::pages::walk::{child_of, is_accessed, is_dirty, is_last, is_shadow_present, pfn_of};
 use crate::mmu::tdp::tdp_walk::{Entry, Lock};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
@@ -98,7 +98,7 @@ impl MmuState {
         if level == PAGE_TABLE && !self.events.is_on() {
             self.account_leaves_frozen(&words, lock);
             self.tdp.nr_tables = self.tdp.nr_tables.saturating_sub(1);
-            self.free_tdp_page(table);
+            self.free_page(table);
             return;
         }
         let frozen = self.masks.frozen;
@@ -120,7 +120,7 @@ impl MmuState {
             self.push_empty_run(at(done), ENTRIES - done);
         }
         self.tdp.nr_tables = self.tdp.nr_tables.saturating_sub(1);
-        self.free_tdp_page(table);
+        self.free_page(table);
     }
 
     /// Counts the changes of a page table that goes, where nobody listens.

@@ -3,8 +3,8 @@
 //! Models `kvm_tdp_mmu_zap_collapsible_sptes` (v6.1, v6.12) and `kvm_tdp_mmu_recover_huge_pages` (v6.18 and later).
 
 use crate::kernels::TdpCollapse;
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present, pfn_of};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present, pfn_of};
 use crate::mmu::tdp::tdp_walk::{Lock, TdpIter};
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;

@@ -4,8 +4,8 @@
 //! Models the loops over `for_each_tdp_mmu_root_yield_safe` and `for_each_tdp_pte_min_level` with
 //! `tdp_mmu_iter_cond_resched`, v6.1 to v7.3.
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{is_last, is_shadow_present};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{is_last, is_shadow_present};
 use crate::mmu::tdp::tdp_walk::{Body, Lock, TdpIter, TdpWalk};
 use crate::mmu::vm::runs::Step;
 use crate::mmu::vm::state::MmuState;

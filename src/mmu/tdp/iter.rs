@@ -2,8 +2,8 @@
 //!
 //! Models `tdp_iter_start`, `tdp_iter_next`, `tdp_mmu_iter_need_resched`, v6.1 to v7.3.
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::tdp::tdp_walk::TdpIter;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;

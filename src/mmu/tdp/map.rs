@@ -4,9 +4,9 @@
 //! nothing is mapped ahead.
 
 use crate::kernels::{OldEntryExempts, TdpFaultFlush, TdpLargeInWay};
-use crate::mmu::shadow::link::{Backing, Mapping};
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
-use crate::mmu::shadow::walk::{child_of, is_access_allowed, is_last, is_shadow_present};
+use crate::mmu::pages::mapping::{Backing, Mapping};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::walk::{child_of, is_access_allowed, is_last, is_shadow_present};
 use crate::mmu::tdp::tdp_walk::Lock;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;

@@ -1,7 +1,7 @@
 //! The TDP MMU: page tables without reverse maps, walked from their roots, for guests under two-dimensional paging.
 //!
 //! Nouns `root_list tdp_walk`, verbs `iter drive tdp_roots change map zap_roots age protect split collapse recovery`. Tables live in
-//! the arena of shadow pages, with the mark [`Place::Tdp`](super::shadow::page_arena::Place) and on none of its lists.
+//! the arena of shadow pages, with the mark [`Place::Tdp`](super::pages::page_arena::Place) and on none of its lists.
 
 pub(in crate::mmu) mod age;
 pub(in crate::mmu) mod change;

@@ -3,7 +3,7 @@
 //! Models `wrprot_gfn_range`, `clear_dirty_gfn_range`, `clear_dirty_pt_masked`, `write_protect_gfn`, v6.1 to v7.3. Whoever
 //! asks owes the flush.
 
-use crate::mmu::shadow::walk::{is_ad_disabled, is_last, is_shadow_present, pfn_of};
+use crate::mmu::pages::walk::{is_ad_disabled, is_last, is_shadow_present, pfn_of};
 use crate::mmu::tdp::tdp_walk::{Entry, Lock, Roots, TdpIter};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;

@@ -4,7 +4,7 @@
 //! Models `track_possible_nx_huge_page`, `untrack_possible_nx_huge_page`, `kvm_recover_nx_huge_pages` on tables of the TDP
 //! MMU, v6.1 to v7.3.
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::tdp::tdp_walk::Lock;
 use crate::mmu::vm::runs::{NxRun, Step};
 use crate::mmu::vm::state::MmuState;

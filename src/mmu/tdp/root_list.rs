@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 
 /// A root and who holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

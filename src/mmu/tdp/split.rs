@@ -2,8 +2,8 @@
 //!
 //! Models `tdp_mmu_split_huge_page`, `make_huge_page_split_spte`, v6.1 to v7.3.
 
-use crate::mmu::shadow::page_arena::Sptep;
-use crate::mmu::shadow::walk::is_access_track;
+use crate::mmu::pages::page_arena::Sptep;
+use crate::mmu::pages::walk::is_access_track;
 use crate::mmu::tdp::tdp_walk::{Lock, TdpIter};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;

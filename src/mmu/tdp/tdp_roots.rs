@@ -3,8 +3,8 @@
 //! Models `kvm_tdp_mmu_get_vcpu_root_hpa`, `kvm_tdp_mmu_put_root`, `kvm_tdp_mmu_invalidate_all_roots`,
 //! `tdp_mmu_next_root`, v6.1 to v7.3. A root that goes is not reported.
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::roots::ENOSPC;
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::page_count::ENOSPC;
 use crate::mmu::tdp::tdp_walk::Roots;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
@@ -39,7 +39,7 @@ impl MmuState {
     /// Gives a reference back; the last one frees the root, which is empty then.
     pub(in crate::mmu) fn put_tdp_root(&mut self, root: PageIdx) {
         if self.tdp.roots.put(root) {
-            self.free_tdp_page(root);
+            self.free_page(root);
         }
     }
 

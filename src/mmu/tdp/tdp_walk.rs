@@ -4,7 +4,7 @@
 //! Models `struct tdp_iter`, v6.1 to v7.3. Neither holds a borrow: what waits at a lock break is a value, and goes on from
 //! the root at the gfn it had reached. Invariant: the root a walk stands on is held by it.
 
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::{PAGE_TABLE, pages_per, table_index};
 

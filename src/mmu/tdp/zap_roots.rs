@@ -3,7 +3,7 @@
 //! Models `tdp_mmu_zap_root`, `kvm_tdp_mmu_zap_invalidated_roots`, `kvm_tdp_mmu_zap_all`, `tdp_mmu_zap_leafs`, v6.1 to v7.3.
 
 use crate::kernels::TdpRootZap;
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpWalk};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;

@@ -1,7 +1,7 @@
 //! Every invariant is broken on purpose once, and the audit says its name.
 
 use super::{put, touch, vm, vm_with};
-use crate::mmu::shadow::page_arena::{PageIdx, Place};
+use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::watch::audit::INVARIANTS;
 use crate::mmu::words::addr::Gfn;
@@ -63,12 +63,12 @@ fn corrupt(state: &mut MmuState, invariant: &str) {
         "hash_bucket" => state.hash.remove(&mut state.arena, table),
         "valid_gen" => state.arena.key_mut(table).valid_gen = 7,
         "link_level" => state.arena.key_mut(table).role.set_level(2),
-        "link_parent" => state.arena.page_mut(table).parents = crate::mmu::shadow::pte_list::PteHead::EMPTY,
+        "link_parent" => state.arena.page_mut(table).parents = crate::mmu::pages::pte_list::PteHead::EMPTY,
         "parent_link" => state.spte_set(upper.sptep(0), 0),
         "leaf_rmap" => state.rmap_remove(table.sptep(1)),
         "rmap_leaf" => state.spte_set(table.sptep(1), 0),
         "pte_list_descs" => {
-            let mut head = crate::mmu::shadow::pte_list::PteHead::EMPTY;
+            let mut head = crate::mmu::pages::pte_list::PteHead::EMPTY;
             for index in 0..2 {
                 state.pte_lists.add(&mut head, table.sptep(index));
             }

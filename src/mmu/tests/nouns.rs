@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
+use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
+use crate::mmu::pages::pte_list::{PteCursor, PteHead, PteLists};
+use crate::mmu::pages::spte_table::SpteTable;
 use crate::mmu::shadow::active_pages::ActivePages;
-use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::shadow::page_hash::PageHash;
-use crate::mmu::shadow::pte_list::{PteCursor, PteHead, PteLists};
-use crate::mmu::shadow::spte_table::SpteTable;
 use crate::mmu::vm::host_memory::{HostMemory, Pinned};
 use crate::mmu::vm::lock_polls::LockPolls;
 use crate::mmu::words::addr::{Gfn, Pfn};

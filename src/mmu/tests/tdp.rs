@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::{assert_clean, finish, put, touch, vm_with, zap};
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::tdp::root_list::RootList;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::pages_per;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::mmu::shadow::walk::{is_access_track, is_accessed, is_dirty, is_shadow_present, pfn_of};
+use crate::mmu::pages::walk::{is_access_track, is_accessed, is_dirty, is_shadow_present, pfn_of};
 use crate::mmu::words::generation::{GenerationBits, GenerationCodec};
 use crate::mmu::words::level::{level_shift, pages_per, table_index};
 use crate::mmu::words::spte::layout::SpteLayout;

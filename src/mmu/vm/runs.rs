@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::shadow::page_arena::PageIdx;
 use crate::mmu::tdp::tdp_walk::TdpWalk;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::plan::{ListPlan, SlotPlan};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use crate::mmu::shadow::pte_list::PteHead;
+use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::vm::slot_array::SlotArray;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, level_shift};

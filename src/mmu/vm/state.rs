@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::PteListOrder;
+use crate::mmu::pages::last_path::LastPath;
+use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
+use crate::mmu::pages::pte_list::PteLists;
 use crate::mmu::shadow::active_pages::ActivePages;
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::shadow::last_path::LastPath;
 use crate::mmu::shadow::mmio_pages::MmioPages;
-use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::shadow::page_hash::PageHash;
-use crate::mmu::shadow::pte_list::PteLists;
 use crate::mmu::tdp::root_list::RootList;
 use crate::mmu::vm::events::{Event, Events, PageFacts};
 use crate::mmu::vm::guest_memory::GuestMemory;

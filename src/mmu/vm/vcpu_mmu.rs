@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::vm::tlb::Tlb;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::guest_mode::{GuestMode, Registers};

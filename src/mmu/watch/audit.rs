@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernels::StaleTest;
-use crate::mmu::shadow::page_arena::{PageIdx, Place, Sptep};
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present, pfn_of};
+use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present, pfn_of};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::tlb::Translation;
 use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};

@@ -3,8 +3,8 @@
 //! Read from the entries themselves, not from lists or marks, so that what a zap forgot is seen. Only pages up to a creation
 //! number are asked: those made while a zap ran are younger than the event. Changes nothing and counts as no work.
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{is_last, is_shadow_present};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{is_last, is_shadow_present};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::Result;

@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
+use crate::mmu::pages::pte_list::PteLists;
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::shadow::active_pages::ActivePages;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::mmio_pages::MmioPages;
-use crate::mmu::shadow::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::shadow::page_hash::PageHash;
-use crate::mmu::shadow::pte_list::PteLists;
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;

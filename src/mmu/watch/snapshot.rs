@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::vm::slot_array::Span;
 use crate::mmu::vm::slots::{AddressSpace, SlotBody};
 use crate::mmu::vm::state::MmuState;

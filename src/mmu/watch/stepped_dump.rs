@@ -5,8 +5,8 @@
 
 use std::fmt::Write as _;
 
-use crate::mmu::shadow::page_arena::{PageIdx, Place};
-use crate::mmu::shadow::walk::{child_of, is_last, is_shadow_present};
+use crate::mmu::pages::page_arena::{PageIdx, Place};
+use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::tdp::root_list::Root;
 use crate::mmu::vm::slots::{AddressSpace, SlotBody};
 use crate::mmu::vm::state::MmuState;

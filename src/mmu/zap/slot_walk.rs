@@ -5,8 +5,8 @@
 //! gfns the lock may be dropped; a walk keeps its place by slot id and offset.
 
 use crate::kernels::{Collapse, LogOnFlush, ZapRangeBlocks, ZapRangeFlush};
-use crate::mmu::shadow::page_arena::PageIdx;
-use crate::mmu::shadow::walk::{is_large, is_shadow_present};
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::walk::{is_large, is_shadow_present};
 use crate::mmu::tables::Tables;
 use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpWalk};
 use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, RangeRun, RangeWalk, Run, SlotFlush, Step, TdpOwes, TdpRun};

@@ -1,8 +1,8 @@
 //! A zap loop of the caller's own: pages prepared one by one, flushed and freed together, counted as a plan's walk is.
 //! And what is asked about runs and batches under way.
 
+use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::shadow::page_arena::{PageIdx, Place};
 use crate::mmu::vm::runs::{Account, Batch};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::error::{Error, Result};

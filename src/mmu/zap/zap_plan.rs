@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::shadow::page_arena::{PageIdx, Place};
 use crate::mmu::tdp::tdp_walk::{Roots, TdpWalk};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, ListRun, Noted, Phase, Run, SlotFlush, Step, TdpOwes, TdpRun};

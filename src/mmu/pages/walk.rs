@@ -2,8 +2,8 @@
 //!
 //! Models `for_each_shadow_entry`, `is_shadow_present_pte`, `is_last_spte` and their kin, v5.0/v5.2.
 
-use crate::mmu::shadow::last_path::LastPath;
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::last_path::LastPath;
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{PFERR_FETCH, PFERR_WRITE};
 use crate::mmu::words::addr::Pfn;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use rustc_hash::FxHashMap;
 
-use crate::mmu::shadow::pte_list::PteHead;
-use crate::mmu::shadow::spte_table::SpteTable;
+use crate::mmu::pages::pte_list::PteHead;
+use crate::mmu::pages::spte_table::SpteTable;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::level_shift;
 use crate::mmu::words::role::Role;

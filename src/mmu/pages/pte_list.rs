@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 
 /// Entries of a descriptor, v5.0 to v5.14.
 pub const PTE_LIST_EXT: usize = 3;

@@ -4,11 +4,9 @@
 //! `mark_mmio_spte`. Invariant: a page's reverse maps and parents are settled by the caller (`link`, `zap`).
 
 use crate::kernels::SpteFlush;
-use crate::mmu::shadow::page_arena::{PageIdx, Sptep};
-use crate::mmu::shadow::spte_table::SpteTable;
-use crate::mmu::shadow::walk::{
-    can_be_made_writable, is_accessed, is_ad_disabled, is_dirty, is_shadow_present, pfn_of,
-};
+use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::spte_table::SpteTable;
+use crate::mmu::pages::walk::{can_be_made_writable, is_accessed, is_ad_disabled, is_dirty, is_shadow_present, pfn_of};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;

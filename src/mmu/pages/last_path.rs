@@ -3,7 +3,7 @@
 //! Ours; the kernel walks from the root each time. Invariant: what it names is what a walk from the root would come to;
 //! whoever makes or drops a link to a table forgets it, and a build with debug assertions compares at each use.
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 
 /// The last tables of levels 2 and 1 below a root.
 #[derive(Clone, Copy, Debug, Default)]

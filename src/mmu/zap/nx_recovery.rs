@@ -1,33 +1,13 @@
-//! The NX huge page workaround: which tables an instruction fetch marks, and the recovery that zaps them again.
+//! The recovery of NX huge pages: zaps tables that instruction fetches marked, so that large leaves may come back.
 //!
-//! Models v6.1/v6.12 `account_nx_huge_page`, `unaccount_nx_huge_page`, `kvm_recover_nx_huge_pages` on shadow pages.
+//! Models v6.1/v6.12 `kvm_recover_nx_huge_pages` on shadow pages. The marks are `shadow/nx_marks`.
 
-use crate::mmu::shadow::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::tables::Tables;
 use crate::mmu::vm::runs::{NxRun, Run, Step};
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::mutants::{Mutant, is_chosen};
 
 impl MmuState {
-    /// A fetch linked a table below an entry of this level, where it could have had a leaf of the level asked for.
-    pub(in crate::mmu) fn note_nx(&mut self, table: PageIdx, level: u8, asked: u8) {
-        let is_possible = asked >= level;
-        if is_chosen(Mutant::DisallowedMarkForgotten) || !is_possible && !self.config.kernel.nx_marks_all_levels {
-            return;
-        }
-        self.arena.page_mut(table).nx_huge_page_disallowed = true;
-        if is_possible && !self.nx_list.contains(&table) {
-            self.nx_list.push_back(table);
-        }
-    }
-
-    /// The table goes, or need not be zapped any more.
-    pub(in crate::mmu) fn forget_nx(&mut self, table: PageIdx) {
-        if std::mem::take(&mut self.arena.page_mut(table).nx_huge_page_disallowed) {
-            self.nx_list.retain(|&listed| listed != table);
-        }
-    }
-
     /// One run of the recovery: one in `ratio` of the tables on the list, none if it is 0.
     pub(in crate::mmu) fn nx_run(&self, ratio: u64) -> NxRun {
         if self.tables() == Tables::Tdp {

@@ -1,0 +1,24 @@
+//! How many tables a VM may have, and the one place where a table goes back to the arena.
+//!
+//! Models v5.0 to v7.3 `kvm_mmu_available_pages`, `kvm_mmu_free_shadow_page` and `tdp_mmu_free_sp`. Invariant: no entry
+//! links to a table that is freed, and no TLB can come to it: the caller has flushed.
+
+use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::vm::state::MmuState;
+
+/// No room for a root.
+pub(in crate::mmu) const ENOSPC: i32 = 28;
+
+impl MmuState {
+    /// How many more pages the limit allows.
+    pub(in crate::mmu) const fn available_mmu_pages(&self) -> u64 {
+        self.max.saturating_sub(self.used)
+    }
+
+    /// Frees a table or a root.
+    pub(in crate::mmu) fn free_page(&mut self, page: PageIdx) {
+        self.work.pages_freed += 1;
+        self.stats.freed += 1;
+        self.arena.release(page);
+    }
+}
