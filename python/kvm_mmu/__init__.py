@@ -26,9 +26,11 @@ if TYPE_CHECKING:
         UsageError,
     )
     from kvm_mmu.lab.compare import compare
+    from kvm_mmu.lab.ring import ring
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
     from kvm_mmu.machine.memslots import Memslots
     from kvm_mmu.machine.profiles import Fact, KernelProfile, facts, kernels
+    from kvm_mmu.machine.stepped_generation import SteppedGeneration
     from kvm_mmu.machine.vcpu import AccessResult, Vcpu
     from kvm_mmu.machine.vm import Vm
     from kvm_mmu.machine.zap_batch import Page
@@ -59,8 +61,10 @@ _HOMES = {
         "UsageError",
     ),
     "kvm_mmu.lab.compare": ("compare",),
+    "kvm_mmu.lab.ring": ("ring",),
     "kvm_mmu.scenario.language": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
+    "kvm_mmu.machine.stepped_generation": ("SteppedGeneration",),
     "kvm_mmu.machine.profiles": ("Fact", "KernelProfile", "facts", "kernels"),
     "kvm_mmu.machine.memslots": ("Memslots",),
     "kvm_mmu.words.roles": ("decode_role",),
@@ -103,6 +107,7 @@ __all__ = [
     "ScenarioError",
     "SnapshotError",
     "StaleNextError",
+    "SteppedGeneration",
     "Table",
     "Trace",
     "TraceError",
@@ -123,6 +128,7 @@ __all__ = [
     "kernels",
     "plans",
     "replay",
+    "ring",
     "run_scenario",
     "stalls",
     "summarize",
