@@ -44,3 +44,7 @@ class MemslotError(KvmMmuError, OSError):
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(code, f"{sentence} ({_errno.errorcode.get(code, code)}: {os.strerror(code)})")
+
+
+class LiveError(KvmMmuError, RuntimeError):
+    """A kernel's memory cannot be read as expected; the message names the place and what was expected there."""

@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "verify": "compare result files with the model",
     "compare": "compare zap plans on a workload",
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
+    "live": "the MMU of real VMs: a crash dump, the running host, QEMU",
     "gallery": "claims and figures answered by runs",
 }
 
