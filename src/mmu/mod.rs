@@ -11,6 +11,7 @@
 
 mod driver;
 mod fault;
+mod ghost;
 pub mod pages;
 mod range;
 mod shadow;
@@ -24,9 +25,11 @@ pub mod words;
 mod zap;
 
 pub use crate::kernels::Kernel;
+pub use ghost::told::Broken;
 pub use shadow::guest_walk::{GuestWalk, WalkedEntry};
 pub use vm::events::{Event, Events, PageFacts};
 pub use watch::audit::INVARIANTS;
+pub use watch::judge::PROPERTIES;
 pub use words::config::{Config, EventMode, Family, GfnHash};
 pub use words::error::{Error, Result};
 pub use words::generation::{GenerationField, GenerationLayout};
@@ -47,6 +50,7 @@ pub use words::views::{
 };
 pub use words::work::Work;
 
+use ghost::operations::OpKind;
 use vm::state::MmuState;
 use words::addr::{Gfn, Pfn};
 
@@ -90,13 +94,13 @@ impl Mmu {
     /// A guest access by physical address: vCPU entry, hardware walk, faults until it hits or ends.
     pub fn access(&mut self, vcpu: u16, gpa: u64, kind: AccessKind) -> Result<AccessResult> {
         let vcpu = self.state.check_vcpu(vcpu)?;
-        self.state.access(vcpu, gpa, kind)
+        self.told(OpKind::Access, |state| state.access(vcpu, gpa, kind))
     }
 
     /// The page fault entry with an error code, without vCPU entry: 1 resume, 0 exit to user space, negative errno.
     pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
-        Ok(self.state.page_fault(vcpu, gpa, error_code)?.ret)
+        self.told(OpKind::Access, |state| Ok(state.page_fault(vcpu, gpa, error_code)?.ret))
     }
 
     /// The same from v6.1 on, where the caller knows what the host's page lookup said.
@@ -105,25 +109,25 @@ impl Mmu {
         if !self.state.config.kernel.is_level_requested {
             return Err(Error::NeedsKernel { what: "a fault with the host's answer", kernels: "v6.1 or later" });
         }
-        Ok(self.state.page_fault_with(vcpu, gpa, error_code, host)?.ret)
+        self.told(OpKind::Access, |state| Ok(state.page_fault_with(vcpu, gpa, error_code, host)?.ret))
     }
 
     /// vCPU entry: requests, then a root if there is none.
     pub fn enter(&mut self, vcpu: u16) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
-        self.state.enter(vcpu)
+        self.told(OpKind::Vcpu, |state| state.enter(vcpu))
     }
 
     /// Loads a root, whether there is one or not.
     pub fn load(&mut self, vcpu: u16) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
-        self.state.load(vcpu)
+        self.told(OpKind::Vcpu, |state| state.load(vcpu))
     }
 
     /// Frees the root.
     pub fn unload(&mut self, vcpu: u16) -> Result<()> {
         let vcpu = self.state.check_vcpu(vcpu)?;
-        self.state.unload(vcpu);
+        self.told(OpKind::Vcpu, |state| state.unload(vcpu));
         Ok(())
     }
 
@@ -147,7 +151,7 @@ impl Mmu {
         regs.cr4 = cr4.unwrap_or(regs.cr4);
         regs.efer = efer.unwrap_or(regs.efer);
         regs.smm = smm.unwrap_or(regs.smm);
-        self.state.reset_context(vcpu);
+        self.told(OpKind::Vcpu, |state| state.reset_context(vcpu));
         Ok(())
     }
 
@@ -184,7 +188,7 @@ impl Mmu {
 
     /// Publishes a slot array under a generation.
     pub fn install_slot(&mut self, as_id: u8, generation: u64, change: SlotChange) -> Result<()> {
-        self.state.install_slot(as_id, generation, change)
+        self.told(OpKind::Update, |state| state.install_slot(as_id, generation, change))
     }
 
     /// Publishes two updates of a slot's flags in turn, once for each pair of a generation in flight and a final one, both
@@ -256,7 +260,7 @@ impl Mmu {
 
     /// Sets the limit and zaps down to it as far as that goes.
     pub fn change_mmu_pages(&mut self, goal: u64) -> Result<()> {
-        self.state.change_mmu_pages(goal);
+        self.told(OpKind::Reclaim, |state| state.change_mmu_pages(goal));
         Ok(())
     }
 
@@ -290,7 +294,7 @@ impl Mmu {
 
     /// A shrinker scan; how many pages it freed.
     pub fn shrink(&mut self, nr_to_scan: u64) -> u64 {
-        self.state.shrink(nr_to_scan)
+        self.told(OpKind::Reclaim, |state| state.shrink(nr_to_scan))
     }
 
     /// Zaps the oldest pages that are no roots in use; how many (v6.1 and later).
@@ -298,7 +302,7 @@ impl Mmu {
         if !self.state.config.kernel.reclaim_skips_roots {
             return Err(Error::NeedsKernel { what: "zap_oldest", kernels: "v6.1 or later" });
         }
-        Ok(self.state.zap_oldest_mmu_pages(nr_to_zap))
+        Ok(self.told(OpKind::Reclaim, |state| state.zap_oldest_mmu_pages(nr_to_zap)))
     }
 
     // ---- host memory ----
@@ -315,7 +319,9 @@ impl Mmu {
 
     /// The host takes memory back; `end` exclusive.
     pub fn unmap_hva(&mut self, start: u64, end: u64) {
+        self.begin(OpKind::Unmap, Some((start, end)));
         self.state.unmap_hva(start, end);
+        self.end();
     }
 
     /// The memory that was taken back is gone: faults of the range go on. After a [`Task::UnmapHva`], whose faults retry.
@@ -325,7 +331,7 @@ impl Mmu {
 
     /// 1 if any mapping of the range was accessed; forgets that it was.
     pub fn age_hva(&mut self, start: u64, end: u64, flush: bool) -> i32 {
-        i32::from(self.state.age_hva(start, end, flush))
+        i32::from(self.told(OpKind::Age, |state| state.age_hva(start, end, flush)))
     }
 
     /// 1 if any mapping of the page was accessed.
@@ -341,7 +347,8 @@ impl Mmu {
         if words::spte::mmio::is_mmio(&self.state.masks, Pfn(pfn).hva() & words::spte::layout::PFN_FIELD | 1) {
             return Err(Error::Frame(pfn));
         }
-        self.state.change_pte(hva, Pfn(pfn), write);
+        let kind = if write { OpKind::ChangeWrite } else { OpKind::ChangeRead };
+        self.told(kind, |state| state.change_pte(hva, Pfn(pfn), write));
         Ok(())
     }
 
@@ -371,11 +378,11 @@ impl Mmu {
     }
 
     fn run_dirty_log(&mut self, as_id: u8, id: u32, what: DirtyLogTask) -> Result<i32> {
-        let mut progress = self.state.start(Task::DirtyLog { as_id, id, what })?;
+        let mut progress = self.start(Task::DirtyLog { as_id, id, what })?;
         loop {
             match progress {
                 Progress::Done(report) => return Ok(i32::try_from(report.ret).unwrap_or(0)),
-                Progress::LockBreak(run) | Progress::Slice(run) => progress = self.state.resume(run)?,
+                Progress::LockBreak(run) | Progress::Slice(run) => progress = self.resume(run)?,
             }
         }
     }
@@ -385,17 +392,17 @@ impl Mmu {
         if what == PtMasked::EnableLogDirty {
             return self.dirty_masked(as_id, id, offset, mask);
         }
-        self.state.pt_masked(as_id, id, offset, mask, what)
+        self.told(OpKind::Inner, |state| state.pt_masked(as_id, id, offset, mask, what))
     }
 
     /// Write-protects one gfn from this level up, as page tracking does; never flushes. 1 if TLBs may hold it writable.
     pub fn gfn_write_protect(&mut self, as_id: u8, gfn: u64, least_level: u8) -> Result<i32> {
-        self.state.gfn_write_protect(as_id, Gfn(gfn), least_level)
+        self.told(OpKind::Inner, |state| state.gfn_write_protect(as_id, Gfn(gfn), least_level))
     }
 
     /// Adds or removes a write-tracked gfn.
     pub fn track(&mut self, as_id: u8, gfn: u64, on: bool) -> Result<i32> {
-        self.state.track(as_id, Gfn(gfn), on)
+        self.told(OpKind::Track, |state| state.track(as_id, Gfn(gfn), on))
     }
 
     /// Flushes the gfns of a slot; nothing if it is not there.
@@ -435,7 +442,7 @@ impl Mmu {
         if !self.state.config.kernel.has_prefault {
             return Err(Error::NeedsKernel { what: "prefault", kernels: "v6.12 or later" });
         }
-        self.state.prefault(vcpu, gpa, size, host)
+        self.told(OpKind::Access, |state| state.prefault(vcpu, gpa, size, host))
     }
 
     /// Whether new dirty bitmaps start full, and large leaves are protected only when their pages are cleared.
@@ -520,17 +527,39 @@ impl Mmu {
 
     /// Starts work that may drop the lock.
     pub fn start(&mut self, task: Task) -> Result<Progress> {
-        self.state.start(task)
+        if self.state.ghost.is_none() {
+            return self.state.start(task);
+        }
+        let (kind, taken) = match &task {
+            Task::Zap { .. } | Task::ZapGfnRange { .. } => (OpKind::Zap, None),
+            Task::NxRecover { .. } => (OpKind::Reclaim, None),
+            Task::SlotWalk { .. } | Task::DirtyLog { what: DirtyLogTask::Masked { .. }, .. } => (OpKind::Inner, None),
+            Task::DirtyLog { .. } => (OpKind::DirtyLog, None),
+            Task::UnmapHva { start, end, .. } => (OpKind::Unmap, Some((*start, *end))),
+        };
+        self.begin(kind, taken);
+        let progress = self.state.start(task);
+        self.settle(progress)
     }
 
     /// Goes on after a lock break or a slice.
     pub fn resume(&mut self, run: RunId) -> Result<Progress> {
+        if let Some(ghost) = &mut self.state.ghost {
+            ghost.unpark(run.0);
+            let progress = self.state.resume(run);
+            return self.settle(progress);
+        }
         self.state.resume(run)
     }
 
     /// Gives a waiting run up; what it prepared is flushed and freed.
     pub fn abandon(&mut self, run: RunId) -> Result<RunReport> {
-        self.state.abandon(run)
+        if let Some(ghost) = &mut self.state.ghost {
+            ghost.unpark(run.0);
+        }
+        let report = self.state.abandon(run);
+        self.end();
+        report
     }
 
     /// Logs that nested operations begin: 1 in a lock break, 2 in a publication.
@@ -550,12 +579,12 @@ impl Mmu {
 
     /// Prepares one page of the active list in it.
     pub fn batch_prepare(&mut self, batch: BatchId, page: u32) -> Result<Prepared> {
-        self.state.batch_prepare(batch, page)
+        self.told(OpKind::Inner, |state| state.batch_prepare(batch, page))
     }
 
     /// Flushes, then frees what it prepared.
     pub fn batch_commit(&mut self, batch: BatchId) -> Result<RunReport> {
-        self.state.batch_commit(batch)
+        self.told(OpKind::Zap, |state| state.batch_commit(batch))
     }
 
     /// Begins a counted walk of the active list: its first page, not yet visited.
@@ -603,6 +632,87 @@ impl Mmu {
     #[must_use]
     pub fn nr_paused_runs(&self) -> usize {
         self.state.nr_paused_runs()
+    }
+
+    // ---- the judge ----
+
+    /// Begins to remember what the judge needs, or forgets it. What is there counts as mapped just now, and as flushed.
+    pub fn set_judged(&mut self, on: bool) {
+        self.state.set_judged(on);
+    }
+
+    /// Whether a ghost listens.
+    #[must_use]
+    pub const fn is_judged(&self) -> bool {
+        self.state.ghost.is_some()
+    }
+
+    /// Every property that does not hold, those of the moment first; nothing without a ghost.
+    #[must_use]
+    pub fn judge(&self) -> Vec<Finding> {
+        self.state.judge()
+    }
+
+    /// What was found as it happened, whose operation was to blame, and nothing of it any more.
+    pub fn take_broken(&mut self) -> Vec<Broken> {
+        self.state.ghost.as_mut().map_or_else(Vec::new, |ghost| std::mem::take(&mut ghost.broken))
+    }
+
+    /// A memslot update begins: until it ends its steps are its own, and operations between them are others'. With
+    /// `takes`, the slot as it is goes.
+    pub fn begin_update(&mut self, as_id: u8, id: u32, takes: bool) {
+        let slot = self.state.find_slot_id(as_id, id).ok().flatten().filter(|_| takes);
+        let promise = slot.map(|slot| (as_id, self.state.slot_spec(slot).base, self.state.slot_spec(slot).npages));
+        if let Some(ghost) = &mut self.state.ghost {
+            ghost.ops.begin_update(promise.as_slice());
+        }
+    }
+
+    /// The update has returned.
+    pub fn end_update(&mut self) {
+        if let Some(ghost) = &mut self.state.ghost {
+            ghost.ops.end_update();
+            ghost.end();
+        }
+    }
+
+    /// Does something as an operation of its own.
+    #[inline]
+    fn told<T>(&mut self, kind: OpKind, work: impl FnOnce(&mut MmuState) -> T) -> T {
+        self.begin(kind, None);
+        let done = work(&mut self.state);
+        self.end();
+        done
+    }
+
+    /// An operation begins; the host addresses that it takes away.
+    #[inline]
+    fn begin(&mut self, kind: OpKind, taken: Option<(u64, u64)>) {
+        if self.state.ghost.is_some() {
+            let promise = taken.map_or_else(Vec::new, |(start, end)| self.state.gfns_of_hva(start, end));
+            if let Some(ghost) = &mut self.state.ghost {
+                ghost.begin(kind, &promise);
+            }
+        }
+    }
+
+    #[inline]
+    fn end(&mut self) {
+        if let Some(ghost) = &mut self.state.ghost {
+            ghost.end();
+        }
+    }
+
+    /// The operation that runs is over, or waits.
+    fn settle(&mut self, progress: Result<Progress>) -> Result<Progress> {
+        if let (Ok(Progress::LockBreak(run) | Progress::Slice(run)), Some(ghost)) =
+            (progress.as_ref(), &mut self.state.ghost)
+        {
+            ghost.park(run.0);
+        } else {
+            self.end();
+        }
+        progress
     }
 
     // ---- watchers ----

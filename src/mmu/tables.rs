@@ -67,10 +67,19 @@ impl MmuState {
             let requests = &mut self.vcpus[vcpu].requests;
             if *requests & REQ_TLB_FLUSH != 0 {
                 self.vcpus[vcpu].tlb.flush();
+                if let Some(ghost) = &mut self.ghost {
+                    ghost.vcpu_flushed(vcpu);
+                }
             }
             self.vcpus[vcpu].requests &= !(REQ_TLB_FLUSH | REQ_MMU_SYNC | REQ_LOAD_CR3 | REQ_UPDATE_CPU_DIRTY_LOGGING);
         }
-        if self.vcpus[vcpu].root == PageIdx::NONE { self.load(vcpu) } else { Ok(0) }
+        let entered = if self.vcpus[vcpu].root == PageIdx::NONE { self.load(vcpu)? } else { 0 };
+        if entered == 0
+            && let Some(ghost) = &mut self.ghost
+        {
+            ghost.entered(vcpu);
+        }
+        Ok(entered)
     }
 
     /// Loads a root, also where there is one. 0, or a negative errno.
@@ -88,6 +97,9 @@ impl MmuState {
             Tables::Tdp => {
                 let root = std::mem::take(&mut self.vcpus[vcpu].root);
                 self.vcpus[vcpu].tlb.flush();
+                if let Some(ghost) = &mut self.ghost {
+                    ghost.root_dropped(vcpu);
+                }
                 if root != PageIdx::NONE {
                     self.put_tdp_root(root);
                 }

@@ -816,6 +816,23 @@ impl Mmu {
         Ok(found.into_iter().map(|found| (found.invariant, found.detail)).collect())
     }
 
+    fn set_judged(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.call(py, |mmu| mmu.set_judged(on))
+    }
+
+    fn judge(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, String)>> {
+        let found = self.call(py, |mmu| mmu.judge())?;
+        Ok(found.into_iter().map(|found| (found.invariant, found.detail)).collect())
+    }
+
+    fn begin_update(&self, py: Python<'_>, as_id: u8, id: u32, takes: bool) -> PyResult<()> {
+        self.call(py, |mmu| mmu.begin_update(as_id, id, takes))
+    }
+
+    fn end_update(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, |mmu| mmu.end_update())
+    }
+
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let report = self.call(py, |mmu| mmu.memory())?;
         reports::memory(py, &report)

@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, str]] = [
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"
         " host_memory guest_memory invalid_list last_path invalidation runs slice lock_polls spte_table stats events"
-        " state root_list tdp_walk",
+        " state root_list tdp_walk told memory backing debts holders operations promises",
     ),
     (
         "verbs",
@@ -30,9 +30,9 @@ FLOORS: list[tuple[str, str]] = [
         " get_page roots page_fault prefetch"
         " fast_page_fault quick_map mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
         " install_slot zap_batch direct_map direct_page_fault nx_recovery prefault"
-        " iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run driver",
+        " tell iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run driver",
     ),
-    ("watchers", "audit left_over snapshot stepped_dump saved"),
+    ("watchers", "audit judge judge_pages canonical left_over snapshot stepped_dump saved"),
     ("facade", "mod"),
 ]
 # The rooms of src/mmu, lowest first; those of one row do not know each other. By `use` and by calls of methods. A noun
@@ -40,6 +40,7 @@ FLOORS: list[tuple[str, str]] = [
 # verbs. `pages` is what tables of either kind have in common, `tables` the door to both.
 ROOMS: list[tuple[str, ...]] = [
     ("words",),
+    ("ghost",),
     ("vm",),
     ("pages",),
     ("shadow", "tdp"),

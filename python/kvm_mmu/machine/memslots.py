@@ -120,7 +120,8 @@ class Memslots:
                 vm.max_gfn,
                 vm.splits_eagerly,
             )
-            memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published, old)
+            with vm.judged_update(request.as_id, request.slot, change in ("delete", "move")):
+                memory_region.carry_out(vm, vm.profile, vm.generation_policy, request, todo, published, old)
         return change
 
     def create(

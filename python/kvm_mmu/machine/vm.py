@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, get_args
 
@@ -199,6 +199,7 @@ class Vm:
         #: Called at every lock break, with the lock dropped; it may do anything to this VM.
         self.on_lock_break: Callable[[Vm], None] | None = None
         self._slots_lock = threading.RLock()
+        self._is_judged = False
         phys_bits = int(self.core.config()["phys_bits"])
         self._max_gfn = (1 << (phys_bits - 12)) - 1 if self.profile.facts["has_max_gfn"] else None
 
@@ -343,6 +344,28 @@ class Vm:
         """
         return self.core.audit()
 
+    def set_judged(self, on: bool = True) -> None:
+        """Begin to remember what `judge` needs, or forget it; results, events and digests stay as they are.
+
+        Args:
+            on: whether a ghost listens from now on. What is mapped at that moment counts as sound.
+        """
+        self._is_judged = flag("on", on)
+        self.core.set_judged(self._is_judged)
+
+    def judge(self) -> list[tuple[str, str]]:
+        """Check every property of soundness: what was found as it happened, and what the state shows now.
+
+        Returns:
+            The broken ones as (name, what was found); empty when all hold. The page on invariants has the names.
+
+        Raises:
+            UsageError: `set_judged` was not called before.
+        """
+        if not self._is_judged:
+            raise UsageError("judge: call set_judged first: a VM remembers nothing unless it is asked to")
+        return self.core.judge()
+
     @property
     def memory(self) -> dict[str, int]:
         """The bytes that this VM's structures take, by kind."""
@@ -377,6 +400,7 @@ class Vm:
         twin.pml = self.pml
         twin.core = self.core.clone()
         twin._finish()
+        twin._is_judged = self._is_judged
         return twin
 
     def to_bytes(self) -> bytes:
@@ -556,6 +580,24 @@ class Vm:
             The lock; it is held inside a `with` block.
         """
         return self._slots_lock
+
+    @contextmanager
+    def judged_update(self, as_id: int, slot: int, takes: bool) -> Iterator[None]:
+        """Tell the judge that a memslot update runs; nothing where no ghost listens.
+
+        Args:
+            as_id: address space, 0 normal, 1 SMM.
+            slot: slot id.
+            takes: the slot as it is goes: a delete or a move.
+        """
+        if not self._is_judged:
+            yield
+            return
+        self.core.begin_update(as_id, slot, takes)
+        try:
+            yield
+        finally:
+            self.core.end_update()
 
     def install_slot(self, as_id: int, generation: int, slot: tuple[int, int, int, int, int]) -> None:
         """Make an array with this slot visible; the first half of a memslot update, without its zaps.

@@ -72,7 +72,25 @@ impl MmuState {
         self.set_accessed_dirty(vcpu, gpa, kind, &path);
         let (leaf, level) = (path.leaf, path.level);
         self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gpa), leaf, level });
+        if kind == AccessKind::Write {
+            self.tell_guest_write(vcpu, Gfn::of_gpa(gpa), &path);
+        }
         Ok(())
+    }
+
+    /// The guest wrote through a leaf.
+    fn tell_guest_write(&mut self, vcpu: usize, gfn: Gfn, path: &HardwarePath) {
+        if self.ghost.is_none() {
+            return;
+        }
+        let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn).map(|at| {
+            let (spec, body) = (self.slot_spec(at), self.slot_body(at));
+            (at.as_id, spec.id, gfn.0 - spec.base, body.dirty.is_some())
+        });
+        let leaf = path.places[..path.len].last().map_or(0, |sptep| sptep.0);
+        if let Some(ghost) = &mut self.ghost {
+            ghost.guest_wrote(gfn.0, leaf, slot);
+        }
     }
 
     fn walk_ept(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {

@@ -39,6 +39,14 @@ impl MmuState {
         self.spaces[usize::from(as_id)].slots_gen
     }
 
+    /// The guest's access was taken for MMIO, by the vCPU's cache or by an entry.
+    pub(in crate::mmu) fn tell_mmio(&mut self, vcpu: usize, gfn: Gfn, is_by_cache: bool) {
+        let as_id = self.vcpus[vcpu].as_id();
+        if let Some(ghost) = &mut self.ghost {
+            ghost.mmio_answered(as_id, gfn.0, is_by_cache);
+        }
+    }
+
     /// Remembers an MMIO gfn.
     pub(in crate::mmu) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
         let slots_gen = self.mmio_cache_gen(vcpu);

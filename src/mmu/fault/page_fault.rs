@@ -107,6 +107,7 @@ impl MmuState {
         // The vCPU's cache answers before anything is walked.
         self.work.mmio_faults += 1;
         if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
+            self.tell_mmio(vcpu, Gfn::of_gpa(gpa), true);
             return Ok(self.emulate(vcpu, gpa, 0));
         }
         self.page_fault_on_mmio(vcpu, gpa, error_code, host)
@@ -116,7 +117,10 @@ impl MmuState {
     #[inline(never)]
     fn page_fault_on_mmio(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
         match self.handle_mmio_page_fault(vcpu, gpa) {
-            MmioCheck::Emulate => Ok(self.emulate(vcpu, gpa, 0)),
+            MmioCheck::Emulate => {
+                self.tell_mmio(vcpu, Gfn::of_gpa(gpa), false);
+                Ok(self.emulate(vcpu, gpa, 0))
+            }
             MmioCheck::Retry => Ok(Answer::RETRY),
             MmioCheck::Invalid => self.page_fault_below(vcpu, gpa, error_code, host),
         }

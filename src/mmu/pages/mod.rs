@@ -7,4 +7,5 @@ pub(in crate::mmu) mod page_count;
 pub mod pte_list;
 pub(in crate::mmu) mod spte_table;
 pub(in crate::mmu) mod spte_write;
+pub(in crate::mmu) mod tell;
 pub(in crate::mmu) mod walk;

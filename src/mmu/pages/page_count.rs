@@ -3,7 +3,7 @@
 //! Models v5.0 to v7.3 `kvm_mmu_available_pages`, `kvm_mmu_free_shadow_page` and `tdp_mmu_free_sp`. Invariant: no entry
 //! links to a table that is freed, and no TLB can come to it: the caller has flushed.
 
-use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::vm::state::MmuState;
 
 /// No room for a root.
@@ -19,6 +19,9 @@ impl MmuState {
     pub(in crate::mmu) fn free_page(&mut self, page: PageIdx) {
         self.work.pages_freed += 1;
         self.stats.freed += 1;
+        if let Some(ghost) = &mut self.ghost {
+            ghost.freed(page.0, self.arena.page(page).place == Place::Tdp);
+        }
         self.arena.release(page);
     }
 }

@@ -37,9 +37,15 @@ impl LeavesGone {
 }
 
 impl MmuState {
-    /// Stores a word, nothing else.
+    /// Stores a word, nothing else; a ghost is told.
     #[inline]
     pub(in crate::mmu) fn spte_set(&mut self, sptep: Sptep, spte: u64) {
+        if self.ghost.is_some() {
+            let old = self.arena.spte(sptep);
+            self.arena.table_mut(sptep.page()).set(sptep.index(), spte);
+            self.tell_write(sptep, old, spte);
+            return;
+        }
         self.arena.table_mut(sptep.page()).set(sptep.index(), spte);
     }
 
@@ -92,7 +98,9 @@ impl MmuState {
         most: u64,
     ) -> (u64, bool) {
         let heads = &self.spaces[usize::from(slot.as_id & 1)].body(slot.at).rmap[usize::from(level) - 1];
-        let Some(heads) = heads.rest_of_chunk(index).filter(|_| self.masks.dirty != 0) else { return (0, false) };
+        // A ghost is told of one word at a time.
+        let is_plain = self.masks.dirty != 0 && self.ghost.is_none();
+        let Some(heads) = heads.rest_of_chunk(index).filter(|_| is_plain) else { return (0, false) };
         let (mut done, mut steps, mut flush) = (0, 0, false);
         let (mut page, mut table) = (PageIdx::NONE, self.arena.table_mut(PageIdx::NONE));
         for (&head, _) in heads.iter().zip(0..most) {
@@ -152,6 +160,9 @@ impl MmuState {
     /// Empties the present leaves of a full page table from an index on, and counts what they were; nothing if the table is
     /// not full.
     pub(in crate::mmu) fn clear_leaves(&mut self, page: PageIdx, from: u16, count: u16) -> Option<LeavesGone> {
+        if self.ghost.is_some() {
+            return None;
+        }
         let masks = self.masks;
         let SpteTable::Full(words) = self.arena.table_mut(page) else { return None };
         let mut gone = LeavesGone::default();
@@ -175,11 +186,18 @@ impl MmuState {
     /// Fills a table that nothing links to yet.
     pub(in crate::mmu) fn fill_table(&mut self, page: PageIdx, words: Box<[u64; ENTRIES]>) {
         *self.arena.table_mut(page) = SpteTable::Full(words);
+        if self.ghost.is_some() {
+            self.tell_filled(page);
+        }
     }
 
     /// Empties a page at once and hands its entries over; the caller settles what each was.
     pub(in crate::mmu) fn take_table(&mut self, page: PageIdx) -> SpteTable {
-        std::mem::take(self.arena.table_mut(page))
+        let table = std::mem::take(self.arena.table_mut(page));
+        if self.ghost.is_some() {
+            self.tell_taken(page, &table);
+        }
+        table
     }
 
     /// Stores an MMIO SPTE; the page is flagged before the event and the store.

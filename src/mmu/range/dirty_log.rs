@@ -38,6 +38,9 @@ impl MmuState {
         }
         if !manual {
             dirty.fill(0);
+            if let Some(ghost) = &mut self.ghost {
+                ghost.harvested(as_id, id, &spans, true);
+            }
             for &(first, count, mask) in &spans {
                 self.protect_span(slot, first, count, mask);
             }
@@ -94,6 +97,9 @@ impl MmuState {
             if cleared != 0 {
                 flush = true;
                 dirty.set(word, dirty.get(word) & !cleared);
+                if let Some(ghost) = &mut self.ghost {
+                    ghost.harvested(as_id, id, &[(word, 1, cleared)], false);
+                }
                 let from = if is_chosen(Mutant::ClearLogFromStart) { 0 } else { first };
                 self.enable_log_dirty_pt_masked(slot, from + at * WORD, cleared);
             }

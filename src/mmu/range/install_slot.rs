@@ -3,8 +3,9 @@
 //! Models the array swap of v5.0/v5.2 `install_new_memslots`, without its generation arithmetic.
 
 use crate::mmu::vm::events::Event;
-use crate::mmu::vm::slots::{MAX_SLOT_PAGES, SlotBody};
+use crate::mmu::vm::slots::{MAX_SLOT_PAGES, MEM_LOG_DIRTY_PAGES, SlotBody};
 use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::addr::Pfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::views::{SlotChange, SlotSpec};
 
@@ -33,10 +34,25 @@ impl MmuState {
                 self.free_rmaps(&body);
             }
         }
+        self.tell_published(as_id, change);
         self.space_mut(as_id)?.slots_gen = slots_gen;
         self.stats.srcu_sync += 1;
         self.events.push(|| Event::SrcuSync);
         Ok(())
+    }
+
+    /// A slot is visible, or not any more: one marked for removal is not.
+    fn tell_published(&mut self, as_id: u8, change: SlotChange) {
+        let is_log_full = self.is_log_initially_set;
+        let Some(ghost) = &mut self.ghost else { return };
+        match change {
+            SlotChange::Put(spec) => {
+                let at = (spec.base, spec.npages, Pfn::of_hva(spec.hva).0);
+                let is_logged = spec.flags & MEM_LOG_DIRTY_PAGES != 0;
+                ghost.published(as_id, spec.id, (!spec.is_invalid()).then_some(at), is_logged && !is_log_full);
+            }
+            SlotChange::Remove(id) => ghost.published(as_id, id, None, false),
+        }
     }
 
     fn check_spec(&self, as_id: u8, spec: &SlotSpec) -> Result<()> {

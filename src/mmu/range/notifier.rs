@@ -150,8 +150,13 @@ impl MmuState {
                 self.age_hva_in_roots(hva, hva.saturating_add(1), true);
             }
             self.host.move_page(page, pfn);
+            self.tell_frame(page, pfn);
             self.host.set_state(page, 1, if is_write { HostState::Rw } else { HostState::Cow });
             return;
+        }
+        if let Some(ghost) = &mut self.ghost {
+            ghost.host_takes(hva / HOST_PAGE, 1);
+            ghost.backing.are_frames_unknown = true;
         }
         let mut flush = false;
         self.for_each_hva_head(hva, hva.saturating_add(1), |state, at| {

@@ -47,6 +47,10 @@ impl MmuState {
         let count = body.track.get(&index).copied().unwrap_or(0);
         let next = if on { count.checked_add(1) } else { count.checked_sub(1) };
         let Some(next) = next else { return Ok(0) };
+        if let Some(ghost) = &mut self.ghost {
+            ghost.tracked(as_id, gfn.0, on);
+        }
+        let body = self.slot_body_mut(slot);
         if next == 0 {
             body.track.remove(&index);
         } else {

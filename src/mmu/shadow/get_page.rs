@@ -49,6 +49,9 @@ impl MmuState {
         self.stats.cache_miss += 1;
         self.stats.created += 1;
         self.work.get_page_created += 1;
+        if let Some(ghost) = &mut self.ghost {
+            ghost.made(page.0);
+        }
         self.active.push_head(page);
         #[cfg(feature = "mutants")]
         if is_chosen(Mutant::NewPageAtTail) {

@@ -29,6 +29,7 @@ impl MmuState {
         self.arena.page_mut(root).root_count += 1;
         self.vcpus[vcpu].root = root;
         self.vcpus[vcpu].tlb.flush();
+        self.tell_loaded(vcpu);
         Ok(0)
     }
 
@@ -38,6 +39,9 @@ impl MmuState {
         let root = std::mem::take(&mut self.vcpus[vcpu].root);
         self.vcpus[vcpu].pae_roots = [PageIdx::NONE; 3];
         self.vcpus[vcpu].tlb.flush();
+        if let Some(ghost) = &mut self.ghost {
+            ghost.root_dropped(vcpu);
+        }
         if root == PageIdx::NONE {
             return;
         }
@@ -59,10 +63,12 @@ impl MmuState {
             *root = self.get_page(gfn, self.vcpus[vcpu].role)?;
             self.arena.page_mut(*root).root_count += 1;
         }
+        let at = vcpu;
         let vcpu = &mut self.vcpus[vcpu];
         self.is_root_leaked |= vcpu.root != PageIdx::NONE;
         [vcpu.root, vcpu.pae_roots[0], vcpu.pae_roots[1], vcpu.pae_roots[2]] = roots;
         vcpu.tlb.flush();
+        self.tell_loaded(at);
         Ok(())
     }
 

@@ -72,6 +72,7 @@ impl MmuState {
     pub(in crate::mmu) fn drive_unmap(&mut self, unmap: &mut UnmapRun) -> Step {
         let has_range = self.config.kernel.is_role_fixed;
         if !std::mem::replace(&mut unmap.is_begun, true) {
+            self.tell_host_takes(unmap.start, unmap.end);
             if self.config.is_stepped() {
                 let (start, end) = (unmap.start, unmap.end);
                 self.events.push(|| Event::UnmapHva { start, end });
@@ -112,6 +113,37 @@ impl MmuState {
         if self.config.kernel.is_role_fixed && !self.slots_of_hva(start, end).is_empty() {
             self.invalidation.finish();
         }
+        if self.config.kernel.is_role_fixed {
+            self.tell_host_takes(start, end);
+        }
+    }
+
+    /// The host takes pages, or has taken them: what was mapped of them before is not theirs any more.
+    fn tell_host_takes(&mut self, start: u64, end: u64) {
+        if let Some(ghost) = &mut self.ghost {
+            let first = start / HOST_PAGE;
+            ghost.host_takes(first, end.div_ceil(HOST_PAGE).saturating_sub(first));
+        }
+    }
+
+    /// A host page has another frame now.
+    pub(in crate::mmu) fn tell_frame(&mut self, page: Pfn, frame: Pfn) {
+        if let Some(ghost) = &mut self.ghost {
+            ghost.backing.frames.insert(page.0, frame.0);
+        }
+    }
+
+    /// The slots' parts of a host range: address space, first gfn, pages.
+    pub(in crate::mmu) fn gfns_of_hva(&self, start: u64, end: u64) -> Vec<(u8, u64, u64)> {
+        let mut found = Vec::new();
+        for (as_id, id) in self.slots_of_hva(start, end) {
+            if let Ok(Some(at)) = self.find_slot_id(as_id, id)
+                && let Some((first, last)) = gfns_of(self.slot_spec(at), start, end)
+            {
+                found.push((as_id, first.0, last.0 - first.0 + 1));
+            }
+        }
+        found
     }
 
     /// Copy-on-write gives a page another frame: its mappings go first, and whoever looked it up must do so again.
@@ -119,5 +151,6 @@ impl MmuState {
         self.unmap_hva(page.hva(), page.hva().saturating_add(HOST_PAGE));
         let frame = Pfn(self.host.frame(page).0 ^ COPIED);
         self.host.move_page(page, frame);
+        self.tell_frame(page, frame);
     }
 }

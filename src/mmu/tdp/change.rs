@@ -173,6 +173,9 @@ impl MmuState {
     pub(in crate::mmu) fn tdp_make_table(&mut self, gfn: Gfn, role: Role) -> Result<PageIdx> {
         let table = self.arena.alloc(gfn, role, 0).ok_or(Error::TooManyPages)?;
         self.arena.page_mut(table).place = Place::Tdp;
+        if let Some(ghost) = &mut self.ghost {
+            ghost.made(table.0);
+        }
         self.stats.created += 1;
         self.work.get_page_created += 1;
         let facts = self.page_facts(table);

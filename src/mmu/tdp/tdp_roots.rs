@@ -33,6 +33,7 @@ impl MmuState {
         self.is_root_leaked |= self.vcpus[vcpu].root != PageIdx::NONE;
         self.vcpus[vcpu].root = root;
         self.vcpus[vcpu].tlb.flush();
+        self.tell_loaded(vcpu);
         Ok(0)
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::PteListOrder;
+use crate::mmu::ghost::memory::Ghost;
 use crate::mmu::pages::last_path::LastPath;
 use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::pages::pte_list::PteLists;
@@ -105,6 +106,8 @@ pub struct MmuState {
     pub(in crate::mmu) slice: Slice,
     /// Where the last walk came through.
     pub(in crate::mmu) last_path: Cell<LastPath>,
+    /// What the judge remembers, if anybody asked for it.
+    pub(in crate::mmu) ghost: Option<Box<Ghost>>,
 }
 
 impl MmuState {
@@ -154,6 +157,7 @@ impl MmuState {
             runs: Runs::default(),
             slice: Slice::default(),
             last_path: Cell::default(),
+            ghost: None,
             config,
         })
     }
@@ -218,6 +222,9 @@ impl MmuState {
         for vcpu in &mut self.vcpus {
             vcpu.requests |= REQ_TLB_FLUSH;
         }
+        if let Some(ghost) = &mut self.ghost {
+            ghost.flushed();
+        }
     }
 
     /// Flushes a range of gfns through the hook, or everything where there is none.
@@ -240,6 +247,9 @@ impl MmuState {
         for vcpu in &mut self.vcpus {
             vcpu.tlb.flush_range(gfn, pages);
         }
+        if let Some(ghost) = &mut self.ghost {
+            ghost.range_flushed(gfn.0, pages);
+        }
     }
 
     /// Asks every vCPU to load its roots anew.
@@ -248,6 +258,17 @@ impl MmuState {
         self.stats.reload += 1;
         for vcpu in &mut self.vcpus {
             vcpu.requests |= REQ_MMU_RELOAD;
+        }
+        if let Some(ghost) = &mut self.ghost {
+            ghost.kicked();
+        }
+    }
+
+    /// A vCPU loaded its roots, which flushes it.
+    pub(in crate::mmu) fn tell_loaded(&mut self, vcpu: usize) {
+        if let Some(ghost) = &mut self.ghost {
+            ghost.vcpu_flushed(vcpu);
+            ghost.root_loaded(vcpu, self.vcpus[vcpu].roots().map(|root| root.0));
         }
     }
 
@@ -340,5 +361,8 @@ impl MmuState {
         self.events.push(|| Event::LockBreak { kind });
         self.stats.lock_breaks += 1;
         self.work.lock_breaks += 1;
+        if let Some(ghost) = &mut self.ghost {
+            ghost.lock_dropped();
+        }
     }
 }

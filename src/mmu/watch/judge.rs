@@ -1,0 +1,227 @@
+//! `judge`: compares what the tables say with what the ghost remembers, and names every property that does not hold.
+//! Changes nothing and is never part of an operation.
+//!
+//! Properties of the moment (a table freed too early, a flush that never came) are noted by the ghost as they happen; here
+//! are those of a state. What needs no ghost is in `judge_pages`.
+
+use crate::mmu::ghost::backing::GhostSlot;
+use crate::mmu::ghost::memory::Ghost;
+use crate::mmu::ghost::operations::OpKind;
+use crate::mmu::ghost::told::{EXEC, Entry, HeldLeaf, WRITE};
+use crate::mmu::pages::page_arena::{PageIdx, Place};
+use crate::mmu::pages::walk::is_shadow_present;
+use crate::mmu::vm::slots::MEM_LOG_DIRTY_PAGES;
+use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::views::Finding;
+
+/// Every property the judge knows: its name, its sentence, and when it must hold.
+pub const PROPERTIES: [(&str, &str, &str); 31] = [
+    ("stale_ram", "memory of a slot that was removed is not mapped", "when an operation has returned"),
+    ("mmio_as_ram", "a gfn without a slot is not mapped", "when an operation has returned"),
+    ("host_taken", "a page that the host took back is not mapped", "when the notifier has returned"),
+    ("stale_mmio", "memory is not taken for MMIO", "at each access"),
+    ("unlogged_write", "after a harvest every write is logged or impossible", "when no harvest or update runs"),
+    ("lost_dirty", "each write is in the next harvest", "at each harvest"),
+    ("tracked_write", "no write goes past tracking", "at each write"),
+    ("readonly_write", "nothing read-only is mapped writable", "at each write of an entry"),
+    ("freed_reachable", "no table is freed that a processor may still come to", "when a table is freed"),
+    ("debt_overdue", "every flush is paid in time", "when the operation that owes it returns"),
+    ("debt_shared", "no operation relies on a flush that another still owes", "when an operation returns"),
+    ("nx_exec", "with the workaround on, no large leaf is executable", "always"),
+    ("progress", "a guest access that nothing disturbs ends within eight faults", "at each access"),
+    ("no_bug", "the model comes to no state in which the kernel stops", "always"),
+    (
+        "active_valid",
+        "a page on the active list is valid, or a root in use where the kernel keeps those",
+        "when the lock is free",
+    ),
+    ("child_expected", "a link leads to the table that its place asks for", "when the lock is free"),
+    ("leaf_gfn", "a leaf maps the gfn of its place, with the frame of that gfn", "when the lock is free"),
+    ("tracked_all_spaces", "no space maps a tracked gfn writable", "when the lock is free"),
+    (
+        "mmio_cache_space",
+        "what a vCPU's MMIO cache answers for is no memory of its address space",
+        "when an operation has returned",
+    ),
+    ("no_page_under_invalid", "no valid page hangs below an invalid one", "when the lock is free"),
+    ("slot_bounds", "a slot's arrays are read inside the slot", "always"),
+    ("rooted_kept", "a page in use as root is on no invalid list", "when the lock is free"),
+    (
+        "one_place",
+        "each page stands in one place: active list, one invalid list, or zapped and in use",
+        "when the lock is free",
+    ),
+    ("recount", "counters are what counting again gives", "when the lock is free"),
+    (
+        "obsolete_unused",
+        "a vCPU that entered has no obsolete root, unless it was asked to drop it",
+        "when the lock is free",
+    ),
+    ("mmio_place", "an MMIO entry stands on level 1 and, if fresh, covers no memory", "when an operation has returned"),
+    ("root_role", "a loaded root has the role of the vCPU's registers", "when an operation has returned"),
+    (
+        "tdp_shape",
+        "no frozen entry is left when the lock is free, and an invalid root that was zapped is empty",
+        "when the lock is free",
+    ),
+    (
+        "present_dropped_first",
+        "an entry that gets a link or an MMIO value was not present",
+        "at each write of an entry",
+    ),
+    ("teardown_empty", "after a teardown no page, no reverse map and no debt is left", "after a teardown"),
+    ("ghost_agrees", "the ghost knows every entry, and no other: nobody writes past it", "when the lock is free"),
+];
+
+/// Collects findings.
+pub(in crate::mmu) struct Verdict(pub Vec<Finding>);
+
+impl Verdict {
+    pub(in crate::mmu) fn check(&mut self, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Finding { invariant, detail: detail() });
+        }
+    }
+}
+
+impl MmuState {
+    /// Begins to remember, or forgets.
+    pub(in crate::mmu) fn set_judged(&mut self, on: bool) {
+        if !on {
+            self.ghost = None;
+            return;
+        }
+        self.ghost = Some(Box::default());
+        for as_id in 0..2_u8 {
+            let specs = self.spaces[usize::from(as_id)].specs().to_vec();
+            for (at, spec) in specs.iter().enumerate() {
+                let tracked: Vec<u64> = self.spaces[usize::from(as_id)].body(at).track.keys().copied().collect();
+                let Some(ghost) = &mut self.ghost else { continue };
+                let (id, base, npages) = (spec.id, spec.base, spec.npages);
+                let host_page = Pfn::of_hva(spec.hva).0;
+                if !spec.is_invalid() {
+                    ghost.backing.slots.push(GhostSlot { as_id, id, base, npages, host_page, since: 0 });
+                }
+                for index in tracked {
+                    ghost.tracked(as_id, spec.base + index, true);
+                }
+            }
+        }
+        let pages: Vec<PageIdx> =
+            self.arena.indices().filter(|&page| self.arena.page(page).place != Place::Free).collect();
+        for page in pages {
+            self.tell_filled(page);
+        }
+        for vcpu in 0..self.vcpus.len() {
+            self.tell_loaded(vcpu);
+        }
+        if let Some(ghost) = &mut self.ghost {
+            ghost.backing.settle();
+            ghost.broken.clear();
+        }
+    }
+
+    /// Every property that does not hold.
+    pub(in crate::mmu) fn judge(&self) -> Vec<Finding> {
+        let Some(ghost) = &self.ghost else { return Vec::new() };
+        let mut verdict = Verdict(
+            ghost
+                .broken
+                .iter()
+                .map(|broken| Finding {
+                    invariant: broken.property,
+                    detail: format!("{} ({})", broken.detail, broken.owner),
+                })
+                .collect(),
+        );
+        self.judge_state(&mut verdict);
+        verdict.0
+    }
+
+    /// The properties of a state alone.
+    pub(in crate::mmu) fn judge_state(&self, verdict: &mut Verdict) {
+        let Some(ghost) = &self.ghost else { return };
+        let is_harvest_open =
+            ghost.ops.open_kinds().any(|kind| matches!(kind, OpKind::Update | OpKind::DirtyLog | OpKind::Inner));
+        for (&place, entry) in &ghost.entries {
+            if let Entry::Leaf(held) = entry {
+                self.judge_leaf(verdict, ghost, place, held, is_harvest_open);
+            }
+        }
+        self.judge_vcpus(verdict, ghost);
+        self.judge_pages(verdict);
+        self.judge_entries(verdict, ghost);
+    }
+
+    fn judge_leaf(&self, verdict: &mut Verdict, ghost: &Ghost, place: u32, held: &HeldLeaf, is_harvest_open: bool) {
+        let leaf = &held.leaf;
+        // What an update or a notifier under way takes is still being taken.
+        if let Some(property) = ghost.backing.is_stale(leaf, held.made_at)
+            && !ghost.ops.open_kinds().any(|kind| matches!(kind, OpKind::Update | OpKind::Unmap))
+        {
+            verdict.check(false, property, || {
+                format!("gfn {:#x} of space {}, {} pages", leaf.gfn, leaf.as_id, leaf.pages())
+            });
+        }
+        let is_nx_broken = self.config.nx_huge_pages && leaf.level > 1 && leaf.rights & EXEC != 0;
+        verdict.check(!is_nx_broken || ghost.ops.is_any_open(), "nx_exec", || format!("gfn {:#x}", leaf.gfn));
+        if leaf.rights & WRITE == 0 {
+            return;
+        }
+        if let Some(tracked) = ghost.tracked_past(held) {
+            verdict.check(false, "tracked_all_spaces", || {
+                format!(
+                    "gfn {:#x}, tracked in space {}, is writable in space {}",
+                    tracked.gfn, tracked.as_id, leaf.as_id
+                )
+            });
+        }
+        let is_logged_by_cpu = self.config.pml && !leaf.is_dirty;
+        if is_harvest_open || is_logged_by_cpu || ghost.holders_of(place >> 9) == 0 {
+            return;
+        }
+        let Some(slot) = self.find_slot(leaf.as_id, Gfn(leaf.gfn)) else { return };
+        let (spec, body) = (self.slot_spec(slot), self.slot_body(slot));
+        let Some(words) = body.dirty.as_ref().filter(|_| spec.flags & MEM_LOG_DIRTY_PAGES != 0) else { return };
+        let first = leaf.gfn - spec.base;
+        let is_clear = |page: u64| page / 64 < words.len() && words.get(page / 64) >> (page % 64) & 1 == 0;
+        if let Some(page) = (first..first + leaf.pages()).find(|&page| is_clear(page)) {
+            verdict.check(false, "unlogged_write", || {
+                format!("page {page} of slot {} is writable, and its bit is clear", spec.id)
+            });
+        }
+    }
+
+    fn judge_vcpus(&self, verdict: &mut Verdict, ghost: &Ghost) {
+        for (number, vcpu) in self.vcpus.iter().enumerate() {
+            let gfn = vcpu.mmio.gfn;
+            if gfn != Gfn(0) && self.match_mmio_gpa(number, gfn) {
+                verdict.check(ghost.backing.may_be_absent(vcpu.as_id(), gfn.0), "mmio_cache_space", || {
+                    format!("vCPU {number} would answer for gfn {:#x} of space {}", gfn.0, vcpu.as_id())
+                });
+            }
+            for root in vcpu.roots() {
+                let role = self.arena.key(root).role.with_invalid(false);
+                verdict.check(role == vcpu.role, "root_role", || format!("vCPU {number}"));
+            }
+        }
+    }
+
+    /// The ghost and the tables say the same.
+    fn judge_entries(&self, verdict: &mut Verdict, ghost: &Ghost) {
+        let mut count = 0;
+        for page in self.arena.indices().filter(|&page| self.arena.page(page).place != Place::Free) {
+            for (index, spte) in self.arena.table(page).iter() {
+                if is_shadow_present(&self.masks, spte) {
+                    count += 1;
+                    let place = page.sptep(index).0;
+                    verdict.check(ghost.entries.contains_key(&place), "ghost_agrees", || format!("entry {index}"));
+                }
+            }
+        }
+        verdict.check(count == ghost.entries.len(), "ghost_agrees", || {
+            format!("{count} entries are present, the ghost knows {}", ghost.entries.len())
+        });
+    }
+}
