@@ -32,6 +32,9 @@ NEVER_AT_THE_TOP = {
     "hypothesis",
 }
 
+# A module that is about one of them; nothing imports it but who asks for it by name.
+ABOUT_ONE = {"kvm_mmu/testing/vm_machine.py": "hypothesis"}
+
 
 @dataclass(frozen=True)
 class Import:
@@ -158,7 +161,10 @@ def heavy_at_the_top(package: Path) -> list[str]:
     return [
         str(one)
         for one in imports(package)
-        if one.at_top and not one.for_types and one.target.split(".")[0] in NEVER_AT_THE_TOP
+        if one.at_top
+        and not one.for_types
+        and (name := one.target.split(".")[0]) in NEVER_AT_THE_TOP
+        and ABOUT_ONE.get(one.file) != name
     ]
 
 

@@ -122,11 +122,14 @@ class MachineEngine:
     ) -> None:
         values = _stepped_config(config or {}) if format == STEPPED[0] else {**DEFAULTS, **(config or {})}
         slot_zap_all, eager_split = values.pop("slot_zap_all", 1), values.pop("eager_split", 1)
+        # A plan that the header names for slot removals stands; the quirk would put its own in that place.
+        has_removal_plan = "slot_removal" in (plans or {})
         for key in ("execonly", "pml", "flush_range", *OPTIONAL):
             if values.get(key) is not None:
                 values[key] = bool(values[key])
         self.vm = Vm(kernel=kernel, plans=plans or None, events="all", format=format, **values, **more)
-        self.vm.set_slot_zap_all(bool(slot_zap_all))
+        if not has_removal_plan:
+            self.vm.set_slot_zap_all(bool(slot_zap_all))
         self.vm.eager_split = bool(eager_split)
         self.format = format
         self._is_stepped = format == STEPPED[0]
