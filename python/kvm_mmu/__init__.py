@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kvm_mmu.trace.text.reader import Batch, Trace
     from kvm_mmu.trace.text.table import Table
     from kvm_mmu.words.codec import Codec, decode_mmio, decode_spte, encode_mmio
+    from kvm_mmu.words.permissions import GuestPermissions, guest_permissions
     from kvm_mmu.words.roles import decode_role
 
 logging.getLogger("kvm_mmu").addHandler(logging.NullHandler())
@@ -67,6 +68,7 @@ _HOMES = {
     "kvm_mmu.machine.stepped_generation": ("SteppedGeneration",),
     "kvm_mmu.machine.profiles": ("Fact", "KernelProfile", "facts", "kernels"),
     "kvm_mmu.machine.memslots": ("Memslots",),
+    "kvm_mmu.words.permissions": ("GuestPermissions", "guest_permissions"),
     "kvm_mmu.words.roles": ("decode_role",),
     "kvm_mmu.machine.vcpu": ("AccessResult", "Vcpu"),
     "kvm_mmu.machine.vm": ("Vm",),
@@ -97,6 +99,7 @@ __all__ = [
     "GenerationField",
     "GenerationLayout",
     "GenerationPolicy",
+    "GuestPermissions",
     "KernelProfile",
     "KvmMmuError",
     "MemslotError",
@@ -125,6 +128,7 @@ __all__ = [
     "encode_mmio",
     "explained",
     "facts",
+    "guest_permissions",
     "kernels",
     "plans",
     "replay",

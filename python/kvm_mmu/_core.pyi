@@ -1,6 +1,6 @@
 """The native module: the core behind a lock, and the codec. Prefer `kvm_mmu.Vm` and `kvm_mmu.words.codec`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "TraceReader",
     "Unsure",
     "facts",
+    "guest_permissions",
     "kernel_row",
     "kernels",
     "named_plans",
@@ -36,6 +37,9 @@ _Progress = tuple[int | None, dict[str, Any] | None]
 class ActiveWalk: ...
 
 def kernels() -> list[dict[str, Any]]: ...
+def guest_permissions(
+    entries: _U64, columns: Sequence[_U64], phys_bits: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], _U64, _U64]: ...
 def facts() -> list[dict[str, Any]]: ...
 def kernel_row(text: str) -> dict[str, Any]: ...
 def named_plans() -> list[tuple[str, dict[str, str], str]]: ...

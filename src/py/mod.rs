@@ -4,6 +4,7 @@ mod arguments;
 mod codec;
 mod errors;
 mod ftrace;
+mod guest;
 mod kernels;
 mod machine;
 #[cfg(feature = "mutants")]
@@ -24,6 +25,9 @@ mod _core {
     use super::machine::{ActiveWalk, Mmu};
     #[pymodule_export]
     use super::replay::{ReplayLane, ReplaySurvey, Unsure};
+
+    #[pymodule_export]
+    use super::guest::guest_permissions;
 
     #[pymodule_export]
     use super::kernels::{facts, kernel_row, kernels, named_plans, plan_fields, plan_words, resolve_kernel};

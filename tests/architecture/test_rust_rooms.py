@@ -16,7 +16,8 @@ import pytest
 FLOORS: list[tuple[str, str]] = [
     (
         "words",
-        "addr level access role guest_mode guest_permission profile spte generation work error plan plan_text config views mutants",
+        "addr level access role guest_mode guest_permission profile spte generation work error plan plan_text config"
+        " views mutants",
     ),
     (
         "nouns",

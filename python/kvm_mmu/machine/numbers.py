@@ -41,6 +41,30 @@ def array(name: str, values: Any) -> np.ndarray[Any, Any]:
         raise UsageError(f"{name}={shown(values)}: expected one dimension of integers") from None
 
 
+def unsigned(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The values as an array of uint64, of any shape.
+
+    Raises:
+        UsageError: no integers, or one below 0 or above 2^64-1.
+    """
+    made = array(name, values)
+    if made.dtype.kind in "fO" and not isinstance(values, np.ndarray):
+        # numpy makes floats of a list with integers on both sides of 2^63, objects of one with integers above 2^64.
+        exact = np.array(values, dtype=object)
+        if all(isinstance(value, int | np.integer) for value in exact.flat):
+            low, high = int(exact.min()), int(exact.max())
+            if high > U64:
+                raise UsageError(f"{name}: value {shown(high)} above 2^64-1")
+            if low < 0:
+                raise UsageError(f"{name}: negative value {shown(low)}")
+            return exact.astype(np.uint64)
+    if made.dtype.kind not in "uib":
+        raise UsageError(f"{name}: dtype {made.dtype}; expected integers")
+    if made.dtype.kind == "i" and made.size and int(made.min()) < 0:
+        raise UsageError(f"{name}: negative value {int(made.min())}")
+    return made.astype(np.uint64, copy=False)
+
+
 def integer(name: str, value: Any, low: int = 0, high: int = U64) -> int:
     """The value as an int from `low` to `high`.
 

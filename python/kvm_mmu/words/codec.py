@@ -38,13 +38,11 @@ class MmioColumns(NamedTuple):
 
 def _words(values: npt.ArrayLike, what: str) -> U64:
     array = numbers.array(what, values)
-    if array.dtype.kind not in "ui" or array.ndim != 1:
+    if array.ndim != 1 or array.dtype.kind == "b":
         raise UsageError(
             f"{what}: dtype {array.dtype}, shape {array.shape}; expected one dimension of integers"
         )
-    if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
-        raise UsageError(f"{what}: negative value {int(array.min())}")
-    return np.ascontiguousarray(array, dtype=np.uint64)
+    return np.ascontiguousarray(numbers.unsigned(what, values))
 
 
 class Codec:

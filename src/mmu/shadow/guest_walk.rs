@@ -220,6 +220,19 @@ impl GuestWalk {
         self.entry(level).value | GPTE_ACCESSED | dirty
     }
 
+    /// Walks entries that lie nowhere: `entries` holds one a level, the last is that of level 1; missing ones are absent.
+    /// `pae` has a PDPTE that is present.
+    #[must_use]
+    pub fn over(mode: &GuestMode, registers: &Registers, gva: u64, wanted: Wanted, entries: &[u64]) -> Self {
+        let mut walk = Self::start(mode, registers.cr3, GPTE_PRESENT, gva, wanted);
+        if walk.top_level > 0 {
+            let at = |level: u8| entries.len().checked_sub(level.into()).and_then(|at| entries.get(at)).copied();
+            while walk.take(mode, at(walk.level), true) {}
+            walk.finish(mode, registers.pkru, registers.ac);
+        }
+        walk
+    }
+
     /// Walks memory; the walk with its marks set, or the guest's fault.
     pub fn run(
         mode: &GuestMode,

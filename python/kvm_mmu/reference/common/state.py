@@ -139,6 +139,7 @@ class GuestMode:
     smep: bool
     smap: bool
     pse: bool
+    pke: bool
     rsvd: tuple[dict[int, int], dict[int, int]]
     signature: tuple[int, ...]
 
@@ -160,6 +161,7 @@ class Vcpu:
     mmio_gen: int = 0
     # Shadow paging only.
     ac: int = 0  # EFLAGS.AC
+    pkru: int = 0  # two bits a protection key: no access, no write
     pdptrs: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     root_cr3: int = 0  # what the loaded root was made for
     prev_roots: list[tuple[int, int] | None] = field(

@@ -85,18 +85,24 @@ def kvm_init_shadow_mmu(kvm: Kvm, vcpu: Vcpu) -> None:
 
 
 def make_guest_mode(kvm: Kvm, vcpu: Vcpu, signature: tuple[int, ...]) -> GuestMode:
-    if not vcpu.cr0 & X86_CR0_PG:
+    mode = guest_mode(vcpu.cr0, vcpu.cr4, vcpu.efer, kvm.config.phys_bits, signature)
+    if mode.root_level == 5 and not kvm.rules.is_role_fixed:
+        raise ScenarioError(f"kernel {kvm.rules.name}: a guest with tables of five levels is not modelled")
+    return mode
+
+
+def guest_mode(cr0: int, cr4: int, efer: int, phys_bits: int, signature: tuple[int, ...] = ()) -> GuestMode:
+    """How a guest pages whose registers hold this."""
+    if not cr0 & X86_CR0_PG:
         name = "none"
-    elif vcpu.efer & EFER_LMA:
+    elif efer & EFER_LMA:
         name = "long"
     else:
-        name = "pae" if vcpu.cr4 & X86_CR4_PAE else "p32"
-    has_five_levels = name == "long" and vcpu.cr4 & X86_CR4_LA57 != 0
-    if has_five_levels and not kvm.rules.is_role_fixed:
-        raise ScenarioError(f"kernel {kvm.rules.name}: a guest with tables of five levels is not modelled")
-    nx = name in ("long", "pae") and vcpu.efer & EFER_NX != 0
+        name = "pae" if cr4 & X86_CR4_PAE else "p32"
+    has_five_levels = name == "long" and cr4 & X86_CR4_LA57 != 0
+    nx = name in ("long", "pae") and efer & EFER_NX != 0
     is_32_bit = name == "p32"
-    pse = vcpu.cr4 & X86_CR4_PSE != 0
+    pse = cr4 & X86_CR4_PSE != 0
     return GuestMode(
         name=name,
         root_level=5 if has_five_levels else {"none": 0, "p32": 2, "pae": 3, "long": 4}[name],
@@ -104,11 +110,12 @@ def make_guest_mode(kvm: Kvm, vcpu: Vcpu, signature: tuple[int, ...]) -> GuestMo
         index_bits=10 if is_32_bit else 9,
         address_mask=PT32_BASE_ADDR_MASK if is_32_bit else PT64_BASE_ADDR_MASK,
         nx=nx,
-        wp=vcpu.cr0 & X86_CR0_WP != 0,
-        smep=vcpu.cr4 & X86_CR4_SMEP != 0,
-        smap=vcpu.cr4 & X86_CR4_SMAP != 0,
+        wp=cr0 & X86_CR0_WP != 0,
+        smep=cr4 & X86_CR4_SMEP != 0,
+        smap=cr4 & X86_CR4_SMAP != 0,
         pse=pse,
-        rsvd=reset_rsvds_bits_mask(name, kvm.config.phys_bits, nx, pse),
+        pke=name == "long" and cr4 & X86_CR4_PKE != 0,
+        rsvd=reset_rsvds_bits_mask(name, phys_bits, nx, pse),
         signature=signature,
     )
 

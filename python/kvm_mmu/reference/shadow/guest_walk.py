@@ -6,6 +6,7 @@ gpte_access, protect_clean_gpte and update_accessed_dirty_bits of v5.0 to v6.12.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..common.constants import (
@@ -15,6 +16,7 @@ from ..common.constants import (
     ACC_WRITE_MASK,
     PAGE_SHIFT,
     PFERR_FETCH,
+    PFERR_PK,
     PFERR_PRESENT,
     PFERR_RSVD,
     PFERR_USER,
@@ -66,20 +68,34 @@ def protect_clean_gpte(access: int, entry: int) -> int:
     return access if entry & PT_DIRTY else access & ~ACC_WRITE_MASK
 
 
-def permission_fault(mode: GuestMode, access: int, error_code: int, ac: int) -> bool:
-    """Whether the rights of all entries together refuse what the error code says was wanted."""
+def permission_fault(
+    mode: GuestMode, access: int, key: int, error_code: int, ac: int, pkru: int, *, is_implicit: bool = False
+) -> int:
+    """Whether the rights of all entries together refuse what the error code says was wanted: 0, or why."""
     is_user = error_code & PFERR_USER != 0
     is_fetch = error_code & PFERR_FETCH != 0
+    is_write = error_code & PFERR_WRITE != 0
     is_user_page = access & ACC_USER_MASK != 0
-    if error_code & PFERR_WRITE and not access & ACC_WRITE_MASK and (is_user or mode.wp):
-        return True
+    is_binding = is_user or mode.wp  # whether what forbids writes forbids this one
+    if mode.pke and is_user_page and not is_fetch:
+        no_access, no_write = pkru >> 2 * key & 1, pkru >> 2 * key + 1 & 1
+        if no_access or (is_write and no_write and is_binding):
+            return PFERR_PRESENT | PFERR_PK
+    if is_write and not access & ACC_WRITE_MASK and is_binding:
+        return PFERR_PRESENT
     if is_user and not is_user_page:
-        return True
+        return PFERR_PRESENT
     if is_fetch and mode.nx and not access & ACC_EXEC_MASK:
-        return True
+        return PFERR_PRESENT
     if is_user or not is_user_page:
-        return False
-    return mode.smep if is_fetch else mode.smap and not ac
+        return 0
+    is_kept_out = mode.smep if is_fetch else mode.smap and (is_implicit or not ac)
+    return PFERR_PRESENT if is_kept_out else 0
+
+
+def protection_key(mode: GuestMode, entry: int) -> int:
+    """The key of a leaf."""
+    return entry >> 59 & 0xF if mode.name == "long" else 0
 
 
 def is_last_gpte(mode: GuestMode, level: int, entry: int) -> bool:
@@ -116,36 +132,91 @@ def walk_addr_once(kvm: Kvm, vcpu: Vcpu, gva: int, error_code: int) -> GuestWalk
         note_guest_walk(kvm, "walk_pte", hex(table), level)
         level -= 1
         if not table & PT_PRESENT:
-            return refused(kvm, mode, GuestWalk(level, level), error_code, 0)
+            return noted(kvm, refused(mode, GuestWalk(level, level), error_code, 0))
         table &= mode.address_mask
     walk = GuestWalk(max_level=level, level=level)
+
+    def read(gpa: int, level: int) -> int | None:
+        entry = kvm_vcpu_read_guest(kvm, vcpu, gpa, mode.entry_size)
+        if entry is not None:
+            note_guest_walk(kvm, "walk_pte", hex(entry), level)
+        return entry
+
+    follow_entries(mode, walk, gva, table, error_code, read)
+    judge_rights(mode, walk, error_code, vcpu.ac, vcpu.pkru)
+    if walk.error_code is not None:
+        return noted(kvm, walk)
+    return walk if update_accessed_dirty_bits(kvm, vcpu, walk, error_code & PFERR_WRITE != 0) else None
+
+
+def walk_entries(
+    mode: GuestMode,
+    entries: dict[int, int],
+    gva: int,
+    error_code: int,
+    ac: int,
+    pkru: int,
+    *,
+    is_implicit: bool,
+) -> GuestWalk:
+    """Walk entries that lie nowhere, by level, and set their bits in the walk; `pae` has a PDPTE that is present."""
+    top = mode.root_level - (mode.name == "pae")
+    walk = GuestWalk(max_level=top, level=top)
+    if mode.name == "none":
+        walk.gfn = gva >> PAGE_SHIFT
+        return walk
+    follow_entries(mode, walk, gva, 0, error_code, lambda _, level: entries.get(level))
+    judge_rights(mode, walk, error_code, ac, pkru, is_implicit=is_implicit)
+    if walk.error_code is None:
+        for level in walk.ptes:
+            walk.ptes[level] |= accessed_dirty_bits(walk, level, error_code)
+    return walk
+
+
+def follow_entries(
+    mode: GuestMode,
+    walk: GuestWalk,
+    gva: int,
+    table: int,
+    error_code: int,
+    read: Callable[[int, int], int | None],
+) -> None:
+    """Down to the leaf; the walk has an error code where an entry ends it."""
+    level = walk.level
     while True:
         walk.level = level
         walk.access_above[level] = walk.pte_access
-        table_gfn = table >> PAGE_SHIFT
         gpa = table + gpte_index(mode, gva, level) * mode.entry_size
-        entry = kvm_vcpu_read_guest(kvm, vcpu, gpa, mode.entry_size)
-        walk.table_gfn[level], walk.pte_gpa[level] = table_gfn, gpa
-        if entry is None:
-            return refused(kvm, mode, walk, error_code, 0)
-        note_guest_walk(kvm, "walk_pte", hex(entry), level)
-        if not entry & PT_PRESENT:
-            return refused(kvm, mode, walk, error_code, 0)
+        walk.table_gfn[level], walk.pte_gpa[level] = table >> PAGE_SHIFT, gpa
+        entry = read(gpa, level)
+        if entry is None or not entry & PT_PRESENT:
+            refused(mode, walk, error_code, 0)
+            return
         if is_rsvd_bits_set(mode, entry, level):
-            return refused(kvm, mode, walk, error_code, PFERR_PRESENT | PFERR_RSVD)
+            refused(mode, walk, error_code, PFERR_PRESENT | PFERR_RSVD)
+            return
         walk.ptes[level] = entry
         walk.pt_access, walk.pte_access = walk.pte_access, walk.pte_access & gpte_access(entry)
         if is_last_gpte(mode, level, entry):
-            break
+            walk.gfn = gpte_to_gfn(mode, gva, entry, level)
+            return
         table = entry & mode.address_mask
         level -= 1
-    if permission_fault(mode, walk.pte_access, error_code, vcpu.ac):
-        return refused(kvm, mode, walk, error_code, PFERR_PRESENT)
-    walk.gfn = gpte_to_gfn(mode, gva, entry, level)
-    is_write = error_code & PFERR_WRITE != 0
-    if not is_write:
-        walk.pte_access = protect_clean_gpte(walk.pte_access, entry)
-    return walk if update_accessed_dirty_bits(kvm, vcpu, walk, is_write) else None
+
+
+def judge_rights(
+    mode: GuestMode, walk: GuestWalk, error_code: int, ac: int, pkru: int, *, is_implicit: bool = False
+) -> None:
+    """The verdict on a walk that came to its leaf; a leaf that the guest has not written gives no write to a read."""
+    if walk.error_code is not None:
+        return
+    leaf = walk.ptes[walk.level]
+    key = protection_key(mode, leaf)
+    reason = permission_fault(mode, walk.pte_access, key, error_code, ac, pkru, is_implicit=is_implicit)
+    if reason:
+        refused(mode, walk, error_code, reason)
+    elif not error_code & PFERR_WRITE:
+        walk.pte_access = protect_clean_gpte(walk.pte_access, leaf)
 
 
 def gpte_to_gfn(mode: GuestMode, gva: int, entry: int, level: int) -> int:
@@ -157,14 +228,26 @@ def gpte_to_gfn(mode: GuestMode, gva: int, entry: int, level: int) -> int:
     return gfn
 
 
-def refused(kvm: Kvm, mode: GuestMode, walk: GuestWalk, error_code: int, reason: int) -> GuestWalk:
+def refused(mode: GuestMode, walk: GuestWalk, error_code: int, reason: int) -> GuestWalk:
     """End the walk with the code of the guest's fault."""
     code = reason | error_code & (PFERR_WRITE | PFERR_USER)
     if error_code & PFERR_FETCH and (mode.nx or mode.smep):
         code |= PFERR_FETCH
-    note_guest_walk(kvm, "walk_error", hex(code))
     walk.error_code = code
     return walk
+
+
+def noted(kvm: Kvm, walk: GuestWalk) -> GuestWalk:
+    """A walk that failed, with its event."""
+    assert walk.error_code is not None
+    note_guest_walk(kvm, "walk_error", hex(walk.error_code))
+    return walk
+
+
+def accessed_dirty_bits(walk: GuestWalk, level: int, error_code: int) -> int:
+    """The bits that an allowed access leaves in an entry."""
+    is_dirtied = error_code & PFERR_WRITE and level == walk.level
+    return PT_ACCESSED | PT_DIRTY if is_dirtied else PT_ACCESSED
 
 
 def update_accessed_dirty_bits(kvm: Kvm, vcpu: Vcpu, walk: GuestWalk, is_write: bool) -> bool:
