@@ -20,6 +20,15 @@ _SOURCE = "a dump (ELF, kdump, a reduced one), /proc/kcore, or qmp:SOCKET"
 TRIES = 20
 
 
+#: What can be asked of a VM: its line in the help, its words.
+ACTIONS: dict[str, tuple[str, dict[str, tuple[Any, str]]]] = {
+    "audit": ("check every rule that its structures must keep", {}),
+    "gfn": ("everything that concerns a guest frame, in words", {"value": (any_number, "the gfn")}),
+    "spte": ("what stands at an SPTE's address", {"value": (any_number, "virtual or physical address")}),
+    "page": ("the shadow pages of a guest frame", {"value": (any_number, "the gfn that they are of")}),
+}
+
+
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser(
@@ -35,16 +44,14 @@ def add_parser(subparsers: Any) -> None:
     for name, (said, words) in ACTIONS.items():
         one = below.add_parser(name, help=said, description=said)
         for word, (kind, help_line) in words.items():
-            one.add_argument(word, metavar=word.upper(), type=kind, help=help_line)
+            one.add_argument(
+                word, metavar="ID" if name == "slot-removal" else "NUMBER", type=kind, help=help_line
+            )
         if name == "audit":
             one.add_argument(
                 "--guest-tables", action="store_true", help="also compare with the guest's own page tables"
             )
         options(one, argparse.SUPPRESS)
-
-
-#: What can be asked of a VM: its line in the help, its words.
-ACTIONS: dict[str, tuple[str, dict[str, tuple[Any, str]]]] = {}
 
 
 def options(parser: argparse.ArgumentParser, default: Any) -> None:

@@ -15,7 +15,7 @@ from kvm_mmu.errors import LiveError, UsageError
 from kvm_mmu.live.capture import Progress, Reader, silent
 from kvm_mmu.live.kernel_facts import KernelFacts
 from kvm_mmu.live.live_vm import LiveVm
-from kvm_mmu.live.program import Opened, open_source, prepare
+from kvm_mmu.live.program import Opened, import_drgn, open_source, prepare
 from kvm_mmu.live.settle import settled_capture
 from kvm_mmu.words.codec import Codec
 
@@ -44,12 +44,13 @@ def open(
     return LiveKernel(open_source(str(source), facts, debug, connect))
 
 
-def from_program(program: Any, name: str = "the program") -> LiveKernel:
+def from_program(program: Any, name: str = "the program", facts: str | Path | None = None) -> LiveKernel:
     """Use a kernel that drgn has open already, with its own types and symbols where it has them.
 
     Args:
         program: a `drgn.Program`.
         name: what it is called in errors.
+        facts: a folder with `types.btf` and `symbols.json`; None: the program has types, or its memory carries them.
 
     Returns:
         The kernel.
@@ -57,11 +58,14 @@ def from_program(program: Any, name: str = "the program") -> LiveKernel:
     Raises:
         LiveError: it lacks what is needed.
     """
-    try:
-        program.type("struct kvm")
-    except LookupError:
-        return LiveKernel(prepare(program, name))
-    return LiveKernel(prepare(program, name, debug=(), carried=None, has_types=True))
+    has_types = facts is None
+    if has_types:
+        try:
+            program.type("struct kvm")
+        except LookupError:
+            has_types = False
+    is_live = bool(program.flags & import_drgn().ProgramFlags.IS_LIVE)
+    return LiveKernel(prepare(program, name, facts, is_live=is_live, has_types=has_types))
 
 
 class LiveKernel:

@@ -228,13 +228,21 @@ class KernelFacts:
         """Whether this kernel's structures have a thing (`names.NAMES`)."""
         return self._opened.layout.has(key)
 
+    @cached_property
+    def role_bits(self) -> dict[str, tuple[int, int]]:
+        """The fields of a page's role: lowest bit and width."""
+        return self._opened.layout.bits("union kvm_mmu_page_role")
+
+    @property
+    def marks_pages_off_the_nx_list(self) -> bool:
+        """Whether a page may have the mark of NX huge pages without being one that recovery would zap."""
+        field = self._opened.layout.find("mmu_page.nx_huge")
+        return field is not None and field.name == "nx_huge_page_disallowed"
+
     @lru_cache(maxsize=4096)  # noqa: B019 - lives as long as its kernel
     def role_fields(self, word: int) -> dict[str, int]:
         """A role word field by field, by the kernel's own bit fields."""
-        return {
-            name: word >> at & (1 << width) - 1
-            for name, (at, width) in self._opened.layout.bits("union kvm_mmu_page_role").items()
-        }
+        return {name: word >> at & (1 << width) - 1 for name, (at, width) in self.role_bits.items()}
 
     @property
     def address_mask(self) -> int:

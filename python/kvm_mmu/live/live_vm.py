@@ -13,10 +13,12 @@ import numpy as np
 from kvm_mmu.errors import LiveError
 from kvm_mmu.live import snapshot
 from kvm_mmu.live.capture import IN_PROGRESS, Capture
+from kvm_mmu.live.guest_memory import GuestMemory
 from kvm_mmu.live.slots import Space
 from kvm_mmu.live.vcpus import VcpuState
 
 if TYPE_CHECKING:
+    from kvm_mmu.live.audit.findings import Audit
     from kvm_mmu.live.kernel import LiveKernel
 
 #: Tables up to which a notebook draws a VM unasked.
@@ -117,6 +119,25 @@ class LiveVm:
         if self._capture is None:
             return {"kvm": hex(self.kvm), "error": self.error}
         return self._whole
+
+    def audit(self, guest_tables: bool = False) -> Audit:
+        """Check everything that the VM's structures claim, computed again from what was read.
+
+        Args:
+            guest_tables: also compare shadow pages with the guest's own tables, which are read now.
+
+        Returns:
+            What was compared and found; iterable as (name, what was found), like `Vm.audit()`.
+        """
+        from kvm_mmu.live.audit import audit
+
+        guest: GuestMemory | LiveError | None = None
+        if guest_tables:
+            try:
+                guest = GuestMemory(self.kernel.opened, self.state)
+            except LiveError as error:
+                guest = error
+        return audit(self.state, guest)
 
     def to_svg(self, title: str = "") -> str:
         """Draw roots, tables, links, leaves and memslots; large VMs are capped.

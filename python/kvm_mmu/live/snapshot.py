@@ -188,7 +188,7 @@ def _vcpu(capture: Capture, vcpu: VcpuState) -> dict[str, Any]:
         "cr3": hex(mmu.root_pgd),
         "root": page_of(mmu.root_hpa),
         "root_hpa": hex(mmu.root_hpa),
-        "pae_entries": vcpu.pae_entries,
+        "pae_entries": mmu.pae_entries if mmu.root_hpa == mmu.special.get("pae_root") else None,
         "prev_roots": [page_of(hpa) for hpa, _ in mmu.prev_roots],
         "requests": hex(vcpu.requests),
         "mmio": [hex(gva), gfn, access, hex(generation)],

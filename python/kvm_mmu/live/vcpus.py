@@ -25,7 +25,8 @@ _PAE_ENTRIES = 4
 class MmuState(NamedTuple):
     """One `struct kvm_mmu`: the root in use (physical, all ones for none), its CR3, previous ones, the role.
 
-    `special` are the pages that are no shadow pages: `pae_root`, `pml4_root`, `pml5_root` by name, physical.
+    `pae_entries` are the four entries of the PAE root where the root in use leads there, or None. `special` are the
+    pages that are no shadow pages: `pae_root`, `pml4_root`, `pml5_root` by name, physical.
     """
 
     name: str
@@ -34,6 +35,7 @@ class MmuState(NamedTuple):
     prev_roots: list[tuple[int, int]]
     role: int
     special: dict[str, int]
+    pae_entries: list[int] | None
 
 
 @dataclass
@@ -42,7 +44,6 @@ class VcpuState:
 
     Args:
         mmus: `root_mmu` and, where there is one, `guest_mmu`.
-        pae_entries: the four entries of the PAE root where that is the root in use, or None.
         mmio: address, gfn, access and generation of the last MMIO access.
         stat: the bytes of its statistics.
     """
@@ -54,7 +55,6 @@ class VcpuState:
     cr3: int
     mmus: list[MmuState]
     current: str
-    pae_entries: list[int] | None
     mmio: tuple[int, int, int, int]
     stat: bytes
 
@@ -138,7 +138,7 @@ class VcpuReader:
                 if in_use == address + place.offset:
                     current = name
         stat = layout["vcpu.stat"]
-        state = VcpuState(
+        return VcpuState(
             address,
             number("id"),
             number("mode"),
@@ -146,20 +146,9 @@ class VcpuReader:
             number("cr3"),
             mmus,
             current,
-            None,
             (number("mmio_gva"), number("mmio_gfn"), number("mmio_access"), number("mmio_gen")),
             raw[stat.offset : stat.offset + stat.size],
         )
-        mmu = state.mmu
-        if mmu.special.get("pae_root") == mmu.root_hpa:
-            try:
-                data = self._memory.read_physical(mmu.root_hpa, 8 * _PAE_ENTRIES, "a PAE root")
-                state.pae_entries = [
-                    int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)
-                ]
-            except LiveError as error:
-                faults.add(error)
-        return state
 
     def _mmu(self, name: str, raw: bytes, faults: Faults) -> MmuState:
         layout = self._layout
@@ -189,4 +178,12 @@ class VcpuReader:
                     special[key] = self._memory.physical(value, key)
                 except LiveError as error:
                     faults.add(error)
-        return MmuState(name, number("root_hpa"), number("root_pgd"), previous, number("role"), special)
+        root = number("root_hpa")
+        entries = None
+        if root in special.values() and "pae_root" in special:
+            try:
+                data = self._memory.read_physical(special["pae_root"], 8 * _PAE_ENTRIES, "a PAE root")
+                entries = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+            except LiveError as error:
+                faults.add(error)
+        return MmuState(name, root, number("root_pgd"), previous, number("role"), special, entries)
