@@ -7,28 +7,30 @@
 use crate::kernels::ZapRangeBlocks;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::tables::Tables;
-use crate::mmu::tdp::tdp_walk::Body;
+use crate::mmu::tdp::tdp_walk::{Body, Lock};
 use crate::mmu::vm::runs::{Account, Kind, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
-use crate::mmu::words::plan::ReloadRoots;
+use crate::mmu::words::plan::{ReloadRoots, ZapPlan};
 use crate::mmu::words::views::{Progress, RunId, RunOutcome, RunReport, Task};
 
 impl MmuState {
     /// Starts a task and goes on until it ends or the lock is dropped.
     pub(in crate::mmu) fn start(&mut self, task: Task) -> Result<Progress> {
         let mut is_list_shared = false;
+        let mut is_reload_owed = false;
         let account = Account::new(&self.work);
         let kind = match task {
             Task::Zap { plan, slot, range } if self.tables() == Tables::Tdp => {
                 let kind = self.tdp_plan_run(plan, slot, range)?;
+                is_reload_owed = plan.reload_roots() == ReloadRoots::After;
                 self.begin_plan(plan);
                 if plan.bump_valid_gen() {
                     self.invalidate_tdp_roots();
-                    if plan.reload_roots() == ReloadRoots::No {
-                        // No root is prepared, which would ask for it.
+                    if plan.reload_roots() == ReloadRoots::No && !matches!(plan, ZapPlan::Roots(_)) {
+                        // No root is prepared, which would ask for it; a plan of roots says what it means.
                         self.reload_remote_mmus();
                     }
                 }
@@ -46,7 +48,8 @@ impl MmuState {
             Task::UnmapHva { start, end, may_block } => Kind::Unmap(self.unmap_run(start, end, may_block)),
             Task::DirtyLog { as_id, id, what } => Kind::DirtyLog(self.dirty_log_run(as_id, id, what)?),
         };
-        let run = Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, account };
+        let run =
+            Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, is_reload_owed, account };
         let id = self.runs.next;
         self.runs.next = id.wrapping_add(1);
         Ok(self.drive(id, run))
@@ -100,7 +103,8 @@ impl MmuState {
             _ => {}
         }
         run.account.outcome = RunOutcome::Abandoned;
-        run.account.close(&self.work);
+        let lock = self.lock_of(&run.kind);
+        run.account.close(&self.work, lock);
         Ok(run.account.report())
     }
 
@@ -125,14 +129,28 @@ impl MmuState {
             self.runs.waiting.insert(id, run);
             return Progress::Slice(RunId(id));
         }
-        run.account.close(&self.work);
+        let lock = self.lock_of(&run.kind);
+        run.account.close(&self.work, lock);
         match step {
+            Step::Done if std::mem::take(&mut run.is_reload_owed) => {
+                self.reload_remote_mmus();
+                Progress::Done(run.account.report())
+            }
             Step::Done => Progress::Done(run.account.report()),
             Step::LockBreak | Step::Slice => {
                 run.account.lock_breaks += 1;
                 self.runs.waiting.insert(id, run);
                 Progress::LockBreak(RunId(id))
             }
+        }
+    }
+
+    /// How the lock is held while a run goes on.
+    const fn lock_of(&self, kind: &Kind) -> Lock {
+        match kind {
+            Kind::Tdp(tdp) => tdp.walk.lock,
+            Kind::Nx(_) if self.config.tdp_mmu && self.config.kernel.tdp_nx_recovery_shared => Lock::Shared,
+            _ => Lock::Exclusive,
         }
     }
 

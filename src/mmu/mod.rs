@@ -36,8 +36,8 @@ pub use words::generation::{GenerationField, GenerationLayout};
 pub use words::guest_mode::{GuestMode, Paging, Registers};
 pub use words::guest_permission::Wanted;
 pub use words::plan::{
-    BeforeDrop, ListPlan, Offer, Only, PLAN_FIELDS, Plans, ReloadRoots, RestartRules, Skip, SlotPages, SlotPlan, Stop,
-    Walk, ZapPlan,
+    BeforeDrop, ListPlan, Offer, Only, PLAN_FIELDS, PlanLock, Plans, ReloadRoots, RestartRules, RootPages, RootPlan,
+    Skip, SlotPages, SlotPlan, Stop, Walk, ZapPlan,
 };
 pub use words::role::Role;
 pub use words::spte::layout::SpteLayout;
@@ -726,6 +726,19 @@ impl Mmu {
     /// Leaves that map a gfn of a slot on active pages up to a creation number; 0 for a slot that is not there.
     pub fn count_mappings(&self, as_id: u8, id: u32, last_page: u32) -> Result<u64> {
         self.state.count_mappings(as_id, id, last_page)
+    }
+
+    /// The tables of the TDP MMU, roots first, newest first otherwise: creation number, level, and whether one holds an
+    /// MMIO SPTE.
+    #[must_use]
+    pub fn tdp_tables(&self) -> Vec<(u32, u8, bool)> {
+        self.state.tdp_table_facts()
+    }
+
+    /// How many roots the TDP MMU has, and how many tables below them.
+    #[must_use]
+    pub fn nr_tdp_tables(&self) -> (usize, u64) {
+        (self.state.tdp.roots.len(), self.state.tdp.nr_tables)
     }
 
     /// A copy of a page, while it lives.

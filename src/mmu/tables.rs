@@ -101,6 +101,9 @@ impl MmuState {
                     ghost.root_dropped(vcpu);
                 }
                 if root != PageIdx::NONE {
+                    if is_chosen(Mutant::TdpRootPutTwice) {
+                        self.put_tdp_root(root);
+                    }
                     self.put_tdp_root(root);
                 }
             }

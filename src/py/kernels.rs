@@ -20,18 +20,23 @@ fn row<'py>(py: Python<'py>, kernel: &Kernel) -> PyResult<Bound<'py, PyDict>> {
     dict.set_item("name", kernel.text())?;
     dict.set_item("release", kernel.release)?;
     dict.set_item("title", kernel.title)?;
-    let plans = PyDict::new(py);
+    let (plans, tdp_plans) = (PyDict::new(py), PyDict::new(py));
     let chosen = kernel.plans;
+    let name_of =
+        |plan: ZapPlan| ZapPlan::NAMED.iter().find(|(_, candidate, _)| *candidate == plan).map(|(name, ..)| *name);
     for (event, plan) in [
         ("wrap", chosen.wrap),
         ("slot_removal", chosen.slot_removal),
         ("teardown", chosen.teardown),
         ("flush_all", chosen.flush_all),
     ] {
-        let named = ZapPlan::NAMED.iter().find(|(_, candidate, _)| *candidate == plan);
-        plans.set_item(event, named.map(|(name, ..)| *name))?;
+        plans.set_item(event, name_of(plan))?;
+        if kernel.has_tdp_mmu {
+            tdp_plans.set_item(event, plan.on_roots().and_then(name_of))?;
+        }
     }
     dict.set_item("plans", plans)?;
+    dict.set_item("tdp_plans", tdp_plans)?;
     let facts = PyDict::new(py);
     for (fact, held) in FACTS.iter().zip(kernel.values()) {
         facts.set_item(fact.name, value(py, held)?)?;

@@ -710,6 +710,15 @@ impl Mmu {
     }
 
     #[getter]
+    fn nr_tdp_tables(&self, py: Python<'_>) -> PyResult<(usize, u64)> {
+        self.call(py, |mmu| mmu.nr_tdp_tables())
+    }
+
+    fn tdp_tables(&self, py: Python<'_>) -> PyResult<Vec<(u32, u8, bool)>> {
+        self.call(py, |mmu| mmu.tdp_tables())
+    }
+
+    #[getter]
     fn paused_runs(&self, py: Python<'_>) -> PyResult<usize> {
         self.call(py, |mmu| mmu.nr_paused_runs())
     }

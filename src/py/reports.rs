@@ -30,6 +30,8 @@ pub fn run_report<'py>(py: Python<'py>, report: &RunReport) -> PyResult<Bound<'p
     dict.set_item("step", step)?;
     dict.set_item("work", work(py, &report.work)?)?;
     dict.set_item("longest_hold", report.longest_hold)?;
+    dict.set_item("shared_units", report.shared_units)?;
+    dict.set_item("longest_shared_hold", report.longest_shared_hold)?;
     dict.set_item("lock_breaks", report.lock_breaks)?;
     dict.set_item("nr_zapped", report.nr_zapped)?;
     Ok(dict)

@@ -77,6 +77,10 @@ CORE: dict[str, str] = {
     "tdp-nx-mark-kept": vector("v6.12/nx_huge_thp.npt.tdp1"),
     "tdp-empty-not-frozen": vector("v6.12/zap_all_active_roots.npt.tdp1"),
     "tdp-range-flush-short": vector("v6.12/flush_range_collapse.npt.tdp1"),
+    "tdp-frozen-left": vector("v6.12/thp_dirty_eager.npt.tdp1"),
+    "tdp-table-after-entries": vector("v6.12/thp_dirty_eager.npt.tdp1"),
+    "tdp-root-put-twice": vector("v6.12/three_vcpus.npt.tdp1"),
+    "tdp-collapse-dirty-lost": vector("v6.12/thp_dirty_eager.npt.tdp1"),  # TDP MMU: collapse
     "tdp-root-reference-lost": vector("v6.12/three_vcpus.npt.tdp1"),  # TDP MMU: roots
     "tdp-invalid-root-walked": KILLS + "test_a_walk_of_valid_roots_passes_over_one_that_a_vcpu_still_holds",
     "tdp-age-keeps-accessed": vector("v6.12/aging.npt.tdp1"),  # TDP MMU: aging

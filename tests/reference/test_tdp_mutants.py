@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kvm_mmu.reference import Engine
 from kvm_mmu.reference.common import kernels
-from kvm_mmu.reference.common.page_table import write_spte
+from kvm_mmu.reference.common.page_table import child_of, write_spte
 from kvm_mmu.reference.common.state import Kvm, ShadowPage
 from kvm_mmu.reference.tdp import change, collapse, map, page, roots, split, zap
 from kvm_mmu.reference.tdp.iter import TdpIter
@@ -68,6 +68,29 @@ def invalid_roots_found(kvm: Kvm) -> None:
         kvm.pages[root_id].tdp_mmu_scheduled_root_to_zap = True
 
 
+def reference_put_twice(kvm: Kvm, root: ShadowPage) -> None:
+    put_root(kvm, root)
+    if root.root_count > 0:
+        put_root(kvm, root)
+
+
+def dirty_lost_with_the_table(kvm: Kvm, it: TdpIter) -> None:
+    table = child_of(kvm, it.old_spte)
+    for index, spte in table.sptes.items():
+        table.sptes[index] = spte & ~kvm.masks.dirty
+    zap_spte_atomic(kvm, it)
+
+
+def yield_without_flush(kvm: Kvm, it: TdpIter, _flush: bool, shared: bool) -> bool:
+    return cond_resched(kvm, it, False, shared)
+
+
+def entries_removed_from_the_last(kvm: Kvm, sp: ShadowPage, shared: bool) -> None:
+    last = max(sp.sptes, default=0)
+    sp.sptes = {last - index: spte for index, spte in sp.sptes.items()}
+    remove(kvm, sp, shared)
+
+
 def no_flush(*_: Any) -> None:
     return None
 
@@ -89,8 +112,8 @@ def table_not_counted(kvm: Kvm, parent: ShadowPage, gfn: int) -> ShadowPage:
     return init_child(kvm, parent, gfn)
 
 
-def one_pass(kvm: Kvm, root: ShadowPage, shared: bool) -> None:
-    zap.tdp_mmu_zap_root_at_level(kvm, root, root.role & 0xF, shared)
+def one_pass(kvm: Kvm, root: ShadowPage, shared: bool, can_yield: bool) -> None:
+    zap.tdp_mmu_zap_root_at_level(kvm, root, root.role & 0xF, shared, can_yield)
 
 
 def aging_of_nothing(*_: Any) -> bool:
@@ -98,6 +121,7 @@ def aging_of_nothing(*_: Any) -> bool:
 
 
 zap_spte_atomic, remove = change.tdp_mmu_zap_spte_atomic, change.handle_removed_pt
+put_root, cond_resched = roots.kvm_tdp_mmu_put_root, zap.tdp_mmu_iter_cond_resched
 get_root, split_spte = roots.kvm_tdp_mmu_get_vcpu_root, split.make_huge_page_split_spte
 init_child = page.tdp_mmu_init_child_sp
 
@@ -138,6 +162,34 @@ MUTANTS: list[tuple[str, Any, str, Callable[..., Any], str]] = [
     ("all collapses", collapse, "is_collapsible", everything_may_collapse, "v6.12/dirty_log_get.npt"),
     ("table not counted", map, "tdp_mmu_init_child_sp", table_not_counted, "v6.12/fault_basic.npt"),
     ("a root in one pass", zap, "tdp_mmu_zap_root", one_pass, "v6.12/zap_all_active_roots.npt"),
+    (
+        "reference put twice",
+        verbs_roots,
+        "kvm_tdp_mmu_put_root",
+        reference_put_twice,
+        "v6.12/three_vcpus.npt",
+    ),
+    (
+        "D lost on collapse",
+        collapse,
+        "tdp_mmu_zap_spte_atomic",
+        dirty_lost_with_the_table,
+        "v6.12/thp_dirty_eager.npt",
+    ),
+    (
+        "a yield forgets the walk's flush",
+        zap,
+        "tdp_mmu_iter_cond_resched",
+        yield_without_flush,
+        "v6.12/unmap_lock_break.npt",
+    ),
+    (
+        "entries removed from the last",
+        change,
+        "handle_removed_pt",
+        entries_removed_from_the_last,
+        "v6.12/thp_dirty_eager.npt",
+    ),
     ("nothing ages", notifier, "kvm_tdp_mmu_age_gfn_range", aging_of_nothing, "v6.12/aging.npt"),
 ]
 

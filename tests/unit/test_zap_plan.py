@@ -31,6 +31,9 @@ def test_named_plans():
         "v5.4-fast",
         "v6.12-slot",
         "indexed",
+        "tdp-fast",
+        "tdp-all",
+        "tdp-slot",
     }
     assert set(DESCRIPTIONS) == set(plans)
     seed = plans["seed"]

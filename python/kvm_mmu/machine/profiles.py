@@ -95,6 +95,7 @@ class KernelProfile:
         flush_all: The plan for everything.
         create_move: A plan that runs after a slot was created or moved (v3.10 did; None: nothing).
         release: The patch level that the row describes.
+        tdp_plans: The plans by which it zaps what its TDP MMU maps, by event; empty where it has none.
         facts: Its rules by name; `kvm_mmu.facts` says what each means.
     """
 
@@ -107,6 +108,7 @@ class KernelProfile:
     flush_all: ZapPlan
     create_move: ZapPlan | None = None
     release: str = ""
+    tdp_plans: Mapping[str, ZapPlan] = field(default_factory=dict, repr=False, compare=False)
     facts: Facts = field(default_factory=lambda: Facts({}), repr=False)
 
     @property
@@ -122,6 +124,7 @@ def _profile(row: Mapping[str, Any]) -> KernelProfile:
         row["title"],
         _POLICIES[str(facts["generation_layout"])],
         release=row["release"],
+        tdp_plans={event: plans[plan] for event, plan in row["tdp_plans"].items() if plan},
         facts=facts,
         **{event: plans[plan] for event, plan in row["plans"].items()},
     )

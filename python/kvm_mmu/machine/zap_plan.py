@@ -50,7 +50,8 @@ class ZapPlan:
 
     Args:
         walk: `head` (newest first) or `tail` (oldest first) of the active list, `index` (the list of only the
-            MMIO-caching pages), `slot` (rmaps of the slot, then a hash lookup per gfn).
+            MMIO-caching pages), `slot` (rmaps of the slot, then a hash lookup per gfn), `roots` (those of the TDP MMU,
+            newest first; no other walk comes to them).
         only: which pages: `all`, `mmio_cached`, `obsolete`, `slot`, `gfn_range`, `indirect` (those that shadow guest
             page tables: none under two-dimensional paging).
         stop: `none` or `first_not_obsolete`.
@@ -62,6 +63,7 @@ class ZapPlan:
         before_drop: `keep` what was prepared on the list, or `commit` it before the lock is dropped.
         bump_valid_gen: make every page obsolete first.
         reload_roots: ask every vCPU to reload its root: `no`, `before` or `after` the walk; True means `before`.
+        lock: `exclusive`, or with `walk=roots` and `only=obsolete` also `shared`: faults go on beside the zap.
         name: how the plan is called in tables; not part of its behaviour.
 
     Raises:
@@ -78,6 +80,7 @@ class ZapPlan:
     before_drop: str = "keep"
     bump_valid_gen: bool = False
     reload_roots: str = "no"
+    lock: str = "exclusive"
     name: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -136,6 +139,11 @@ class ZapPlan:
     def needs_slot(self) -> bool:
         """Whether a run must be told which slot: it walks one, or zaps the pages of one."""
         return self.walk == "slot" or self.only == "slot"
+
+    @property
+    def is_of_roots(self) -> bool:
+        """True if it zaps what the TDP MMU maps, False if it zaps shadow pages."""
+        return self.walk == "roots"
 
     @property
     def can_livelock(self) -> bool:

@@ -113,8 +113,18 @@ class ZapRun:
 
     @property
     def longest_hold(self) -> int:
-        """The longest time the lock was held without a break, in work units."""
+        """The longest time the lock was held for writing without a break, in work units."""
         return int(self._of("longest_hold"))
+
+    @property
+    def shared_units(self) -> int:
+        """The work done while the lock was held for reading and faults went on, in work units."""
+        return int(self._of("shared_units"))
+
+    @property
+    def longest_shared_hold(self) -> int:
+        """The longest stretch of that without a break, in work units."""
+        return int(self._of("longest_shared_hold"))
 
 
 class Pause:

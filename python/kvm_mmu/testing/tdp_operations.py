@@ -75,6 +75,7 @@ class TdpGenerator(Generator):
             (1, self.flush_shadow_all),
             (2, self.manual_protect),
             (1, self.change_pte),
+            (1, self.zap_roots),
         ]
         self._total = sum(weight for weight, _ in self._weighted)
 
@@ -183,6 +184,30 @@ class TdpGenerator(Generator):
     def flush_shadow_all(self) -> Op:
         """What the end of the VM does to its mappings."""
         return {"op": "flush_shadow_all"}
+
+    def zap_roots(self) -> Op:
+        """A plan that walks roots: one of the kernels, or one that nobody has."""
+        kind = self.random.randrange(8)
+        if kind < 3:
+            op: Op = {"op": "zap", "plan": ("tdp-fast", "tdp-all", "tdp-slot")[kind]}
+        else:
+            only = self._one(("obsolete", "obsolete", "all", "slot"))
+            plan: Op = {
+                "walk": "roots",
+                "only": only,
+                "offer": self._one(("never", "when_wanted")),
+                "bump_valid_gen": only == "obsolete",
+                # Roots made invalid without it stay in use, and TLBs with them.
+                "reload_roots": self._one(("before", "after")),
+            }
+            if only == "obsolete":
+                plan["lock"] = self._one(("exclusive", "shared"))
+            if only == "slot":
+                plan["before_drop"] = self._one(("keep", "commit"))
+            op = {"op": "zap", "plan": plan}
+        if "slot" in str(op["plan"]):
+            op |= {"as": self._as_id(), "id": self._one(self.universe.slot_ids)}
+        return op
 
     def manual_protect(self) -> Op:
         """Manual protection, also with bitmaps that start full."""

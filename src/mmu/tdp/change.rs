@@ -86,7 +86,10 @@ impl MmuState {
     /// Takes a table that is not linked any more apart, with all below it, and frees it.
     pub(in crate::mmu) fn tdp_remove_table(&mut self, table: PageIdx, lock: Lock) {
         let facts = self.page_facts(table);
-        self.events.push(|| Event::PrepareZap { page: facts });
+        let is_late = is_chosen(Mutant::TdpTableAfterEntries);
+        if !is_late {
+            self.events.push(|| Event::PrepareZap { page: facts });
+        }
         self.stats.zapped += 1;
         self.work.pages_zapped += 1;
         if !is_chosen(Mutant::TdpNxMarkKept) {
@@ -118,6 +121,9 @@ impl MmuState {
         }
         if !is_exclusive {
             self.push_empty_run(at(done), ENTRIES - done);
+        }
+        if is_late {
+            self.events.push(|| Event::PrepareZap { page: facts });
         }
         self.tdp.nr_tables = self.tdp.nr_tables.saturating_sub(1);
         self.free_page(table);
@@ -156,7 +162,7 @@ impl MmuState {
         let entry = Entry { as_id: role.as_id(), gfn, level: role.level() };
         let old = self.arena.spte(sptep);
         let pages = if is_chosen(Mutant::TdpRangeFlushShort) { 1 } else { pages_per(entry.level) };
-        self.spte_set(sptep, 0);
+        self.spte_set(sptep, if is_chosen(Mutant::TdpFrozenLeft) { self.masks.frozen } else { 0 });
         match self.config.kernel.tdp_atomic_zap {
             TdpAtomicZap::ReportFirst => {
                 self.tdp_changed(entry, old, self.masks.frozen, Lock::Shared);

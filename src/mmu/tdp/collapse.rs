@@ -9,6 +9,7 @@ use crate::mmu::tdp::tdp_walk::{Lock, TdpIter};
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::level::MAX_LEAF;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{LARGE, PFN_FIELD};
 
 impl MmuState {
@@ -20,6 +21,9 @@ impl MmuState {
         }
         match self.config.kernel.tdp_collapse {
             TdpCollapse::Zapped => {
+                if is_chosen(Mutant::TdpCollapseDirtyLost) {
+                    self.forget_dirty_below(child_of(self.tdp_spte(iter)));
+                }
                 self.tdp_zap_atomic(iter.sptep(), iter.gfn);
                 false
             }
@@ -32,6 +36,14 @@ impl MmuState {
                 self.tdp_set_spte(iter.sptep(), iter.gfn, large, Lock::Shared);
                 true
             }
+        }
+    }
+
+    /// A planted fault.
+    fn forget_dirty_below(&mut self, table: PageIdx) {
+        for index in 0..512 {
+            let sptep = table.sptep(index);
+            self.spte_set(sptep, self.arena.spte(sptep) & !self.masks.dirty);
         }
     }
 

@@ -218,3 +218,52 @@ fn plans_of_shadow_pages_leave_the_roots_alone() {
         assert_eq!(is_mapped, spares && !plan.bump_valid_gen(), "{name}");
     }
 }
+
+#[test]
+fn plans_of_roots_are_the_same_by_slices_and_say_how_the_lock_was_held() {
+    for (name, plan, _) in ZapPlan::NAMED.into_iter().filter(|(_, plan, _)| matches!(plan, ZapPlan::Roots(_))) {
+        let made = || {
+            let mut mmu = tdp("v6.12", |config| config.vcpus = 2);
+            put(&mut mmu, 0, 0, 2048, 0);
+            for gfn in (0..1200).step_by(7) {
+                touch(&mut mmu, gfn);
+            }
+            mmu.set_lock_break(0, 50);
+            mmu
+        };
+        let task = Task::Zap { plan, slot: Some((0, 0)), range: None };
+        let mut whole = made();
+        let report = finish(&mut whole, task.clone());
+        let is_shared = name == "tdp-fast";
+        assert_eq!(report.shared_units, if is_shared { report.work.units() } else { 0 }, "{name}");
+        let (held, other) = if is_shared {
+            (report.longest_shared_hold, report.longest_hold)
+        } else {
+            (report.longest_hold, report.longest_shared_hold)
+        };
+        assert!(other == 0 && held > 0 && held < report.work.units() && report.lock_breaks > 0, "{name}: {report:?}");
+        for steps in [1, 7, 100] {
+            let mut cut = made();
+            cut.set_slice(steps);
+            assert_eq!(finish(&mut cut, task.clone()), report, "{name} by {steps}");
+            assert_eq!((cut.digest(), cut.events_json_rich()), (whole.digest(), whole.events_json_rich()), "{name}");
+        }
+        assert_clean(&whole);
+    }
+}
+
+#[test]
+fn a_plan_of_roots_asks_for_a_reload_when_it_says_so() {
+    let words = |reload| [("walk", "roots"), ("only", "obsolete"), ("bump_valid_gen", "yes"), ("reload_roots", reload)];
+    for (reload, is_asked) in [("no", false), ("before", true), ("after", true)] {
+        let mut mmu = tdp("v6.12", |_| ());
+        put(&mut mmu, 0, 0, 512, 0);
+        touch(&mut mmu, 1);
+        let before = mmu.stats().reload;
+        finish(&mut mmu, zap(ZapPlan::of(&words(reload)).expect("a plan")));
+        assert_eq!(mmu.stats().reload > before, is_asked, "{reload}");
+        // Without it the vCPU goes on with what its TLB holds, and the audit says so.
+        let broken: Vec<_> = mmu.audit().iter().map(|finding| finding.invariant).collect();
+        assert_eq!(broken.is_empty(), is_asked, "{reload}: {broken:?}");
+    }
+}

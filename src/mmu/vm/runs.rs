@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::tdp::tdp_walk::TdpWalk;
+use crate::mmu::tdp::tdp_walk::{Lock, TdpWalk};
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::plan::{ListPlan, SlotPlan};
 use crate::mmu::words::views::{RunOutcome, RunReport};
@@ -33,6 +33,8 @@ pub(in crate::mmu) struct Account {
     pub work: Work,
     pub segment: Work,
     pub longest_hold: u64,
+    pub shared_units: u64,
+    pub longest_shared_hold: u64,
     pub lock_breaks: u64,
     pub nr_zapped: u64,
     pub ret: i64,
@@ -45,6 +47,8 @@ impl Account {
             work: Work::default(),
             segment: *now,
             longest_hold: 0,
+            shared_units: 0,
+            longest_shared_hold: 0,
             lock_breaks: 0,
             nr_zapped: 0,
             ret: 0,
@@ -52,11 +56,18 @@ impl Account {
         }
     }
 
-    /// The lock goes.
-    pub(in crate::mmu) fn close(&mut self, now: &Work) {
+    /// The lock goes, which was held for writing or for reading.
+    pub(in crate::mmu) fn close(&mut self, now: &Work, lock: Lock) {
         let segment = now.since(&self.segment);
+        let units = segment.units();
         self.work = self.work.plus(&segment);
-        self.longest_hold = self.longest_hold.max(segment.units());
+        match lock {
+            Lock::Exclusive => self.longest_hold = self.longest_hold.max(units),
+            Lock::Shared => {
+                self.shared_units = self.shared_units.wrapping_add(units);
+                self.longest_shared_hold = self.longest_shared_hold.max(units);
+            }
+        }
         self.segment = *now;
     }
 
@@ -66,6 +77,8 @@ impl Account {
             outcome: self.outcome,
             work: self.work,
             longest_hold: self.longest_hold,
+            shared_units: self.shared_units,
+            longest_shared_hold: self.longest_shared_hold,
             lock_breaks: self.lock_breaks,
             nr_zapped: self.nr_zapped,
         }
@@ -81,6 +94,8 @@ pub(in crate::mmu) struct Run {
     pub is_list_shared: bool,
     /// It waits at the end of a slice: the lock is not dropped, and its account stays open.
     pub is_sliced: bool,
+    /// vCPUs are asked to load their roots anew when it ends.
+    pub is_reload_owed: bool,
     pub account: Account,
 }
 

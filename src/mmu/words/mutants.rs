@@ -130,6 +130,14 @@ mutants! {
     TdpRootReferenceLost "tdp-root-reference-lost",
     /// TDP MMU, roots: walks of valid roots come to invalid ones.
     TdpInvalidRootWalked "tdp-invalid-root-walked",
+    /// TDP MMU, changes: an entry zapped beside faults stays frozen.
+    TdpFrozenLeft "tdp-frozen-left",
+    /// TDP MMU, changes: a removed table is reported after its entries.
+    TdpTableAfterEntries "tdp-table-after-entries",
+    /// TDP MMU, roots: a vCPU that drops its root gives two references back.
+    TdpRootPutTwice "tdp-root-put-twice",
+    /// TDP MMU, collapse: the dirty bits below a table that gives way are lost.
+    TdpCollapseDirtyLost "tdp-collapse-dirty-lost",
     /// TDP MMU, aging: the accessed bit stays.
     TdpAgeKeepsAccessed "tdp-age-keeps-accessed",
     /// TDP MMU, split: small leaves of a large one that was not executable are not either.

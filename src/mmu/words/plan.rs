@@ -65,6 +65,22 @@ plan_words! {
         /// Those that shadow guest page tables. A direct MMU has none.
         Indirect = "indirect",
     }
+    /// What of the TDP MMU's roots is zapped.
+    RootPages {
+        /// Roots that were made invalid, with all below them.
+        Obsolete = "obsolete",
+        /// Every root, with all below it.
+        All = "all",
+        /// The leaves of a slot; tables stay.
+        Slot = "slot",
+    }
+    /// How `mmu_lock` is held meanwhile.
+    PlanLock {
+        /// For writing: no fault goes on.
+        Exclusive = "exclusive",
+        /// For reading: faults go on beside it.
+        Shared = "shared",
+    }
     /// What ends the walk early.
     Stop {
         /// Nothing.
@@ -162,6 +178,24 @@ pub struct SlotPlan {
     pub reload_roots: ReloadRoots,
 }
 
+/// A walk over the roots of the TDP MMU, newest first: a zapped root is walked in passes, and emptied. There is no list to
+/// stop in or to start again, and no table is marked for what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootPlan {
+    /// What is zapped.
+    pub pages: RootPages,
+    /// How the lock is held.
+    pub lock: PlanLock,
+    /// Whether the lock is offered: a poll at each entry since the last offer that was taken.
+    pub is_offered: bool,
+    /// Whether what a slot lost is flushed before the lock is dropped; zapped roots owe no flush there.
+    pub before_drop: BeforeDrop,
+    /// Whether every root is made invalid first.
+    pub bump_valid_gen: bool,
+    /// As in a walk over a list.
+    pub reload_roots: ReloadRoots,
+}
+
 /// A zap policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ZapPlan {
@@ -169,14 +203,16 @@ pub enum ZapPlan {
     List(ListPlan),
     /// A walk over one slot.
     Slot(SlotPlan),
+    /// A walk over the roots of the TDP MMU.
+    Roots(RootPlan),
 }
 
 /// A field of a plan's text and the words it takes, the default first; `batch:N` stands for any N.
 pub type PlanField = (&'static str, &'static [&'static str]);
 
 /// The fields of a plan's text, in its order.
-pub const PLAN_FIELDS: [PlanField; 9] = [
-    ("walk", &["head", "tail", "index", "slot"]),
+pub const PLAN_FIELDS: [PlanField; 10] = [
+    ("walk", &["head", "tail", "index", "slot", "roots"]),
     ("only", Only::WORDS),
     ("stop", Stop::WORDS),
     ("skip", Skip::WORDS),
@@ -185,6 +221,7 @@ pub const PLAN_FIELDS: [PlanField; 9] = [
     ("before_drop", BeforeDrop::WORDS),
     ("bump_valid_gen", &["no", "yes"]),
     ("reload_roots", ReloadRoots::WORDS),
+    ("lock", PlanLock::WORDS),
 ];
 
 const NEVER: RestartRules = RestartRules { on_nonzero: false, on_unstable: false, on_lock_drop: false };
@@ -267,6 +304,28 @@ impl SlotPlan {
     pub const V6_12: Self = Self { pages: SlotPages::Indirect, ..Self::V5_2 };
 }
 
+impl RootPlan {
+    /// The fast zap of v6.1 to v7.3: every root is made invalid, and zapped beside faults on new ones.
+    pub const FAST: Self = Self {
+        pages: RootPages::Obsolete,
+        lock: PlanLock::Shared,
+        is_offered: true,
+        before_drop: BeforeDrop::Keep,
+        bump_valid_gen: true,
+        reload_roots: ReloadRoots::Before,
+    };
+    /// The end of a VM.
+    pub const ALL: Self = Self {
+        pages: RootPages::All,
+        lock: PlanLock::Exclusive,
+        bump_valid_gen: false,
+        reload_roots: ReloadRoots::No,
+        ..Self::FAST
+    };
+    /// Slot removal of v6.12 and later where the quirk is off.
+    pub const SLOT: Self = Self { pages: RootPages::Slot, before_drop: BeforeDrop::Commit, ..Self::ALL };
+}
+
 impl ZapPlan {
     /// [`ListPlan::SEED`].
     pub const SEED: Self = Self::List(ListPlan::SEED);
@@ -284,7 +343,7 @@ impl ZapPlan {
     pub const V5_4_FAST: Self = Self::List(ListPlan::V5_4_FAST);
 
     /// The named plans, each with a sentence for `kvm-mmu plans`.
-    pub const NAMED: [(&'static str, Self, &'static str); 10] = [
+    pub const NAMED: [(&'static str, Self, &'static str); 13] = [
         ("seed", Self::SEED, "the patch of January 2019: restart from the head after every zap that returned non-zero"),
         (
             "v3.10-mmio",
@@ -319,6 +378,17 @@ impl ZapPlan {
             Self::List(ListPlan::INDEXED),
             "ours: a list of only the MMIO-caching pages, kept as they are marked and zapped",
         ),
+        (
+            "tdp-fast",
+            Self::Roots(RootPlan::FAST),
+            "the fast zap of v6.1 to v7.3 under the TDP MMU: roots are made invalid, and zapped beside faults",
+        ),
+        ("tdp-all", Self::Roots(RootPlan::ALL), "the end of a VM under the TDP MMU: every root, nobody else about"),
+        (
+            "tdp-slot",
+            Self::Roots(RootPlan::SLOT),
+            "slot removal of v6.12 and later under the TDP MMU where the quirk is off: only the slot's leaves",
+        ),
     ];
 
     /// The plan of this name.
@@ -335,6 +405,7 @@ impl ZapPlan {
         match self {
             Self::List(plan) => plan.bump_valid_gen,
             Self::Slot(plan) => plan.bump_valid_gen,
+            Self::Roots(plan) => plan.bump_valid_gen,
         }
     }
 
@@ -344,6 +415,23 @@ impl ZapPlan {
         match self {
             Self::List(plan) => plan.reload_roots,
             Self::Slot(plan) => plan.reload_roots,
+            Self::Roots(plan) => plan.reload_roots,
+        }
+    }
+
+    /// The plan by which a VM of the TDP MMU does the same: shadow pages and roots are zapped by one function of the
+    /// kernel. Nothing where a plan looks for a mark that no table of the TDP MMU has.
+    #[must_use]
+    pub const fn on_roots(&self) -> Option<Self> {
+        match self {
+            Self::Roots(_) => Some(*self),
+            Self::Slot(_) => Some(Self::Roots(RootPlan::SLOT)),
+            Self::List(plan) => match plan.only {
+                Only::Slot => Some(Self::Roots(RootPlan::SLOT)),
+                _ if plan.bump_valid_gen => Some(Self::Roots(RootPlan::FAST)),
+                Only::All => Some(Self::Roots(RootPlan::ALL)),
+                _ => None,
+            },
         }
     }
 }

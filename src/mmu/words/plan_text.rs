@@ -4,8 +4,8 @@
 //! A field that decides nothing in a walk is refused there with the reason, so that no plan says what it does not do.
 
 use super::plan::{
-    BeforeDrop, ListPlan, Offer, Only, PLAN_FIELDS, ReloadRoots, RestartRules, Skip, SlotPages, SlotPlan, Stop, Walk,
-    ZapPlan,
+    BeforeDrop, ListPlan, Offer, Only, PLAN_FIELDS, PlanLock, ReloadRoots, RestartRules, RootPages, RootPlan, Skip,
+    SlotPages, SlotPlan, Stop, Walk, ZapPlan,
 };
 use crate::mmu::words::error::{Error, Result};
 
@@ -13,6 +13,13 @@ use crate::mmu::words::error::{Error, Result};
 const NOT_OF_SLOT: [(&str, &str, &str); 3] = [
     ("stop", "none", "it asks for each gfn of the slot, and has no list to stop in"),
     ("skip", "none", "it never looks up a page that is marked invalid"),
+    ("restart", "never", "it keeps its place by gfn, and has no list to start again"),
+];
+
+/// The same of a walk over the TDP MMU's roots.
+const NOT_OF_ROOTS: [(&str, &str, &str); 3] = [
+    ("stop", "none", "it ends with the last root, and has no list to stop in"),
+    ("skip", "none", "which roots are zapped says only=, and their tables are on no list"),
     ("restart", "never", "it keeps its place by gfn, and has no list to start again"),
 ];
 
@@ -88,7 +95,14 @@ impl ZapPlan {
             bump_valid_gen,
             reload_roots,
         };
+        let lock = one_of("lock", word("lock"), PlanLock::of(word("lock")), PlanLock::WORDS)?;
+        if lock == PlanLock::Shared && word("walk") != "roots" {
+            return refuse(
+                "lock=shared: only roots of the TDP MMU are zapped so, expected walk=roots with it".to_owned(),
+            );
+        }
         match word("walk") {
+            "roots" => Self::of_roots(plan, lock, &word),
             "slot" => Self::of_slot(plan, &word),
             "index" if plan.only != Only::MmioCached => {
                 refuse("walk=index: the index holds only MMIO-caching pages, expected only=mmio_cached".to_owned())
@@ -97,17 +111,60 @@ impl ZapPlan {
         }
     }
 
+    fn refuse_what_decides_nothing<'a>(
+        walk: &str,
+        plan: &ListPlan,
+        fields: [(&str, &str, &str); 3],
+        word: &impl Fn(&str) -> &'a str,
+    ) -> Result<()> {
+        let decides_nothing =
+            [plan.stop != Stop::None, plan.skip != Skip::None, plan.restart != RestartRules::default()];
+        for ((field, default, why), is_said) in fields.into_iter().zip(decides_nothing) {
+            if is_said {
+                return refuse(format!("walk={walk} with {field}={}: {why}, expected {field}={default}", word(field)));
+            }
+        }
+        Ok(())
+    }
+
+    fn of_roots<'a>(plan: ListPlan, lock: PlanLock, word: &impl Fn(&str) -> &'a str) -> Result<Self> {
+        let only = word("only");
+        let Some(pages) = RootPages::of(only) else {
+            return refuse(format!(
+                "walk=roots with only={only}: no table of the TDP MMU is marked so, expected one of {}",
+                RootPages::WORDS.join(", ")
+            ));
+        };
+        Self::refuse_what_decides_nothing("roots", &plan, NOT_OF_ROOTS, word)?;
+        let is_offered = match plan.offer {
+            Offer::Never => false,
+            Offer::WhenWanted => true,
+            Offer::EachPage | Offer::Batch(_) => {
+                let said = word("offer");
+                return refuse(format!(
+                    "walk=roots with offer={said}: it polls at each entry, expected offer=when_wanted or never"
+                ));
+            }
+        };
+        if lock == PlanLock::Shared && pages != RootPages::Obsolete {
+            return refuse(format!(
+                "walk=roots with lock=shared and only={only}: faults could map anew behind the walk, expected only=obsolete"
+            ));
+        }
+        let ListPlan { before_drop, bump_valid_gen, reload_roots, .. } = plan;
+        if before_drop == BeforeDrop::Commit && pages != RootPages::Slot {
+            return refuse(format!(
+                "walk=roots with before_drop=commit and only={only}: zapped roots owe no flush, expected before_drop=keep"
+            ));
+        }
+        Ok(Self::Roots(RootPlan { pages, lock, is_offered, before_drop, bump_valid_gen, reload_roots }))
+    }
+
     fn of_slot<'a>(plan: ListPlan, word: &impl Fn(&str) -> &'a str) -> Result<Self> {
         let Some(pages) = SlotPages::of(word("only")) else {
             return refuse("walk=slot: expected only=slot or only=indirect with it".to_owned());
         };
-        let decides_nothing =
-            [plan.stop != Stop::None, plan.skip != Skip::None, plan.restart != RestartRules::default()];
-        for ((field, default, why), is_said) in NOT_OF_SLOT.into_iter().zip(decides_nothing) {
-            if is_said {
-                return refuse(format!("walk=slot with {field}={}: {why}, expected {field}={default}", word(field)));
-            }
-        }
+        Self::refuse_what_decides_nothing("slot", &plan, NOT_OF_SLOT, word)?;
         let is_offered = match plan.offer {
             Offer::Never => false,
             Offer::EachPage | Offer::WhenWanted => true,
@@ -124,10 +181,10 @@ impl ZapPlan {
 
     /// Every field and its word, in the order of [`PLAN_FIELDS`].
     #[must_use]
-    pub fn words(&self) -> [(&'static str, String); 9] {
+    pub fn words(&self) -> [(&'static str, String); 10] {
         let list = match self {
             Self::List(plan) => *plan,
-            // What a walk over a slot does not have is said as the default.
+            // What a walk over a slot or over roots does not have is said as the default.
             Self::Slot(plan) => ListPlan {
                 walk: Walk::Head,
                 only: if plan.pages == SlotPages::All { Only::Slot } else { Only::Indirect },
@@ -139,6 +196,26 @@ impl ZapPlan {
                 bump_valid_gen: plan.bump_valid_gen,
                 reload_roots: plan.reload_roots,
             },
+            Self::Roots(plan) => ListPlan {
+                walk: Walk::Head,
+                only: match plan.pages {
+                    RootPages::Obsolete => Only::Obsolete,
+                    RootPages::All => Only::All,
+                    RootPages::Slot => Only::Slot,
+                },
+                stop: Stop::None,
+                skip: Skip::None,
+                restart: RestartRules::default(),
+                offer: if plan.is_offered { Offer::WhenWanted } else { Offer::Never },
+                before_drop: plan.before_drop,
+                bump_valid_gen: plan.bump_valid_gen,
+                reload_roots: plan.reload_roots,
+            },
+        };
+        let (walk, lock) = match self {
+            Self::List(_) => (list.walk.word(), PlanLock::Exclusive),
+            Self::Slot(_) => ("slot", PlanLock::Exclusive),
+            Self::Roots(plan) => ("roots", plan.lock),
         };
         let rules = list.restart;
         let rules = [
@@ -148,7 +225,7 @@ impl ZapPlan {
         ];
         let rules: Vec<&str> = rules.into_iter().filter_map(|(rule, is_set)| is_set.then_some(rule)).collect();
         [
-            ("walk", if matches!(self, Self::Slot(_)) { "slot" } else { list.walk.word() }.to_owned()),
+            ("walk", walk.to_owned()),
             ("only", list.only.word().to_owned()),
             ("stop", list.stop.word().to_owned()),
             ("skip", list.skip.word().to_owned()),
@@ -165,6 +242,7 @@ impl ZapPlan {
             ("before_drop", list.before_drop.word().to_owned()),
             ("bump_valid_gen", if list.bump_valid_gen { "yes" } else { "no" }.to_owned()),
             ("reload_roots", list.reload_roots.word().to_owned()),
+            ("lock", lock.word().to_owned()),
         ]
     }
 }
@@ -198,6 +276,12 @@ mod tests {
             (&[("walk", "slot"), ("only", "slot"), ("offer", "batch:3")], "polls after each head"),
             (&[("walk", "index")], "expected only=mmio_cached"),
             (&[("walk", "sideways")], "expected one of head, tail, index, slot"),
+            (&[("lock", "shared")], "expected walk=roots"),
+            (&[("walk", "roots"), ("only", "mmio_cached")], "is marked so"),
+            (&[("walk", "roots"), ("skip", "invalid")], "which roots are zapped"),
+            (&[("walk", "roots"), ("offer", "each_page")], "polls at each entry"),
+            (&[("walk", "roots"), ("lock", "shared")], "expected only=obsolete"),
+            (&[("walk", "roots"), ("before_drop", "commit")], "owe no flush"),
             (&[("colour", "red")], "expected one of walk, only"),
             (&[("offer", "batch:0")], "batch:N"),
             (&[("offer", "batch:+3")], "batch:N"),

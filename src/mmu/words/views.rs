@@ -310,6 +310,10 @@ pub struct RunReport {
     pub work: Work,
     /// Most work units between taking and dropping the lock.
     pub longest_hold: u64,
+    /// Work done while the lock was held for reading, in units: faults went on beside it.
+    pub shared_units: u64,
+    /// The longest stretch of that without a break.
+    pub longest_shared_hold: u64,
     /// Real drops of the lock.
     pub lock_breaks: u64,
     /// Sum of what prepare returned.

@@ -3,6 +3,7 @@
 
 use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::shadow::invalid_list::InvalidList;
+use crate::mmu::tdp::tdp_walk::Lock;
 use crate::mmu::vm::runs::{Account, Batch};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::error::{Error, Result};
@@ -37,7 +38,7 @@ impl MmuState {
     pub(in crate::mmu) fn batch_commit(&mut self, id: BatchId) -> Result<RunReport> {
         let Some(mut batch) = self.runs.batches.remove(&id.0) else { return Err(Error::Batch(id.0)) };
         self.commit_zap_page(&mut batch.invalid);
-        batch.account.close(&self.work);
+        batch.account.close(&self.work, Lock::Exclusive);
         Ok(batch.account.report())
     }
 

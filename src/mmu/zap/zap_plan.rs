@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::shadow::invalid_list::InvalidList;
-use crate::mmu::tdp::tdp_walk::{Roots, TdpWalk};
+use crate::mmu::tdp::tdp_walk::{Lock, Roots, TdpWalk};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, ListRun, Noted, Phase, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
@@ -15,7 +15,9 @@ use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
-use crate::mmu::words::plan::{BeforeDrop, ListPlan, Offer, Only, ReloadRoots, Skip, SlotPlan, Stop, Walk, ZapPlan};
+use crate::mmu::words::plan::{
+    BeforeDrop, ListPlan, Offer, Only, PlanLock, ReloadRoots, RootPages, RootPlan, Skip, SlotPlan, Stop, Walk, ZapPlan,
+};
 use crate::mmu::words::views::{Prepared, RunOutcome, SlotSpec};
 
 /// Steps of a slice that a prepare counts, beside the entries it clears.
@@ -84,6 +86,7 @@ impl MmuState {
         };
         match plan {
             ZapPlan::List(plan) => Self::list_run(plan, found.map(|(_, spec)| spec), range),
+            ZapPlan::Roots(_) => Err(Error::PlanNeeds("the TDP MMU (tdp_mmu=1): shadow pages hang on no root list")),
             ZapPlan::Slot(plan) => {
                 let (as_id, spec) = found.ok_or(Error::PlanNeeds("a slot"))?;
                 Ok(Kind::SlotFlush(self.slot_flush_run(plan, as_id, &spec)))
@@ -133,6 +136,7 @@ impl MmuState {
         range: Option<(u64, u64)>,
     ) -> Result<Kind> {
         let list = match plan {
+            ZapPlan::Roots(plan) => return self.root_run(plan, slot),
             ZapPlan::Slot(plan) => return self.tdp_plan_of_slot(slot, plan.is_offered),
             ZapPlan::List(plan) => plan,
         };
@@ -150,6 +154,22 @@ impl MmuState {
         // Invalid roots are left at the next entry; of the others nobody asks, and the kernel zaps them only at the end.
         let owes = if list.bump_valid_gen { TdpOwes::Nothing } else { TdpOwes::Caller };
         Ok(Kind::Tdp(TdpRun { walk: TdpWalk { is_over, ..walk }, owes }))
+    }
+
+    fn root_run(&self, plan: RootPlan, slot: Option<(u8, u32)>) -> Result<Kind> {
+        let lock = if plan.lock == PlanLock::Shared { Lock::Shared } else { Lock::Exclusive };
+        let (walk, owes) = match plan.pages {
+            RootPages::Slot => {
+                let mut kind = self.tdp_plan_of_slot(slot, plan.is_offered)?;
+                if let Kind::Tdp(run) = &mut kind {
+                    run.walk.is_flush_inside = plan.before_drop == BeforeDrop::Commit;
+                }
+                return Ok(kind);
+            }
+            RootPages::Obsolete => (self.zap_invalid_roots_walk(), TdpOwes::Nothing),
+            RootPages::All => (self.zap_all_roots_walk(), TdpOwes::Caller),
+        };
+        Ok(Kind::Tdp(TdpRun { walk: TdpWalk { lock, is_polled: plan.is_offered, ..walk }, owes }))
     }
 
     fn tdp_plan_of_slot(&self, slot: Option<(u8, u32)>, is_polled: bool) -> Result<Kind> {

@@ -2,7 +2,8 @@
 
 Owns `ZapPlan`, the plans of history and of the house by name, and reading a plan from a name or a dict. A plan is a
 value; `zap_run` carries it out. The names v5.0-fast, seed, merged, zap-all, v5.2-slot, v5.3-fast, v5.4-fast and
-v6.12-slot are what the kernels did; `indexed` is ours.
+v6.12-slot are what the kernels did to shadow pages, tdp-fast, tdp-all and tdp-slot what they do to the roots of the TDP
+MMU; `indexed` is ours.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from .errors import ScenarioError, cut
 
-WALKS = ("head", "tail", "index", "slot")
+WALKS = ("head", "tail", "index", "slot", "roots")
 # `indirect`: pages that shadow a guest's table; a direct MMU has none.
 FILTERS = ("all", "mmio_cached", "obsolete", "slot", "gfn_range", "indirect")
 STOPS = ("none", "first_not_obsolete")
@@ -21,6 +22,7 @@ SKIPS = ("none", "invalid", "invalid_in_use")
 RESTARTS = ("on_nonzero", "on_unstable", "on_lock_drop")
 BEFORE_DROPS = ("keep", "commit")
 RELOADS = ("no", "before", "after")
+LOCKS = ("exclusive", "shared")
 ROLES = ("wrap", "slot_removal", "teardown", "flush_all")
 
 
@@ -28,7 +30,9 @@ ROLES = ("wrap", "slot_removal", "teardown", "flush_all")
 class ZapPlan:
     """One way to zap. `offer` is never, each_page, when_wanted or batch:N; `reload_roots` no, before or after.
 
-    A walk over a slot polls after each reverse map and each gfn (`each_page`) or never.
+    A walk over a slot polls after each reverse map and each gfn (`each_page`) or never. A walk over the roots of the
+    TDP MMU polls at each entry (`when_wanted`) or never, with `lock` held exclusive or shared; shadow pages are always
+    zapped under the exclusive lock.
     """
 
     walk: str = "head"
@@ -40,6 +44,7 @@ class ZapPlan:
     before_drop: str = "keep"
     bump_valid_gen: bool = False
     reload_roots: str = "no"
+    lock: str = "exclusive"
 
     @property
     def batch(self) -> int | None:
@@ -98,6 +103,16 @@ NAMED_PLANS: dict[str, ZapPlan] = {
         reload_roots="before",
     ),
     "v6.12-slot": ZapPlan(walk="slot", only="indirect", offer="each_page", before_drop="commit"),
+    "tdp-fast": ZapPlan(
+        walk="roots",
+        only="obsolete",
+        offer="when_wanted",
+        bump_valid_gen=True,
+        reload_roots="before",
+        lock="shared",
+    ),
+    "tdp-all": ZapPlan(walk="roots", offer="when_wanted"),
+    "tdp-slot": ZapPlan(walk="roots", only="slot", offer="when_wanted", before_drop="commit"),
     "indexed": ZapPlan(walk="index", only="mmio_cached", offer="each_page"),
 }
 
@@ -132,7 +147,14 @@ def parse_plan_fields(fields_given: Mapping[str, Any]) -> ZapPlan:
     given["reload_roots"] = {True: "before", False: "no", "yes": "before"}.get(
         hashable(given.get("reload_roots", "no")), given.get("reload_roots", "no")
     )
-    choices = {"walk": WALKS, "only": FILTERS, "stop": STOPS, "skip": SKIPS, "before_drop": BEFORE_DROPS}
+    choices = {
+        "walk": WALKS,
+        "only": FILTERS,
+        "stop": STOPS,
+        "skip": SKIPS,
+        "before_drop": BEFORE_DROPS,
+        "lock": LOCKS,
+    }
     for name, allowed in {**choices, "reload_roots": RELOADS}.items():
         if given.get(name, allowed[0]) not in allowed:
             raise ScenarioError(
@@ -149,6 +171,10 @@ def parse_plan_fields(fields_given: Mapping[str, Any]) -> ZapPlan:
 
 def said_in_full(plan: ZapPlan) -> ZapPlan:
     """Refuse a plan with a field that decides nothing in its walk; a slot's walk has one way to offer the lock."""
+    if plan.lock == "shared" and plan.walk != "roots":
+        raise ScenarioError("zap plan lock=shared goes with walk=roots: shadow pages need the exclusive lock")
+    if plan.walk == "roots":
+        return said_of_roots(plan)
     if plan.walk == "index" and plan.only != "mmio_cached":
         raise ScenarioError("zap plan walk=index goes with only=mmio_cached: the index lists no other pages")
     if plan.walk != "slot":
@@ -163,6 +189,30 @@ def said_in_full(plan: ZapPlan) -> ZapPlan:
             f"zap plan walk=slot polls for each gfn, so offer={plan.offer} would decide nothing"
         )
     return replace(plan, offer="each_page") if plan.offer == "when_wanted" else plan
+
+
+def said_of_roots(plan: ZapPlan) -> ZapPlan:
+    """Refuse what a walk over the TDP MMU's roots does not do: it has no list, and its tables have no marks."""
+    if plan.only not in ("obsolete", "all", "slot"):
+        raise ScenarioError(
+            f"zap plan walk=roots finds no mark for only={plan.only} on a table of the TDP MMU"
+        )
+    for name, says in (("stop", plan.stop), ("skip", plan.skip), ("restart", "+".join(sorted(plan.restart)))):
+        if says not in ("none", ""):
+            raise ScenarioError(f"zap plan walk=roots has no list, so {name}={says} would decide nothing")
+    if plan.offer not in ("never", "when_wanted"):
+        raise ScenarioError(
+            f"zap plan walk=roots polls at each entry, so offer={plan.offer} would decide nothing"
+        )
+    if plan.lock == "shared" and plan.only != "obsolete":
+        raise ScenarioError(
+            f"zap plan walk=roots with lock=shared goes with only=obsolete, not only={plan.only}"
+        )
+    if plan.before_drop == "commit" and plan.only != "slot":
+        raise ScenarioError(
+            "zap plan walk=roots flushes before a drop only for a slot; zapped roots owe no flush"
+        )
+    return plan
 
 
 def hashable(value: object) -> object:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..common.errors import ScenarioError
 from ..common.events import note_silent_call
 from ..common.flush import kvm_flush_remote_tlbs, kvm_reload_remote_mmus
 from ..common.lock import cond_resched_lock, count_polls, may_break, need_resched
@@ -34,7 +35,11 @@ from ..shadow.zap import (
     kvm_mmu_remote_flush_or_zap,
 )
 from ..tdp.roots import kvm_tdp_mmu_invalidate_all_roots
-from ..tdp.zap import kvm_tdp_mmu_zap_all, kvm_tdp_mmu_zap_invalidated_roots
+from ..tdp.zap import (
+    kvm_tdp_mmu_unmap_gfn_range,
+    kvm_tdp_mmu_zap_all,
+    kvm_tdp_mmu_zap_invalidated_roots,
+)
 from .notifier import kvm_unmap_gfn_range, kvm_zap_gfn_range, unmap_head
 from .zap_memslot import kvm_mmu_zap_memslot
 
@@ -72,6 +77,10 @@ class ZapRun:
 
 def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> ZapRun:
     """Zap by a plan, with mmu_lock taken for the whole run except where the plan offers it."""
+    if plan.walk == "roots" and not kvm.config.tdp_mmu:
+        raise ScenarioError(
+            "zap by this plan walks the roots of the TDP MMU, and the VM has none: tdp_mmu is 0"
+        )
     # v5.0 collects what it made obsolete on a list of the VM, so that the shrinker finds it during a lock break.
     is_shared = kvm.rules.has_zapped_obsolete and plan.bump_valid_gen
     invalid_list = kvm.zapped_obsolete_pages if is_shared else []
@@ -81,7 +90,9 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
         kvm.filters_obsolete = True
         if kvm.config.tdp_mmu:
             kvm_tdp_mmu_invalidate_all_roots(kvm)
-    if plan.reload_roots == "before":
+    # A list's walk would ask where it meets a root in use; the TDP MMU's roots are on no list.
+    is_asked_by_walk = kvm.config.tdp_mmu and plan.bump_valid_gen and plan.walk != "roots"
+    if plan.reload_roots == "before" or (is_asked_by_walk and plan.reload_roots == "no"):
         kvm_reload_remote_mmus(kvm)
     if kvm.config.tdp_mmu:
         zap_tdp_mmu(kvm, run)
@@ -93,16 +104,17 @@ def run_zap_plan(kvm: Kvm, plan: ZapPlan, target: ZapTarget | None = None) -> Za
         while walk_active_pages(kvm, run):
             pass
     kvm_mmu_commit_zap_page(kvm, run.invalid_list)
-    if plan.reload_roots == "after":
-        kvm_reload_remote_mmus(kvm)
     if kvm.config.tdp_mmu and zaps_invalidated_roots(plan):
         # After the exclusive lock was given up and the shared one taken.
         kvm_tdp_mmu_zap_invalidated_roots(kvm)
+    if plan.reload_roots == "after":
+        kvm_reload_remote_mmus(kvm)
     return run
 
 
 def zaps_invalidated_roots(plan: ZapPlan) -> bool:
-    return plan.bump_valid_gen and not plan.needs_slot and plan.only != "gfn_range"
+    is_asked = plan.bump_valid_gen and not plan.needs_slot and plan.only != "gfn_range"
+    return is_asked and plan.walk != "roots"
 
 
 def zap_tdp_mmu(kvm: Kvm, run: ZapRun) -> None:
@@ -112,7 +124,9 @@ def zap_tdp_mmu(kvm: Kvm, run: ZapRun) -> None:
     that looks for it finds nothing.
     """
     plan, slot = run.plan, run.target.slot
-    if plan.needs_slot:
+    if plan.walk == "roots":
+        zap_by_roots(kvm, plan, slot)
+    elif plan.needs_slot:
         may_block = plan.offer != "never"
         if slot is not None and kvm_unmap_gfn_range(
             kvm, slot, slot.base_gfn, slot.base_gfn + slot.npages, may_block
@@ -122,6 +136,22 @@ def zap_tdp_mmu(kvm: Kvm, run: ZapRun) -> None:
         kvm_zap_gfn_range(kvm, run.target.start, run.target.end)
     elif plan.only == "all" and not plan.bump_valid_gen:
         kvm_tdp_mmu_zap_all(kvm)
+
+
+def zap_by_roots(kvm: Kvm, plan: ZapPlan, slot: KvmMemorySlot | None) -> None:
+    """A plan that speaks of roots: those made invalid, all, or a slot's leaves in those of its address space."""
+    can_yield = plan.offer != "never"
+    match plan.only:
+        case "obsolete":
+            kvm_tdp_mmu_zap_invalidated_roots(kvm, plan.lock == "shared", can_yield)
+        case "all":
+            kvm_tdp_mmu_zap_all(kvm, can_yield)
+        case "slot" if slot is not None:
+            first, end = slot.base_gfn, slot.base_gfn + slot.npages
+            if kvm_tdp_mmu_unmap_gfn_range(
+                kvm, slot.as_id, first, end, can_yield, flushes_on_yield=plan.before_drop == "commit"
+            ):
+                kvm_flush_remote_tlbs(kvm)
 
 
 def begin_new_valid_gen(kvm: Kvm) -> None:
