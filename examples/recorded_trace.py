@@ -28,6 +28,8 @@ DEFAULT = (
     / "mix001"
     / "trace.txt.xz"
 )
+#: Plans of shadow pages, which these recordings are of.
+SHADOW = {name: plan for name, plan in km.plans.items() if not plan.is_of_roots}
 
 
 class Life(NamedTuple):
@@ -43,7 +45,7 @@ def lives(path: str) -> list[Life]:
     """One life for each plan that is enough for a slot removal, the cheapest first."""
     recording = read_recording(path)
     found = []
-    for name, plan in km.plans.items():
+    for name, plan in SHADOW.items():
         if plan.only in ("slot", "indirect", "all") or plan.bump_valid_gen:
             scenario = recorded_scenario(recording, as_accesses=True, plans={"slot_removal": name})
             guest = run_scenario_workload(scenario, moment="end")
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> tuple[list[Life], object]:
     for life in found:
         print(f"  {life.plan:<12} {life.zapped:>7,} {life.made:>7,} {life.faults:>7,}")
 
-    wrap = km.compare(args.trace, list(km.plans), at="wrap")
+    wrap = km.compare(args.trace, list(SHADOW), at="wrap")
     sound = [row for row in wrap.rows if row["sound"] == "yes"]
     best = min(sound, key=_cost, default=None)
     if best is not None:

@@ -223,7 +223,7 @@ CONSTRUCTOR: dict[str, list[Any]] = {
     "nx_huge_pages": FLAGS,
     "mmio_caching": FLAGS,
     "guest_paging": FLAGS,
-    "tdp_mmu": FLAGS,
+    "tdp_mmu": [value for value in FLAGS if value is not None],
     "probes": [2, "yes"],
     "format": [0, 2, 7, *HOSTILE],
 }

@@ -49,7 +49,7 @@ def test_a_digest_tells_two_states_of_the_tables_apart() -> None:
 
 
 def test_without_the_tdp_mmu_nothing_is_told_of_it() -> None:
-    assert "tdp" not in km.Vm(kernel="v6.12").snapshot()
+    assert "tdp" not in km.Vm(kernel="v6.12", tdp_mmu=False).snapshot()
 
 
 def test_the_picture_and_the_page_show_the_tables() -> None:

@@ -20,6 +20,7 @@ SMALL: dict[str, list[str]] = {
     "scale.py": ["--pages", "2000", "--memslots", "300", "--vcpus", "8"],
     "step_by_step.py": [],
     "sweep_plan_space.py": ["--tables", "40"],
+    "tebibyte_guest.py": ["--gib", "1"],
 }
 
 
@@ -51,6 +52,19 @@ def test_sweep_plan_space(root: Path, tmp_path: Path) -> None:
     assert len(found) > 1000
     assert {"sweep.csv", "sweep.json", "sweep.svg"} <= {path.name for path in tmp_path.iterdir()}
     assert {outcome.split(":")[0] for outcome in found.column("outcome")} >= {"done", "livelock"}
+
+
+@pytest.mark.parametrize("kernel", ["v6.1", "v7.3"])
+def test_tebibyte_guest(root: Path, kernel: str) -> None:
+    rows = example(root, "tebibyte_guest.py")([*SMALL["tebibyte_guest.py"], "--kernel", kernel])
+    found = {row["step"]: row for row in rows}
+    # A GiB: a root, two tables above, and while it is logged one table for each of 512 leaves.
+    assert found["fault every 2 MiB"]["tables"] == 3
+    assert found["dirty log on: split and protect"]["tables"] == 3 + 512
+    assert found["dirty log on: split and protect"]["megabytes"] > 2
+    assert found["write one page of every 2 MiB"]["tables"] == 3 + 512
+    assert found["dirty log off: collapse"]["tables"] == found["fault every 2 MiB again"]["tables"] == 3
+    assert found["tear down"]["tables"] == 1
 
 
 def test_read_results(root: Path) -> None:

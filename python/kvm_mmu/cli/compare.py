@@ -19,7 +19,7 @@ from kvm_mmu.lab.comparison_text import sentence
 from kvm_mmu.lab.cost import MODELS
 from kvm_mmu.lab.forced_event import EVENTS, Plan
 from kvm_mmu.lab.scale import MMIO_PLACES
-from kvm_mmu.machine.profiles import kernel_profile, kernels
+from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
 from kvm_mmu.terminal import directly, folded, one_line
 from kvm_mmu.trace.text.host import facts_from
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         metavar="PLAN",
         help=f"a name ({', '.join(plans)}, or all), walk=..,only=.., or module:object; several times or with spaces; "
-        "default with --kernel: what these kernels do at a wrap",
+        "default with --kernel: what each of these kernels does at the event, on its own page table",
     )
     parser.add_argument(
         "--at", choices=EVENTS, default="end", help="the event forced at the end (default: end)"
@@ -142,13 +142,11 @@ def parse_plan(text: str) -> Plan:
     return plan
 
 
-def parse_plans(texts: list[str], named: list[str] | None = None) -> list[Plan]:
-    """Plans from the command line; `all` means every named one, none those of the kernels named there for a wrap."""
+def parse_plans(texts: list[str]) -> list[Plan]:
+    """Plans from the command line; `all` means every named one."""
     found: list[Plan] = []
     for text in (word for words in texts for word in words.split()):
         found += list(plans.values()) if text == "all" else [parse_plan(text)]
-    if not texts and named:
-        found += [kernel_profile(name).wrap for name in named]
     if not found:
         raise UsageError(f"no --plan: give names of {', '.join(plans)}, or all")
     return list(dict.fromkeys(found))
@@ -194,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder: OutFolder | None) -> int:
     result = compare(
         args.inputs,
-        parse_plans(args.plan, parse_kernels(args.kernel)),
+        None if args.kernel and not args.plan else parse_plans(args.plan),
         at=args.at,
         scale=sizes,
         kernel=parse_kernels(args.kernel),

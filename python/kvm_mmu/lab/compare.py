@@ -1,8 +1,9 @@
 """`compare`: one workload, many zap plans, each on a clone of the same state; counts are exact and repeatable.
 
-The workload runs once a kernel. For each plan a clone gets the event (`forced_event`), is asked what is left of what
-the event needs gone (`soundness`), then the guest's distinct accesses are repeated on it and on an untouched clone
-(`collateral`). With `scale` the same is done at several sizes (`scale`).
+The workload runs once a kernel and page table: plans that walk roots are of the TDP MMU, all others of shadow pages.
+For each plan a clone gets the event (`forced_event`), is asked what is left of what the event needs gone (`soundness`),
+then the guest's distinct accesses are repeated on it and on an untouched clone (`collateral`). With `scale` the same is
+done at several sizes (`scale`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab import forced_event, soundness
+from kvm_mmu.lab import forced_event, page_tables, soundness
 from kvm_mmu.lab.collateral import Repeated, repeat
 from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.cost import CostModel, cost_model
@@ -30,8 +31,8 @@ from kvm_mmu.lab.scale import Scaled, scaled, side_by_side
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
-from kvm_mmu.scenario.language import Scenario
-from kvm_mmu.scenario.workload import Workload, run_scenario_workload
+from kvm_mmu.scenario.language import Scenario, in_header
+from kvm_mmu.scenario.workload import Workload, live_pages, run_scenario_workload
 
 if TYPE_CHECKING:
     from kvm_mmu.trace.replay.workload import Recording
@@ -53,9 +54,10 @@ class _Setting(NamedTuple):
 
 def state_digest(vm: Vm) -> str:
     """The digest of the state; of very many pages the hash of which pages live, in list order, and of the counters."""
-    if vm.core.nr_active_pages <= DIGEST_WHOLE:
+    if live_pages(vm) <= DIGEST_WHOLE:
         return vm.digest()
-    pages = np.array(vm.core.active_page_ids(), dtype="<u8").tobytes()
+    tables = [table for table, _, _ in vm.core.tdp_tables()]
+    pages = np.array([*vm.core.active_page_ids(), *tables], dtype="<u8").tobytes()
     facts = json.dumps([vm.stats, vm.memslots.generations], sort_keys=True)
     return hashlib.sha256(pages + facts.encode()).hexdigest()[:16]
 
@@ -68,8 +70,10 @@ def run_digest(vm: Vm, run: EventRun) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def as_plans(chosen: Iterable[Plan | str | dict[str, object]]) -> list[Plan]:
-    """Plans from plans, names, texts, dicts or functions that zap."""
+def as_plans(chosen: Iterable[Plan | str | dict[str, object]] | None) -> list[Plan] | None:
+    """Plans from plans, names, texts, dicts or functions that zap; None: each kernel's own."""
+    if chosen is None:
+        return None
     found: list[Plan] = []
     for one in chosen:
         found.append(as_plan(one) if isinstance(one, ZapPlan | str | dict) else one)
@@ -87,7 +91,8 @@ def _row(
     population: tuple[int, int],
 ) -> tuple[dict[str, Any], float]:
     vm = workload.vm.clone()
-    last_page = max(vm.core.active_page_ids(), default=0)
+    tables = [table for table, _, _ in vm.core.tdp_tables()]
+    last_page = max([*vm.core.active_page_ids(), *tables], default=0)
     slot = forced_event.largest_slot(vm)
     forced_event.prepare(vm, at)
     to_go = soundness.to_go(vm, at, slot, last_page)
@@ -113,6 +118,7 @@ def _row(
     row = {
         "input": workload.name,
         "kernel": vm.kernel,
+        "mmu": page_tables.name_of(vm),
         "at": at,
         "plan": forced_event.plan_name(plan),
         "pages": population[0],
@@ -125,11 +131,14 @@ def _row(
         "restarts": work["restarts"],
         "pages_zapped": work["pages_zapped"],
         "sptes_cleared": work["sptes_cleared"],
+        "sptes_changed": work["sptes_changed"],
         "rmap_steps": work["rmap_steps"],
         "parent_steps": work["parent_steps"],
         "flushes": work["flushes"],
         "lock_breaks": run.lock_breaks,
         "longest_hold": run.longest_hold,
+        "shared_units": run.shared_units,
+        "longest_shared_hold": run.longest_shared_hold,
         "work_units": work["units"],
         "tables_rebuilt": None if again is None else again.tables,
         "faults_again": None if again is None else again.faults,
@@ -140,11 +149,12 @@ def _row(
         "digest": digest,
     }
     if setting.cost is not None:
-        modelled = setting.cost.nanoseconds(work, population[0]) / 1e6
+        # The models are fitted to what zaps of shadow pages took.
+        modelled = None if vm.tdp_mmu else setting.cost.nanoseconds(work, population[0]) / 1e6
         row |= {
             "cost_model": setting.cost.name,
             "modelled_ms": modelled,
-            "modelled_ms_per_update": modelled / updates,
+            "modelled_ms_per_update": None if modelled is None else modelled / updates,
         }
     return row, seconds
 
@@ -166,6 +176,7 @@ def _compare_one(
         {
             "input": workload.name,
             "kernel": workload.vm.kernel,
+            "mmu": page_tables.name_of(workload.vm),
             "accesses": sum(int(batch.gpas.size) for batch in workload.touches),
             "pages_made": workload.made,
             "pages_zapped": workload.zapped,
@@ -196,6 +207,7 @@ def _compare_one(
             {
                 "input": workload.name,
                 "kernel": workload.vm.kernel,
+                "mmu": row["mmu"],
                 "pages": counted.pages,
                 "plan": row["plan"],
                 "measured_wall_seconds": round(seconds, 6),
@@ -213,28 +225,69 @@ def _fit(result: Comparison, name: str, rows: Sequence[dict[str, Any]]) -> None:
                 result.fits.append({"input": name, "kernel": kernel, "plan": plan, "of": of, "fit": found})
 
 
-def _scenarios(
+class _Asked(NamedTuple):
+    """What is run: an input for one kernel on one page table, and the plans that zap there."""
+
+    source: Scenario | Workload
+    kernel: str | None
+    mmu: str
+    plans: list[Plan]
+
+
+def _asked(
     one: Input,
     names: InputNames,
     kernels: Sequence[str | None],
+    chosen: Sequence[Plan] | None,
+    at: str,
     host: dict[str, object] | None,
     vm: int | None,
-) -> Iterator[tuple[Scenario | Workload, str | None]]:
-    """An input for each kernel: what to run, and the kernel to run it for (None: its own)."""
+    left_out: dict[tuple[tuple[Plan, ...], str], list[str]],
+) -> Iterator[_Asked]:
+    """An input for each kernel and page table that there are plans for (kernel None: its own).
+
+    `left_out` gets the plans that are not run, why, and where.
+    """
     source = open_input(one, host, vm) if isinstance(one, str | Path) else one
     if isinstance(source, Workload):
-        yield source, None
+        for mmu, mine in page_tables.plans_by_mmu(chosen, source.vm.profile, at, source.vm.family):
+            if mmu == page_tables.name_of(source.vm):
+                yield _Asked(source, None, mmu, mine)
+            else:
+                why = f"made on {page_tables.WORDS[page_tables.name_of(source.vm)]}"
+                left_out.setdefault((tuple(mine), why), []).append(source.name)
         return
     name = ""
     for kernel in kernels:
         found = source if isinstance(source, Scenario) else recorded_scenario(source, kernel, vm)
         name = name or names.give(one, found.name)
-        yield replace(found, name=name), kernel
+        try:
+            profile = kernel_profile(kernel or found.kernel or page_tables.NEEDED)
+        except UsageError as error:
+            raise in_header(found, error) from error
+        family = str(found.config.get("family", "ept_ad"))
+        for mmu, mine in page_tables.plans_by_mmu(chosen, profile, at, family):
+            why = page_tables.why_not(mmu, profile, family)
+            if why:
+                where = left_out.setdefault((tuple(mine), why), [])
+                where += [] if profile.name in where else [profile.name]
+                continue
+            is_other = int(bool(found.config.get("tdp_mmu", 0))) != int(mmu == "tdp")
+            taken = found
+            if is_other and not isinstance(source, Scenario):
+                # Faults of the one page table are none of the other: their accesses are.
+                taken = recorded_scenario(source, kernel, vm, as_accesses=True)
+                before = page_tables.WORDS["tdp" if mmu == "shadow" else "shadow"]
+                taken.notes.append(f"recorded on {before}, run on {page_tables.WORDS[mmu]}")
+            config = {**taken.config, "tdp_mmu": int(mmu == "tdp")}
+            if not config["tdp_mmu"] and not profile.facts["has_tdp_mmu"]:
+                del config["tdp_mmu"]
+            yield _Asked(replace(taken, name=name, config=config), kernel, mmu, mine)
 
 
 def compare(
     inputs: Input | Sequence[Input],
-    plans: Iterable[Plan | str | dict[str, object]],
+    plans: Iterable[Plan | str | dict[str, object]] | None = None,
     *,
     at: str = "end",
     scale: Sequence[int] = (),
@@ -254,7 +307,9 @@ def compare(
     Args:
         inputs: scenarios, recordings, workloads, or paths of scenario files, result files and recordings; one or
             several.
-        plans: plans, their names or texts, or functions that take a `Vm` and zap through `Vm.zap_batch`.
+        plans: plans, their names or texts, or functions that take a `Vm` and zap through `Vm.zap_batch`. Plans that
+            walk roots are run on the TDP MMU of kernels that have one, all others on shadow pages. None: each kernel's
+            own plan for the event (for `end`: for the wrap) on its own page table, which is the TDP MMU from v6.1 on.
         at: the event forced at the end of the workload (`end`, just the plan; `wrap`, `slot-removal`, `teardown`).
         scale: numbers of live shadow pages to repeat the input's operations to.
         kernel: the kernel to model, or several; default the input's own. A recording is taken as it is under the
@@ -298,7 +353,9 @@ def compare(
         raise UsageError(f"added={added}: expected 0, or contend with it: pages are added in lock breaks")
     model = None if cost is None else cost_model(cost)
     setting = _Setting(contend, added, model)
-    result = Comparison([], plans=[forced_event.describe(plan) for plan in chosen])
+    result = Comparison([])
+    described: dict[str, dict[str, Any]] = {}
+    left_out: dict[tuple[tuple[Plan, ...], str], list[str]] = {}
     several: list[Input] = (
         list(inputs) if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs]
     )
@@ -306,7 +363,8 @@ def compare(
     changed: list[tuple[Scenario, str]] = []
     for one in several:
         progress(f"reading {one}")
-        for source, target in _scenarios(one, names, kernels, host, vm):
+        for source, target, _, mine in _asked(one, names, kernels, chosen, event, host, vm, left_out):
+            described |= {forced_event.plan_name(plan): forced_event.describe(plan) for plan in mine}
             if isinstance(source, Scenario):
                 changed += [(source, text) for text in source.changes]
             if isinstance(source, Workload):
@@ -314,23 +372,30 @@ def compare(
                     raise UsageError(
                         f"{source.name}: a workload that was made to a size is not scaled; make others"
                     )
-                _compare_one(result, source, event, chosen, setting, progress)
+                _compare_one(result, source, event, mine, setting, progress)
                 continue
             progress(f"running {source.name}")
             if not sizes:
                 workload = run_scenario_workload(source, target, moment=moment)
-                _compare_one(result, workload, event, chosen, setting, progress)
+                _compare_one(result, workload, event, mine, setting, progress)
                 continue
             first = len(result.rows)
             for n in sizes:
                 progress(f"{source.name}: repeating it until {n:,} pages live")
                 grown = scaled(source, n, target, mmio_share, mmio_place)
-                _compare_one(result, grown.workload, event, chosen, setting, progress)
+                _compare_one(result, grown.workload, event, mine, setting, progress)
                 result.sides[_side_name(result, grown)] = side_by_side(grown)
             _fit(result, source.name, result.rows[first:])
+    not_run = [page_tables.left_out(mine, where, why) for (mine, why), where in left_out.items()]
+    if not result.rows:
+        raise UsageError("; ".join(["nothing to compare", *not_run]))
+    result.notes += not_run
+    result.plans = list(described.values())
     result.notes += _changes(changed)
     if model is not None:
         result.notes.append(f"modelled time, not measured: {model}")
+        if any(row["mmu"] == "tdp" for row in result.rows):
+            result.notes.append(f"{model.name} was fitted to zaps of shadow pages: none for the TDP MMU")
     return result
 
 

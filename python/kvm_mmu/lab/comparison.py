@@ -27,6 +27,7 @@ SCHEMA = "kvm-mmu/compare/1"
 COLUMNS = (
     "input",
     "kernel",
+    "mmu",
     "at",
     "plan",
     "pages",
@@ -39,11 +40,14 @@ COLUMNS = (
     "restarts",
     "pages_zapped",
     "sptes_cleared",
+    "sptes_changed",
     "rmap_steps",
     "parent_steps",
     "flushes",
     "lock_breaks",
     "longest_hold",
+    "shared_units",
+    "longest_shared_hold",
     "work_units",
     "tables_rebuilt",
     "faults_again",
@@ -76,6 +80,8 @@ class Comparison:
         rows: the columns of each run. `to_go` counts what the event needs gone and was there, `left_over` what of
             it is left; `sound` is `no` if anything is left, `yes` if there was something, the plan did something
             and nothing is left, else None (nothing forced, nothing to take, nothing done, or a run without an end).
+            `mmu` says what the plan was run on: `shadow` (shadow pages) or `tdp` (the TDP MMU). `longest_hold` is that
+            of the lock held for writing; of the `work_units` `shared_units` were done while it was held for reading.
         measured_rows: wall time of our own code.
         fits: how a column grows with the pages.
         sides: input and scaled run side by side.

@@ -26,16 +26,37 @@ SHOWN = {
     "nodes": "nodes_visited",
     "zapped": "pages_zapped",
     "hold": "longest_hold",
+    "shared": "shared_units",
     "faults_again": "faults_again",
     "sound": "sound",
 }
 #: The tables of `wide`.
 WORK = (
     *("plan", "pages", "mmio_pages", "nodes_visited", "restarts", "pages_zapped", "sptes_cleared"),
-    *("rmap_steps", "parent_steps", "flushes", "lock_breaks", "outcome", "to_go", "left_over", "sound"),
+    *(
+        "sptes_changed",
+        "rmap_steps",
+        "parent_steps",
+        "flushes",
+        "lock_breaks",
+        "outcome",
+        "to_go",
+        "left_over",
+        "sound",
+    ),
 )
 COST = (
-    *("plan", "pages", "longest_hold", "tables_rebuilt", "faults_again", "updates_per_event"),
+    *(
+        "plan",
+        "pages",
+        "longest_hold",
+        "shared_units",
+        "longest_shared_hold",
+        "work_units",
+        "tables_rebuilt",
+        "faults_again",
+        "updates_per_event",
+    ),
     *("units_per_update", "tables_per_update", "faults_per_update", "digest"),
 )
 
@@ -56,7 +77,7 @@ def text(found: Comparison, wide: bool, measured: bool) -> str:
     parts = [_wide(found)] if wide else [table(found.rows)]
     names = _names(found.rows)
     for title, rows in groups(found.rows):
-        if "modelled_ms" in rows[0]:
+        if rows[0].get("modelled_ms") is not None:
             parts.append(_cut(f"time modelled by {rows[0]['cost_model']}, not measured: {title}", WIDTH))
             modelled = {n: [r[n] for r in rows] for n in ("pages", "modelled_ms", "modelled_ms_per_update")}
             parts.append(text_table({"plan": [names[r["plan"]] for r in rows], **modelled}, indent="  "))
@@ -141,7 +162,7 @@ def groups(rows: Sequence[Row], by_size: bool = False) -> list[tuple[str, list[R
     """
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        told = f", kernel {row['kernel']}, at {row['at']}"
+        told = f", kernel {row['kernel']}{' (TDP MMU)' if row['mmu'] == 'tdp' else ''}, at {row['at']}"
         name = one_line(row["input"])
         if by_size:
             told += f", {row['pages']:,} pages, {row['mmio_pages']:,} cache MMIO"
@@ -170,7 +191,10 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
 
 def _columns(rows: Sequence[Row], names: Mapping[str, str] | None = None) -> Columns:
     names = _names(rows) if names is None else names
-    columns = {title: [row[name] for row in rows] for title, name in SHOWN.items()}
+    shown = dict(SHOWN)
+    if not any(row["shared_units"] for row in rows):
+        del shown["shared"]
+    columns = {title: [row[name] for row in rows] for title, name in shown.items()}
     columns["plan"] = [names[row["plan"]] for row in rows]
     # A run that did not simply end says so where its soundness would stand.
     columns["sound"] = [

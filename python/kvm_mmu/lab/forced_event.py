@@ -15,7 +15,7 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.machine.generation import GenerationPolicy, run_until_wrap
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import ZapPlan
-from kvm_mmu.scenario.workload import TABLE_SPAN
+from kvm_mmu.scenario.workload import TABLE_SPAN, live_pages
 
 EVENTS = ("end", "wrap", "slot-removal", "teardown")
 #: A zap loop of the user's own: called with the VM, zaps through `Vm.zap_batch`.
@@ -29,7 +29,11 @@ class NoProgress(Exception):
 
 @dataclass(frozen=True)
 class EventRun:
-    """What a plan did for an event: `outcome` is done, stale_next or livelock; `work` counts the plan alone."""
+    """What a plan did for an event: `outcome` is done, stale_next or livelock; `work` counts the plan alone.
+
+    `longest_hold` is that of the lock held for writing; `shared_units` of the work were done while it was held for
+    reading.
+    """
 
     outcome: str
     work: dict[str, int]
@@ -37,6 +41,8 @@ class EventRun:
     lock_breaks: int
     page: int | None = None
     step: int | None = None
+    shared_units: int = 0
+    longest_shared_hold: int = 0
 
 
 def as_event(at: str) -> str:
@@ -118,7 +124,8 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
         UsageError: a plan in Python raised; the message names plan, event and what was raised.
     """
     vm.core.set_lock_break(contend, contend + 1 if contend else 0)
-    limit = 8 * vm.core.nr_active_pages + 1024
+    # The TDP MMU offers the lock at entries, not at pages.
+    limit = 8 * live_pages(vm) * (512 if vm.tdp_mmu else 1) + 1024
     breaks = 0
     fresh = 3 << (min(int(vm.config["phys_bits"]), 48) - 2)
 
@@ -146,7 +153,14 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
             for vcpu in vm.vcpus:
                 vcpu.unload()
         return EventRun(
-            run.outcome, run.work, run.longest_hold, int(run.report["lock_breaks"]), run.page, run.step
+            run.outcome,
+            run.work,
+            run.longest_hold,
+            int(run.report["lock_breaks"]),
+            run.page,
+            run.step,
+            run.shared_units,
+            run.longest_shared_hold,
         )
     except NoProgress:
         work = _since(vm.work, before)

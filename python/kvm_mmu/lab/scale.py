@@ -56,6 +56,7 @@ def _build(
         config["phys_bits"] = needed
     for key in ("execonly", "pml", "flush_range"):
         config[key] = bool(config[key])
+    config["tdp_mmu"] = bool(config.get("tdp_mmu", 0))
     slots = nr_slots(pattern, packed, copies)
     if slots > KVM_MEM_SLOTS_NUM:
         notes.append(f"{pattern.name}: {slots:,} memslots, above the kernel's {KVM_MEM_SLOTS_NUM}")

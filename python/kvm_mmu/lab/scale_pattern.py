@@ -14,7 +14,7 @@ from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import DEFAULTS, Vm
 from kvm_mmu.scenario.language import Scenario
 from kvm_mmu.scenario.machine_engine import MachineEngine
-from kvm_mmu.scenario.workload import Population, Touch, WorkloadEngine, kind_of_error, population
+from kvm_mmu.scenario.workload import Population, Touch, WorkloadEngine, kind_of_error, live_pages, population
 from kvm_mmu.types import KVM_MEMSLOT_INVALID, PAGE_SHIFT, PAGE_SIZE
 
 #: Operations on a vCPU that stay in their place among the accesses; `enter` is part of every access.
@@ -79,11 +79,11 @@ def _population_starts(scenario: Scenario, kernel: str) -> list[int]:
     engine = MachineEngine(kernel, scenario.config, scenario.plans)
     starts = [0]
     for i, op in enumerate(scenario.ops):
-        before, live = engine.vm.stats["zapped"], engine.vm.core.nr_active_pages
+        before, live = engine.vm.stats["zapped"], live_pages(engine.vm)
         engine.apply(op)
         zapped = engine.vm.stats["zapped"] - before
         # A root in use outlives the zap; taking it away later, while pages are built, begins nothing new.
-        if zapped >= MASS_ZAP * live and engine.vm.core.nr_active_pages < live:
+        if zapped >= MASS_ZAP * live and live_pages(engine.vm) < live:
             starts.append(i + 1)
     return starts
 
@@ -139,7 +139,7 @@ def _by_age(pattern: Pattern, vm: Vm, has_huge: bool) -> None:
     if any(not isinstance(step, Touch) and step["op"] in MODE_OPS for step in pattern.steps):
         return
     made: dict[tuple[int, int], int] = {}
-    for page_id in vm.core.active_page_ids():
+    for page_id in [*vm.core.active_page_ids(), *(table for table, _, _ in vm.core.tdp_tables())]:
         page = vm.core.page(page_id)
         if page is not None:
             made[int(page["level"]), int(page["gfn"])] = page_id

@@ -12,12 +12,12 @@ from kvm_mmu.machine.vm import Vm
 NEEDS = {
     "wrap": "stale MMIO SPTEs",
     "slot-removal": "mappings of the removed slot",
-    "teardown": "shadow pages",
+    "teardown": "shadow pages or tables",
 }
 
 
 def to_go(vm: Vm, at: str, slot: tuple[int, int] | None, last_page: int) -> int:
-    """Count what an event needs gone on active pages up to a creation number, before or after a plan.
+    """Count what an event needs gone on live pages up to a creation number, before or after a plan.
 
     After a wrap every MMIO SPTE of before is stale, whatever its generation.
 
@@ -32,7 +32,8 @@ def to_go(vm: Vm, at: str, slot: tuple[int, int] | None, last_page: int) -> int:
     """
     match at:
         case "teardown":
-            return vm.core.nr_active_pages
+            # An empty root of the TDP MMU stays until the VM is gone.
+            return vm.core.nr_active_pages + vm.core.nr_tdp_tables[1]
         case "wrap":
             return vm.core.count_mmio_sptes(last_page)
         case "slot-removal" if slot is not None:

@@ -351,6 +351,7 @@ def alternate_log(
     pml: bool,
     initially_set: bool,
     is_only_log: bool,
+    splits_eagerly: bool = False,
 ) -> int:
     """Turn the log of a slot on and off in turn, as often as that can be done at once, at most `most` times.
 
@@ -365,7 +366,9 @@ def alternate_log(
         request = Request(
             as_id, after.id, after.base << PAGE_SHIFT, after.npages << PAGE_SHIFT, after.hva, after.flags
         )
-        first, *more = steps(request, "flags", before, pml, profile, initially_set)
+        first, *more = steps(
+            request, "flags", before, pml, profile, initially_set, splits_eagerly=splits_eagerly
+        )
         # The processor's own log is switched with the first slot that has one, and with the last.
         switches = pml and is_only_log and any(step.what == "cpu_dirty_logging" for step in more)
         more = [step for step in more if step.what != "cpu_dirty_logging"]

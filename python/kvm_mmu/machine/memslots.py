@@ -245,6 +245,7 @@ class Memslots:
                     vm.pml,
                     vm.dirty_log_initially_set,
                     is_only_log,
+                    vm.splits_eagerly,
                 )
                 if not made:
                     self.set_flags(slot, old.flags ^ 1, as_id)

@@ -118,7 +118,8 @@ class Vm:
         nx_huge_pages: the module parameter of v6.x.
         mmio_caching: the module parameter of v6.x.
         guest_paging: the guest uses page tables of its own.
-        tdp_mmu: the TDP MMU serves the guest, not shadow pages (v6.1 and later, under two-dimensional paging).
+        tdp_mmu: the TDP MMU serves the guest, not shadow pages (v6.1 and later, under two-dimensional paging); None: as
+            on a host of that kernel whose parameters are as they were, which is True there.
         probes: functions without a tracepoint are logged, as recordings with kprobes show them; None: as the recordings
             of that kernel were made.
         format: the scenario format of events, counters and state: 1, or 6 for v6.1 and later.
@@ -148,7 +149,7 @@ class Vm:
         nx_huge_pages: bool = False,
         mmio_caching: bool = True,
         guest_paging: bool = True,
-        tdp_mmu: bool = False,
+        tdp_mmu: bool | None = None,
         probes: bool | None = None,
         format: int = 1,
     ) -> None:
@@ -166,6 +167,8 @@ class Vm:
         self.pml = flag("pml", pml)
         if integer("format", format) not in (1, 6):
             raise UsageError(f"format={format!r}: expected 1 or 6")
+        if tdp_mmu is None:
+            tdp_mmu = bool(profile.facts["has_tdp_mmu"]) and family != "shadow"
         self.core = _core.Mmu(
             kernel=profile.name,
             family=word("family", family, FAMILIES),

@@ -121,6 +121,8 @@ class MachineEngine:
         **more: Any,
     ) -> None:
         values = _stepped_config(config or {}) if format == STEPPED[0] else {**DEFAULTS, **(config or {})}
+        # A scenario that does not say so has shadow pages, whatever hosts of its kernel have.
+        values["tdp_mmu"] = bool(values.get("tdp_mmu"))
         slot_zap_all, eager_split = values.pop("slot_zap_all", 1), values.pop("eager_split", 1)
         # A plan that the header names for slot removals stands; the quirk would put its own in that place.
         has_removal_plan = "slot_removal" in (plans or {})

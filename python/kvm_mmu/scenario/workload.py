@@ -73,7 +73,7 @@ def batches(touches: Sequence[Touch]) -> list[Batch]:
 
 @dataclass(frozen=True)
 class Population:
-    """The live shadow pages of a VM: how many, how many caching MMIO, by level, and how old.
+    """The live shadow pages of a VM, or tables of its TDP MMU: how many, how many caching MMIO, by level, and how old.
 
     Ages are places among the level-1 pages of the active list, from 0 (newest) to 1 (oldest): mean and standard
     deviation over those that cache MMIO; None when none does.
@@ -96,8 +96,10 @@ class Population:
 
 
 def population(vm: Vm) -> Population:
-    """Count the live shadow pages of a VM."""
+    """Count the live shadow pages of a VM, or the tables of its TDP MMU."""
     core = vm.core
+    if vm.tdp_mmu:
+        return _of_tables(core.tdp_tables())
     levels: dict[int, int] = {}
     places: list[int] = []
     nr_mmio = 0
@@ -115,6 +117,33 @@ def population(vm: Vm) -> Population:
     return Population(
         sum(levels.values()), nr_mmio, dict(sorted(levels.items())), mean, pstdev(ages) if ages else None
     )
+
+
+def _of_tables(tables: Sequence[tuple[int, int, bool]]) -> Population:
+    """The same of the tables of the TDP MMU, the newest first; one caches MMIO while it holds an MMIO SPTE."""
+    levels = Counter(level for _, level, _ in tables)
+    places = [holds for _, level, holds in tables if level == 1]
+    ages = [(place + 0.5) / len(places) for place, holds in enumerate(places) if holds]
+    return Population(
+        len(tables),
+        sum(holds for _, _, holds in tables),
+        dict(sorted(levels.items())),
+        fmean(ages) if ages else None,
+        pstdev(ages) if ages else None,
+    )
+
+
+def live_pages(vm: Vm) -> int:
+    """Count the pages of page tables that live.
+
+    Args:
+        vm: the VM.
+
+    Returns:
+        Shadow pages on the active list, and roots and tables of the TDP MMU.
+    """
+    roots, tables = vm.core.nr_tdp_tables
+    return vm.core.nr_active_pages + roots + tables
 
 
 @dataclass
@@ -136,9 +165,7 @@ class Workload:
 
     def __repr__(self) -> str:
         count = sum(batch.gpas.size for batch in self.touches)
-        return (
-            f"<Workload {self.name} {self.vm.kernel}, {self.vm.core.nr_active_pages} pages, {count} accesses>"
-        )
+        return f"<Workload {self.name} {self.vm.kernel}, {live_pages(self.vm)} pages, {count} accesses>"
 
     def population(self) -> Population:
         """The live shadow pages."""
@@ -224,7 +251,7 @@ def run_scenario_workload(
     run.run(stop)
     count = min(len(scenario.ops), len(scenario.ops) if stop is None else stop)
     notes = []
-    is_empty = not any(_lives(run.engine.vm, page) for page in run.engine.vm.core.active_page_ids())
+    is_empty = not _has_tables(run.engine.vm)
     if moment == "peak" or (moment is None and scenario.is_recorded and is_empty and run.peak[0]):
         pages, after = run.peak
         if after < count:
@@ -239,6 +266,12 @@ def run_scenario_workload(
     said = [f"{scenario.name}: {note}" for note in [*scenario.notes, *run.notes(), *notes]]
     touches = batches(list(run.engine.noted))
     return Workload(scenario.name, run.engine.vm, touches, said, own_events=+run.engine.own_events)
+
+
+def _has_tables(vm: Vm) -> bool:
+    if vm.tdp_mmu:
+        return vm.core.nr_tdp_tables[1] > 0
+    return any(_lives(vm, page) for page in vm.core.active_page_ids())
 
 
 def _lives(vm: Vm, page: int) -> bool:
@@ -259,14 +292,14 @@ class _Run:
 
     def run(self, stop: int | None) -> None:
         """Run the first `stop` operations."""
-        scenario, core = self._scenario, self.engine.vm.core
+        scenario, vm = self._scenario, self.engine.vm
         for i, op in enumerate(scenario.ops[:stop]):
             try:
                 ret, out = self.engine.step(op)
             except ValueError as error:
                 raise ScenarioError(f"{scenario.where(i)}: {error}") from error
-            if core.nr_active_pages > self.peak[0]:
-                self.peak = (core.nr_active_pages, i + 1)
+            if (live := live_pages(vm)) > self.peak[0]:
+                self.peak = (live, i + 1)
             if out is not None and out.get("outcome") in ("error", "stuck"):
                 self._failed += 1
             recorded = scenario.returns[i] if scenario.returns else None
@@ -323,6 +356,7 @@ def mmio_mix(
     leaves: int = 1,
     kernel: str = "v5.0",
     family: str = "npt",
+    tdp_mmu: bool = False,
     vm: Vm | None = None,
 ) -> Workload:
     """A guest with `tables` level-1 tables, one entry each: a page of RAM, or an MMIO page in the flagged ones.
@@ -330,13 +364,13 @@ def mmio_mix(
     RAM lies from 0 on, one page every 2 MiB; MMIO above it, one page every 2 MiB.
 
     Args:
-        tables, share, place, seed: see `flagged_tables`. kernel, family: of the VM that is made.
+        tables, share, place, seed: see `flagged_tables`. kernel, family, tdp_mmu: of the VM that is made.
         leaves: pages of RAM touched in each table that caches no MMIO, 1 to 512.
         vm: use this VM (without slots) instead.
     """
     flagged = np.array(flagged_tables(tables, share, place, seed))
     nr_ram = int((~flagged).sum())
-    machine = vm or Vm(kernel=kernel, family=family, events="off")  # type: ignore[arg-type]
+    machine = vm or Vm(kernel=kernel, family=family, events="off", tdp_mmu=tdp_mmu)  # type: ignore[arg-type]
     ram_end = max(1, nr_ram) * TABLE_SPAN
     machine.memslots.create(slot=0, gpa=0, size=ram_end)
     machine.set_nr_mmu_pages(2 * tables + 1024)

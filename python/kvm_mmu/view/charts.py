@@ -21,9 +21,9 @@ from kvm_mmu.view.svg import drawable
 #: Colours that stay apart for most eyes, and a marker beside each.
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
-    *("#8c564b", "#000000", "#7f3c8d", "#999999", "#8a9a00", "#a50026"),
+    *("#8c564b", "#000000", "#7f3c8d", "#999999", "#8a9a00", "#a50026", "#17becf", "#c5b000"),
 )
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 #: Curves nearer than this share of their height at every point are drawn as one.
 NEAR = 0.01
