@@ -90,9 +90,13 @@ def figures(
     Raises:
         UsageError: a number that is not reproduced here.
     """
-    from kvm_mmu.studies import figures_counts, figures_times
+    from kvm_mmu.studies import figures_counts, figures_tdp, figures_times
 
-    makers: dict[int, Callable[[], Figure]] = {**figures_counts.FIGURES, **figures_times.FIGURES}
+    makers: dict[int, Callable[[], Figure]] = {
+        **figures_counts.FIGURES,
+        **figures_times.FIGURES,
+        **figures_tdp.FIGURES,
+    }
     for number in numbers:
         if number not in makers:
             raise UsageError(f"figure {number}: expected one of {', '.join(map(str, sorted(makers)))}")
