@@ -446,9 +446,11 @@ facts! {
     invlpg_warn_line: u32, "The line of paging_tmpl.h that warns of an INVLPG without a root; 0: none does.", Vector;
     self_map_is_small: bool, "A large guest page that holds one of the tables that map it is mapped small.", Vector;
     sync_keeps_same_access: bool, "A sync leaves an entry alone whose gfn and access are the same, else it is made anew.", Vector;
+    sync_keeps_ad: bool, "An entry that a sync makes anew has its accessed bit, else it is as a prefetched one.", Recording;
     invlpg_syncs: bool, "INVLPG syncs an entry of an unsync page, else it zaps it and fills it again.", Vector;
     has_dummy_root: bool, "A root whose table is no memory is a dummy that maps nothing, else a triple fault.", Vector;
     unprotect_counts_freed: bool, "Unprotecting a gfn succeeds only where one of its tables left the active list.", Vector;
+    role_has_smep: bool, "The role of a page that shadows a guest table says CR4.SMEP, else SMEP without CR0.WP.", Recording;
     direct_gfn_bug_line: u32, "The line of mmu.c that stops a kernel which puts a gfn into a direct table of another; 0: none does.", Vector;
     has_tdp_mmu: bool, "There is a TDP MMU, and it serves guests that are not nested unless a parameter says otherwise.", Recording;
     tdp_load_needs_room: bool, "Loading a root of the TDP MMU makes room for shadow pages first, and fails before the first memslot.", Vector;

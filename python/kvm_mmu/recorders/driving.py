@@ -14,6 +14,7 @@ from kvm_mmu.recorders.lane_5x import Lane5x
 from kvm_mmu.recorders.lane_6x import Lane6x, lane_of
 from kvm_mmu.recorders.recorder_5x import Recorder5x
 from kvm_mmu.recorders.recorder_6x import Recorder6x
+from kvm_mmu.recorders.recorder_shadow import RecorderShadow, shadows_guest_tables
 from kvm_mmu.recorders.recorder_tdp import RecorderTdp
 from kvm_mmu.trace.replay.recorder import Session, Survey, Unreplayable
 from kvm_mmu.trace.text.host import HostFacts
@@ -73,22 +74,24 @@ class Later:
     def survey(self, lines: Iterable[str], name: str) -> Survey | None:
         """Count the vCPUs, note the events there are and which task is which vCPU."""
         names: set[str] = set()
+        probes: set[str] = set()
         tasks: dict[str, int] = {}
-        vcpus = count_vcpus(vcpus_of_tasks(_named(iter_events(lines, name), names), tasks), name)
-        return Survey(vcpus, frozenset(names), tasks) if names else None
+        events = _named(iter_events(lines, name, probes=probes), names)
+        vcpus = count_vcpus(vcpus_of_tasks(events, tasks), name)
+        return Survey(vcpus, frozenset(names | probes), tasks) if names else None
 
     def drive(self, survey: Survey, lines: Iterable[str], session: Session) -> Mapping[str, int]:
         """Feed the events to the model."""
         is_tdp = bool(session.host.number("tdp_mmu"))
+        has_guest_tables = shadows_guest_tables(session.host)
+        made = RecorderTdp if is_tdp else RecorderShadow if has_guest_tables else Recorder6x
         try:
-            translator = (RecorderTdp if is_tdp else Recorder6x)(
-                session.factory, session.kernel, session.host, survey.events, session.predict
-            )
+            translator = made(session.factory, session.kernel, session.host, survey.events, session.predict)
         except TraceError as err:
             raise Unreplayable(str(err)) from err
         translator.vcpus_needed, translator.tasks = survey.vcpus, survey.tasks
         is_noted = False
-        for event in iter_events(lines, session.name, is_tdp=is_tdp):
+        for event in iter_events(lines, session.name, is_tdp=is_tdp, has_guest_tables=has_guest_tables):
             translator.feed(event, f"{session.name}:{event.line}")
             if translator.starts_in_the_middle and not is_noted:
                 is_noted = True
@@ -98,7 +101,7 @@ class Later:
 
     def lane(self, kernel: str, host: HostFacts, survey: Survey) -> Lane6x | None:
         """The half of a lane for these recordings."""
-        return lane_of(kernel, host, survey)
+        return None if shadows_guest_tables(host) else lane_of(kernel, host, survey)
 
 
 def _named(events: Iterable[Event], names: set[str]) -> Iterator[Event]:

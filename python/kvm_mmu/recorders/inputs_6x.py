@@ -50,12 +50,27 @@ _TDP_COMPILED = {
     "mmu_unload": re.compile(""),
     "slot_clear_dirty": re.compile(""),
 }
+#: Inputs of a recording of a guest whose page tables are shadowed besides.
+_SHADOW_COMPILED = {
+    **_COMPILED,
+    "kvm_mmu_pagetable_walk": re.compile(r"addr ([0-9a-f]{1,16}) pferr ([0-9a-f]{1,16})"),
+    "kvm_mmu_paging_element": re.compile(r"pte ([0-9a-f]{1,16}) level ([1-5])"),
+    "new_pgd": re.compile(r"pgd=0x([0-9a-f]{1,16})"),
+    "sync_roots": re.compile(""),
+    "sync_prev_roots": re.compile(""),
+    "invlpg": re.compile(r"gva=0x([0-9a-f]{1,16})"),
+    "pte_write": re.compile(r"gpa=0x([0-9a-f]{1,16}) val=0x([0-9a-f]{1,16}) bytes=(\d{1,9})"),
+    "unprotect_page": re.compile(r"(gfn|cr2)=0x([0-9a-f]{1,16})(?: always=([01]))?"),
+    "reset_context": re.compile(""),
+    "free_obsolete_roots": re.compile(""),
+    "vcpu_match_mmio": re.compile(r"gva 0x([0-9a-f]{1,16}) gpa 0x[0-9a-f]{1,16} (Read|Write) (GPA|GVA)"),
+}
 _TDP_ANSWERS = {
     "leaves_found": re.compile(r"(?:young|dirty) (-|[01]:[0-9a-f]{1,13}(?:,[01]:[0-9a-f]{1,13})*)$"),
     RECOVERS: re.compile(RECOVERS),
 }
 #: What the recorder notes between operations, as far as it matters there.
-_NOTES = frozenset({"dirty_log", "clear_dirty_log_ret", "pre_fault_ret", "vm_closed"})
+_NOTES = frozenset({"dirty_log", "clear_dirty_log_ret", "guest_done", "pre_fault_ret", "vm_closed"})
 
 
 class Event(NamedTuple):
@@ -75,14 +90,29 @@ def read_events(lines: Iterable[str], name: str) -> list[Event]:
     return list(iter_events(lines, name))
 
 
-def iter_events(lines: Iterable[str], name: str, *, is_tdp: bool = False) -> Iterator[Event]:
-    """The input lines, in order; `is_tdp`: also those that only the TDP MMU needs.
+def iter_events(
+    lines: Iterable[str],
+    name: str,
+    *,
+    is_tdp: bool = False,
+    has_guest_tables: bool = False,
+    probes: set[str] | None = None,
+) -> Iterator[Event]:
+    """The input lines, in order.
+
+    Args:
+        lines: the stripped text.
+        name: the trace, for errors.
+        is_tdp: also those that only the TDP MMU needs.
+        has_guest_tables: also those that only shadow paging needs.
+        probes: gets the names of the lines that only shadow paging needs, where those are not inputs.
 
     Raises:
         TraceError: an input line cannot be read, or events were lost; the message names the line.
     """
     exits = _Exits()
-    patterns = _TDP_COMPILED if is_tdp else _COMPILED
+    patterns = _TDP_COMPILED if is_tdp else _SHADOW_COMPILED if has_guest_tables else _COMPILED
+    takes_notes = is_tdp or has_guest_tables
     for at, text in enumerate(lines, 1):
         line = parse_line(text)
         if line is None:
@@ -90,7 +120,7 @@ def iter_events(lines: Iterable[str], name: str, *, is_tdp: bool = False) -> Ite
                 raise TraceError(f"{name}:{at}: events were lost here ({lost_events(text)}): not replayable")
             continue
         if line.event == "tracing_mark_write":
-            marked = operation_of(line.body, f"{name}:{at}", at, line.task if is_tdp else None)
+            marked = operation_of(line.body, f"{name}:{at}", at, line.task if takes_notes else None)
             if marked is not None:
                 yield marked
             continue
@@ -100,6 +130,8 @@ def iter_events(lines: Iterable[str], name: str, *, is_tdp: bool = False) -> Ite
         if misconfigured is not None:
             yield Event(at, "misconfiguration", (misconfigured,), None, line.task)
         pattern = _FAULT if line.event == "kvm_page_fault" else patterns.get(line.event)
+        if pattern is None and probes is not None and line.event in _SHADOW_COMPILED:
+            probes.add(line.event)
         if pattern is None:
             continue
         body = clean_body(line.body)

@@ -77,6 +77,8 @@ HEARD = _SETS_REGISTERS | {
     "use_vcpu",
 }
 
+#: What the first half of a fault has told of: the second does it again.
+_TOLD_BEFORE = frozenset({"fast_pf", "set_accessed", "set_dirty", "walk_error"})
 #: What only a VM that was made before can do.
 _NEEDS_VM = frozenset({"kvm_page_fault", "mmu_load"})
 
@@ -144,8 +146,6 @@ class Recorder6x:
     ):
         family = host.family
         is_shadow = family == "shadow"
-        if is_shadow and host.text("guest_mode") not in ("flat", "real"):
-            raise TraceError("shadow paging of a guest with page tables cannot be replayed yet")
         self._factory, self._kernel, self._emit = factory, kernel, emit
         tdp_level = 5 if host.number("la57") else 4
         self._config: dict[str, object] = {
@@ -252,8 +252,8 @@ class Recorder6x:
             self._take_fault(Fault(self._current, int(gpa, 16), MISCONFIGURATION))
 
     def _take_fault(self, fault: Fault) -> None:
-        result = self._apply(_fault_op(fault, fault.error_code, None))
-        self._fault = None if _is_answered(result) else fault
+        result = self._apply(fault_op(fault, fault.error_code, None))
+        self._fault = None if is_answered(result) else fault
         slot = self._vm.find(fault.vcpu, fault.gpa >> 12)
         if self._fault is None or slot is None or not fault.error_code & _W or slot.flags & READONLY:
             return
@@ -293,10 +293,10 @@ class Recorder6x:
             writable = not slot.flags & READONLY and residency.is_resident(slot.page_of(gfn))
             found = [g for g in group if self._is_resident(fault.vcpu, g)]
             answer = {"writable": int(writable), "found": found}
-        op = _fault_op(fault, fault.error_code & ~(_P | _RSVD), {"level": level, **answer})
+        op = fault_op(fault, fault.error_code & ~(_P | _RSVD), {"level": level, **answer})
         result = self._apply(op, is_second_half=True)
         # A reclaim of this fault whose probe came before the request.
-        self._vm.expected_scans += _scans(result) - int(fault.is_reclaimed)
+        self._vm.expected_scans += scans(result) - int(fault.is_reclaimed)
 
     def _is_resident(self, vcpu: int, gfn: int) -> bool:
         slot = self._vm.find(vcpu, gfn)
@@ -402,7 +402,7 @@ class Recorder6x:
         self._announced = False
         for vcpu in self._smm.leaves_at_operation():
             self._switch_smm(vcpu, False)
-        if not (self._has_frees and self._is_role_fixed):
+        if self._follows_registers:
             self._follow_registers(name, op, where)
         match name:
             case "begin":
@@ -467,6 +467,11 @@ class Recorder6x:
         words = op.get("words", [word] * ((pages + 63) // 64))
         cleared = {"first": number(op, "first", where), "num": pages, "mask": words}
         self._apply({"op": "clear_dirty_log", **fields, **cleared})
+
+    @property
+    def _follows_registers(self) -> bool:
+        """Whether anything depends on what operations say of registers."""
+        return not (self._has_frees and self._is_role_fixed)
 
     def _follow_registers(self, name: str, op: Operation, where: str) -> None:
         """What an operation does to registers: roots that no probe says are dropped, and what the model is told."""
@@ -561,7 +566,7 @@ class Recorder6x:
     def _expect(self, op: Operation) -> dict[str, object]:
         """An operation whose reclaims come by as probes of their own."""
         result = self._apply(op)
-        self._vm.expected_scans += _scans(result)
+        self._vm.expected_scans += scans(result)
         return result
 
     def _apply(self, op: Operation, *, is_second_half: bool = False) -> dict[str, object]:
@@ -569,7 +574,7 @@ class Recorder6x:
         result = vm.engine.apply(op)
         if is_second_half:
             # Without accessed bits the lock-free path looks at absent entries, too: the first half has told of that.
-            result["events"] = [event for event in _events(result) if event[0] != "fast_pf"]
+            result["events"] = [event for event in _events(result) if event[0] not in _TOLD_BEFORE]
         for event, body in vm.narrator.tell(op, result):
             if event == "memslots_updated":
                 gen = int(body.removeprefix("gen="), 16)
@@ -579,7 +584,7 @@ class Recorder6x:
         return result
 
 
-def _fault_op(fault: Fault, error_code: int, host: dict[str, object] | None) -> Operation:
+def fault_op(fault: Fault, error_code: int, host: dict[str, object] | None) -> Operation:
     return {"op": "fault", "vcpu": fault.vcpu, "gpa": fault.gpa, "err": error_code, "host": host}
 
 
@@ -588,12 +593,15 @@ def _events(result: dict[str, object]) -> list[list[object]]:
     return events if isinstance(events, list) else []
 
 
-def _is_answered(result: dict[str, object]) -> bool:
+def is_answered(result: dict[str, object]) -> bool:
     """The first half ended the fault: the lock-free path dealt with it, or the emulator has it."""
-    return any(event[0] == "emulate" or (event[0] == "fast_pf" and event[-1]) for event in _events(result))
+    return any(
+        event[0] in ("emulate", "inject_pf") or (event[0] == "fast_pf" and event[-1])
+        for event in _events(result)
+    )
 
 
-def _scans(result: dict[str, object]) -> int:
+def scans(result: dict[str, object]) -> int:
     """How often the oldest pages were zapped."""
     return sum(1 for event in _events(result) if event[0] == "zap_oldest_ret")
 

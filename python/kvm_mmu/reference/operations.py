@@ -14,6 +14,7 @@ from .common.constants import (
     EINVAL,
     ENOENT,
     EOPNOTSUPP,
+    KVM_REQ_MMU_SYNC,
     PAGE_SHIFT,
     PAGE_SIZE,
     PT_DIRECTORY_LEVEL,
@@ -36,6 +37,8 @@ from .paging.pte_write import emulated_write, kvm_mmu_unprotect_page
 from .paging.roots import kvm_set_cr3, set_guest_registers
 from .paging.roots_v6 import kvm_set_cr3_v6, set_guest_registers_v6
 from .shadow.guest_memory import kvm_vcpu_read_guest, write_guest
+from .shadow.guest_mode import mode_of
+from .shadow.guest_walk import walk_addr
 from .shadow.reclaim import (
     kvm_mmu_change_mmu_pages,
     kvm_mmu_zap_oldest_mmu_pages,
@@ -215,6 +218,22 @@ def op_invlpg(kvm: Kvm, op: Op) -> Result:
 def op_set_cr3(kvm: Kvm, op: Op) -> Result:
     set_cr3 = kvm_set_cr3_v6 if kvm.rules.is_level_requested else kvm_set_cr3
     return set_cr3(kvm, vcpu_of(kvm, op), op["cr3"]), None
+
+
+def op_guest_walk(kvm: Kvm, op: Op) -> Result:
+    """A walk of the guest's tables on behalf of the emulator: 0, or 1 with the error code and no fault."""
+    vcpu = vcpu_of(kvm, op)
+    if mode_of(vcpu).name == "none":
+        return DONE
+    walk = walk_addr(kvm, vcpu, op["gva"], op["err"])
+    return (0, None) if walk.error_code is None else (1, {"error_code": walk.error_code})
+
+
+def op_sync_roots(kvm: Kvm, op: Op) -> Result:
+    """An entry at which a sync of the roots is asked for, as after MOV CR3 of the same value."""
+    vcpu = vcpu_of(kvm, op)
+    vcpu.requests |= KVM_REQ_MMU_SYNC
+    return vcpu_enter_guest(kvm, vcpu), None
 
 
 def op_unprotect(kvm: Kvm, op: Op) -> Result:

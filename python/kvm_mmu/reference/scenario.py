@@ -270,6 +270,9 @@ SHADOW_OPS: dict[str, Fields] = {
     "invlpg": {**VCPU, "gva": (read_u64, REQUIRED)},
     "set_cr3": {**VCPU, "cr3": (read_u64, REQUIRED)},
     "unprotect": {"gfn": (read_u64, REQUIRED)},
+    # What a recording shows of the emulator and of entries.
+    "guest_walk": {**VCPU, "gva": (read_u64, REQUIRED), "err": (read_u64, 0)},
+    "sync_roots": VCPU,
     "set_regs": {**OPS["set_regs"], "cr3": (read_u64, None), "ac": (read_flag, None)},
 }
 
@@ -356,8 +359,10 @@ CONFIG_RANGES = {
     "eager_split": (0, 1),
     "slot_zap_all": (0, 1),
     "tdp_mmu": (0, 1),
+    "traced": (0, 1),
 }
 ONLY_IN_FORMAT_6 = ("eager_split", "slot_zap_all")
+ONLY_IN_FORMAT_1 = ("traced",)
 
 
 # Keys of a header of format 6 that have another name here.
@@ -372,7 +377,11 @@ def parse_config(given: Mapping[str, Any] | None, rules: KernelRules, format: in
     if format == 6:
         given = {NAMES_OF_FORMAT_6.get(name, name): value for name, value in given.items()}
         check_format_6(rules)
-    known = [f.name for f in fields(Config) if format == 6 or f.name not in ONLY_IN_FORMAT_6]
+    known = [
+        f.name
+        for f in fields(Config)
+        if f.name not in (ONLY_IN_FORMAT_1 if format == 6 else ONLY_IN_FORMAT_6)
+    ]
     for name in given:
         if name not in known:
             raise ScenarioError(f"config has no key {cut(name)}; expected {', '.join(known)}")

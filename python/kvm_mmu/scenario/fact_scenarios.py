@@ -31,6 +31,8 @@ NOT_SHOWN: dict[str, str] = {
     "has_guest_tables": _SHADOW,
     "self_map_is_small": _SHADOW,
     "sync_keeps_same_access": _SHADOW,
+    "sync_keeps_ad": _SHADOW,
+    "role_has_smep": _SHADOW,
     "invlpg_syncs": _SHADOW,
     "has_dummy_root": _SHADOW,
     "unprotect_counts_freed": _SHADOW,

@@ -26,6 +26,11 @@ def shown_spte(kvm: Kvm, sp: ShadowPage, spte: int) -> str:
     return hex(spte or kvm.masks.empty)
 
 
+def says_all(kvm: Kvm) -> bool:
+    """Whether events of pages and walks are as long as the kernel's tracepoints."""
+    return kvm.format == 6 or kvm.config.traced != 0
+
+
 def note_silent_call(kvm: Kvm, name: str, *values: int | str) -> None:
     """A function that has no tracepoint."""
     if kvm.rules.logs_silent_calls and kvm.format == 1:
@@ -34,7 +39,7 @@ def note_silent_call(kvm: Kvm, name: str, *values: int | str) -> None:
 
 def note_get_page(kvm: Kvm, sp: ShadowPage, role: int, created: int) -> None:
     event = ["get_page", sp.id, sp.gfn, hex(shown_role(kvm.rules, role)), created]
-    if kvm.format == 6:
+    if says_all(kvm):
         event += [sp.mmu_valid_gen, sp.root_count, int(sp.unsync)]
     kvm.events.append(event)
 
@@ -46,7 +51,7 @@ def note_prepare_zap(kvm: Kvm, sp: ShadowPage) -> None:
 def note_page(kvm: Kvm, name: str, sp: ShadowPage) -> None:
     """prepare_zap, sync or unsync of a page, as it was before."""
     event = [name, sp.id]
-    if kvm.format == 6:
+    if says_all(kvm):
         event += [
             sp.gfn,
             hex(shown_role(kvm.rules, sp.role)),
@@ -59,7 +64,7 @@ def note_page(kvm: Kvm, name: str, sp: ShadowPage) -> None:
 
 def note_guest_walk(kvm: Kvm, name: str, *values: int | str) -> None:
     """A step of the walk of the guest's tables."""
-    if kvm.format == 6:
+    if says_all(kvm):
         kvm.events.append([name, *values])
 
 

@@ -135,9 +135,13 @@ class KernelRules:
     invlpg_warn_line: int = 0  # of paging_tmpl.h, where there is no root
     self_map_is_small: bool = True  # a large page that holds a table of its own walk is mapped small
     sync_keeps_same_access: bool = False  # a sync leaves an entry alone whose gfn and access are the same
+    sync_keeps_ad: bool = (
+        False  # an entry that a sync makes anew has its accessed bit, else it is as prefetched
+    )
     invlpg_syncs: bool = False  # an entry of an unsync page, else it is zapped and filled again
     has_dummy_root: bool = False  # for a root whose table is no memory, else a triple fault
     unprotect_counts_freed: bool = False  # unprotecting succeeds only where a page left the active list
+    role_has_smep: bool = False  # a role says CR4.SMEP, else SMEP without CR0.WP
     direct_gfn_bug_line: int = 0  # of mmu.c, where a gfn comes into a direct table of another
     # What the vectors of v6 showed besides.
     walk_skips_empty_heads: bool = False  # a walk polls only after heads that hold something
@@ -339,6 +343,8 @@ _V6_18 = replace(
     _V6_12_0,
     name="v6.18",
     release="6.18.15",
+    has_guest_tables=True,
+    sync_keeps_ad=True,
     has_zapped_obsolete=False,
     has_shrinker=False,
     old_entry_exempts="unsync",
@@ -374,6 +380,7 @@ _V7_2_6 = replace(
     generation_layout="v7.2",
     role_layout="v7.2",
     access_bits="rwux",
+    role_has_smep=True,
     mark_mmio_access_mask=15,
     zap_spares_rooted_child=True,
     tdp_subtree_first=True,

@@ -45,6 +45,7 @@ def make_spte(
     *,
     access: int = ACC_ALL,
     can_unsync: bool = True,
+    is_sync: bool = False,
     try_unsync: TryUnsync = refuse_tracked,
 ) -> tuple[int, bool]:
     """The word of a leaf with the access that the host allows, and whether W was refused."""
@@ -57,7 +58,8 @@ def make_spte(
     spte |= masks.suppress_ve
     spte |= masks.x if is_executable else masks.nx
     spte |= 0 if has_ad_bits else masks.ad_disabled
-    spte |= masks.accessed if has_ad_bits and not is_prefetch else 0
+    is_used = not is_prefetch or (is_sync and kvm.rules.sync_keeps_ad)
+    spte |= masks.accessed if has_ad_bits and is_used else 0
     spte |= PT_PAGE_SIZE_MASK if level > PT_PAGE_TABLE_LEVEL else 0
     spte |= pinned.pfn << PAGE_SHIFT
     is_write_protected = False

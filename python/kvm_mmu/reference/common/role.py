@@ -21,6 +21,7 @@ from .kernels import KernelRules
 from .masks import Masks
 
 ROLE_INVALID = 1 << 11
+ROLE_SMEP = 1 << 14
 ROLE_AD_DISABLED = 1 << 16
 
 
@@ -61,7 +62,8 @@ def shown_role(rules: KernelRules, role: int) -> int:
         return role
     moved = with_read_bit(role_access(role))
     above = role & (ROLE_INVALID | 1 << 12 | 1 << 13)
-    return role & ~(ACC_ALL << 8 | above) | moved << 8 | above << 1
+    smep = role & ROLE_SMEP
+    return role & ~(ACC_ALL << 8 | above | smep) | moved << 8 | above << 1 | smep << 6
 
 
 def role_level(role: int) -> int:

@@ -61,6 +61,7 @@ class Config:
     eager_split: int = 1
     slot_zap_all: int = 1  # the quirk: a slot's removal zaps everything
     tdp_mmu: int = 0  # the guest has the TDP MMU, else shadow pages
+    traced: int = 0  # events say all that tracepoints say: of pages and of walks of guest tables
 
 
 @dataclass(slots=True)

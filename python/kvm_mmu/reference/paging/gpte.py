@@ -7,7 +7,7 @@ v6.12.
 from __future__ import annotations
 
 from ..common.constants import PAGE_SHIFT, PT_PAGE_TABLE_LEVEL
-from ..common.host_memory import can_pin_for_write_atomically, host_frame
+from ..common.host_memory import HostAnswer, can_pin_for_write_atomically, host_frame
 from ..common.pin import PinnedPfn
 from ..common.role import role_access
 from ..common.slots import gfn_to_host_page, kvm_vcpu_gfn_to_memslot, memslot_is_readonly
@@ -40,13 +40,19 @@ def gpte_gfn_and_access(vcpu: Vcpu, sp: ShadowPage, entry: int) -> tuple[int, in
     return gfn, protect_clean_gpte(role_access(sp.role) & gpte_access(entry), entry)
 
 
-def pte_prefetch_gfn_to_pfn(kvm: Kvm, vcpu: Vcpu, gfn: int, no_dirty_log: bool) -> PinnedPfn | None:
+def pte_prefetch_gfn_to_pfn(
+    kvm: Kvm, vcpu: Vcpu, gfn: int, no_dirty_log: bool, answer: HostAnswer | None = None
+) -> PinnedPfn | None:
     """The host page behind a gfn if it can be had at once and writable."""
     slot = kvm_vcpu_gfn_to_visible_slot(kvm, vcpu, gfn)
     if slot is None or memslot_is_readonly(slot) or (no_dirty_log and slot.dirty_bitmap is not None):
         return None
     page = gfn_to_host_page(slot, gfn)
-    if not can_pin_for_write_atomically(kvm.host, page):
+    if answer is None or answer.found is None:
+        is_found = can_pin_for_write_atomically(kvm.host, page)
+    else:
+        is_found = gfn in answer.found
+    if not is_found:
         return None
     return PinnedPfn(host_frame(kvm.host, page), page << PAGE_SHIFT, is_host_writable=True)
 

@@ -91,6 +91,8 @@ def paging_page_fault_v6(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
         return abnormal
     if pinned.pfn == PFN_NOSLOT and not kvm.masks.mmio_value:
         return RET_PF_EMULATE
+    if fault.answer is not None and fault.answer.is_retry:
+        return RET_PF_RETRY
     if fault.slot is not None:
         allow_supervisor_write(vcpu, walk, fault)
     verdict = map_walked(kvm, vcpu, fault, walk, pinned)
@@ -165,7 +167,7 @@ def fetch_v6(kvm: Kvm, vcpu: Vcpu, fault: PageFault, walk: GuestWalk, pinned: Pi
         first = PinnedPfn(pinned.pfn & ~within, pinned.hva, pinned.is_host_writable)
         verdict = mmu_set_spte(kvm, vcpu, sp, index, fault.gfn & ~within, first, fault, walk.pte_access)
     if verdict != RET_PF_SPURIOUS:
-        pte_prefetch(kvm, vcpu, sp, index, entries)
+        pte_prefetch(kvm, vcpu, sp, index, entries, fault.answer)
     return verdict
 
 

@@ -75,6 +75,7 @@ def sync_spte(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, index: int) -> bool | None:
         True,
         access=access,
         can_unsync=False,
+        is_sync=True,
         try_unsync=mmu_try_to_unsync_pages,
     )
     return mmu_spte_update(kvm, sp, index, new)

@@ -66,7 +66,7 @@ def kvm_calc_shadow_base_role(kvm: Kvm, vcpu: Vcpu) -> int:
         role = ROLE_8_BYTE_ENTRIES if vcpu.cr4 & X86_CR4_PAE else 0
         role |= 1 << 12 if vcpu.efer & EFER_NX else 0
     role |= 1 << 13 if wp else 0
-    role |= 1 << 14 if vcpu.cr4 & X86_CR4_SMEP and not wp else 0
+    role |= 1 << 14 if vcpu.cr4 & X86_CR4_SMEP and (kvm.rules.role_has_smep or not wp) else 0
     role |= 1 << 15 if vcpu.cr4 & X86_CR4_SMAP and not wp else 0
     return role | vcpu.smm << 24
 
