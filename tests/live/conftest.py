@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+# What the tests of this folder share is imported by name.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 DATA = Path(__file__).resolve().parent.parent / "data" / "live"
 CASES = sorted(str(path.parent.relative_to(DATA)) for path in DATA.glob("*/*/mini.elf.xz"))
 

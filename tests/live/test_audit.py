@@ -11,7 +11,6 @@ from kvm_mmu import live
 from kvm_mmu.live.audit import CHECKS
 
 pytest.importorskip("drgn", reason="drgn has no wheel for this platform: the extra `live` is not installed")
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from memory_of import Changeable
 from mutants import MUTANTS, Mutant
 

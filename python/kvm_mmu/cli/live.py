@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
     options(parser, None)
     parser.set_defaults(run=run)
+    _let_reduce_come_first(parser, subparsers)
     below = parser.add_subparsers(dest="live_command", metavar="WHAT", title="of one VM")
     for name, (said, words) in ACTIONS.items():
         one = below.add_parser(name, help=said, description=said)
@@ -52,6 +53,49 @@ def add_parser(subparsers: Any) -> None:
                 "--guest-tables", action="store_true", help="also compare with the guest's own page tables"
             )
         options(one, argparse.SUPPRESS)
+
+
+def _let_reduce_come_first(parser: argparse.ArgumentParser, subparsers: Any) -> None:
+    """`live reduce VMCORE OUT`: the one form without a SOURCE in front has a parser of its own."""
+    reduce = type(parser)(
+        prog=f"{parser.prog} reduce",
+        description="Write a small dump for a bug report: what a capture reads, and nothing of the guest's memory.",
+        allow_abbrev=False,
+    )
+    reduce.add_argument("source", metavar="VMCORE", help=_SOURCE)
+    reduce.add_argument("out", metavar="OUT", help="the file to write; xz, read by `kvm-mmu live OUT`")
+    reduce.add_argument("--vm", metavar="PID", help="only this VM")
+    reduce.add_argument("--facts", metavar="DIR", help="types.btf and symbols.json of a dump that has none")
+    reduce.add_argument("--debug", metavar="FILE", action="append", help="debug information in place of BTF")
+    reduce.add_argument("--no-rmaps", action="store_true", help="leave reverse maps out")
+    reduce.set_defaults(run=run_reduce, live_command="reduce")
+    whole = parser.parse_known_args
+
+    def parse(args: Any = None, namespace: Any = None) -> Any:
+        if args and args[0] == "reduce":
+            return reduce.parse_known_args(args[1:], namespace)
+        return whole(args, namespace)
+
+    parser.parse_known_args = parse  # type: ignore[method-assign]
+
+
+def run_reduce(args: argparse.Namespace) -> int:
+    """Write a small dump."""
+    from kvm_mmu.live.program import open_source
+    from kvm_mmu.live.reduce import reduced
+
+    check_output(args.out)
+    progress = Progress()
+    try:
+        data = reduced(
+            open_source(args.source, args.facts, args.debug or ()), args.vm, not args.no_rmaps, progress
+        )
+    finally:
+        progress.done()
+    write_whole(args.out, data)
+    if not is_stdout(args.out):
+        print(f"{args.out}: {len(data):,} bytes; no memory of the guest, no registers")
+    return 0
 
 
 def options(parser: argparse.ArgumentParser, default: Any) -> None:

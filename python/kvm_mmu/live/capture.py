@@ -121,7 +121,7 @@ class Reader:
 
     def look(self, kvm: int) -> tuple[bytes, tuple[bytes, ...]]:
         """What must be the same before and after: the bytes of the VM and of its vCPUs' statistics."""
-        raw = self._memory.read(kvm, self._size, "a VM")
+        raw = self._memory.read(kvm, self._size, "a VM", "struct kvm")
         return raw, tuple(vcpu.stat for vcpu in self._vcpus.vcpus(raw, Faults()))
 
     def capture(self, kvm: int, with_rmaps: bool = True, progress: Progress = silent) -> Capture:
@@ -139,7 +139,7 @@ class Reader:
             LiveError: not even `struct kvm` can be read.
         """
         memory, layout, facts = self._memory, self._layout, self._facts
-        raw = memory.read(kvm, self._size, "a VM")
+        raw = memory.read(kvm, self._size, "a VM", "struct kvm")
         faults = Faults()
         store = PageStore(memory, layout, faults)
         counters = self._counters(raw)

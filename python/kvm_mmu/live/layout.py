@@ -39,6 +39,8 @@ class Layout:
         self._types: dict[str, Any] = {}
         #: Structures that were asked for, as a reduced dump needs them.
         self.asked: set[str] = set()
+        #: Structures that lie in those, and that a name leads through.
+        self.passed: set[str] = set()
 
     def type(self, name: str) -> Any:
         """The drgn type of a structure (`struct kvm`), or None where the kernel has none that is complete."""
@@ -124,6 +126,8 @@ class Layout:
             found = _plain(found)
             if found.kind not in (drgn.TypeKind.STRUCT, drgn.TypeKind.UNION):
                 return None
+            if found.tag:
+                self.passed.add(f"{'struct' if found.kind == drgn.TypeKind.STRUCT else 'union'} {found.tag}")
             try:
                 member = found.member(name)
             except (LookupError, TypeError):

@@ -39,8 +39,8 @@ class Memory:
         self._faults = (drgn.FaultError, OSError, ValueError, OverflowError)
         self.direct_map = 0
         self.direct_map_end = 0
-        #: `(is physical, address, size)` of every read while this is a list.
-        self.reads: list[tuple[bool, int, int]] | None = None
+        #: `(is physical, address, size, structure)` of every read while this is a list.
+        self.reads: list[tuple[bool, int, int, str]] | None = None
 
     def set_direct_map(self, base: int | None, levels: int, others: Sequence[int] = ()) -> None:
         """Say where the direct map begins, and what may lie behind it.
@@ -64,14 +64,20 @@ class Memory:
             raise LiveError(f"{what} {address:#x}: expected an address of the direct map")
         return address - self.direct_map
 
-    def read(self, address: int, size: int, what: str) -> bytes:
+    def read(self, address: int, size: int, what: str, structure: str = "") -> bytes:
         """Read memory at a virtual address.
+
+        Args:
+            address: of the first byte.
+            size: how many.
+            what: its name in errors.
+            structure: the type of what lies there, where only some of its fields are looked at.
 
         Raises:
             LiveError: it is not there; `what` says what was looked for.
         """
         if self.direct_map <= address and address + size <= self.direct_map_end:
-            return self.read_physical(address - self.direct_map, size, what)
+            return self.read_physical(address - self.direct_map, size, what, structure)
         if not 0 <= address <= _TOP - size:
             raise LiveError(f"{what} at {address:#x}: not an address")
         try:
@@ -79,10 +85,10 @@ class Memory:
         except self._faults as error:
             raise LiveError(f"{what} at {address:#x}: {_said(error)}") from None
         if self.reads is not None:
-            self.reads.append((False, address, size))
+            self.reads.append((False, address, size, structure))
         return found
 
-    def read_physical(self, address: int, size: int, what: str) -> bytes:
+    def read_physical(self, address: int, size: int, what: str, structure: str = "") -> bytes:
         """Read memory at a physical address.
 
         Raises:
@@ -93,7 +99,7 @@ class Memory:
         except self._faults as error:
             raise LiveError(f"{what} at physical {address:#x}: {_said(error)}") from None
         if self.reads is not None:
-            self.reads.append((True, address, size))
+            self.reads.append((True, address, size, structure))
         return found
 
     def number(self, address: int, size: int, what: str) -> int:

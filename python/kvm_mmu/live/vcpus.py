@@ -120,7 +120,7 @@ class VcpuReader:
 
     def _vcpu(self, address: int, faults: Faults) -> VcpuState:
         layout = self._layout
-        raw = self._memory.read(address, layout.size("struct kvm_vcpu"), "a vCPU")
+        raw = self._memory.read(address, layout.size("struct kvm_vcpu"), "a vCPU", "struct kvm_vcpu")
 
         def number(key: str) -> int:
             place = layout[f"vcpu.{key}"]
