@@ -257,7 +257,7 @@ words! {
         /// The same, only where the table begins inside the slot.
         ByTableInSlot = "by_table_in_slot",
     }
-    /// The range that is flushed for a collapsed leaf.
+    /// The range that is flushed for one leaf that goes.
     CollapseFlush {
         /// That of the table.
         Table = "table",
@@ -429,7 +429,7 @@ facts! {
     zap_range_flush: ZapRangeFlush, "How zap_gfn_range flushes.", Vector;
     zap_range_blocks: ZapRangeBlocks, "Which faults zap_gfn_range makes retry while a notifier is active.", Vector;
     collapse: Collapse, "How small leaves are collapsed when the dirty log ends.", Vector, commit "20d49186c030";
-    collapse_flush: CollapseFlush, "The range that is flushed for a collapsed leaf.", Vector;
+    collapse_flush: CollapseFlush, "The range that is flushed for one leaf: collapsed, in the way of a table, or of a reverse map grown too long.", Vector;
     has_change_pte: bool, "The host can change a page's frame in place (notifier change_pte).", Vector;
     unmap_offers_lock: bool, "An unmap that may block offers the lock after each head, and flushes before it drops it.", Vector;
     aging_is_lockless: bool, "Aging takes no lock and never flushes.", Recording;

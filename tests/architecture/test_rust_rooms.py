@@ -23,7 +23,7 @@ FLOORS: list[tuple[str, str]] = [
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"
         " host_memory guest_memory invalid_list last_path invalidation runs slice lock_polls spte_table stats events"
-        " state root_list tdp_walk told memory backing debts holders operations promises",
+        " debt state root_list tdp_walk told memory backing debts holders operations promises",
     ),
     (
         "verbs",

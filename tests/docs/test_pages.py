@@ -258,6 +258,16 @@ def test_the_table_of_facts_is_what_the_command_prints() -> None:
     assert page[page.index("| fact | rule |") :].splitlines() == done.stdout.splitlines(), again
 
 
+def test_the_table_of_bugs_is_what_the_command_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvm_mmu", "kernels", "bugs"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    page = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    again = "write it again: kvm-mmu kernels bugs, into docs/fidelity.md"
+    assert done.stdout.strip() in page, again
+
+
 def test_the_table_of_recordings_is_what_the_command_prints() -> None:
     """Of the counts beside the recordings, which the tests that replay them hold."""
     done = subprocess.run(

@@ -202,3 +202,14 @@ def test_scenarios_and_paths_are_inputs(data: Path) -> None:
 def test_refusals(mix: Workload, options: dict[str, object], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         km.compare(mix, **{"plans": ["seed"], **options})  # type: ignore[arg-type]
+
+
+def test_a_kernel_without_mmio_cached_marks_is_named() -> None:
+    plans = ["seed", "zap-all"]
+    without = km.compare(mmio_mix(50, 0.1, "tail", kernel="v6.12"), plans, at="wrap")
+    assert [note for note in without.notes if "mmio_cached" in note] == [
+        "v6.12 keeps no mmio_cached marks on its shadow pages: seed goes by marks that the model adds"
+    ]
+    for kernel, chosen in (("v5.2", plans), ("v6.12", ["zap-all", "v5.4-fast"])):
+        found = km.compare(mmio_mix(50, 0.1, "tail", kernel=kernel), chosen, at="wrap")
+        assert not any("mmio_cached" in note for note in found.notes)

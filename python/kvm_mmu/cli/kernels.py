@@ -7,6 +7,7 @@ import json
 import textwrap
 from typing import Any
 
+from kvm_mmu.machine.kernel_bugs import markdown
 from kvm_mmu.machine.profiles import (
     EVENTS,
     KernelProfile,
@@ -39,6 +40,8 @@ def add_parser(subparsers: Any) -> None:
     diff.set_defaults(run=run_diff)
     table = below.add_parser("table", help="every fact of every kernel, as a Markdown table")
     table.set_defaults(run=run_table)
+    bugs = below.add_parser("bugs", help="the kernels' bugs that are part of the model, as a Markdown table")
+    bugs.set_defaults(run=run_bugs)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,6 +121,12 @@ def run_table(args: argparse.Namespace) -> int:
     for name, fact in facts.items():
         change = ", ".join(f"`{text}`" for text in (fact.commit, fact.cve) if text) or "-"
         print(f"| `{name}` | {fact.rule} | {_by_kernel(name)} | {change} | {fact.known} |")
+    return 0
+
+
+def run_bugs(_args: argparse.Namespace) -> int:
+    """Print which kernel has which bug, as the documentation has it."""
+    print(markdown())
     return 0
 
 

@@ -159,6 +159,19 @@ def _row(
     return row, seconds
 
 
+def _marks(chosen: Sequence[Plan], kernel: str) -> list[str]:
+    """Plans that go by marks which the kernel does not keep."""
+    if kernel_profile(kernel).facts.has_mmio_cached:
+        return []
+    going = [
+        forced_event.plan_name(plan)
+        for plan in chosen
+        if isinstance(plan, ZapPlan) and plan.only == "mmio_cached"
+    ]
+    goes, keeps = ("goes" if len(going) == 1 else "go"), "keeps no mmio_cached marks on its shadow pages"
+    return [f"{kernel} {keeps}: {', '.join(going)} {goes} by marks that the model adds"] if going else []
+
+
 def _compare_one(
     result: Comparison,
     workload: Workload,
@@ -185,7 +198,8 @@ def _compare_one(
             "size": workload.size,
         }
     )
-    result.notes += [note for note in workload.notes if note not in result.notes]
+    notes = [*workload.notes, *_marks(chosen, workload.vm.kernel)]
+    result.notes += [note for note in notes if note not in result.notes]
     result.own_events[workload.name, workload.vm.kernel] = workload.own_events.get(at, 0)
     for plan in chosen:
         progress(f"{workload.name}: {forced_event.plan_name(plan)}")

@@ -153,8 +153,9 @@ impl MmuState {
     /// What reading or clearing the log does to 64 pages; the caller owes the flush.
     pub(in crate::mmu) fn dirty_masked(&mut self, as_id: u8, id: u32, offset: u64, mask: u64) -> Result<i32> {
         let Some(slot) = self.find_slot_id(as_id, id)? else { return Err(Error::NoSlot { as_id, id }) };
-        let flush = self.protect_masked(slot, offset, mask);
-        self.is_flush_owed |= flush;
+        if self.protect_masked(slot, offset, mask) {
+            self.owe_slot(slot);
+        }
         Ok(0)
     }
 
@@ -191,12 +192,14 @@ impl MmuState {
         };
         if self.tables() == Tables::Tdp {
             let first = Gfn(self.slot_spec(slot).base).plus(offset);
-            let flush = self.tdp_protect_masked(as_id, first, mask, what == PtMasked::WriteProtect);
-            self.is_flush_owed |= flush;
+            if self.tdp_protect_masked(as_id, first, mask, what == PtMasked::WriteProtect) {
+                self.owe_slot(slot);
+            }
             return Ok(0);
         }
-        let flush = self.handle_masked(slot, offset, mask, handler);
-        self.is_flush_owed |= flush;
+        if self.handle_masked(slot, offset, mask, handler) {
+            self.owe_slot(slot);
+        }
         Ok(0)
     }
 }

@@ -80,7 +80,11 @@ impl MmuState {
             log.split = self.split_before(slot, offset, mask);
         }
         if log.is_flush_left {
-            self.is_flush_owed |= log.any;
+            if log.any
+                && let Ok(Some(slot)) = self.find_slot_id(log.as_id, log.id)
+            {
+                self.owe_slot(slot);
+            }
         } else if log.any
             && !is_chosen(Mutant::DirtyLogWithoutFlush)
             && let Ok(Some(slot)) = self.find_slot_id(log.as_id, log.id)

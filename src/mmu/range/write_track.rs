@@ -4,6 +4,7 @@
 //! Differs: taking a count below zero, which the kernel warns of, changes nothing.
 
 use crate::mmu::tables::Tables;
+use crate::mmu::vm::debt::Debt;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
@@ -34,7 +35,9 @@ impl MmuState {
     /// The same, with the flush left to the caller.
     pub(in crate::mmu) fn gfn_write_protect(&mut self, as_id: u8, gfn: Gfn, least: u8) -> Result<i32> {
         let any = self.slot_gfn_write_protect(as_id, gfn, least.max(PAGE_TABLE))?;
-        self.is_flush_owed |= any;
+        if any {
+            self.owe(Debt::EVERYTHING);
+        }
         Ok(i32::from(any))
     }
 

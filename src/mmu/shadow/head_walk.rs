@@ -4,7 +4,7 @@
 //! Models v5.0/v5.2 `slot_handle_level_range` and its users' handlers. A walk keeps its place by slot id, so that it
 //! survives whatever happens while the lock is dropped.
 
-use crate::kernels::{Collapse, CollapseFlush};
+use crate::kernels::Collapse;
 use crate::mmu::pages::page_arena::Sptep;
 use crate::mmu::pages::pte_list::{PteCursor, PteHead};
 use crate::mmu::pages::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
@@ -190,13 +190,7 @@ impl MmuState {
                     self.spte_clear_track_bits(sptep);
                     self.remove_from_head(slot, index, level, sptep);
                     if self.config.flush_range {
-                        let gfn = match self.config.kernel.collapse_flush {
-                            CollapseFlush::Table => self.arena.key(sptep.page()).gfn,
-                            CollapseFlush::Entry => {
-                                self.arena.key(sptep.page()).gfn_of(sptep.index()).align_down(level)
-                            }
-                        };
-                        self.flush_remote_tlbs_with_address(gfn, pages_per(level));
+                        self.flush_place(sptep, self.arena.key(sptep.page()).gfn_of(sptep.index()));
                     } else {
                         flush = true;
                     }

@@ -2,6 +2,7 @@
 //!
 //! Models v5.0/v5.2 `link_shadow_page`, `mmu_set_spte`, `set_spte`, `drop_large_spte`, `rmap_recycle`.
 
+use crate::kernels::CollapseFlush;
 use crate::mmu::pages::mapping::{Backing, Mapping};
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_large, is_shadow_present, pfn_of};
@@ -60,10 +61,19 @@ impl MmuState {
         if is_shadow_present(&self.masks, spte) && is_large(spte) {
             self.drop_spte(sptep);
             self.stats.lpages -= 1;
-            let key = self.arena.key(sptep.page());
-            let (gfn, level) = (key.gfn, key.role.level());
-            self.flush_remote_tlbs_with_address(gfn, pages_per(level));
+            self.flush_place(sptep, self.arena.key(sptep.page()).gfn_of(sptep.index()));
         }
+    }
+
+    /// Flushes the range of an entry that mapped a gfn; older kernels begin at the gfn of its table and miss it.
+    pub(in crate::mmu) fn flush_place(&mut self, sptep: Sptep, gfn: Gfn) {
+        let key = self.arena.key(sptep.page());
+        let level = key.role.level();
+        let first = match self.config.kernel.collapse_flush {
+            CollapseFlush::Table => key.gfn,
+            CollapseFlush::Entry => gfn.align_down(level),
+        };
+        self.flush_remote_tlbs_with_address(first, pages_per(level));
     }
 
     /// Installs a leaf or an MMIO SPTE; true if the access must be emulated.
@@ -173,13 +183,12 @@ impl MmuState {
 
     /// Drops a list that grew too long.
     pub(in crate::mmu) fn rmap_recycle(&mut self, sptep: Sptep, gfn: Gfn) {
-        let key = *self.arena.key(sptep.page());
-        let level = key.role.level();
-        if let Some(slot) = self.find_slot(key.role.as_id(), gfn) {
-            let index = self.slot_spec(slot).index(gfn, level);
-            self.zap_rmap(slot, index, level);
+        let role = self.arena.key(sptep.page()).role;
+        if let Some(slot) = self.find_slot(role.as_id(), gfn) {
+            let index = self.slot_spec(slot).index(gfn, role.level());
+            self.zap_rmap(slot, index, role.level());
         }
-        self.flush_remote_tlbs_with_address(key.gfn, pages_per(level));
+        self.flush_place(sptep, gfn);
     }
 }
 

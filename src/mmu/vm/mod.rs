@@ -1,5 +1,6 @@
 //! The nouns of a VM: memslots, host memory, vCPUs, TLBs, events, lock polls, runs and the state that holds them.
 
+pub(in crate::mmu) mod debt;
 pub mod events;
 pub(in crate::mmu) mod guest_memory;
 pub(in crate::mmu) mod host_memory;

@@ -15,6 +15,7 @@ use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::mmio_pages::MmioPages;
 use crate::mmu::shadow::page_hash::PageHash;
 use crate::mmu::tdp::root_list::RootList;
+use crate::mmu::vm::debt::Debt;
 use crate::mmu::vm::events::{Event, Events, PageFacts};
 use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
@@ -89,8 +90,8 @@ pub struct MmuState {
     pub(in crate::mmu) zapped_obsolete: InvalidList,
     /// gfns of leaves whose table was made for another gfn, which an address above the root's range does.
     pub(in crate::mmu) aliased: BTreeMap<Sptep, Gfn>,
-    /// A call reported that its caller must flush, and none has come since.
-    pub(in crate::mmu) is_flush_owed: bool,
+    /// Calls reported that their callers must flush this, and no such flush has come since.
+    pub(in crate::mmu) owed: Debt,
     /// A root was loaded over another, whose count stays.
     pub(in crate::mmu) is_root_leaked: bool,
     /// New dirty bitmaps start full (`KVM_DIRTY_LOG_INITIALLY_SET`).
@@ -147,7 +148,7 @@ impl MmuState {
             requested: 0,
             zapped_obsolete: InvalidList::default(),
             aliased: BTreeMap::new(),
-            is_flush_owed: false,
+            owed: Debt::NONE,
             is_root_leaked: false,
             is_log_initially_set: false,
             log_read: DirtyLog::default(),
@@ -218,13 +219,24 @@ impl MmuState {
         self.events.push(|| Event::Flush);
         self.stats.flush += 1;
         self.work.flushes += 1;
-        self.is_flush_owed = false;
+        self.owed = Debt::NONE;
         for vcpu in &mut self.vcpus {
             vcpu.requests |= REQ_TLB_FLUSH;
         }
         if let Some(ghost) = &mut self.ghost {
             ghost.flushed();
         }
+    }
+
+    /// Leaves a flush to the caller.
+    pub(in crate::mmu) fn owe(&mut self, debt: Debt) {
+        self.owed = self.owed.join(debt);
+    }
+
+    /// Leaves a flush of a slot to the caller.
+    pub(in crate::mmu) fn owe_slot(&mut self, slot: SlotAt) {
+        let spec = self.slot_spec(slot);
+        self.owe(Debt::of(Gfn(spec.base), spec.npages));
     }
 
     /// Flushes a range of gfns through the hook, or everything where there is none.
@@ -244,6 +256,7 @@ impl MmuState {
         self.events.push(|| Event::FlushRange { gfn: gfn.0, pages });
         self.stats.flush_range += 1;
         self.work.flushes_ranged += 1;
+        self.owed = self.owed.after_flush(gfn, pages);
         for vcpu in &mut self.vcpus {
             vcpu.tlb.flush_range(gfn, pages);
         }

@@ -371,7 +371,7 @@ impl MmuState {
     /// Prepared pages and a flush left to the caller allow a TLB to lag behind: without a ghost nothing is said then, with
     /// one only what no debt accounts for.
     fn audit_tlbs(&self, report: &mut Report) {
-        let is_owed = self.is_flush_owed || !self.zapped_obsolete.is_empty() || self.has_unfinished_runs();
+        let is_owed = !self.owed.is_none() || !self.zapped_obsolete.is_empty() || self.has_unfinished_runs();
         if is_owed && self.ghost.is_none() {
             return;
         }

@@ -14,6 +14,7 @@ use crate::mmu::shadow::active_pages::ActivePages;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::shadow::mmio_pages::MmioPages;
 use crate::mmu::shadow::page_hash::PageHash;
+use crate::mmu::vm::debt::Debt;
 use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
@@ -61,7 +62,8 @@ struct Body {
     aliased: Vec<(Sptep, Gfn)>,
     invalidation: Invalidation,
     nx_list: VecDeque<PageIdx>,
-    facts: [bool; 3],
+    facts: [bool; 2],
+    owed: Debt,
     tdp: TdpMmu,
 }
 
@@ -117,7 +119,8 @@ impl MmuState {
             aliased: twin.aliased.into_iter().collect(),
             invalidation: twin.invalidation,
             nx_list: twin.nx_list,
-            facts: [twin.is_flush_owed, twin.is_root_leaked, twin.is_log_initially_set],
+            facts: [twin.is_root_leaked, twin.is_log_initially_set],
+            owed: twin.owed,
             tdp: twin.tdp,
         };
         let failed = |error: postcard::Error| Error::Saved(format!("cannot be written: {error}"));
@@ -173,7 +176,8 @@ impl MmuState {
         state.invalidation = body.invalidation;
         state.nx_list = body.nx_list;
         state.tdp = body.tdp;
-        [state.is_flush_owed, state.is_root_leaked, state.is_log_initially_set] = body.facts;
+        [state.is_root_leaked, state.is_log_initially_set] = body.facts;
+        state.owed = body.owed;
         state.check_saved()?;
         let is_high = |page| state.arena.key(page).gfn.0 >> state.root_gfn_bits != 0;
         state.has_high_pages = state.arena.live().any(is_high);

@@ -9,6 +9,7 @@ use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::pages::walk::{is_large, is_shadow_present};
 use crate::mmu::tables::Tables;
 use crate::mmu::tdp::tdp_walk::{Body, Lock, Roots, TdpWalk};
+use crate::mmu::vm::debt::Debt;
 use crate::mmu::vm::runs::{Handler, HeadWalk, Kind, RangeRun, RangeWalk, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
@@ -192,7 +193,7 @@ impl MmuState {
             match tdp.owes {
                 TdpOwes::Nothing => {}
                 TdpOwes::Flush => self.flush_remote_tlbs(),
-                TdpOwes::Caller => self.is_flush_owed = true,
+                TdpOwes::Caller => self.owe(Debt::EVERYTHING),
             }
             tdp.walk.flush = false;
         }
@@ -216,7 +217,9 @@ impl MmuState {
             walk.flush = false;
             run.account.ret = 1;
         }
-        self.is_flush_owed |= walk.flush;
+        if walk.flush {
+            self.owe(Debt::of(walk.start, walk.end.0.wrapping_sub(walk.start.0).wrapping_add(1)));
+        }
         Step::Done
     }
 

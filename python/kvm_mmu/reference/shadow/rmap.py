@@ -146,7 +146,7 @@ def rmap_recycle(kvm: Kvm, sp: ShadowPage, gfn: int) -> None:
     if slot is not None and head is not None:
         kvm_zap_rmapp(kvm, slot, head)
         del slot.rmap[level][gfn_to_index(gfn, slot.base_gfn, level)]
-    first = gfn if kvm.rules.collapse_flush == "entry" else sp.gfn
+    first = gfn & -kvm_pages_per_hpage(level) if kvm.rules.collapse_flush == "entry" else sp.gfn
     kvm_flush_remote_tlbs_with_address(kvm, first, kvm_pages_per_hpage(level))
 
 

@@ -6,6 +6,7 @@ trace.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ _UPDATES = "memslots_updated"
 _TDP_CHANGED = "kvm_tdp_mmu_spte_changed"
 _PRESENT, _LARGE = 1 << 11, 1 << 7
 _SHOWN = 8
+#: Columns of a terminal.
+_WIDTH = 80
 
 
 @dataclass
@@ -237,6 +240,7 @@ class TraceSummary:
             lines.append(
                 "  what it says of the role is kept as text; report again with raw fields (trace-cmd report -R)"
             )
+        lines = [part for line in lines for part in _folded(line)]
         lines.extend(f"    line {line}: {text}" for line, text in counts["examples"][:_SHOWN])
         return escaped("\n".join(lines))
 
@@ -289,6 +293,21 @@ def summarize(trace: Traced, *, strict: bool = False, only: Window | None = None
 def _first_not_understood(counts: dict[str, Any]) -> list[tuple[int, str]]:
     overlong = [(counts["first_overlong"], "a line longer than 1 MiB")] if counts["overlong"] else []
     return [*counts["examples"][:1], *overlong]
+
+
+def _folded(line: str) -> list[str]:
+    """The line in as many as a terminal needs; a path that is too long stays whole."""
+    if len(line) <= _WIDTH:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    return textwrap.wrap(
+        line.lstrip(" "),
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _s(count: int) -> str:
