@@ -4,17 +4,19 @@
 //! `ept_ad`, 46 physical bits, one vCPU, one slot, 4 KiB pages, events off. Time is this thread's processor time, so that
 //! a busy machine does not count; what it does to the caches still does.
 
+pub mod guest;
 pub mod lists;
 pub mod machine;
 pub mod map;
 pub mod mmio;
 pub mod rows;
+pub mod whole;
 pub mod zap;
 
 use std::hint::black_box;
 
 use kvm_mmu::mmu::{
-    Config, EventMode, Family, GfnHash, Kernel, Mmu, Progress, RunReport, SlotChange, SlotSpec, Task,
+    Config, EventMode, Family, GfnHash, Kernel, Mmu, Progress, RunReport, SlotChange, SlotSpec, Task, Work,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -36,6 +38,8 @@ pub struct Timed {
     pub count: u64,
     /// Seconds for all of them.
     pub seconds: f64,
+    /// What the core counted meanwhile, where a VM did the work.
+    pub work: Option<Work>,
 }
 
 impl Timed {
@@ -57,17 +61,25 @@ fn thread_seconds() -> f64 {
 pub fn timed(count: u64, work: impl FnOnce()) -> Timed {
     let start = thread_seconds();
     work();
-    Timed { count, seconds: thread_seconds() - start }
+    Timed { count, seconds: thread_seconds() - start, work: None }
 }
 
-/// A VM with one slot from gfn 0, its vCPU entered, its limit out of the way.
+/// Times what is done to a VM, and takes its own counts of that.
+pub fn timed_on(mmu: &mut Mmu, count: u64, work: impl FnOnce(&mut Mmu)) -> Timed {
+    let before = mmu.work();
+    let done = timed(count, || work(mmu));
+    Timed { work: Some(mmu.work().since(&before)), ..done }
+}
+
+/// A VM with one slot from gfn 0, its vCPU entered, its limit out of the way. `v6.12-tdp` is v6.12 with the TDP MMU.
 ///
 /// # Panics
 /// If the core refuses the configuration.
 #[must_use]
 pub fn vm(kernel: &str, npages: u64, flags: u32, gfn_hash: GfnHash) -> Mmu {
-    let profile = Kernel::by_name(kernel).expect("a known kernel");
-    let config = Config { family: Family::EptAd, events: EventMode::Off, gfn_hash, ..Config::new(profile) };
+    let (name, tdp_mmu) = kernel.strip_suffix("-tdp").map_or((kernel, false), |name| (name, true));
+    let profile = Kernel::by_name(name).expect("a known kernel");
+    let config = Config { family: Family::EptAd, events: EventMode::Off, gfn_hash, tdp_mmu, ..Config::new(profile) };
     let mut mmu = Mmu::new(config).expect("a valid configuration");
     let spec = SlotSpec { id: 0, base: 0, npages, hva: 0x10_0000_0000, flags };
     mmu.install_slot(0, 2, SlotChange::Put(spec)).expect("the slot is valid");

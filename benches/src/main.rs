@@ -4,13 +4,23 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use kvm_mmu::mmu::Work;
 use kvm_mmu_benches::rows::{Case, cases};
-use kvm_mmu_benches::zap;
+use kvm_mmu_benches::{Timed, zap};
 
-fn measure(case: &Case, is_once: bool) -> Vec<f64> {
-    let mut runs: Vec<f64> = (0..if is_once { 1 } else { case.runs }).map(|_| (case.run)().ns()).collect();
+fn measure(case: &Case, is_once: bool) -> (Vec<f64>, Timed) {
+    let all: Vec<Timed> = (0..if is_once { 1 } else { case.runs.max(1) }).map(|_| (case.run)()).collect();
+    let mut runs: Vec<f64> = all.iter().map(Timed::ns).collect();
     runs.sort_by(f64::total_cmp);
-    runs
+    (runs, all[0])
+}
+
+/// What the core counted, an operation: the counters that moved, as the members of a JSON object.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn work_of(one: &Timed) -> String {
+    let moved = one.work.iter().flat_map(Work::named).filter(|&(_, count)| count != 0);
+    let each = moved.map(|(name, count)| format!(r#""{name}":{:.4}"#, count as f64 / one.count as f64));
+    each.collect::<Vec<_>>().join(",")
 }
 
 fn main() -> io::Result<()> {
@@ -25,11 +35,12 @@ fn main() -> io::Result<()> {
         if is_progress_shown {
             eprintln!("{name} {kernel}");
         }
-        let runs = measure(case, is_once);
+        let (runs, one) = measure(case, is_once);
+        let work = work_of(&one);
         let (median, least, most) = (runs[runs.len() / 2], runs[0], runs[runs.len() - 1]);
         writeln!(
             out,
-            r#"{{"case":"{name}","kernel":"{kernel}","ns":{median:.3},"min":{least:.3},"max":{most:.3},"runs":{}}}"#,
+            r#"{{"case":"{name}","kernel":"{kernel}","ns":{median:.3},"min":{least:.3},"max":{most:.3},"runs":{},"work":{{{work}}}}}"#,
             runs.len()
         )?;
         out.flush()?;

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use kvm_mmu::mmu::{GfnHash, Mmu, SlotWalk, Task};
 
-use crate::{Timed, WRITE, WRITE_PRESENT, fault, finish, permutation, timed, vm};
+use crate::{Timed, WRITE, WRITE_PRESENT, fault, finish, permutation, timed_on, vm};
 
 /// Order in which a slot's pages are touched.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +35,10 @@ pub fn map(kernel: &str, gib: u64, order: Order, prefetch: bool) -> Timed {
     let npages = gib << 18;
     let mut mmu = vm(kernel, npages, u32::from(!prefetch), GfnHash::Kernel);
     let shuffled = matches!(order, Order::Random).then(|| permutation(npages));
-    timed(npages, || match order {
-        Order::Ascending => (0..npages).for_each(|gfn| touch(&mut mmu, gfn)),
-        Order::Random => shuffled.iter().flatten().for_each(|&gfn| touch(&mut mmu, gfn)),
-        Order::Descending => (0..npages).rev().for_each(|gfn| touch(&mut mmu, gfn)),
+    timed_on(&mut mmu, npages, |mmu| match order {
+        Order::Ascending => (0..npages).for_each(|gfn| touch(mmu, gfn)),
+        Order::Random => shuffled.iter().flatten().for_each(|&gfn| touch(mmu, gfn)),
+        Order::Descending => (0..npages).rev().for_each(|gfn| touch(mmu, gfn)),
     })
 }
 
@@ -58,8 +58,8 @@ pub fn write_protect(kernel: &str, again: bool) -> Timed {
     if again {
         finish(&mut mmu, PROTECT);
     }
-    timed(PROTECTED, || {
-        black_box(finish(&mut mmu, PROTECT));
+    timed_on(&mut mmu, PROTECTED, |mmu| {
+        black_box(finish(mmu, PROTECT));
     })
 }
 
@@ -68,5 +68,5 @@ pub fn write_protect(kernel: &str, again: bool) -> Timed {
 pub fn fast_page_fault(kernel: &str) -> Timed {
     let mut mmu = mapped(kernel);
     finish(&mut mmu, PROTECT);
-    timed(PROTECTED, || (0..PROTECTED).for_each(|gfn| fault(&mut mmu, gfn, WRITE_PRESENT)))
+    timed_on(&mut mmu, PROTECTED, |mmu| (0..PROTECTED).for_each(|gfn| fault(mmu, gfn, WRITE_PRESENT)))
 }

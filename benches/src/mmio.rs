@@ -2,7 +2,7 @@
 
 use kvm_mmu::mmu::{GfnHash, Mmu};
 
-use crate::{HOLE, READ, RSVD, TABLE, Timed, fault, permutation, timed, vm};
+use crate::{HOLE, READ, RSVD, TABLE, Timed, fault, permutation, timed_on, vm};
 
 const GFNS: u64 = 65_536;
 
@@ -16,7 +16,7 @@ fn marked(kernel: &str) -> Mmu {
 #[must_use]
 pub fn first(kernel: &str) -> Timed {
     let mut mmu = vm(kernel, TABLE, 0, GfnHash::Kernel);
-    timed(GFNS, || (HOLE..HOLE + GFNS).for_each(|gfn| fault(&mut mmu, gfn, READ)))
+    timed_on(&mut mmu, GFNS, |mmu| (HOLE..HOLE + GFNS).for_each(|gfn| fault(mmu, gfn, READ)))
 }
 
 /// Reserved-bit faults on current MMIO SPTEs, another gfn each time.
@@ -24,9 +24,9 @@ pub fn first(kernel: &str) -> Timed {
 pub fn hit(kernel: &str, random: bool) -> Timed {
     let mut mmu = marked(kernel);
     let order = if random { permutation(GFNS) } else { (0..GFNS).collect() };
-    timed(GFNS * 8, || {
+    timed_on(&mut mmu, GFNS * 8, |mmu| {
         for _ in 0..8 {
-            order.iter().for_each(|at| fault(&mut mmu, HOLE + at, RSVD));
+            order.iter().for_each(|at| fault(mmu, HOLE + at, RSVD));
         }
     })
 }
@@ -36,7 +36,7 @@ pub fn hit(kernel: &str, random: bool) -> Timed {
 pub fn cached(kernel: &str) -> Timed {
     let mut mmu = vm(kernel, TABLE, 0, GfnHash::Kernel);
     fault(&mut mmu, HOLE, READ);
-    timed(1 << 22, || (0..1 << 22).for_each(|_| fault(&mut mmu, HOLE, RSVD)))
+    timed_on(&mut mmu, 1 << 22, |mmu| (0..1 << 22).for_each(|_| fault(mmu, HOLE, RSVD)))
 }
 
 /// Reserved-bit faults after the generation changed: slow path, entry rewritten.
@@ -47,5 +47,5 @@ pub fn cached(kernel: &str) -> Timed {
 pub fn stale(kernel: &str) -> Timed {
     let mut mmu = marked(kernel);
     mmu.set_generation(0, 6).expect("address space 0 exists");
-    timed(GFNS, || (HOLE..HOLE + GFNS).for_each(|gfn| fault(&mut mmu, gfn, RSVD)))
+    timed_on(&mut mmu, GFNS, |mmu| (HOLE..HOLE + GFNS).for_each(|gfn| fault(mmu, gfn, RSVD)))
 }

@@ -3,7 +3,7 @@
 use kvm_mmu::mmu::GfnHash;
 
 use crate::map::{Order, fast_page_fault, map, write_protect};
-use crate::{Timed, lists, machine, mmio, zap};
+use crate::{Timed, guest, lists, machine, mmio, whole, zap};
 
 const KERNELS: [&str; 2] = ["v5.0", "v5.2"];
 const WITH_SEED: [&str; 3] = ["v5.0", "v5.2", "v5.0-seed"];
@@ -52,8 +52,11 @@ impl Table {
     fn lists(&mut self, kernel: &'static str) {
         self.add("rmap/", kernel, 7, move || lists::rmap(kernel));
         for length in [1, 4, 16, 64, 256] {
-            self.add(format!("pte-list-add/chain of {length}"), kernel, 7, move || lists::pte_list(length).0);
-            self.add(format!("pte-list-remove/chain of {length}"), kernel, 7, move || lists::pte_list(length).1);
+            self.add(format!("pte-list-add/chain of {length}"), kernel, 7, move || lists::pte_list(length, false).0);
+            self.add(format!("pte-list-remove/chain of {length}"), kernel, 7, move || lists::pte_list(length, false).1);
+            self.add(format!("pte-list-remove-reverse/chain of {length}"), kernel, 7, move || {
+                lists::pte_list(length, true).1
+            });
         }
         for (tables, name) in [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")] {
             self.add(format!("get-page/{name}"), kernel, 5, move || lists::get_page(kernel, tables, GfnHash::Kernel));
@@ -69,6 +72,33 @@ impl Table {
         }
         for (tables, runs, name) in [(1_000, 7, "1k"), (10_000, 7, "10k"), (100_000, 3, "100k")] {
             self.add(format!("zap-sparse/{name}"), kernel, runs, move || zap::everything(kernel, tables, 1));
+            self.add(format!("zap-15/{name}"), kernel, runs, move || zap::everything(kernel, tables, 15));
+        }
+    }
+
+    /// Rows of kernels that the figures of C do not have, and of what only we do.
+    fn ours(&mut self) {
+        for kernel in ["v6.12", "v6.12-tdp"] {
+            for (gib, runs) in [(1, 7), (4, 3)] {
+                self.add(format!("map-newer/{gib} GiB"), kernel, runs, move || {
+                    map(kernel, gib, Order::Ascending, true)
+                });
+            }
+            self.add("zap-newer/1k", kernel, 7, move || zap::everything(kernel, 1_000, 512));
+        }
+        for kernel in ["v5.0", "v6.12", "v6.12-tdp"] {
+            self.add("access/a fault each", kernel, 7, move || guest::access(kernel, 1, false));
+            self.add("access/a fault each, many", kernel, 7, move || guest::access_many(kernel, 1));
+            self.add("access/hits", kernel, 7, move || guest::access(kernel, 1, true));
+        }
+        let sizes = [(100_000, 1, "100k of one entry"), (1_000, 512, "1k full"), (10_000, 512, "10k full")];
+        for (tables, leaves, name) in sizes {
+            self.add(format!("clone/{name}"), "v5.0", 5, move || whole::clone("v5.0", tables, leaves));
+            self.add(format!("clone-step/{name}"), "v5.0", 5, move || whole::clone_and_step("v5.0", tables, leaves));
+        }
+        for (tables, leaves, name) in [(10_000, 1, "10k of one entry"), (1_000, 512, "1k full")] {
+            self.add(format!("digest/{name}"), "v5.0", 3, move || whole::digest("v5.0", tables, leaves, false));
+            self.add(format!("digest-again/{name}"), "v5.0", 3, move || whole::digest("v5.0", tables, leaves, true));
         }
     }
 
@@ -78,8 +108,13 @@ impl Table {
                 // The seed's walk of 100,000 pages takes seconds.
                 let runs = if plan == "seed" && tables == 100_000 { 1 } else { runs };
                 self.add(format!("wrap-{name}/{percent} %"), shown, runs, move || {
-                    zap::mmio_wrap(kernel, tables, percent, plan)
+                    zap::mmio_wrap(kernel, tables, percent, 1, plan)
                 });
+                if tables < 100_000 {
+                    self.add(format!("wrap-15-{name}/{percent} %"), shown, runs, move || {
+                        zap::mmio_wrap(kernel, tables, percent, 15, plan)
+                    });
+                }
             }
         }
     }
@@ -100,5 +135,6 @@ pub fn cases() -> Vec<Case> {
     table.wraps("v5.0-seed", "v5.0-seed", "seed");
     table.wraps("v5.2", "indexed", "indexed");
     KERNELS.into_iter().for_each(|kernel| table.lists(kernel));
+    table.ours();
     table.0
 }

@@ -97,6 +97,37 @@ impl Mmu {
         self.told(OpKind::Access, |state| state.access(vcpu, gpa, kind))
     }
 
+    /// Guest accesses in turn, as so many calls of [`Self::access`]; `done` is told how each ended. Ascending neighbours that
+    /// are mapped for the first time are mapped together.
+    pub fn access_many(
+        &mut self,
+        vcpu: u16,
+        gpas: &[u64],
+        kind: AccessKind,
+        mut done: impl FnMut(AccessResult),
+    ) -> Result<()> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        let mut left = gpas;
+        let mut may_run = false;
+        while let Some((&gpa, rest)) = left.split_first() {
+            if may_run {
+                let (count, each) = self.state.access_run(vcpu, left, kind);
+                (0..count).for_each(|_| done(each));
+                left = &left[count..];
+                may_run = false;
+                if count > 0 {
+                    continue;
+                }
+            }
+            let ended = self.state.access(vcpu, gpa, kind)?;
+            done(ended);
+            // What follows a fault is likely to fault as well.
+            may_run = ended.faults == 1 && rest.first() == Some(&gpa.wrapping_add(1 << 12));
+            left = rest;
+        }
+        Ok(())
+    }
+
     /// The page fault entry with an error code, without vCPU entry: 1 resume, 0 exit to user space, negative errno.
     pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;

@@ -242,13 +242,11 @@ impl Mmu {
             // A copy, because other threads may write to the caller's array while the GIL is released.
             let chunk = chunk.to_vec();
             self.try_call(py, |mmu| {
-                for &gpa in &chunk {
-                    let done = mmu.access(vcpu, gpa, kind)?;
+                mmu.access_many(vcpu, &chunk, kind, |done| {
                     outcomes.push(done.outcome as u8);
                     faults.push(done.faults);
                     rets.push(done.ret);
-                }
-                Ok(())
+                })
             })?;
             py.check_signals()?;
         }

@@ -4,12 +4,11 @@
 //! that would not change is left alone, and then nothing is mapped ahead.
 
 use crate::kernels::{ChildReuse, LargeInWay, MmioOverLeaf, OldEntryExempts};
-use crate::mmu::fault::page_fault::{Handled, PTE_PREFETCH_NUM};
+use crate::mmu::fault::page_fault::{Handled, PTE_PREFETCH_NUM, lowest};
 use crate::mmu::pages::mapping::{Backing, Mapping};
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_large, is_last, is_shadow_present, pfn_of};
 use crate::mmu::shadow::link::RMAP_RECYCLE_THRESHOLD;
-use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{ACC_EXEC, ACC_WRITE};
 use crate::mmu::words::addr::{Gfn, Pfn};
@@ -21,8 +20,6 @@ use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
 use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
 use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::HostLookup;
-
-const EPERM: i32 = 1;
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +86,9 @@ impl MmuState {
         };
         let mapping = Mapping { gfn: asked.align_down(goal), level: goal, backing, ..mapping };
         let is_written = if let HostLookup::Found { is_written, .. } = host { *is_written } else { None };
+        if goal == PAGE_TABLE {
+            self.remember_path(root, addr, page);
+        }
         let (set, emulate) = self.set_leaf(sptep, &mapping, is_written);
         let is_emulated = emulate && set != Set::Mmio && self.config.kernel.emulate_wins_over_spurious;
         if set == Set::Written || is_emulated || set == Set::Unchanged && is_chosen(Mutant::PrefetchAfterUnchanged) {
@@ -234,15 +234,8 @@ impl MmuState {
             let is_exempt = before & WRITABLE != 0 && !is_stale && exempts != OldEntryExempts::None;
             if !is_exempt {
                 let gfn = mapping.gfn;
-                let probes = self.config.probes;
-                self.push_if(probes, || Event::TryUnsync {
-                    gfn: gfn.0,
-                    can_unsync: true,
-                    prefetch: mapping.speculative,
-                });
                 is_protected = self.needs_write_protect(mapping.slot, gfn);
-                let ret = if is_protected { -EPERM } else { 0 };
-                self.push_if(probes, || Event::TryUnsyncRet { ret });
+                self.push_try_unsync(gfn, mapping.speculative, is_protected);
             }
             if is_protected {
                 spte &= !writable;
@@ -259,15 +252,9 @@ impl MmuState {
         (spte, is_protected)
     }
 
-    fn push_if(&mut self, is_on: bool, make: impl FnOnce() -> Event) {
-        if is_on {
-            self.events.push(make);
-        }
-    }
-
     /// Maps the absent entries of the aligned group of eight, run by run; the last run may reach the group's end, or is
     /// forgotten there.
-    fn prefetch_group(&mut self, mapping: &Mapping, sptep: Sptep, host: &HostLookup) {
+    pub(in crate::mmu) fn prefetch_group(&mut self, mapping: &Mapping, sptep: Sptep, host: &HostLookup) {
         let page = sptep.page();
         let role = self.arena.key(page).role;
         // What is being invalidated could be among the neighbours.
@@ -277,19 +264,21 @@ impl MmuState {
         }
         let first = sptep.index() / PTE_PREFETCH_NUM * PTE_PREFETCH_NUM;
         let drops_last = self.config.kernel.prefetch_drops_open_run != is_chosen(Mutant::LastRunNotMapped);
-        let mut run_start = None;
-        for index in first..=first + PTE_PREFETCH_NUM {
-            let is_open = index < first + PTE_PREFETCH_NUM
-                && index != sptep.index()
-                && !is_shadow_present(&self.masks, self.arena.spte(page.sptep(index)));
-            if is_open {
-                run_start = run_start.or(Some(index));
-            } else if let Some(start) = run_start.take()
-                && !(drops_last && index == first + PTE_PREFETCH_NUM)
-                && !self.prefetch_found(mapping, page, start, index, host)
-            {
+        // One bit an entry: the faulting one and those present close a run, the others are open.
+        let present = self.arena.table(page).which_of_eight(first, |spte| is_shadow_present(&self.masks, spte));
+        let closed = u16::from(present) | 1 << (sptep.index() - first) | 1 << PTE_PREFETCH_NUM;
+        let mut at = 0;
+        loop {
+            let start = lowest(!closed >> at) + at;
+            if start >= PTE_PREFETCH_NUM {
                 return;
             }
+            let end = lowest(closed >> start) + start;
+            let is_dropped = drops_last && end == PTE_PREFETCH_NUM;
+            if is_dropped || !self.prefetch_found(mapping, page, first + start, first + end, host) {
+                return;
+            }
+            at = end;
         }
     }
 

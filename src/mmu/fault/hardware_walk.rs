@@ -3,6 +3,7 @@
 //!
 //! Models no kernel function: this is the environment of the vectors. The TLB is filled but never asked.
 
+use crate::mmu::pages::last_path::LastHardware;
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_last};
 use crate::mmu::vm::events::Event;
@@ -40,12 +41,14 @@ impl MmuState {
             if faults == MAX_FAULTS {
                 break Outcome::Stuck;
             }
-            let entered = self.enter(vcpu)?;
-            if entered < 0 {
-                ret = entered;
-                break Outcome::Error;
+            if self.vcpus[vcpu].requests != 0 || self.vcpus[vcpu].root == PageIdx::NONE {
+                let entered = self.enter(vcpu)?;
+                if entered < 0 {
+                    ret = entered;
+                    break Outcome::Error;
+                }
             }
-            let Err(error_code) = self.hardware_walk(vcpu, gpa, kind) else { break Outcome::Hit };
+            let Err(error_code) = self.walk_nearby(vcpu, gpa, kind) else { break Outcome::Hit };
             faults += 1;
             let number = u16::try_from(vcpu).unwrap_or(u16::MAX);
             self.events.push(|| Event::Fault { vcpu: number, addr: gpa, error_code });
@@ -62,14 +65,44 @@ impl MmuState {
         Ok(AccessResult { outcome, faults, ret })
     }
 
-    /// Walks as the processor does; the error code of the fault if it fails.
+    /// Walks as the processor does. Within the 2 MiB where it came last, only the leaf is looked at.
+    #[inline]
+    fn walk_nearby(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
+        let table = self.last_hardware.get().table(self.vcpus[vcpu].root, gpa);
+        let Some(table) = table.filter(|_| self.ghost.is_none()) else {
+            return self.hardware_walk(vcpu, gpa, kind);
+        };
+        let sptep = table.sptep(table_index(gpa, 1));
+        let leaf = self.arena.spte(sptep);
+        self.allows_through(kind, leaf)?;
+        self.set_accessed_dirty(vcpu, gpa, kind, &[sptep], leaf);
+        self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gpa), leaf, level: 1 });
+        Ok(())
+    }
+
+    /// Whether the processor lets an access through a leaf of level 1; the error code if not.
+    #[inline]
+    pub(super) fn allows_through(&self, kind: AccessKind, spte: u64) -> std::result::Result<(), u64> {
+        let reserved = self.masks.reserved_address;
+        match self.config.family {
+            Family::Npt | Family::Shadow => self.allows_npt(kind, reserved, spte),
+            Family::EptAd | Family::EptNoad => self.allows_ept(kind, reserved, spte),
+        }
+    }
+
+    /// Walks from the root as the processor does; the error code of the fault if it fails.
+    #[inline(never)]
     fn hardware_walk(&mut self, vcpu: usize, gpa: u64, kind: AccessKind) -> std::result::Result<(), u64> {
         let root = self.root_for(vcpu, gpa);
         let path = match self.config.family {
             Family::Npt | Family::Shadow => self.walk_npt(root, gpa, kind),
             Family::EptAd | Family::EptNoad => self.walk_ept(root, gpa, kind),
         }?;
-        self.set_accessed_dirty(vcpu, gpa, kind, &path);
+        self.set_accessed_dirty(vcpu, gpa, kind, &path.places[..path.len], path.leaf);
+        // Links of shadow paging do not allow all access.
+        if path.level == 1 && self.config.family != Family::Shadow {
+            self.last_hardware.set(LastHardware::new(root, gpa, path.places[path.len.wrapping_sub(1) % 5].page()));
+        }
         let (leaf, level) = (path.leaf, path.level);
         self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gpa), leaf, level });
         if kind == AccessKind::Write {
@@ -94,28 +127,38 @@ impl MmuState {
     }
 
     fn walk_ept(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        self.walk_hardware(root, gpa, |reserved, spte| self.allows_ept(kind, reserved, spte))
+    }
+
+    fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+        self.walk_hardware(root, gpa, |reserved, spte| self.allows_npt(kind, reserved, spte))
+    }
+
+    /// Whether an entry with EPT masks lets an access through; the error code if not.
+    #[inline]
+    fn allows_ept(&self, kind: AccessKind, reserved: u64, spte: u64) -> std::result::Result<(), u64> {
         let (needed, code) = match kind {
             AccessKind::Read => (READABLE, PFERR_USER),
             AccessKind::Write => (WRITABLE, PFERR_WRITE),
             AccessKind::Exec => (EXECUTABLE, PFERR_FETCH),
         };
         let code = code | PFERR_GUEST_FINAL;
-        self.walk_hardware(root, gpa, |masks_reserved, execonly, spte| {
-            let permissions = spte & EPT_PERMISSIONS;
-            if permissions == 0 {
-                return Err(code);
-            }
-            let is_misconfigured = permissions & (READABLE | WRITABLE) == WRITABLE
-                || permissions == EXECUTABLE && !execonly
-                || spte & masks_reserved != 0;
-            if is_misconfigured {
-                return Err(PFERR_RSVD);
-            }
-            if spte & needed == 0 { Err(code | PFERR_PRESENT) } else { Ok(()) }
-        })
+        let permissions = spte & EPT_PERMISSIONS;
+        if permissions == 0 {
+            return Err(code);
+        }
+        let is_misconfigured = permissions & (READABLE | WRITABLE) == WRITABLE
+            || permissions == EXECUTABLE && !self.config.execonly
+            || spte & reserved != 0;
+        if is_misconfigured {
+            return Err(PFERR_RSVD);
+        }
+        if spte & needed == 0 { Err(code | PFERR_PRESENT) } else { Ok(()) }
     }
 
-    fn walk_npt(&self, root: PageIdx, gpa: u64, kind: AccessKind) -> std::result::Result<HardwarePath, u64> {
+    /// The same with the masks of ordinary page tables.
+    #[inline]
+    fn allows_npt(&self, kind: AccessKind, reserved: u64, spte: u64) -> std::result::Result<(), u64> {
         // A guest without paging on shadow tables runs as supervisor, and there is only one translation.
         let is_shadow = self.config.family == Family::Shadow;
         let code = if is_shadow { 0 } else { PFERR_USER | PFERR_GUEST_FINAL }
@@ -124,19 +167,16 @@ impl MmuState {
                 AccessKind::Write => PFERR_WRITE,
                 AccessKind::Exec => PFERR_FETCH,
             };
-        let (nx, user) = (self.masks.nx, self.masks.user);
-        self.walk_hardware(root, gpa, |masks_reserved, _, spte| {
-            if spte & READABLE == 0 {
-                return Err(code);
-            }
-            if spte & masks_reserved != 0 {
-                return Err(code | PFERR_PRESENT | PFERR_RSVD);
-            }
-            let is_refused = kind == AccessKind::Write && spte & WRITABLE == 0
-                || kind == AccessKind::Exec && spte & nx != 0
-                || spte & user == 0;
-            if is_refused { Err(code | PFERR_PRESENT) } else { Ok(()) }
-        })
+        if spte & READABLE == 0 {
+            return Err(code);
+        }
+        if spte & reserved != 0 {
+            return Err(code | PFERR_PRESENT | PFERR_RSVD);
+        }
+        let is_refused = kind == AccessKind::Write && spte & WRITABLE == 0
+            || kind == AccessKind::Exec && spte & self.masks.nx != 0
+            || spte & self.masks.user == 0;
+        if is_refused { Err(code | PFERR_PRESENT) } else { Ok(()) }
     }
 
     /// Down from the root; `check` judges every entry.
@@ -145,7 +185,7 @@ impl MmuState {
         &self,
         root: PageIdx,
         gpa: u64,
-        check: impl Fn(u64, bool, u64) -> std::result::Result<(), u64>,
+        check: impl Fn(u64, u64) -> std::result::Result<(), u64>,
     ) -> std::result::Result<HardwarePath, u64> {
         let mut page = root;
         let mut level = self.arena.key(root).role.level();
@@ -155,7 +195,7 @@ impl MmuState {
             let spte = self.arena.spte(sptep);
             // A link holds an arena index where the host would have an address of its own; only leaves are judged by it.
             let reserved = if level == 1 || is_last(spte, level) { self.masks.reserved_address } else { 0 };
-            check(reserved, self.config.execonly, spte)?;
+            check(reserved, spte)?;
             if let Some(place) = path.places.get_mut(path.len) {
                 *place = sptep;
                 path.len += 1;
@@ -176,20 +216,21 @@ impl MmuState {
             || self.spaces.iter().flat_map(AddressSpace::specs).any(|spec| spec.flags & MEM_LOG_DIRTY_PAGES != 0)
     }
 
-    fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, path: &HardwarePath) {
+    #[inline]
+    fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, places: &[Sptep], leaf: u64) {
         if self.masks.accessed == 0 {
             return;
         }
         let accessed = self.masks.accessed;
-        for &sptep in &path.places[..path.len] {
+        for &sptep in places {
             self.spte_set_by_hardware(sptep, accessed);
         }
         if kind == AccessKind::Write
-            && path.leaf & self.masks.dirty == 0
-            && let Some(&leaf) = path.places[..path.len].last()
+            && leaf & self.masks.dirty == 0
+            && let Some(&sptep) = places.last()
         {
             let dirty = self.masks.dirty;
-            self.spte_set_by_hardware(leaf, dirty);
+            self.spte_set_by_hardware(sptep, dirty);
             if self.config.pml && self.is_page_logged_by_cpu() {
                 let gfn = Gfn::of_gpa(gpa);
                 self.events.push(|| Event::Pml { gfn: gfn.0 });

@@ -40,6 +40,7 @@ pub(in crate::mmu) struct Answer {
 
 impl Answer {
     const RETRY: Self = Self { ret: 1, is_emulated: false };
+    const EMULATED: Self = Self { ret: 0, is_emulated: true };
 }
 
 /// What the direct handler decided.
@@ -77,7 +78,7 @@ pub(in crate::mmu) enum Frame {
 
 /// Number of the lowest bit set.
 #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
-const fn lowest(bits: u16) -> u16 {
+pub(in crate::mmu) const fn lowest(bits: u16) -> u16 {
     bits.trailing_zeros() as u16
 }
 
@@ -99,23 +100,42 @@ impl MmuState {
     ) -> Result<Answer> {
         self.work.faults += 1;
         if error_code & PFERR_RSVD == 0 {
-            if error_code & PFERR_PRESENT == 0 && self.map_quickly(vcpu, gpa, error_code) {
-                return Ok(Answer::RETRY);
-            }
-            return self.page_fault_below(vcpu, gpa, error_code, host);
+            return self.page_fault_elsewhere(vcpu, gpa, error_code, host);
         }
-        // The vCPU's cache answers before anything is walked.
         self.work.mmio_faults += 1;
-        if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
+        // The vCPU's cache answers before anything is walked.
+        let is_cached = self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa));
+        if is_cached && !self.events.is_on() && self.ghost.is_none() {
+            return Ok(Answer::EMULATED);
+        }
+        self.page_fault_on_mmio(vcpu, gpa, error_code, host, is_cached)
+    }
+
+    /// A fault whose code says that no reserved bit was set.
+    #[inline(never)]
+    fn page_fault_elsewhere(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
+        if error_code & PFERR_PRESENT == 0
+            && let Some(handled) = self.map_quickly(vcpu, gpa, error_code, host)
+        {
+            return Ok(self.done(handled));
+        }
+        self.page_fault_below(vcpu, gpa, error_code, host)
+    }
+
+    /// A fault whose code says that a reserved bit was set, and whether the vCPU's cache has the answer.
+    #[inline(never)]
+    fn page_fault_on_mmio(
+        &mut self,
+        vcpu: usize,
+        gpa: u64,
+        error_code: u64,
+        host: &HostLookup,
+        is_cached: bool,
+    ) -> Result<Answer> {
+        if is_cached {
             self.tell_mmio(vcpu, Gfn::of_gpa(gpa), true);
             return Ok(self.emulate(vcpu, gpa, 0));
         }
-        self.page_fault_on_mmio(vcpu, gpa, error_code, host)
-    }
-
-    /// A fault whose code says that a reserved bit was set, and to which the vCPU's cache has no answer.
-    #[inline(never)]
-    fn page_fault_on_mmio(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
         match self.handle_mmio_page_fault(vcpu, gpa) {
             MmioCheck::Emulate => {
                 self.tell_mmio(vcpu, Gfn::of_gpa(gpa), false);
@@ -167,6 +187,12 @@ impl MmuState {
         }
     }
 
+    /// The answer to a fault that made an entry.
+    #[inline]
+    pub(in crate::mmu) fn answer_of_first_mapping(&self) -> Answer {
+        if self.config.kernel.is_level_requested { self.done(Handled::Fixed) } else { Answer::RETRY }
+    }
+
     const fn count_fault(&mut self, vcpu: usize, handled: Handled) {
         let faults = &mut self.vcpus.as_mut_slice()[vcpu].faults;
         match handled {
@@ -180,7 +206,7 @@ impl MmuState {
     /// The emulator of the model always exits to user space.
     fn emulate(&mut self, vcpu: usize, addr: u64, kind: u8) -> Answer {
         self.events.push(|| Event::Emulate { vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX), addr, kind });
-        Answer { ret: 0, is_emulated: true }
+        Answer::EMULATED
     }
 
     fn tdp_page_fault(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<Handled> {

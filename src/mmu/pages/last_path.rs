@@ -39,3 +39,29 @@ impl LastPath {
         if self.upper_at == addr >> 30 && self.root == root { self.upper.some() } else { None }
     }
 }
+
+/// The table of level 1 that the processor came to last. Every entry on the way to it allows all kinds of access and is
+/// marked as accessed, so that a walk to a neighbour need only look at its leaf.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastHardware {
+    root: PageIdx,
+    /// The 2 MiB that it maps, by address.
+    at: u64,
+    table: PageIdx,
+}
+
+impl LastHardware {
+    /// What a walk to an address below a root came to.
+    #[inline]
+    #[must_use]
+    pub const fn new(root: PageIdx, addr: u64, table: PageIdx) -> Self {
+        Self { root, at: addr >> 21, table }
+    }
+
+    /// The table for an address.
+    #[inline]
+    #[must_use]
+    pub fn table(&self, root: PageIdx, addr: u64) -> Option<PageIdx> {
+        if self.at == addr >> 21 && self.root == root { self.table.some() } else { None }
+    }
+}

@@ -12,6 +12,8 @@ use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::PFN_FIELD;
 
+const EPERM: i32 = 1;
+
 /// What a gfn is backed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::mmu) enum Backing {
@@ -53,6 +55,16 @@ impl MmuState {
         let is_executable = spte & (masks.x | masks.nx) == masks.x;
         let rxu = u8::from(is_readable) | u8::from(is_executable) << 1 | u8::from(spte & masks.user != 0) << 2;
         self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level, rxu });
+    }
+
+    /// Logs the question whether a gfn may be written through a leaf (kernels with probes), and its answer.
+    #[inline]
+    pub(in crate::mmu) fn push_try_unsync(&mut self, gfn: Gfn, prefetch: bool, is_protected: bool) {
+        if self.config.probes {
+            let ret = if is_protected { -EPERM } else { 0 };
+            self.events.push(|| Event::TryUnsync { gfn: gfn.0, can_unsync: true, prefetch });
+            self.events.push(|| Event::TryUnsyncRet { ret });
+        }
     }
 
     /// Whether large pages of this level are vetoed at the gfn.

@@ -22,6 +22,7 @@ impl MmuState {
         if let Some(ghost) = &mut self.ghost {
             ghost.freed(page.0, self.arena.page(page).place == Place::Tdp);
         }
+        self.forget_last_path();
         self.arena.release(page);
     }
 }

@@ -58,6 +58,22 @@ impl PteHead {
         if let Form::One(sptep) = self.form() { Some(sptep) } else { None }
     }
 
+    /// Makes each the list of one entry, of neighbours from a place on.
+    pub fn fill_one_each(heads: &mut [Self], first: Sptep) {
+        let one = Self::one(first).0;
+        for (head, at) in heads.iter_mut().zip(0..u32::MAX) {
+            head.0 = one.wrapping_add(at << 1);
+        }
+    }
+
+    /// Whether each is the list of one entry, of neighbours from a place on.
+    #[inline]
+    #[must_use]
+    pub fn are_one_each(heads: &[Self], first: Sptep) -> bool {
+        let one = Self::one(first).0;
+        heads.iter().zip(0..u32::MAX).fold(0, |other, (head, at)| other | head.0 ^ one.wrapping_add(at << 1)) == 0
+    }
+
     #[inline]
     const fn form(self) -> Form {
         if self.0 == 0 {

@@ -71,6 +71,13 @@ impl SpteTable {
         if let Self::Few(few) = self { few.get(at) } else { 0 }
     }
 
+    /// All words, if every entry has its place.
+    #[must_use]
+    #[inline]
+    pub fn full(&self) -> Option<&[u64; ENTRIES]> {
+        if let Self::Full(words) = self { Some(words) } else { None }
+    }
+
     /// Which words of the aligned group of eight that holds an index are so, a bit each.
     #[must_use]
     #[inline]

@@ -12,7 +12,7 @@ use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::generation::GenerationBits;
-use crate::mmu::words::level::ENTRIES;
+use crate::mmu::words::level::{ENTRIES, PAGE_SHIFT};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::masks::Masks;
@@ -47,6 +47,14 @@ impl MmuState {
             return;
         }
         self.arena.table_mut(sptep.page()).set(sptep.index(), spte);
+    }
+
+    /// Stores leaves of neighbouring frames into so many neighbouring entries of a full table.
+    pub(in crate::mmu) fn set_neighbours(&mut self, first: Sptep, spte: u64, count: usize) {
+        let SpteTable::Full(words) = self.arena.table_mut(first.page()) else { return };
+        for (word, at) in words.iter_mut().skip(first.index().into()).take(count).zip(0..ENTRIES as u64) {
+            *word = spte + (at << PAGE_SHIFT);
+        }
     }
 
     pub(in crate::mmu) fn push_accessed(&mut self, pfn: Pfn) {

@@ -2,7 +2,7 @@
 //!
 //! Models `for_each_shadow_entry`, `is_shadow_present_pte`, `is_last_spte` and their kin, v5.0/v5.2.
 
-use crate::mmu::pages::last_path::LastPath;
+use crate::mmu::pages::last_path::{LastHardware, LastPath};
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{PFERR_FETCH, PFERR_WRITE};
@@ -122,10 +122,7 @@ impl MmuState {
         let mut below = addr.wrapping_shl(64 - PAGE_SHIFT - level_shift(level));
         loop {
             if level <= PAGE_TABLE {
-                // Tables of the TDP MMU are linked and dropped elsewhere.
-                if !self.config.tdp_mmu {
-                    self.last_path.set(LastPath::new(root, addr, upper, page));
-                }
+                self.last_path.set(LastPath::new(root, addr, upper, page));
                 return self.walk_at(page, addr);
             }
             if level == 2 {
@@ -154,5 +151,6 @@ impl MmuState {
     #[inline]
     pub(in crate::mmu) fn forget_last_path(&self) {
         self.last_path.set(LastPath::default());
+        self.last_hardware.set(LastHardware::default());
     }
 }

@@ -15,7 +15,7 @@ impl MmuState {
             return;
         }
         self.arena.page_mut(table).nx_huge_page_disallowed = true;
-        if is_possible && !self.nx_list.contains(&table) {
+        if is_possible {
             self.nx_list.push_back(table);
         }
     }
@@ -23,7 +23,7 @@ impl MmuState {
     /// The table goes, or need not be zapped any more.
     pub(in crate::mmu) fn forget_nx(&mut self, table: PageIdx) {
         if std::mem::take(&mut self.arena.page_mut(table).nx_huge_page_disallowed) {
-            self.nx_list.retain(|&listed| listed != table);
+            self.nx_list.remove(table);
         }
     }
 }

@@ -92,6 +92,7 @@ impl MmuState {
         }
         self.stats.zapped += 1;
         self.work.pages_zapped += 1;
+        self.forget_last_path();
         if !is_chosen(Mutant::TdpNxMarkKept) {
             self.tdp_unlist_nx(table, true);
         }

@@ -7,8 +7,7 @@ use crate::kernels::{OldEntryExempts, TdpFaultFlush, TdpLargeInWay};
 use crate::mmu::pages::mapping::{Backing, Mapping};
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_access_allowed, is_last, is_shadow_present};
-use crate::mmu::tdp::tdp_walk::Lock;
-use crate::mmu::vm::events::Event;
+use crate::mmu::tdp::tdp_walk::{Entry, Lock};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{ACC_EXEC, PFERR_WRITE};
 use crate::mmu::words::addr::{Gfn, Pfn};
@@ -17,8 +16,6 @@ use crate::mmu::words::level::{PAGE_TABLE, pages_per, table_index};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{LARGE, WRITABLE};
 use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
-
-const EPERM: i32 = 1;
 
 /// What became of the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +68,9 @@ impl MmuState {
             Backing::Frame { pfn, host_writable } => Backing::Frame { pfn: pfn.align_down(goal), host_writable },
             Backing::NoSlot => Backing::NoSlot,
         };
+        if goal == PAGE_TABLE {
+            self.remember_path(root, addr, page);
+        }
         let mapping = Mapping { gfn: gfn.align_down(goal), level: goal, backing, ..*mapping };
         Ok((self.tdp_map_target(sptep, &mapping, error_code), goal))
     }
@@ -101,6 +101,30 @@ impl MmuState {
             self.tdp_note_nx(table, level, asked);
         }
         Ok(table)
+    }
+
+    /// Puts a leaf where nothing was, into a table of level 1 below a root, with the counts of the walk to it.
+    #[inline]
+    pub(in crate::mmu) fn tdp_set_first_leaf(&mut self, root: PageIdx, sptep: Sptep, gfn: Gfn, spte: u64) {
+        let as_id = self.arena.key(root).role.as_id();
+        self.tdp_count_walks(root, 1);
+        self.spte_set(sptep, spte);
+        self.push_tdp_change(Entry { as_id, gfn, level: PAGE_TABLE }, 0, spte, 0, 1);
+    }
+
+    /// The counts of so many leaves put where nothing was, where nobody listens.
+    pub(in crate::mmu) fn tdp_count_first_leaves(&mut self, root: PageIdx, count: u64) {
+        self.tdp_count_walks(root, count);
+        self.stats.spte_changed = self.stats.spte_changed.wrapping_add_unsigned(count);
+        self.work.sptes_changed += count;
+    }
+
+    /// So many walks from a root to level 1.
+    #[inline]
+    fn tdp_count_walks(&mut self, root: PageIdx, count: u64) {
+        let steps = count * u64::from(self.arena.key(root).role.level() - PAGE_TABLE);
+        self.stats.tdp_walks = self.stats.tdp_walks.wrapping_add_unsigned(count);
+        self.stats.tdp_steps = self.stats.tdp_steps.wrapping_add_unsigned(steps);
     }
 
     fn tdp_map_target(&mut self, sptep: Sptep, mapping: &Mapping, error_code: u64) -> TdpMapped {
@@ -170,12 +194,7 @@ impl MmuState {
             let is_exempt = was_writable && exempts != OldEntryExempts::None;
             if !is_exempt {
                 is_protected = self.needs_write_protect(mapping.slot, mapping.gfn);
-                if self.config.probes {
-                    let (gfn, prefetch) = (mapping.gfn.0, mapping.speculative);
-                    let ret = if is_protected { -EPERM } else { 0 };
-                    self.events.push(|| Event::TryUnsync { gfn, can_unsync: true, prefetch });
-                    self.events.push(|| Event::TryUnsyncRet { ret });
-                }
+                self.push_try_unsync(mapping.gfn, mapping.speculative, is_protected);
             }
             if is_protected {
                 spte &= !writable;

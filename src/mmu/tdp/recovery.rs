@@ -18,8 +18,7 @@ impl MmuState {
             return;
         }
         self.arena.page_mut(table).nx_huge_page_disallowed = true;
-        if is_possible && !self.nx_list.contains(&table) {
-            self.nx_list.push_back(table);
+        if is_possible && self.nx_list.push_back(table) {
             self.tdp.nr_nx_possible += 1;
         }
     }
@@ -30,9 +29,7 @@ impl MmuState {
         if !std::mem::take(&mut self.arena.page_mut(table).nx_huge_page_disallowed) {
             return;
         }
-        let before = self.nx_list.len();
-        self.nx_list.retain(|&listed| listed != table);
-        if is_counted && self.nx_list.len() < before {
+        if self.nx_list.remove(table) && is_counted {
             self.tdp.nr_nx_possible = self.tdp.nr_nx_possible.saturating_sub(1);
         }
     }
@@ -48,7 +45,7 @@ impl MmuState {
         let is_shared = self.config.kernel.tdp_nx_recovery_shared;
         let lock = if is_shared { Lock::Shared } else { Lock::Exclusive };
         while nx.left > 0 {
-            let Some(&table) = self.nx_list.front() else { break };
+            let Some(table) = self.nx_list.front() else { break };
             nx.left -= 1;
             let key = self.arena.key(table);
             let (gfn, as_id) = (key.gfn, key.role.as_id());

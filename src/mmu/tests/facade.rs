@@ -12,6 +12,7 @@ use crate::mmu::{
 #[derive(Clone, Debug)]
 enum Call {
     Access(u16, u64, u8),
+    Many(u16, u64, u64, u8),
     Fault(u16, u64, u64),
     Enter(u16),
     Unload(u16),
@@ -54,6 +55,7 @@ fn calls() -> impl Strategy<Value = Call> {
     let id = 0_u32..3;
     prop_oneof![
         12 => (0_u16..2, gfn(), 0_u8..3).prop_map(|(vcpu, gfn, kind)| Call::Access(vcpu, gfn, kind)),
+        6 => (0_u16..2, gfn(), 0_u64..200, 0_u8..3).prop_map(|(vcpu, gfn, len, kind)| Call::Many(vcpu, gfn, len, kind)),
         4 => (0_u16..3, gfn(), prop_oneof![0_u64..32, any::<u64>()]).prop_map(|(vcpu, gfn, code)| Call::Fault(vcpu, gfn, code)),
         2 => (0_u16..3).prop_map(Call::Enter),
         1 => (0_u16..3).prop_map(Call::Unload),
@@ -143,6 +145,7 @@ fn replace(mmu: &mut Mmu, as_id: u8, id: u32, new: Option<SlotSpec>) {
     let _ = mmu.install_slot(as_id, generation, change);
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm a call")]
 fn call(mmu: &mut Mmu, call: &Call) {
     let range = |at: u64, len: u64| {
         let start = HVA.wrapping_add(at << 12);
@@ -153,6 +156,13 @@ fn call(mmu: &mut Mmu, call: &Call) {
             let kind = [AccessKind::Read, AccessKind::Write, AccessKind::Exec][usize::from(kind)];
             let result = mmu.access(vcpu, gfn << 12, kind).expect("the vcpu exists");
             assert!(result.faults <= 8);
+        }
+        Call::Many(vcpu, gfn, len, kind) => {
+            let kind = [AccessKind::Read, AccessKind::Write, AccessKind::Exec][usize::from(kind)];
+            let gpas: Vec<u64> = (0..len).map(|at| gfn.wrapping_add(at) << 12).collect();
+            let mut ended = 0;
+            mmu.access_many(vcpu, &gpas, kind, |_| ended += 1).expect("the vcpu exists");
+            assert_eq!(ended, len);
         }
         Call::Fault(vcpu, gfn, code) => assert_eq!(mmu.fault(vcpu, gfn << 12, code).is_ok(), vcpu < 2),
         Call::Enter(vcpu) => assert_eq!(mmu.enter(vcpu).is_ok(), vcpu < 2),
@@ -290,6 +300,7 @@ proptest! {
     fn events_and_hash_do_not_change_the_state(
         kernel in 0..Kernel::ALL.len(),
         is_tdp in any::<bool>(),
+        family in 0..3_usize,
         sequence in prop::collection::vec(calls(), 1..60)) {
         let modes = [(EventMode::All, GfnHash::Kernel), (EventMode::Off, GfnHash::Wide), (EventMode::Ring(3), GfnHash::Kernel)];
         let digests = modes.map(|(events, gfn_hash)| {
@@ -297,6 +308,7 @@ proptest! {
                 config.vcpus = 2;
                 config.events = events;
                 config.gfn_hash = gfn_hash;
+                config.family = [Family::Npt, Family::EptAd, Family::EptNoad][family];
                 config.tdp_mmu = is_tdp && config.kernel.has_tdp_mmu;
             });
             for one in &sequence {
@@ -304,7 +316,8 @@ proptest! {
             }
             // The kernel's own hash counts collisions.
             let stats = crate::mmu::Stats { max_collisions: 0, ..mmu.stats() };
-            (mmu.digest(), stats, crate::mmu::Work { hash_probes: 0, ..mmu.work() })
+            let vcpus = [0, 1].map(|vcpu| mmu.vcpu(vcpu).expect("the vcpu exists"));
+            (mmu.digest(), stats, crate::mmu::Work { hash_probes: 0, ..mmu.work() }, vcpus)
         });
         prop_assert_eq!(&digests[0], &digests[1]);
         prop_assert_eq!(&digests[0], &digests[2]);
@@ -423,4 +436,38 @@ fn a_ring_keeps_the_last_events() {
     assert!(mmu.events_json_rich().contains(r#""root_count":0"#));
     mmu.clear_events();
     assert_eq!(mmu.events_json(), "[]");
+}
+
+#[test]
+fn neighbours_accessed_at_once_are_what_they_are_one_by_one() {
+    for kernel in Kernel::ALL {
+        for (tdp_mmu, flags) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+            if tdp_mmu && !kernel.has_tdp_mmu {
+                continue;
+            }
+            let made = [true, false].map(|at_once| {
+                let mut mmu = vm_with(kernel.name, |config| {
+                    config.events = EventMode::Off;
+                    config.family = Family::EptAd;
+                    config.tdp_mmu = tdp_mmu;
+                });
+                put(&mut mmu, 0, 3, 1500, flags);
+                // Some pages are there already, one of them read-only for the processor's next write.
+                for gfn in [40, 41, 700, 710] {
+                    touch(&mut mmu, gfn);
+                }
+                let gpas: Vec<u64> = (0..1600).map(|gfn| gfn << 12 | 0x18).collect();
+                let mut ended = Vec::new();
+                if at_once {
+                    mmu.access_many(0, &gpas, AccessKind::Write, |one| ended.push(one)).expect("vcpu 0");
+                } else {
+                    ended.extend(gpas.iter().map(|&gpa| mmu.access(0, gpa, AccessKind::Write).expect("vcpu 0")));
+                }
+                assert_clean(&mmu);
+                let bytes = mmu.to_bytes("").expect("it can be saved");
+                (ended, mmu.digest(), mmu.stats(), mmu.work(), mmu.vcpu(0).expect("vcpu 0"), bytes)
+            });
+            assert!(made[0] == made[1], "{} {tdp_mmu} {flags}", kernel.name);
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub(in crate::mmu) mod guest_memory;
 pub(in crate::mmu) mod host_memory;
 pub(in crate::mmu) mod invalidation;
 pub(in crate::mmu) mod lock_polls;
+pub(in crate::mmu) mod nx_list;
 pub(in crate::mmu) mod runs;
 pub(in crate::mmu) mod slice;
 pub(in crate::mmu) mod slot_array;

@@ -1,13 +1,13 @@
 //! `MmuState`: owns the nouns of one VM. No logic beyond what every operation needs: flush requests and slot lookups.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::PteListOrder;
 use crate::mmu::ghost::memory::Ghost;
-use crate::mmu::pages::last_path::LastPath;
+use crate::mmu::pages::last_path::{LastHardware, LastPath};
 use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
 use crate::mmu::pages::pte_list::PteLists;
 use crate::mmu::shadow::active_pages::ActivePages;
@@ -21,6 +21,7 @@ use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
 use crate::mmu::vm::lock_polls::LockPolls;
+use crate::mmu::vm::nx_list::NxList;
 use crate::mmu::vm::runs::Runs;
 use crate::mmu::vm::slice::Slice;
 use crate::mmu::vm::slots::{AddressSpace, SlotAt};
@@ -101,7 +102,7 @@ pub struct MmuState {
     /// Invalidations of host memory under way, and how many ended.
     pub(in crate::mmu) invalidation: Invalidation,
     /// Tables that NX recovery would zap, the oldest first.
-    pub(in crate::mmu) nx_list: VecDeque<PageIdx>,
+    pub(in crate::mmu) nx_list: NxList,
     pub(in crate::mmu) tdp: TdpMmu,
     pub(in crate::mmu) runs: Runs,
     pub(in crate::mmu) slice: Slice,
@@ -109,6 +110,8 @@ pub struct MmuState {
     pub(in crate::mmu) last_path: Cell<LastPath>,
     /// What the judge remembers, if anybody asked for it.
     pub(in crate::mmu) ghost: Option<Box<Ghost>>,
+    /// Where the processor came last.
+    pub(in crate::mmu) last_hardware: Cell<LastHardware>,
 }
 
 impl MmuState {
@@ -153,12 +156,13 @@ impl MmuState {
             is_log_initially_set: false,
             log_read: DirtyLog::default(),
             invalidation: Invalidation::default(),
-            nx_list: VecDeque::new(),
+            nx_list: NxList::default(),
             tdp: TdpMmu::default(),
             runs: Runs::default(),
             slice: Slice::default(),
             last_path: Cell::default(),
             ghost: None,
+            last_hardware: Cell::default(),
             config,
         })
     }
@@ -211,6 +215,14 @@ impl MmuState {
         if let Some(slot) = slot {
             let index = self.slot_spec(slot).index(gfn, 1);
             self.slot_body_mut(slot).mark_dirty(index);
+        }
+    }
+
+    /// The same for so many neighbours from an index of the slot on.
+    pub(in crate::mmu) fn mark_pages_dirty(&mut self, slot: SlotAt, first: u64, count: u64) {
+        let body = self.slot_body_mut(slot);
+        if body.dirty.is_some() {
+            (first..first + count).for_each(|index| body.mark_dirty(index));
         }
     }
 

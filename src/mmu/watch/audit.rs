@@ -361,7 +361,7 @@ impl MmuState {
             format!("{} tables counted, {roots} roots, {live} live", self.tdp.nr_tables)
         });
         if self.config.tdp_mmu {
-            for &table in &self.nx_list {
+            for table in self.nx_list.iter() {
                 let is_marked = reached.contains(&table) && self.arena.page(table).nx_huge_page_disallowed;
                 report.check(is_marked, "tdp_nx_list", || format!("table {}", self.id(table)));
             }

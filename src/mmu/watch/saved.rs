@@ -3,8 +3,6 @@
 //! What comes back is not trusted: lengths and indices are checked before anything follows them, chains must be free of
 //! cycles, and the audit must be clean. Events, and what can be computed again, are not saved. Ours; no kernel has it.
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 
 use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
@@ -19,6 +17,7 @@ use crate::mmu::vm::guest_memory::GuestMemory;
 use crate::mmu::vm::host_memory::HostMemory;
 use crate::mmu::vm::invalidation::Invalidation;
 use crate::mmu::vm::lock_polls::LockPolls;
+use crate::mmu::vm::nx_list::NxList;
 use crate::mmu::vm::slots::AddressSpace;
 use crate::mmu::vm::state::{MmuState, TdpMmu};
 use crate::mmu::vm::vcpu_mmu::VcpuMmu;
@@ -61,7 +60,7 @@ struct Body {
     zapped_obsolete: InvalidList,
     aliased: Vec<(Sptep, Gfn)>,
     invalidation: Invalidation,
-    nx_list: VecDeque<PageIdx>,
+    nx_list: NxList,
     facts: [bool; 2],
     owed: Debt,
     tdp: TdpMmu,
@@ -197,7 +196,7 @@ impl MmuState {
             && self.active.is_well_formed(len)
             && self.mmio_pages.is_well_formed(&self.arena)
             && self.zapped_obsolete.iter().all(within)
-            && self.nx_list.iter().all(|&page| within(page) && page.some().is_some())
+            && self.nx_list.is_well_formed(len)
             && self.tdp.roots.iter().all(|root| within(root.page) && root.page.some().is_some() && root.refs > 0)
             && self.vcpus.len() == usize::from(self.config.vcpus)
             && self.vcpus.iter().all(|vcpu| vcpu.roots().all(within) && vcpu.tlb.is_well_formed())

@@ -7,11 +7,13 @@ use std::fmt::Write as _;
 use sha2::{Digest, Sha256};
 
 use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
 use crate::mmu::vm::slot_array::Span;
 use crate::mmu::vm::slots::{AddressSpace, SlotBody};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::VcpuMmu;
+use crate::mmu::watch::numbers::{put_fields, put_hex};
 use crate::mmu::words::config::Family;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::spte::layout::PFN_FIELD;
@@ -94,39 +96,37 @@ impl MmuState {
         let key = self.arena.key(page);
         let header = self.arena.page(page);
         let role = key.role;
-        put!(
-            out,
-            r#"{{"access":{},"ad_disabled":{},"direct":{},"gfn":{},"id":{},"invalid":{},"level":{},"mmio_cached":"#,
-            role.access(),
-            u8::from(role.ad_disabled()),
-            u8::from(role.direct()),
-            key.gfn.0,
-            key.id,
-            u8::from(role.invalid()),
-            role.level()
-        );
+        let fields = [
+            (r#"{"access":"#, role.access().into()),
+            (r#","ad_disabled":"#, role.ad_disabled().into()),
+            (r#","direct":"#, role.direct().into()),
+            (r#","gfn":"#, key.gfn.0),
+            (r#","id":"#, key.id.into()),
+            (r#","invalid":"#, role.invalid().into()),
+            (r#","level":"#, role.level().into()),
+        ];
+        put_fields(out, &fields, r#","mmio_cached":"#);
         let is_mmio_cached = u64::from(self.active.is_mmio_cached(page));
         put_optional(out, self.config.kernel.has_mmio_cached.then_some(is_mmio_cached));
         out.push_str(r#","parents":"#);
-        put_list(out, self.pte_lists.iter(header.parents), |out, sptep| {
-            put!(out, "[{},{}]", self.arena.key(sptep.page()).id, sptep.index());
-        });
-        put!(
-            out,
-            r#","role":"{:#x}","root_count":{},"smm":{},"sptes":"#,
-            self.config.kernel.role_layout.pack(role),
-            header.root_count,
-            role.smm()
-        );
+        self.put_places(out, header.parents);
+        out.push_str(r#","role":""#);
+        put_hex(out, self.config.kernel.role_layout.pack(role).into());
+        let fields = [(r#"","root_count":"#, header.root_count.into()), (r#","smm":"#, role.smm().into())];
+        put_fields(out, &fields, r#","sptes":"#);
         put_list(out, self.arena.table(page).iter(), |out, (index, spte)| {
-            if self.is_link(spte, role.level()) {
-                let child = self.arena.key(child_of(spte)).id;
-                put!(out, r#"[{index},"{:#x}",{child}]"#, spte & !PFN_FIELD);
+            let link = self.is_link(spte, role.level());
+            put_fields(out, &[("[", index.into())], ",\"");
+            put_hex(out, if link { spte & !PFN_FIELD } else { spte });
+            if link {
+                put_fields(out, &[("\",", self.arena.key(child_of(spte)).id.into())], "]");
             } else {
-                put!(out, r#"[{index},"{spte:#x}"]"#);
+                out.push_str("\"]");
             }
         });
-        put!(out, r#","unsync":{},"unsync_children":{},"valid_gen":"#, u8::from(header.unsync), header.unsync_children);
+        let fields =
+            [(r#","unsync":"#, header.unsync.into()), (r#","unsync_children":"#, header.unsync_children.into())];
+        put_fields(out, &fields, r#","valid_gen":"#);
         put_optional(out, self.config.kernel.has_valid_gen.then_some(key.valid_gen));
         out.push('}');
     }
@@ -177,11 +177,17 @@ impl MmuState {
         let heads =
             (1_u8..).zip(&body.rmap).flat_map(|(level, heads)| heads.iter().map(move |(at, head)| (level, at, head)));
         put_list(out, heads, |out, (level, at, head)| {
-            put!(out, "[{level},{at},");
-            put_list(out, self.pte_lists.iter(head), |out, sptep| {
-                put!(out, "[{},{}]", self.arena.key(sptep.page()).id, sptep.index());
-            });
+            put_fields(out, &[("[", level.into()), (",", at)], ",");
+            self.put_places(out, head);
             out.push(']');
+        });
+    }
+
+    /// The places that a list names: id of the page, index.
+    pub(in crate::mmu) fn put_places(&self, out: &mut String, head: PteHead) {
+        put_list(out, self.pte_lists.iter(head), |out, sptep| {
+            let id = self.arena.key(sptep.page()).id;
+            put_fields(out, &[("[", id.into()), (",", sptep.index().into())], "]");
         });
     }
 

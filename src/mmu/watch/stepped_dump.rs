@@ -41,7 +41,7 @@ impl MmuState {
             invalidation.in_progress,
             self.max
         );
-        put_list(&mut out, self.nx_list.iter(), |out, &page| {
+        put_list(&mut out, self.nx_list.iter(), |out, page| {
             put!(out, "{}", self.arena.key(page).id);
         });
         put!(out, r#","requested":{},"roots":"#, self.requested);
@@ -112,7 +112,7 @@ impl MmuState {
             key.id,
             key.role.level(),
             u8::from(is_marked),
-            u8::from(is_marked && self.nx_list.contains(&table)),
+            u8::from(is_marked && self.nx_list.contains(table)),
             self.config.kernel.role_layout.pack(key.role)
         );
         self.put_stepped_sptes(out, table);
@@ -129,11 +129,9 @@ impl MmuState {
             key.id,
             key.role.level(),
             u8::from(header.nx_huge_page_disallowed),
-            u8::from(header.nx_huge_page_disallowed && self.nx_list.contains(&page))
+            u8::from(header.nx_huge_page_disallowed && self.nx_list.contains(page))
         );
-        put_list(out, self.pte_lists.iter(header.parents), |out, sptep| {
-            put!(out, "[{},{}]", self.arena.key(sptep.page()).id, sptep.index());
-        });
+        self.put_places(out, header.parents);
         put!(
             out,
             r#","role":"{:#x}","root_count":{},"sptes":"#,

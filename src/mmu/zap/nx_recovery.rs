@@ -23,7 +23,7 @@ impl MmuState {
         }
         let mut flush = false;
         while nx.left > 0 {
-            let Some(&table) = self.nx_list.front() else { break };
+            let Some(table) = self.nx_list.front() else { break };
             nx.left -= 1;
             if self.config.kernel.nx_recovery_spares_logged && self.is_logged(table) {
                 self.forget_nx(table);

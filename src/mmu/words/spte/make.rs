@@ -27,6 +27,7 @@ pub struct Leaf {
 
 /// A leaf without write permission.
 #[must_use]
+#[inline]
 pub const fn make_leaf(masks: &Masks, leaf: &Leaf) -> u64 {
     let mut spte =
         masks.present | masks.mmu_present | masks.memory_type | masks.suppress_ve | (leaf.pfn.hva() & PFN_FIELD);
