@@ -70,7 +70,7 @@ def test_replay_in_one_line():
     assert report.is_equal and report.compared and report.kernel == "v6.1"
     assert km.replay(str(PATH), kernel="v6.1", host=FOLDER / "host.json", backend="reference").is_equal
     assert km.replay(PATH, host='{"kernel": "6.1"}').is_equal
-    with pytest.raises(km.UsageError, match="backend 'x': expected one of core, reference"):
+    with pytest.raises(km.UsageError, match="backend 'x': expected one of auto, core, reference"):
         km.replay(PATH, backend="x")
 
 

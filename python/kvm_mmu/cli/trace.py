@@ -17,6 +17,7 @@ from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.terminal import passing
 from kvm_mmu.trace.analysis.operation_table import SORTS
+from kvm_mmu.trace.replay.engine import BACKENDS
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.opened import open_recording
 from kvm_mmu.trace.replay.replaying import replay
@@ -63,7 +64,12 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--ops", metavar="OPS", help="ops.jsonl of the recorder (full text of shortened markers)"
     )
-    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="the model to drive (auto: the core, the reference for what the core does not model)",
+    )
     parser.add_argument(
         "--emit", action="store_true", help="print each predicted line after its cause's line number"
     )
@@ -214,7 +220,12 @@ def _add_fidelity(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "folder", metavar="DIR", type=Path, help="folders KERNEL/SCENARIO with trace.txt.xz in them"
     )
-    parser.add_argument("--backend", choices=("core", "reference"), default="core", help="the model to drive")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="the model to drive (auto: the core, the reference for what the core does not model)",
+    )
     counts = parser.add_mutually_exclusive_group()
     counts.add_argument(
         "--keep",

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from kvm_mmu.errors import TraceError
-from kvm_mmu.recorders.inputs import Input, Marker, read_inputs
+from kvm_mmu.recorders.inputs import Input, Marker, read_inputs, read_shadow_inputs
 from kvm_mmu.recorders.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.recorders.lane_5x import Lane5x
 from kvm_mmu.recorders.lane_6x import Lane6x, lane_of
 from kvm_mmu.recorders.recorder_5x import Recorder5x
 from kvm_mmu.recorders.recorder_6x import Recorder6x
 from kvm_mmu.recorders.recorder_shadow import RecorderShadow, shadows_guest_tables
+from kvm_mmu.recorders.recorder_shadow_5x import RecorderShadow5x
 from kvm_mmu.recorders.recorder_tdp import RecorderTdp
 from kvm_mmu.trace.replay.recorder import Session, Survey, Unreplayable
 from kvm_mmu.trace.text.host import HostFacts
@@ -44,20 +45,26 @@ class Earlier:
     def drive(self, survey: Survey, lines: Iterable[str], session: Session) -> Mapping[str, int]:
         """Feed the operations and faults to the model."""
         facts = session.host
+        made = RecorderShadow5x if facts.text("mmu") == "shadow" else Recorder5x
         try:
-            translator = Recorder5x(session.factory, session.kernel, facts, session.predict)
+            translator = made(session.factory, session.kernel, facts, session.predict)
         except TraceError as err:
             raise Unreplayable(str(err)) from err
         translator.vcpus_needed = survey.vcpus
-        for item in read_inputs(lines, session.name):
-            translator.feed(item, f"{session.name}:{item.line}")
+        if isinstance(translator, RecorderShadow5x):
+            for shown in read_shadow_inputs(lines, session.name):
+                translator.feed(shown, f"{session.name}:{shown.line}")
+            translator.finish()
+        else:
+            for item in read_inputs(lines, session.name):
+                translator.feed(item, f"{session.name}:{item.line}")
         if translator.quiet_updates:
             facts.inferred["memslot flag updates without a marker"] = translator.quiet_updates
         return translator.ignored
 
-    def lane(self, kernel: str, host: HostFacts, survey: Survey) -> Lane5x:
+    def lane(self, kernel: str, host: HostFacts, survey: Survey) -> Lane5x | None:
         """The half of a lane for these recordings."""
-        return Lane5x(kernel, host, survey)
+        return None if host.text("mmu") == "shadow" else Lane5x(kernel, host, survey)
 
 
 class Later:

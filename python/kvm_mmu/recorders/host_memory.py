@@ -169,4 +169,4 @@ def _events(result: dict[str, object]) -> list[list[object]]:
 
 
 def _emulated(result: dict[str, object]) -> bool:
-    return any(event[0] == "emulate" for event in _events(result))
+    return any(event[0] in ("emulate", "inject_pf") for event in _events(result))

@@ -6,10 +6,12 @@ Owns: which lines of a trace are inputs of that family and how a fault line read
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.machine import json_object
 from kvm_mmu.trace.text.line import Line, clean_body, lost_events, parse_line
 from kvm_mmu.trace.text.markers import Operation, parse_marker
 
@@ -31,7 +33,72 @@ class Marker(NamedTuple):
     operation: Operation
 
 
+class Walk(NamedTuple):
+    """A walk of the guest's tables: address and what was wanted."""
+
+    line: int
+    gva: int
+    error_code: int
+
+
+class Given(NamedTuple):
+    """What was put into the text besides: `regs`, `memory` or `huge_slots`, and its JSON value."""
+
+    line: int
+    kind: str
+    value: object
+
+
 Input = Fault | Marker
+ShadowInput = Fault | Marker | Walk | Given
+
+#: Lines that are put into the text of a recording of shadow paging, and what each gives.
+GIVEN = {
+    "replay_guest_regs": "regs",
+    "replay_guest_memory": "memory",
+    "replay_host_huge_slots": "huge_slots",
+}
+_WALK = re.compile(r"addr ([0-9a-f]{1,16}) pferr ([0-9a-f]{1,16})")
+
+
+def read_shadow_inputs(lines: Iterable[str], name: str) -> Iterator[ShadowInput]:
+    """The inputs of a recording of shadow paging, in order.
+
+    Raises:
+        TraceError: as `read_inputs`.
+    """
+    kept = deque[tuple[int, str]]()
+    for item in read_inputs(_numbered(lines, kept), name):
+        yield from _between(kept, item.line, name)
+        yield item
+    yield from _between(kept, None, name)
+
+
+def _numbered(lines: Iterable[str], kept: deque[tuple[int, str]]) -> Iterator[str]:
+    for number, text in enumerate(lines, 1):
+        if any(mark in text for mark in _KEPT):
+            kept.append((number, text))
+        yield text
+
+
+_KEPT = (": kvm_mmu_pagetable_walk: ", *(f": {event}: " for event in GIVEN))
+
+
+def _between(kept: deque[tuple[int, str]], before: int | None, name: str) -> Iterator[Walk | Given]:
+    while kept and (before is None or kept[0][0] < before):
+        number, text = kept.popleft()
+        line = parse_line(text)
+        if line is None:
+            continue
+        if line.event in GIVEN:
+            try:
+                yield Given(number, GIVEN[line.event], json_object.loads(line.body))
+            except ValueError as err:
+                raise TraceError(f"{name}:{number}: {line.event}: not JSON: {err}") from err
+            continue
+        found = _WALK.match(clean_body(line.body)) if line.event == "kvm_mmu_pagetable_walk" else None
+        if found is not None:
+            yield Walk(number, int(found[1], 16), int(found[2], 16))
 
 
 def read_inputs(lines: Iterable[str], name: str) -> Iterator[Input]:

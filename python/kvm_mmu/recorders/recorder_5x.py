@@ -38,7 +38,7 @@ _CR0_32, _CR4_32 = 0x80010033, 0
 
 
 @dataclass
-class _Vm:
+class Vm:
     engine: Engine
     memory: HostMemory
     narrator: Narrator
@@ -47,10 +47,15 @@ class _Vm:
     current: int = 0
     last_slot: dict[int, Operation] = field(default_factory=dict)
     last_as: int | None = None
+    #: (address space, slot) -> its flags
+    flags: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 class Recorder5x:
     """Feeds a 5.x recording to an engine, one input at a time."""
+
+    #: What host facts call the MMU of these recordings.
+    mmu = "npt"
 
     def __init__(
         self, factory: EngineFactory, kernel: str, host: HostFacts, emit: Callable[[Prediction], None]
@@ -59,12 +64,10 @@ class Recorder5x:
         mmu = host.text("mmu")
         if mmu == "ept":
             raise TraceError("recordings of EPT before v5.10 cannot be replayed: none has been seen")
-        if mmu == "shadow":
-            raise TraceError("shadow paging of 5.x cannot be replayed: guest tables are not in the recording")
-        if mmu != "npt":
+        if mmu != self.mmu:
             raise TraceError(f"recordings of 5.x are replayed under npt only, not under {mmu}")
         self._wording = wording_of(kernel)
-        self._vm: _Vm | None = None
+        self._vm: Vm | None = None
         self._line = 0
         self._last_number = -1
         self.ignored: dict[str, int] = {}
@@ -127,21 +130,35 @@ class Recorder5x:
                 self.ignored[name] = self.ignored.get(name, 0) + 1
 
     def _create_vm(self, op: Operation, where: str) -> None:
-        config = {"family": "npt", "phys_bits": self._host.number("phys_bits"), "vcpus": self.vcpus_needed}
+        config = {
+            **self._family,
+            "phys_bits": self._host.number("phys_bits"),
+            "vcpus": self.vcpus_needed,
+        }
         try:
             engine = self._factory(self._kernel, config)
         except ValueError as err:
             raise TraceError(f"{where}: no VM can be made of the host's facts: {err}") from err
-        narrator = Narrator(self._wording, _ROOT_LEVEL)
-        self._vm = vm = _Vm(engine, HostMemory(self._apply), narrator, bool(number(op, "huge", where, 0)))
+        self._vm = vm = Vm(engine, self._host_memory(), self._narrator(), bool(number(op, "huge", where, 0)))
         self._start_vcpu(vm, 0)
 
-    def _start_vcpu(self, vm: _Vm, vcpu: int) -> None:
+    @property
+    def _family(self) -> dict[str, object]:
+        """What of a VM's configuration follows from its MMU."""
+        return {"family": "npt"}
+
+    def _narrator(self) -> Narrator:
+        return Narrator(self._wording, _ROOT_LEVEL)
+
+    def _host_memory(self) -> HostMemory:
+        return HostMemory(self._apply)
+
+    def _start_vcpu(self, vm: Vm, vcpu: int) -> None:
         vm.vcpus = max(vm.vcpus, vcpu + 1)
         if not self._host.number("initial_efer_nx"):
             self._apply({"op": "set_regs", "vcpu": vcpu, "cr0": _CR0_32, "cr4": _CR4_32, "efer": 0, "smm": 0})
 
-    def _memslot(self, vm: _Vm, op: Operation, where: str) -> None:
+    def _memslot(self, vm: Vm, op: Operation, where: str) -> None:
         as_id, slot_id = number(op, "as", where), number(op, "slot", where)
         gpa, size, flags = number(op, "gpa", where), number(op, "size", where), number(op, "flags", where)
         if _SLOT_MAX < size < TOO_LARGE:
@@ -176,7 +193,7 @@ class Recorder5x:
         self.quiet_updates += current - last - 1
         self._quiet(vm, {"op": "quiet", "n": current - last - 1, "as": vm.last_as}, where)
 
-    def _quiet(self, vm: _Vm, op: Operation, where: str) -> None:
+    def _quiet(self, vm: Vm, op: Operation, where: str) -> None:
         """Flag updates of the slot last touched that were made without a marker each."""
         last = vm.last_slot.get(number(op, "as", where))
         if last is None:
@@ -188,7 +205,7 @@ class Recorder5x:
             last["flags"] = number(last, "flags", where) ^ _LOG_DIRTY
             self._apply({"op": "set_memslot", **last})
 
-    def _destroy_vm(self, vm: _Vm) -> None:
+    def _destroy_vm(self, vm: Vm) -> None:
         self._apply({"op": "zap_all"})
         for vcpu in range(vm.vcpus):
             self._apply({"op": "unload", "vcpu": vcpu})
@@ -196,7 +213,7 @@ class Recorder5x:
 
     # -- the engine ----------------------------------------------------------------------------------------------
 
-    def _enter(self, vm: _Vm) -> None:
+    def _enter(self, vm: Vm) -> None:
         self._apply({"op": "enter", "vcpu": vm.current})
 
     def _apply(self, op: Operation) -> dict[str, object]:
@@ -213,7 +230,7 @@ class Recorder5x:
             self._emit(Prediction(self._line, event, body))
         return result
 
-    def _need_vm(self, where: str) -> _Vm:
+    def _need_vm(self, where: str) -> Vm:
         if self._vm is None:
             raise TraceError(
                 f"{where}: no create_vm before this line: the recording starts in the middle of a VM"

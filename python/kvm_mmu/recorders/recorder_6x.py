@@ -546,10 +546,12 @@ class Recorder6x:
     def _vm(self) -> Vm:
         """The VM, made when the first input needs it."""
         if self._made is None:
-            engine = self._factory(self._kernel, {**self._config, "vcpus": self.vcpus_needed})
-            self._made = Vm(engine, self._narrator(), self._residency())
+            self._made = Vm(self._new_engine(), self._narrator(), self._residency())
             self._begin()
         return self._made
+
+    def _new_engine(self) -> Engine:
+        return self._factory(self._kernel, {**self._config, "vcpus": self.vcpus_needed})
 
     def _begin(self) -> None:
         """Set what of a new VM no configuration says."""

@@ -18,7 +18,7 @@ from kvm_mmu.recorders.guest_program import GuestProgram, Step, command_of
 from kvm_mmu.recorders.guest_tables import MODES, PAGE_SHIFT, GuestTables
 from kvm_mmu.recorders.inputs_6x import Event
 from kvm_mmu.recorders.recorder_6x import Fault, Recorder6x, fault_op, is_answered, scans
-from kvm_mmu.trace.replay.engine import EngineFactory
+from kvm_mmu.trace.replay.engine import Engine, EngineFactory
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.narrator_6x import Narrator6x
 from kvm_mmu.trace.replay.narrator_shadow import NarratorShadow
@@ -113,6 +113,12 @@ class RecorderShadow(Recorder6x):
             self._apply_invlpg(None)
         self._settle()
         super().finish()
+
+    def _new_engine(self) -> Engine:
+        try:
+            return super()._new_engine()
+        except ValueError as err:
+            raise TraceError(f"shadow paging of this recording cannot be replayed: {err}") from err
 
     # -- the guest's memory --------------------------------------------------------------------------------------
 

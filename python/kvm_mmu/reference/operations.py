@@ -20,6 +20,7 @@ from .common.constants import (
     PT_DIRECTORY_LEVEL,
     PT_PAGE_TABLE_LEVEL,
     U32,
+    kvm_pages_per_hpage,
 )
 from .common.errors import ScenarioError
 from .common.flush import kvm_arch_flush_remote_tlbs_memslot
@@ -29,14 +30,16 @@ from .common.invalidation import kvm_mmu_invalidate_end
 from .common.lock import set_lock_breaks
 from .common.mmio_fault import clear_mmio_info
 from .common.page_table import has_guest_tables
+from .common.role import role_level
 from .common.slots import gfn_to_memslot, id_to_memslot
+from .common.spte import spte_to_pfn
 from .common.state import Kvm, KvmMemorySlot, LockBreaks, Op, Vcpu
-from .paging.hardware_walk import shadow_hardware_walk
+from .paging.hardware_walk import hardware_leaf, shadow_hardware_walk
 from .paging.invlpg import kvm_mmu_invlpg
 from .paging.pte_write import emulated_write, kvm_mmu_unprotect_page
 from .paging.roots import kvm_set_cr3, set_guest_registers
 from .paging.roots_v6 import kvm_set_cr3_v6, set_guest_registers_v6
-from .shadow.guest_memory import kvm_vcpu_read_guest, write_guest
+from .shadow.guest_memory import kvm_vcpu_read_guest, write_guest, write_host
 from .shadow.guest_mode import mode_of
 from .shadow.guest_walk import walk_addr
 from .shadow.reclaim import (
@@ -227,6 +230,20 @@ def op_guest_walk(kvm: Kvm, op: Op) -> Result:
         return DONE
     walk = walk_addr(kvm, vcpu, op["gva"], op["err"])
     return (0, None) if walk.error_code is None else (1, {"error_code": walk.error_code})
+
+
+def op_guest_store(kvm: Kvm, op: Op) -> Result:
+    """A store of the processor, as far as the tables it has now let it through, stale ones too: 0, else 1."""
+    vcpu = vcpu_of(kvm, op)
+    found = hardware_leaf(kvm, vcpu, op["gva"], "w", bool(op["user"]))
+    if isinstance(found, int):
+        return 1, None
+    sp, index = found
+    within = (kvm_pages_per_hpage(role_level(sp.role)) << PAGE_SHIFT) - 1
+    write_host(
+        kvm.host, spte_to_pfn(sp.sptes[index]) << PAGE_SHIFT | op["gva"] & within, op["val"], op["bytes"]
+    )
+    return DONE
 
 
 def op_sync_roots(kvm: Kvm, op: Op) -> Result:

@@ -273,6 +273,7 @@ SHADOW_OPS: dict[str, Fields] = {
     # What a recording shows of the emulator and of entries.
     "guest_walk": {**VCPU, "gva": (read_u64, REQUIRED), "err": (read_u64, 0)},
     "sync_roots": VCPU,
+    "guest_store": {**VCPU, "gva": (read_u64, REQUIRED), "val": (read_u64, REQUIRED), **BYTES, **USER},
     "set_regs": {**OPS["set_regs"], "cr3": (read_u64, None), "ac": (read_flag, None)},
 }
 

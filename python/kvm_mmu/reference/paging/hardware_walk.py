@@ -26,6 +26,12 @@ from ..common.state import Kvm, ShadowPage, Vcpu
 
 def shadow_hardware_walk(kvm: Kvm, vcpu: Vcpu, gva: int, kind: str, is_user: bool) -> int | None:
     """Translate one access: the error code of the fault, None where it goes through."""
+    found = hardware_leaf(kvm, vcpu, gva, kind, is_user)
+    return found if isinstance(found, int) else None
+
+
+def hardware_leaf(kvm: Kvm, vcpu: Vcpu, gva: int, kind: str, is_user: bool) -> int | tuple[ShadowPage, int]:
+    """The same, with the page and index of the leaf where it goes through."""
     code = {"r": 0, "w": PFERR_WRITE, "x": PFERR_FETCH}[kind] | (PFERR_USER if is_user else 0)
     root = vcpu_root(vcpu, gva)
     if root is None:
@@ -58,7 +64,7 @@ def shadow_hardware_walk(kvm: Kvm, vcpu: Vcpu, gva: int, kind: str, is_user: boo
         return code | PFERR_PRESENT
     for sp, index in path:
         write_spte(sp, index, sp.sptes[index] | masks.accessed)
+    leaf, index = path[-1]
     if kind == "w":
-        leaf, index = path[-1]
         write_spte(leaf, index, leaf.sptes[index] | masks.dirty)
-    return None
+    return leaf, index

@@ -18,8 +18,8 @@ class Engine(Protocol):
         """Execute one operation: `ret`, `events`, ..."""
 
 
-#: The models that a trace can drive.
-BACKENDS = ("core", "reference")
+#: The models that a trace can drive; `auto`: the core, and the reference for what the core does not model.
+BACKENDS = ("auto", "core", "reference")
 #: (kernel, configuration as in a scenario header) -> a fresh VM
 EngineFactory = Callable[[str, Mapping[str, object]], Engine]
 
@@ -28,7 +28,7 @@ def engine_factory(backend: str) -> EngineFactory:
     """Returns the factory of a backend's VMs.
 
     Args:
-        backend: `core` or `reference`.
+        backend: `auto`, `core` or `reference`.
 
     Raises:
         UsageError: there is no such backend.
@@ -37,7 +37,7 @@ def engine_factory(backend: str) -> EngineFactory:
         raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
 
     def make(kernel: str, config: Mapping[str, object]) -> Engine:
-        if backend == "reference":
+        if backend == "reference" or (backend == "auto" and is_for_reference(config)):
             from kvm_mmu import reference
 
             return reference.Engine(kernel=kernel, config=dict(config))
@@ -46,3 +46,8 @@ def engine_factory(backend: str) -> EngineFactory:
         return MachineEngine(kernel=kernel, config=dict(config))
 
     return make
+
+
+def is_for_reference(config: Mapping[str, object]) -> bool:
+    """Whether only the reference models such a VM: the core shadows no page tables of a guest."""
+    return config.get("family") == "shadow" and bool(config.get("guest_paging", 1))

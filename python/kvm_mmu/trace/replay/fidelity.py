@@ -47,7 +47,7 @@ def recordings_in(folder: Path) -> list[Path]:
     return [next(parent / name for name in _NAMES if (parent / name).is_file()) for parent in found]
 
 
-def rows(folder: Path, factory: EngineFactory | None = None, *, backend: str = "core") -> Iterator[Row]:
+def rows(folder: Path, factory: EngineFactory | None = None, *, backend: str = "auto") -> Iterator[Row]:
     """Replay every recording of a folder; one that cannot be replayed gives a row that says why.
 
     Args:

@@ -196,7 +196,7 @@ def replay(
     *,
     kernel: str | None = None,
     host: Mapping[str, object] | str | Path | None = None,
-    backend: str = "core",
+    backend: str = "auto",
     operations: Mapping[int, str] | str | Path | None = None,
     emit: Callable[[Prediction], None] | None = None,
     keep: bool = True,
@@ -209,7 +209,8 @@ def replay(
         kernel: The profile; None: the kernel of the host facts.
         host: Facts of the host, or the file or JSON text that has them; they win over the trace's own line and over
             `host.json` beside it.
-        backend: The model that is driven, `core` or `reference`.
+        backend: The model that is driven, `core` or `reference`; `auto`: the core, and the reference where guests
+            have page tables of their own that are shadowed.
         operations: Full operation texts or the file that has them; None: an `ops.jsonl` beside the trace.
         emit: Gets each prediction as it is made; None: they are kept, in `Report.predictions`.
         keep: False: predictions are neither kept nor given away. The core then compares typed events where it can, much
@@ -222,7 +223,7 @@ def replay(
         TraceError: the trace cannot be read or replayed, or the kernel is unknown.
         UsageError: there is no such backend.
     """
-    may_take_lane = factory is None and backend == "core" and emit is None and not keep
+    may_take_lane = factory is None and backend != "reference" and emit is None and not keep
     factory = engine_factory(backend) if factory is None else factory
     if isinstance(host, str | Path):
         host = host_facts.facts_from(str(host))
