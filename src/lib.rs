@@ -3,6 +3,7 @@
 //! [`mmu`] is the model, [`ftrace`] reads and writes the text of its tracepoints, `py` (feature `python`) is the border
 //! to Python, [`replay`] drives the model with the events of a trace. Nothing else lives here.
 
+pub mod check;
 pub mod ftrace;
 pub mod kernels;
 pub mod mmu;

@@ -1,7 +1,7 @@
 """The native module: the core behind a lock, and the codec. Prefer `kvm_mmu.Vm` and `kvm_mmu.words.codec`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -214,6 +214,42 @@ class Mmu:
     def begin_update(self, as_id: int, id: int, takes: bool) -> None: ...
     def end_update(self) -> None: ...
     def memory(self) -> dict[str, int]: ...
+
+@final
+class Search:
+    def __new__(
+        cls,
+        mmu: Mmu,
+        actions: Sequence[tuple[str, list[int], str]],
+        *,
+        mark: int,
+        is_mark_added: bool,
+        step: int,
+        wrap_mask: int,
+        is_checked_first: bool,
+        table: Sequence[tuple[int, int, int, bool]],
+        has_windows: bool,
+        polls: int,
+        inside: int,
+        nesting: int,
+        has_accessed: bool,
+        splits_eagerly: bool,
+        is_pml: bool,
+    ) -> Self: ...
+    def level(self, jobs: int, seconds: float, keeps_all: bool) -> bool: ...
+    def so_far(self) -> dict[str, Any]: ...
+    def saved(self) -> tuple[bytes, int]: ...
+    def load(self, bytes: bytes, first: int, depth: int, transitions: int, keeps_all: bool) -> bool: ...
+    def random_round(self, seed: int, jobs: int, keeps_all: bool) -> dict[str, Any]: ...
+    def corpus(self) -> list[list[tuple[int, int]]]: ...
+    def resume_random(
+        self, seed: int, round: int, steps: int, corpus: Sequence[Sequence[tuple[int, int]]]
+    ) -> None: ...
+    def waits(self, path: Sequence[tuple[int, int]]) -> list[tuple[int, int]]: ...
+    def replay(self, path: Sequence[tuple[int, int]]) -> tuple[int, str, str, str] | None: ...
+
+def properties() -> list[tuple[str, str, str]]: ...
+def invariants() -> list[tuple[str, str]]: ...
 
 @final
 class Codec:

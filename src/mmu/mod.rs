@@ -25,10 +25,11 @@ pub mod words;
 mod zap;
 
 pub use crate::kernels::Kernel;
-pub use ghost::told::Broken;
+pub use ghost::told::{Broken, Premises};
 pub use shadow::guest_walk::{GuestWalk, WalkedEntry};
 pub use vm::events::{Event, Events, PageFacts};
 pub use watch::audit::INVARIANTS;
+pub use watch::canonical::Hash128;
 pub use watch::judge::PROPERTIES;
 pub use words::config::{Config, EventMode, Family, GfnHash};
 pub use words::error::{Error, Result};
@@ -676,6 +677,55 @@ impl Mmu {
     #[must_use]
     pub const fn is_judged(&self) -> bool {
         self.state.ghost.is_some()
+    }
+
+    /// Adds the state that decides about what is to come to a hash; with `has_accessed` accessed bits decide, too.
+    pub fn canonical(&self, to: &mut Hash128, has_accessed: bool) {
+        self.state.canonical(to, has_accessed);
+    }
+
+    /// Every property of a state that does not hold, and how much there was that could have broken them.
+    #[must_use]
+    pub fn judge_state(&self) -> (Vec<Finding>, Premises) {
+        self.state.judge_found()
+    }
+
+    /// How often what a property is about has happened.
+    #[must_use]
+    pub fn premises(&self) -> Premises {
+        self.state.ghost.as_ref().map_or_else(Premises::default, |ghost| ghost.premises)
+    }
+
+    /// The first property of mappings and vCPUs that does not hold: what is looked at after every step of a long search.
+    #[must_use]
+    pub fn judge_step(&self) -> Option<Finding> {
+        self.state.judge_step()
+    }
+
+    /// Whether a flush is owed.
+    #[must_use]
+    pub fn owes_flush(&self) -> bool {
+        self.state.ghost.as_ref().is_some_and(|ghost| ghost.debts.iter().next().is_some())
+    }
+
+    /// Whether a gfn is tracked in an address space; nothing where there is no slot.
+    #[must_use]
+    pub fn is_tracked(&self, as_id: u8, gfn: u64) -> Option<bool> {
+        let slot = self.state.find_slot(as_id, Gfn(gfn))?;
+        let index = gfn - self.state.slot_spec(slot).base;
+        Some(self.state.slot_body(slot).track.contains_key(&index))
+    }
+
+    /// Whether a vCPU has a root.
+    #[must_use]
+    pub fn has_root(&self, vcpu: u16) -> bool {
+        self.state.check_vcpu(vcpu).is_ok_and(|vcpu| self.state.vcpus[vcpu].roots().next().is_some())
+    }
+
+    /// What kind of state this is, in 63 bits: small numbers of pages, entries, debts and what waits.
+    #[must_use]
+    pub fn coverage_key(&self) -> u64 {
+        self.state.coverage_key()
     }
 
     /// Every property that does not hold, those of the moment first; nothing without a ghost.

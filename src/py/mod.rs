@@ -1,6 +1,7 @@
 //! The border: convert, release the GIL, lock, call one facade method, map the error. Nothing is decided here.
 
 mod arguments;
+mod check;
 mod codec;
 mod errors;
 mod ftrace;
@@ -17,6 +18,8 @@ use pyo3::prelude::*;
 /// The native half of `kvm_mmu`: the core behind a lock, and the codec over arrays.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::check::{Search, invariants, properties};
     #[pymodule_export]
     use super::codec::Codec;
     #[pymodule_export]

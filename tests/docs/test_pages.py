@@ -211,12 +211,16 @@ def test_the_kernel_map_names_what_exists() -> None:
 
 
 def test_the_invariants_are_those_of_the_audit() -> None:
-    """Name and sentence of every invariant, in the order of src/mmu/watch/audit.rs."""
+    """Name and sentence of every invariant and property, in the order of src/mmu/watch/audit.rs and judge.rs."""
     source = (ROOT / "src" / "mmu" / "watch" / "audit.rs").read_text(encoding="utf-8")
     listed = source[source.index("pub const INVARIANTS") :]
     known = re.findall(r'\(\s*"(\w+)",\s*"([^"]+)",?\s*\)', listed[: listed.index("];")])
     page = (ROOT / "docs" / "invariants.md").read_text(encoding="utf-8")
-    assert known == re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
+    listed = (ROOT / "src" / "mmu" / "watch" / "judge.rs").read_text(encoding="utf-8")
+    listed = listed[listed.index("pub const PROPERTIES") :]
+    judged = re.findall(r'\(\s*"(\w+)",\s*"([^"]+)",\s*"[^"]+",?\s*\)', listed[: listed.index("];")])
+    assert len(judged) > 25
+    assert known + judged == re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_thread() -> None:

@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "scenario": "a scenario to begin with",
     "run": "run a scenario, write its results",
     "verify": "compare result files with the model",
+    "check": "search for unsound states: exhaustively, or at random",
     "compare": "compare zap plans on a workload",
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
     "live": "the MMU of real VMs: a crash dump, the running host, QEMU",

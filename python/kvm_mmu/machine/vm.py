@@ -592,6 +592,9 @@ class Vm:
             as_id: address space, 0 normal, 1 SMM.
             slot: slot id.
             takes: the slot as it is goes: a delete or a move.
+
+        Returns:
+            The context in which the update runs.
         """
         if not self._is_judged:
             yield

@@ -90,6 +90,11 @@ impl Holders {
         self.kicked |= bit;
     }
 
+    /// Tables that are not linked any more, and who may hold something of them.
+    pub fn detached(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.detached.iter().map(|(&table, &held)| (table, held))
+    }
+
     /// A vCPU is in the guest.
     pub const fn enter(&mut self, bit: u64) {
         self.filled |= bit;

@@ -152,6 +152,12 @@ impl Ghost {
         }
     }
 
+    /// Whether a rule of the kernel exempted the leaf at a place from a test.
+    #[must_use]
+    pub fn is_exempt(&self, place: u32) -> bool {
+        matches!(self.entries.get(&place), Some(Entry::Leaf(held)) if held.is_exempt)
+    }
+
     /// Whether a flush is owed that explains what a vCPU holds of a gfn.
     #[must_use]
     pub fn is_owed_to(&self, vcpu: usize, gfn: u64, pages: u64) -> bool {
@@ -257,17 +263,16 @@ impl Ghost {
         self.report_overdue(u64::MAX);
     }
 
-    /// A slot is visible, with its first gfn, pages and first host page, or not any more; its log starts empty.
-    pub fn published(&mut self, as_id: u8, id: u32, at: Option<(u64, u64, u64)>, is_log_new: bool) {
+    /// A slot is visible, with its first gfn, pages and first host page, or not any more; whether it has a log.
+    pub fn published(&mut self, as_id: u8, id: u32, at: Option<(u64, u64, u64)>, is_logged: bool) {
         let now = self.tick();
         let slot = at.map(|(base, npages, host_page)| GhostSlot { as_id, id, base, npages, host_page, since: now });
         if let Some(old) = self.backing.slots.iter().find(|old| (old.as_id, old.id) == (as_id, id)).copied() {
             if at.is_none_or(|(base, ..)| base != old.base) {
                 self.promises.forget_slot(as_id, id, old.base, old.npages);
-            } else if !is_log_new {
-                self.promises.forget_log(as_id, id);
             }
         }
+        self.promises.published(as_id, id, is_logged && at.is_some());
         self.backing.published(as_id, id, slot, now);
     }
 
@@ -296,7 +301,7 @@ impl Ghost {
     pub fn guest_wrote(&mut self, gfn: u64, place: u32, slot: Option<(u8, u32, u64, bool)>) {
         self.premises.writes += 1;
         if let Some((as_id, id, page, true)) = slot {
-            self.promises.written.insert((as_id, id, page));
+            self.promises.wrote(as_id, id, page);
         }
         if let Some(Entry::Leaf(held)) = self.entries.get(&place)
             && let Some(tracked) = self.tracked_past(held)
@@ -369,6 +374,7 @@ impl Ghost {
         }
         if op.kind == OpKind::Update {
             self.backing.settle();
+            self.promises.settle();
         }
     }
 }

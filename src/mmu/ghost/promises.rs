@@ -20,6 +20,10 @@ pub struct Tracked {
 pub struct Promises {
     /// Address space, slot id and page of writes that no harvest has returned.
     pub written: BTreeSet<(u8, u32, u64)>,
+    /// Slots with a log.
+    logged: BTreeSet<(u8, u32)>,
+    /// Those whose log was started by an update that has not returned: what is written meanwhile may be lost.
+    starting: BTreeSet<(u8, u32)>,
     /// Tracked gfns.
     pub tracked: Vec<Tracked>,
 }
@@ -46,14 +50,36 @@ impl Promises {
         self.tracked.iter().filter(move |tracked| tracked.gfn.wrapping_sub(gfn) < pages)
     }
 
+    /// A slot is visible, with a log or without.
+    pub fn published(&mut self, as_id: u8, id: u32, is_logged: bool) {
+        if !is_logged {
+            self.logged.remove(&(as_id, id));
+            self.forget_log(as_id, id);
+        } else if self.logged.insert((as_id, id)) {
+            self.starting.insert((as_id, id));
+        }
+    }
+
+    /// The update has returned.
+    pub fn settle(&mut self) {
+        self.starting.clear();
+    }
+
+    /// A page of a slot with a log was written.
+    pub fn wrote(&mut self, as_id: u8, id: u32, page: u64) {
+        if !self.starting.contains(&(as_id, id)) {
+            self.written.insert((as_id, id, page));
+        }
+    }
+
     /// A slot goes: nobody asks for its log any more, and its tracking goes with it.
     pub fn forget_slot(&mut self, as_id: u8, id: u32, base: u64, npages: u64) {
         self.written.retain(|&(space, slot, _)| (space, slot) != (as_id, id));
         self.tracked.retain(|tracked| tracked.as_id != as_id || tracked.gfn.wrapping_sub(base) >= npages);
     }
 
-    /// The log of a slot starts anew.
-    pub fn forget_log(&mut self, as_id: u8, id: u32) {
+    /// The log of a slot is over.
+    fn forget_log(&mut self, as_id: u8, id: u32) {
         self.written.retain(|&(space, slot, _)| (space, slot) != (as_id, id));
     }
 }

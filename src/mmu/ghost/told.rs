@@ -116,6 +116,14 @@ pub struct Premises {
     pub debts: u64,
     /// Tables freed.
     pub freed: u64,
+    /// Mappings looked at.
+    pub leaves: u64,
+    /// Links looked at.
+    pub links: u64,
+    /// Tracked gfns looked at.
+    pub tracked: u64,
+    /// Loaded roots looked at.
+    pub roots: u64,
 }
 
 /// Table of a place.

@@ -36,6 +36,9 @@ impl MmuState {
                 if !manual && self.log_read.ret == 0 {
                     log.nr_words = self.log_read.nr_words;
                     log.is_read = true;
+                    if let Some(ghost) = &mut self.ghost {
+                        ghost.harvested(as_id, id, &self.log_read.spans, true);
+                    }
                     self.log_read.spans.clear();
                 }
             }
@@ -137,6 +140,9 @@ impl MmuState {
                 continue;
             }
             dirty.set(word, dirty.get(word) & !found);
+            if let Some(ghost) = &mut self.ghost {
+                ghost.harvested(log.as_id, log.id, &[(word, 1, found)], false);
+            }
             if log.is_read {
                 match self.log_read.spans.last_mut() {
                     Some((start, count, last)) if *start + *count == word && *last == found => *count += 1,

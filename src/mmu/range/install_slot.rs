@@ -43,13 +43,12 @@ impl MmuState {
 
     /// A slot is visible, or not any more: one marked for removal is not.
     fn tell_published(&mut self, as_id: u8, change: SlotChange) {
-        let is_log_full = self.is_log_initially_set;
         let Some(ghost) = &mut self.ghost else { return };
         match change {
             SlotChange::Put(spec) => {
                 let at = (spec.base, spec.npages, Pfn::of_hva(spec.hva).0);
                 let is_logged = spec.flags & MEM_LOG_DIRTY_PAGES != 0;
-                ghost.published(as_id, spec.id, (!spec.is_invalid()).then_some(at), is_logged && !is_log_full);
+                ghost.published(as_id, spec.id, (!spec.is_invalid()).then_some(at), is_logged);
             }
             SlotChange::Remove(id) => ghost.published(as_id, id, None, false),
         }

@@ -95,6 +95,22 @@ impl HostMemory {
         self.state.set(start.0, npages, (state != HostState::Rw).then_some(state));
     }
 
+    /// All of it, number by number.
+    pub fn add_to(&self, mut add: impl FnMut(u64)) {
+        for (&start, &(end, state)) in &self.state.ranges {
+            add(start);
+            add(end << 8 | state as u64);
+        }
+        for (&start, &(end, range)) in &self.huge.ranges {
+            add(start);
+            add(end << 8 | range.kind as u64);
+        }
+        for (&page, &frame) in &self.moved {
+            add(page);
+            add(frame);
+        }
+    }
+
     /// Sets how host pages are mapped.
     pub fn set_huge(&mut self, start: Pfn, npages: u64, kind: HostHuge) {
         let range = HugeRange { kind, first: start.0, end: start.0.saturating_add(npages) };

@@ -37,6 +37,12 @@ impl Invalidation {
         self.in_progress = self.in_progress.saturating_sub(1);
     }
 
+    /// What those under way cover.
+    #[must_use]
+    pub const fn range(&self) -> Option<(u64, u64)> {
+        self.range
+    }
+
     /// Whether a fault that began at `seq` and is about `at` must be taken again.
     #[must_use]
     pub fn must_retry(&self, seq: u64, at: u64) -> bool {

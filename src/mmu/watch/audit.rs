@@ -267,7 +267,8 @@ impl MmuState {
                 let index = self.slot_spec(slot).index(self.gfn_of(sptep), PAGE_TABLE);
                 self.slot_body(slot).track.contains_key(&index)
             });
-        report.check(spte & both == both && !is_tracked, "spte_writable", || {
+        let is_exempt = self.ghost.as_ref().is_some_and(|ghost| ghost.is_exempt(sptep.0));
+        report.check(spte & both == both && (!is_tracked || is_exempt), "spte_writable", || {
             format!("page {} entry {}: {spte:#x}", self.id(sptep.page()), sptep.index())
         });
     }

@@ -7,7 +7,7 @@
 use crate::mmu::ghost::backing::GhostSlot;
 use crate::mmu::ghost::memory::Ghost;
 use crate::mmu::ghost::operations::OpKind;
-use crate::mmu::ghost::told::{EXEC, Entry, HeldLeaf, WRITE};
+use crate::mmu::ghost::told::{EXEC, Entry, HeldLeaf, Premises, WRITE};
 use crate::mmu::pages::page_arena::{PageIdx, Place};
 use crate::mmu::pages::walk::is_shadow_present;
 use crate::mmu::vm::slots::MEM_LOG_DIRTY_PAGES;
@@ -139,9 +139,78 @@ impl MmuState {
         verdict.0
     }
 
+    /// The first property of mappings and vCPUs that does not hold.
+    pub(in crate::mmu) fn judge_step(&self) -> Option<Finding> {
+        let ghost = self.ghost.as_ref()?;
+        let mut verdict = Verdict(Vec::new());
+        self.judge_leaves(&mut verdict, ghost);
+        self.judge_vcpus(&mut verdict, ghost);
+        verdict.0.into_iter().next()
+    }
+
+    /// What kind of state this is.
+    pub(in crate::mmu) fn coverage_key(&self) -> u64 {
+        let Some(ghost) = &self.ghost else { return 0 };
+        let saturated = |count: usize| count.min(2) as u64;
+        let mut pages = 0_u64;
+        for page in self.active.iter() {
+            let key = self.arena.key(page);
+            let kind = u64::from(key.role.level())
+                | u64::from(key.role.invalid()) << 3
+                | u64::from(self.is_obsolete(page)) << 4
+                | u64::from(self.arena.page(page).root_count > 0) << 5
+                | u64::from(key.role.as_id()) << 6;
+            pages = pages.wrapping_add(kind.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        }
+        let (mut writable, mut large) = (0, 0);
+        for entry in ghost.entries.values() {
+            if let Entry::Leaf(held) = entry {
+                writable += usize::from(held.leaf.rights & WRITE != 0);
+                large += usize::from(held.leaf.level > 1);
+            }
+        }
+        let kinds = [
+            pages,
+            ghost.debts.iter().fold(0, |all, debt| all | 1 << debt.class as u64),
+            ghost.ops.open_kinds().fold(1, |all, kind| all << 4 | kind as u64),
+            saturated(self.tdp.roots.len()) | saturated(ghost.promises.tracked.len()) << 2,
+            saturated(ghost.promises.written.len()),
+            saturated(writable) | saturated(large) << 2 | saturated(ghost.entries.len()) << 4,
+            self.spaces.iter().fold(0, |all, space| all << 2 | saturated(space.specs().len())),
+            self.vcpus.iter().fold(0, |all, vcpu| {
+                let tag = self.spaces.iter().any(|space| space.slots_gen == vcpu.mmio.slots_gen);
+                all << 3 | u64::from(vcpu.root != PageIdx::NONE) | u64::from(vcpu.smm) << 1 | u64::from(tag) << 2
+            }),
+        ];
+        kinds.iter().fold(0_u64, |all, &kind| (all ^ kind).wrapping_mul(0xc2b2_ae3d_27d4_eb4f).rotate_left(23)) >> 1
+    }
+
+    /// Every property of the state that does not hold, the audit's among them, and how much could have broken them.
+    pub(in crate::mmu) fn judge_found(&self) -> (Vec<Finding>, Premises) {
+        let mut verdict = Verdict(Vec::new());
+        let Some(ghost) = &self.ghost else { return (verdict.0, Premises::default()) };
+        self.judge_state(&mut verdict);
+        let leaves = ghost.entries.values().filter(|entry| matches!(entry, Entry::Leaf(_))).count() as u64;
+        let premises = Premises {
+            leaves,
+            links: ghost.entries.len() as u64 - leaves,
+            tracked: ghost.promises.tracked.len() as u64,
+            roots: self.vcpus.iter().filter(|vcpu| vcpu.root != PageIdx::NONE).count() as u64,
+            ..Premises::default()
+        };
+        (verdict.0, premises)
+    }
+
     /// The properties of a state alone.
     pub(in crate::mmu) fn judge_state(&self, verdict: &mut Verdict) {
         let Some(ghost) = &self.ghost else { return };
+        self.judge_leaves(verdict, ghost);
+        self.judge_vcpus(verdict, ghost);
+        self.judge_pages(verdict);
+        self.judge_entries(verdict, ghost);
+    }
+
+    fn judge_leaves(&self, verdict: &mut Verdict, ghost: &Ghost) {
         let is_harvest_open =
             ghost.ops.open_kinds().any(|kind| matches!(kind, OpKind::Update | OpKind::DirtyLog | OpKind::Inner));
         for (&place, entry) in &ghost.entries {
@@ -149,9 +218,6 @@ impl MmuState {
                 self.judge_leaf(verdict, ghost, place, held, is_harvest_open);
             }
         }
-        self.judge_vcpus(verdict, ghost);
-        self.judge_pages(verdict);
-        self.judge_entries(verdict, ghost);
     }
 
     fn judge_leaf(&self, verdict: &mut Verdict, ghost: &Ghost, place: u32, held: &HeldLeaf, is_harvest_open: bool) {

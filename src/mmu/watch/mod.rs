@@ -1,6 +1,7 @@
 //! Watchers: they look at everything and change nothing.
 
 pub(in crate::mmu) mod audit;
+pub(in crate::mmu) mod canonical;
 pub(in crate::mmu) mod judge;
 pub(in crate::mmu) mod judge_pages;
 pub(in crate::mmu) mod left_over;
