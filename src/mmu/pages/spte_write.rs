@@ -51,6 +51,12 @@ impl MmuState {
 
     /// Stores leaves of neighbouring frames into so many neighbouring entries of a full table.
     pub(in crate::mmu) fn set_neighbours(&mut self, first: Sptep, spte: u64, count: usize) {
+        if self.ghost.is_some() {
+            for (at, shift) in (0..ENTRIES as u16).zip(0..count as u64) {
+                self.spte_set(first.page().sptep(first.index() + at), spte + (shift << PAGE_SHIFT));
+            }
+            return;
+        }
         let SpteTable::Full(words) = self.arena.table_mut(first.page()) else { return };
         for (word, at) in words.iter_mut().skip(first.index().into()).take(count).zip(0..ENTRIES as u64) {
             *word = spte + (at << PAGE_SHIFT);

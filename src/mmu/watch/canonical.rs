@@ -88,7 +88,7 @@ impl MmuState {
         to.add(
             u64::from(self.config.nx_huge_pages) | u64::from(self.is_root_leaked) << 1 | self.tdp.nr_nx_possible << 2,
         );
-        for &page in &self.nx_list {
+        for page in self.nx_list.iter() {
             to.add(number(page));
         }
         for vcpu in &self.vcpus {
