@@ -52,9 +52,9 @@ $(PY):
 $(VENV)/.base: constraints.txt pyproject.toml | $(PY)
 	@$(call install,plot)
 $(VENV)/.test: constraints.txt pyproject.toml | $(VENV)/.base
-	@$(call install,plot data live test docs)
+	@$(call install,plot data live dask test docs)
 $(VENV)/.lint: constraints.txt pyproject.toml | $(VENV)/.test
-	@$(call install,plot data live test docs dev)
+	@$(call install,plot data live dask test docs dev)
 $(VENV)/.dist: constraints.txt pyproject.toml | $(VENV)/.base
 	@$(call install,dist)
 
@@ -124,7 +124,7 @@ clean:
 # Renews constraints.txt from the newest versions that the extras allow, in an environment of its own.
 constraints:
 	rm -rf $(VENV)-constraints && $(PYTHON) -m venv $(VENV)-constraints
-	$(PYTHON) -c "$$requirements" plot data live test dev docs dist > $(VENV)-constraints/.requirements
+	$(PYTHON) -c "$$requirements" plot data live dask test dev docs dist > $(VENV)-constraints/.requirements
 	$(VENV)-constraints/bin/pip install -q -r $(VENV)-constraints/.requirements
 	{ sed -n '/^#/p' constraints.txt; $(VENV)-constraints/bin/pip freeze; } > constraints.new && mv constraints.new constraints.txt
 	rm -rf $(VENV)-constraints

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from kvm_mmu.lab.compare import compare
+    from kvm_mmu.lab.curve import curve
     from kvm_mmu.lab.ring import ring
+    from kvm_mmu.lab.sweep.run import sweep
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
     from kvm_mmu.machine.memslots import Memslots
     from kvm_mmu.machine.profiles import Fact, KernelProfile, facts, kernels
@@ -62,7 +64,9 @@ _HOMES = {
         "UsageError",
     ),
     "kvm_mmu.lab.compare": ("compare",),
+    "kvm_mmu.lab.curve": ("curve",),
     "kvm_mmu.lab.ring": ("ring",),
+    "kvm_mmu.lab.sweep.run": ("sweep",),
     "kvm_mmu.scenario.language": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
     "kvm_mmu.machine.stepped_generation": ("SteppedGeneration",),
@@ -122,6 +126,7 @@ __all__ = [
     "__version__",
     "chrome_trace",
     "compare",
+    "curve",
     "decode_mmio",
     "decode_role",
     "decode_spte",
@@ -136,6 +141,7 @@ __all__ = [
     "run_scenario",
     "stalls",
     "summarize",
+    "sweep",
 ]
 
 

@@ -19,6 +19,10 @@ COMMANDS = {
     "encode": [("encode", "mmio", "--gfn", "1", "--gen", "2", *SPTE)],
     "kernel": [("kernels", "show", "6.12.94", "--json")],
     "kernels-diff": [("kernels", "diff", "v6.12", "v5.4", "--json")],
+    "sweep": [("sweep", "boot", "--pages", "64", "--jobs", "1", "-o", "{tmp}/s", "--json")],
+    "curve": [
+        ("curve", "wrap", "--kernels", "v5.0", "--values", "64", "--jobs", "1", "-o", "{tmp}/c", "--json")
+    ],
     "trace-summary": [("trace", "summary", BASIC, "--json")],
     "trace-decode": [("trace", "decode", BASIC, "--json")],
     "trace-stalls": [("trace", "stalls", UPDATES, "--json")],
@@ -66,7 +70,7 @@ def test_no_schema_is_undocumented():
     for path in (ROOT / "python" / "kvm_mmu").rglob("*.py"):
         names |= set(
             re.findall(
-                r'"kvm-mmu/((?:trace-\w+)|decode|encode|kernel|kernels-diff)/1"',
+                r'"kvm-mmu/((?:trace-\w+)|sweep|curve|decode|encode|kernel|kernels-diff)/1"',
                 path.read_text(encoding="utf-8"),
             )
         )

@@ -28,6 +28,8 @@ SUBCOMMANDS = {
     "verify": "compare result files with the model",
     "check": "search for unsound states: exhaustively, or at random",
     "compare": "compare zap plans on a workload",
+    "sweep": "many comparisons as one table",
+    "curve": "what an event costs a guest, over its size",
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
     "live": "the MMU of real VMs: a crash dump, the running host, QEMU",
     "gallery": "claims and figures answered by runs",

@@ -93,11 +93,11 @@ def _row(
     vm = workload.vm.clone()
     tables = [table for table, _, _ in vm.core.tdp_tables()]
     last_page = max([*vm.core.active_page_ids(), *tables], default=0)
-    slot = forced_event.largest_slot(vm)
+    slot = workload.removed or forced_event.largest_slot(vm)
     forced_event.prepare(vm, at)
     to_go = soundness.to_go(vm, at, slot, last_page)
     start = time.perf_counter()
-    run = forced_event.force(vm, at, plan, setting.contend, setting.added)
+    run = forced_event.force(vm, at, plan, setting.contend, setting.added, slot)
     seconds = time.perf_counter() - start
     digest = run_digest(vm, run)
     did_something = forced_event.is_exercised(run)

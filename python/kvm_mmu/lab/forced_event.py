@@ -113,12 +113,15 @@ def prepare(vm: Vm, at: str) -> None:
         vm.set_generation(0, generation)
 
 
-def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> EventRun:
+def force(
+    vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0, removed: tuple[int, int] | None = None
+) -> EventRun:
     """Run a plan for an event on a prepared VM.
 
     Args:
         contend: every `contend`-th offer of the lock is taken by somebody else (0: none is).
         added: MMIO tables that vCPU 0 touches for the first time in each of those lock breaks.
+        removed: the slot that a removal takes; None: the largest.
 
     Raises:
         UsageError: a plan in Python raised; the message names plan, event and what was raised.
@@ -145,7 +148,7 @@ def force(vm: Vm, at: str, plan: Plan, contend: int = 0, added: int = 0) -> Even
             _run_python(plan, vm, at)
             work = _since(vm.work, before)
             return EventRun("done", work, work["units"], work["lock_breaks"])
-        slot = largest_slot(vm) if plan.needs_slot else None
+        slot = (removed or largest_slot(vm)) if plan.needs_slot else None
         if plan.needs_slot and slot is None:
             return EventRun("no slot", _since(before, before), 0, 0)
         run = vm.zap(plan, slot=slot)

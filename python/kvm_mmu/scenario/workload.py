@@ -162,6 +162,8 @@ class Workload:
     size: int | None = None
     #: Events that the guest's own operations brought, and how often.
     own_events: Mapping[str, int] = field(default_factory=dict)
+    #: The slot that a forced removal takes, (address space, id); None: the largest.
+    removed: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         count = sum(batch.gpas.size for batch in self.touches)

@@ -1,0 +1,158 @@
+"""What computes cells: a group in, its rows out; nothing else is read or kept, so it runs anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kvm_mmu.errors import KvmMmuError, UsageError
+from kvm_mmu.lab import page_tables
+from kvm_mmu.lab.compare import compare
+from kvm_mmu.lab.comparison import COLUMNS
+from kvm_mmu.lab.forced_event import Plan
+from kvm_mmu.lab.inputs import open_input, recorded_scenario
+from kvm_mmu.lab.named_workloads import DEFAULT_PAGES, WORKLOADS, named_workload
+from kvm_mmu.lab.scale import scaled
+from kvm_mmu.lab.sweep.grid import OWN_SHADOW, Group, Setting, parse_pages
+from kvm_mmu.machine.profiles import kernel_profile
+from kvm_mmu.scenario.language import Scenario
+from kvm_mmu.scenario.workload import Batch, Workload, run_scenario_workload
+
+#: A row's place in the grid.
+PLACE = ("cell", "input", "kernel", "at", "plan", "pages_asked", "mmio_asked", "vcpus", "seed")
+#: Every column of a row, in order. `error` is empty unless the cell failed; then the counts are absent.
+ROW = (*PLACE, *(name for name in COLUMNS if name not in PLACE), "error")
+
+
+def run_group(group: Group, skip: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Compute the cells of a group.
+
+    Args:
+        group: a setting and its plans.
+        skip: digests of cells that are known already.
+
+    Returns:
+        A row for each other cell, in the order of the plans. A cell that failed has its error as a row.
+    """
+    made: dict[str, Workload] = {}
+    rows = []
+    for digest, name, plan in group.cells():
+        if digest in skip:
+            continue
+        try:
+            mmu, chosen = _on(plan, group.setting)
+            if mmu not in made:
+                made[mmu] = _made(group.setting, mmu)
+            rows.append(_row(group.setting, made[mmu], digest, name, chosen))
+        except (KvmMmuError, MemoryError) as error:
+            rows.append(failed_row(group.setting, digest, name, error))
+    return rows
+
+
+def _on(plan: Plan | str, setting: Setting) -> tuple[str, Plan]:
+    """The page table that a plan is run on, and the plan: a kernel's own is on the one that it serves guests with."""
+    event = page_tables.OWN[setting.at]
+    if isinstance(plan, str):
+        profile = kernel_profile(_kernel(setting))
+        if plan == OWN_SHADOW or not profile.facts["has_tdp_mmu"]:
+            return "shadow", profile.plans[event]
+        plan = page_tables.own_plan(profile, setting.at, "npt")
+    mmu = "tdp" if getattr(plan, "is_of_roots", False) else "shadow"
+    if mmu == "tdp" and setting.kernel:
+        why = page_tables.why_not(mmu, kernel_profile(setting.kernel), "npt")
+        if why:
+            raise UsageError(f"{setting.kernel}: {why}")
+    return mmu, plan
+
+
+def _kernel(setting: Setting) -> str:
+    """The kernel of a setting: that of its input, where none is named."""
+    if setting.kernel:
+        return setting.kernel
+    source = open_input(setting.input)
+    found = source.kernel if isinstance(source, Scenario) else recorded_scenario(source).kernel
+    if found is None:
+        raise UsageError(f"{setting.input}: no kernel: give one")
+    return found
+
+
+def _made(setting: Setting, mmu: str) -> Workload:
+    """The workload of a setting; of a guest whose slot goes, without what it touched there: that cannot come again."""
+    workload = _workload(setting, mmu)
+    if setting.at == "slot-removal" and workload.removed is not None:
+        slot = next(slot for as_id, slot in workload.vm.memslots if (as_id, slot.id) == workload.removed)
+        first, last = slot.base << 12, (slot.base + slot.npages << 12) - 1
+        kept = [
+            Batch(batch.vcpu, batch.kind, batch.gpas[(batch.gpas < first) | (batch.gpas > last)])
+            for batch in workload.touches
+        ]
+        workload.touches = [batch for batch in kept if batch.gpas.size]
+    return workload
+
+
+def _workload(setting: Setting, mmu: str) -> Workload:
+    size = parse_pages(setting.pages) if setting.pages else 1.0
+    if setting.input in WORKLOADS:
+        return named_workload(
+            setting.input,
+            pages=size if isinstance(size, int) else max(1, round(size * DEFAULT_PAGES)),
+            mmio_share=setting.mmio or 0.0,
+            vcpus=setting.vcpus or 2,
+            seed=setting.seed or 1,
+            kernel=setting.kernel,
+            tdp_mmu=mmu == "tdp",
+        )
+    kernel = setting.kernel or None
+    source = open_input(setting.input)
+    scenario = source if isinstance(source, Scenario) else recorded_scenario(source, kernel)
+    scenario = replace(scenario, config={**scenario.config, "tdp_mmu": int(mmu == "tdp")})
+    if not setting.pages:
+        return run_scenario_workload(scenario, kernel)
+    if isinstance(size, float):
+        own = run_scenario_workload(scenario, kernel, moment="peak").population().pages
+        size = max(1, round(size * own))
+    return scaled(scenario, size, kernel, setting.mmio).workload
+
+
+def _row(setting: Setting, workload: Workload, digest: str, name: str, plan: Plan) -> dict[str, Any]:
+    try:
+        found = compare(workload, [plan], at=setting.at, contend=setting.contend).rows[0]
+    except (KvmMmuError, MemoryError) as error:
+        return failed_row(setting, digest, name, error, workload.vm.kernel)
+    return {**dict.fromkeys(ROW), **found, **_place(setting, digest, name, workload.vm.kernel), "error": ""}
+
+
+def failed_row(
+    setting: Setting, digest: str, name: str, error: BaseException, kernel: str | None = None
+) -> dict[str, Any]:
+    """The row of a cell that failed: its place, and the error in words."""
+    text = str(error) or type(error).__name__
+    place = _place(setting, digest, name, kernel or setting.kernel)
+    return {**dict.fromkeys(ROW), **place, "outcome": "failed", "error": text}
+
+
+def _place(setting: Setting, digest: str, name: str, kernel: str) -> dict[str, Any]:
+    return {
+        "cell": digest,
+        "input": setting.input,
+        "kernel": kernel,
+        "at": setting.at,
+        "plan": name,
+        "pages_asked": setting.pages or None,
+        "mmio_asked": setting.mmio,
+        "vcpus": setting.vcpus,
+        "seed": setting.seed,
+    }
+
+
+def check_plans(groups: Sequence[Group]) -> None:
+    """Refuse a plan that no cell could run, before anything is computed.
+
+    Raises:
+        UsageError: a plan that needs a slot for an event that has none.
+    """
+    for group in groups:
+        for name, plan in group.plans:
+            if getattr(plan, "needs_slot", False) and group.setting.at in ("wrap", "teardown"):
+                raise UsageError(f"plan {name}: it takes one slot's pages; a {group.setting.at} has no slot")
