@@ -115,6 +115,11 @@ fn rules(dict: &Bound<'_, PyDict>) -> PyResult<Rules> {
         publication_step: field(dict, "publication_step")?,
         refill_pages: field(dict, "refill_pages")?,
         group: field::<u64>(dict, "group")?.max(1),
+        is_tdp: field(dict, "is_tdp")?,
+        has_nx_huge_pages: field(dict, "has_nx_huge_pages")?,
+        has_pml: field(dict, "has_pml")?,
+        yields_unseen: field(dict, "yields_unseen")?,
+        notes: bytes(field(dict, "notes")?),
         words: words(dict, "words")?,
         wording: wording(dict)?,
     })
@@ -180,6 +185,24 @@ impl ReplayLane {
 
     fn add_backing(&self, first: u64, npages: u64, thp: bool, is_written: bool) {
         self.lane().pages.add(first, npages, thp, is_written);
+    }
+
+    #[setter]
+    fn set_waiting(&self, on: bool) {
+        self.lane().is_waiting = on;
+    }
+
+    #[setter]
+    fn set_hides_flushes(&self, on: bool) {
+        self.lane().hides_flushes = on;
+    }
+
+    fn add_hugetlb(&self, first: u64, npages: u64) {
+        self.lane().pages.add_hugetlb(first, npages);
+    }
+
+    fn unmap_pages(&self, py: Python<'_>, mmu: &Mmu, first: u64, end: u64) -> PyResult<()> {
+        mmu.call(py, |mmu| self.lane().unmap_pages(mmu, first, end))
     }
 
     fn touch(&self, py: Python<'_>, mmu: &Mmu, page: u64) -> PyResult<()> {
@@ -270,9 +293,10 @@ impl ReplaySurvey {
 #[pymethods]
 impl ReplaySurvey {
     #[new]
-    #[pyo3(signature = (*, numbered, operations = None))]
-    fn new(numbered: bool, operations: Option<&Bound<'_, PyBytes>>) -> PyResult<Self> {
-        Ok(Self { state: Mutex::new(Survey::new(numbered, operations_of(operations)?)) })
+    #[pyo3(signature = (*, numbered, operations = None, tdp = false))]
+    fn new(numbered: bool, operations: Option<&Bound<'_, PyBytes>>, tdp: bool) -> PyResult<Self> {
+        let survey = Survey::new(numbered, operations_of(operations)?);
+        Ok(Self { state: Mutex::new(if tdp { survey.of_tdp() } else { survey }) })
     }
 
     fn feed(&self, py: Python<'_>, chunk: &Bound<'_, PyBytes>) -> PyResult<()> {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use super::Unsure;
 use super::output::Output;
 use super::rules::{KINDS, SpteWords};
+use super::tdp::step_on;
 use crate::ftrace::Kind;
 
 /// How far one side may be ahead of the other, in outputs.
@@ -16,7 +17,8 @@ const WAITS_MAX: usize = 1 << 17;
 #[derive(Debug)]
 pub struct Comparison {
     recorded: VecDeque<(Kind, Output)>,
-    predicted: VecDeque<(Kind, Output)>,
+    /// And how many neighbours the last field says.
+    predicted: VecDeque<(Kind, Output, u32)>,
     /// Recorded outputs of each kind.
     pub counts: [u64; KINDS],
 }
@@ -32,19 +34,40 @@ impl Comparison {
     #[inline]
     pub fn add_recorded(&mut self, kind: Kind, output: Output, words: &SpteWords) -> Result<(), Unsure> {
         self.counts[kind as usize] += 1;
-        match self.predicted.pop_front() {
-            Some(own) => pair(&(kind, output), &own, words),
-            None => wait(&mut self.recorded, (kind, output)),
+        let Some((own_kind, own, left)) = self.predicted.front_mut() else {
+            return wait(&mut self.recorded, (kind, output));
+        };
+        let answer = pair(&(kind, output), &(*own_kind, *own), words);
+        *left -= 1;
+        step_on(own);
+        if *left == 0 {
+            self.predicted.pop_front();
         }
+        answer
     }
 
     /// One of the model.
     #[inline]
     pub fn add_predicted(&mut self, kind: Kind, output: Output, words: &SpteWords) -> Result<(), Unsure> {
-        match self.recorded.pop_front() {
-            Some(theirs) => pair(&theirs, &(kind, output), words),
-            None => wait(&mut self.predicted, (kind, output)),
+        self.add_predicted_run(kind, output, 1, words)
+    }
+
+    /// So many neighbours of the model, of which this is the first.
+    pub fn add_predicted_run(
+        &mut self,
+        kind: Kind,
+        mut output: Output,
+        n: u32,
+        words: &SpteWords,
+    ) -> Result<(), Unsure> {
+        for done in 0..n {
+            let Some(theirs) = self.recorded.pop_front() else {
+                return wait(&mut self.predicted, (kind, output, n - done));
+            };
+            pair(&theirs, &(kind, output), words)?;
+            step_on(&mut output);
         }
+        Ok(())
     }
 
     /// Both sides have ended.
@@ -59,7 +82,7 @@ fn pair(theirs: &(Kind, Output), own: &(Kind, Output), words: &SpteWords) -> Res
     if theirs.0 == own.0 && theirs.1.is_like(&own.1, words) { Ok(()) } else { Err(DIFFERENT) }
 }
 
-fn wait(side: &mut VecDeque<(Kind, Output)>, one: (Kind, Output)) -> Result<(), Unsure> {
+fn wait<T>(side: &mut VecDeque<T>, one: T) -> Result<(), Unsure> {
     if side.len() >= WAITS_MAX {
         return Err(Unsure("one side is far ahead of the other"));
     }

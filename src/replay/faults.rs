@@ -14,6 +14,8 @@ const RESERVED: u64 = 1 << 3;
 const READONLY: u32 = 1 << 1;
 pub(super) const PAGE_SHIFT: u32 = 12;
 const PAGES_2M: u64 = 512;
+/// Frames that a host of 52 bits has.
+const FRAMES: u64 = 1 << 40;
 /// An answer of host memory is looked for in so many lines behind its request.
 const ANSWER_WITHIN: usize = 1 << 14;
 
@@ -30,9 +32,9 @@ pub(super) struct Fault {
 /// What host memory answered.
 #[derive(Debug)]
 pub(super) struct Answer {
-    writable: bool,
-    found: Vec<u64>,
-    is_written: Option<bool>,
+    pub(super) writable: bool,
+    pub(super) found: Vec<u64>,
+    pub(super) is_written: Option<bool>,
 }
 
 impl Lane {
@@ -79,13 +81,30 @@ impl Lane {
     pub(super) fn second_half(
         &mut self,
         fault: Fault,
-        level: u8,
+        (frame, level): (u64, u8),
         answer: Option<Answer>,
         mmu: &mut Mmu,
     ) -> Result<(), Unsure> {
         let Fault { vcpu, gpa, error_code, is_reclaimed } = fault;
         let gfn = gpa >> PAGE_SHIFT;
         let slot = find_slot(mmu, vcpu, gfn)?;
+        if self.rules.is_tdp {
+            if let Some(slot) = slot {
+                if frame >= FRAMES {
+                    return Err(Unsure("a request of a frame that is none"));
+                }
+                self.note_level(&slot, gfn, level, error_code, mmu);
+            }
+            let (writable, is_written) = match (slot, answer) {
+                (None, _) => (false, None),
+                (Some(_), Some(answer)) => (answer.writable, answer.is_written),
+                (Some(slot), None) => (slot.flags & READONLY == 0 && self.pages.is_resident(page_of(&slot, gfn)), None),
+            };
+            let frame = slot.map(|_| frame);
+            let host = HostLookup::Found { level, writable, neighbours: None, is_written, frame };
+            mmu.fault_with(vcpu, gpa, error_code & !(PRESENT | RESERVED), &host).map_err(refused)?;
+            return self.take_events(mmu, true, true).map(|_| ());
+        }
         if let Some(slot) = slot
             && level > 1
             && let Some(start) = self.pages.note_2m(page_of(&slot, gfn))

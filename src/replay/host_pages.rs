@@ -14,6 +14,7 @@ struct Backing {
     npages: u64,
     thp: bool,
     is_written: bool,
+    is_hugetlb: bool,
 }
 
 impl Backing {
@@ -35,13 +36,34 @@ pub struct HostPages {
     pages: FxHashSet<u64>,
     /// First pages of 2 MiB that became resident as a whole, and of those that the host maps so.
     wholes: FxHashSet<u64>,
-    mapped_2m: FxHashSet<u64>,
+    pub(super) mapped_2m: FxHashSet<u64>,
+    /// First pages of 2 MiB that the host maps with less, after it was known to map them at once.
+    pub(super) split: FxHashSet<u64>,
 }
 
 impl HostPages {
     /// A recorder made memory; `is_written`: and wrote all of it.
     pub fn add(&mut self, first: u64, npages: u64, thp: bool, is_written: bool) {
-        self.backings.push(Backing { first, npages, thp, is_written });
+        self.backings.push(Backing { first, npages, thp, is_written, is_hugetlb: false });
+    }
+
+    /// A recorder made memory of 1 GiB pages.
+    pub fn add_hugetlb(&mut self, first: u64, npages: u64) {
+        self.backings.push(Backing { first, npages, thp: false, is_written: true, is_hugetlb: true });
+    }
+
+    pub(super) fn is_hugetlb(&self, page: u64) -> bool {
+        self.backings.iter().any(|backing| backing.is_hugetlb && backing.holds(page))
+    }
+
+    pub(super) fn is_huge(&self, page: u64) -> bool {
+        self.find(page).is_some_and(|backing| backing.is_huge(page))
+    }
+
+    /// First page and end of what can be huge pages.
+    pub(super) fn huge_backings(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let all = self.backings.iter().filter(|backing| backing.thp);
+        all.map(|backing| (backing.first, backing.first + backing.npages))
     }
 
     /// Whether the page is there and writable.

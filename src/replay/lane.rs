@@ -16,6 +16,7 @@ use super::marker::{Marker, Value, index_of};
 use super::operations::Operations;
 use super::output::{predicted, recorded};
 use super::rules::{Deed, Rules};
+use super::tdp;
 use super::text::{Next, Text};
 use crate::ftrace::event::Outcome;
 use crate::ftrace::{Event, Kind, Line};
@@ -65,6 +66,12 @@ pub struct Lane {
     pub pending: (u64, u8),
     /// There is a VM.
     pub is_begun: bool,
+    /// The caller waits for what the processor wrote before it does something.
+    pub is_waiting: bool,
+    /// Flushes that the model says now are not told from those of yields.
+    pub hides_flushes: bool,
+    /// The dirty log went off, and its operation is not over.
+    pub(super) is_collapsing: bool,
     most_news: u64,
     pub(super) fault: Option<Fault>,
     /// vCPUs with a violation whose call of the MMU has not come by yet.
@@ -102,6 +109,9 @@ impl Lane {
             last_number: -1,
             pending: (0, 0),
             is_begun: false,
+            is_waiting: false,
+            hides_flushes: false,
+            is_collapsing: false,
             most_news: 0,
             fault: None,
             violations: Vec::new(),
@@ -191,6 +201,16 @@ impl Lane {
                 continue;
             };
             let deed = self.rules.deeds[kind as usize];
+            if self.rules.is_tdp {
+                match self.passes_over(kind, deed, text, end)? {
+                    None => return Ok(Stop::NeedText),
+                    Some(true) => {
+                        *at = end;
+                        continue;
+                    }
+                    Some(false) => {}
+                }
+            }
             match deed {
                 Deed::Ignored => {}
                 Deed::Foreign => return Err(Unsure("an event that the lane does not know what to do with")),
@@ -226,6 +246,9 @@ impl Lane {
     fn output<'a>(&mut self, kind: Kind, line: &Line<'a>, values: &mut Event<'a>) -> Result<(), Unsure> {
         if !self.rules.compared.has(kind) {
             return Ok(());
+        }
+        if self.rules.is_tdp {
+            Self::refuse_recovery(line.task)?;
         }
         read(line, values)?;
         let output = recorded(values, &self.rules).ok_or(Unsure("an output has another text"))?;
@@ -292,21 +315,25 @@ impl Lane {
             }
             // The address was looked at above.
             (Deed::Address, _) => {}
-            (Deed::Request, &[_, _, level, ..]) => {
+            (Deed::Request, &[_, frame, level, ..]) => {
                 let level = u8::try_from(level).unwrap_or(u8::MAX);
                 if level == 0 || level > self.rules.level_max {
                     return Err(Unsure("a request of a level that is not possible"));
                 }
                 let mut answer = None;
                 if self.rules.answers {
-                    answer = self.look_ahead(text, end)?;
+                    answer = if self.rules.is_tdp {
+                        self.look_ahead_for_leaf(text, end)?
+                    } else {
+                        self.look_ahead(text, end)?
+                    };
                     if answer.is_none() {
                         return Ok(Some(Stop::NeedText));
                     }
                     self.nr_answers += 1;
                 }
                 if let Some(fault) = self.fault.take() {
-                    self.second_half(fault, level, answer, mmu)?;
+                    self.second_half(fault, (frame, level), answer, mmu)?;
                 }
             }
             (Deed::FreeRoots, &[mask]) => {
@@ -330,6 +357,15 @@ impl Lane {
                 }
             }
             (Deed::SlotChange, _) if self.is_announced => self.is_announced = false,
+            (Deed::Handed, _) if self.asks_processor(kind) => {
+                let Some(leaves) = self.look_ahead_for_leaves(text, end)? else { return Ok(Some(Stop::NeedText)) };
+                self.nr_answers += 1;
+                for (as_id, gfns) in leaves {
+                    mmu.processor_sets(as_id, &gfns, kind != Kind::AgeHva).map_err(refused)?;
+                }
+                self.take(mmu, false)?;
+                return Ok(Some(Stop::Input { name: kind.name(), body: line.body.to_vec() }));
+            }
             (Deed::SlotChange | Deed::Handed, _) => {
                 return Ok(Some(Stop::Input { name: kind.name(), body: line.body.to_vec() }));
             }
@@ -367,8 +403,11 @@ impl Lane {
         let name = match marker.get(b"op") {
             Some(Value::Text(name)) => name,
             Some(_) => return told(),
-            None if marker.get(b"ev") == Some(Value::Text(b"toggle")) => return told(),
-            None => return Ok(None),
+            None => match marker.get(b"ev") {
+                Some(Value::Text(b"toggle")) => return told(),
+                Some(Value::Text(note)) if self.rules.notes.iter().any(|heard| heard == note) => return told(),
+                _ => return Ok(None),
+            },
         };
         let is_heard = self.rules.heard.iter().any(|heard| heard == name);
         if self.pending.0 > 0 && !is_heard {
@@ -430,6 +469,18 @@ impl Lane {
                 mmu::Event::FastPf { .. } if is_second_half => continue,
                 mmu::Event::FastPf { handled, .. } => is_answered |= *handled != 0,
                 _ => {}
+            }
+            if self.rules.is_tdp
+                && let Some((kind, output, n)) = tdp::predicted(event, &self.rules)
+            {
+                let is_hidden = self.hides_flushes && tdp::is_flush(kind);
+                if self.rules.told.has(kind) && !is_hidden {
+                    self.nr_predicted += u64::from(n);
+                    if self.rules.compared.has(kind) {
+                        self.comparison.add_predicted_run(kind, output, n, &self.rules.words)?;
+                    }
+                }
+                continue;
             }
             if let Some((kind, output)) = predicted(event, &self.rules)
                 && self.rules.told.has(kind)

@@ -20,6 +20,7 @@ pub mod operations;
 pub mod output;
 pub mod rules;
 pub mod survey;
+mod tdp;
 pub mod text;
 
 pub use lane::{Lane, Stop};

@@ -5,6 +5,7 @@
 //! which the processor adds to a writable leaf behind KVM's back.
 
 use super::rules::{PageWording, Rules, SpteWords};
+use super::tdp::{self, is_same_leaf};
 use crate::ftrace::event::Event as Recorded;
 use crate::ftrace::page_text::{GpteSize, PageText};
 use crate::ftrace::wording::Kind;
@@ -55,6 +56,37 @@ pub enum Output {
     },
     /// Numbers that are compared as they are.
     Plain([u64; 4]),
+    /// Of the TDP MMU.
+    Change {
+        as_id: u64,
+        gfn: u64,
+        level: u64,
+        old: u64,
+        new: u64,
+    },
+    Split {
+        gfn: u64,
+        spte: u64,
+        level: u64,
+        errno: u64,
+    },
+    Leaf {
+        gfn: u64,
+        spte: u64,
+        access: [bool; 4],
+        level: u64,
+        place: u64,
+    },
+    FastChange {
+        vcpu: u64,
+        gva: u64,
+        error_code: u64,
+        place: u64,
+        old: u64,
+        new: u64,
+        spurious: u64,
+        fixed: u64,
+    },
 }
 
 impl Output {
@@ -73,6 +105,25 @@ impl Output {
                 }
                 *self == own && is_same(old, own_old) && is_same(new, own_new)
             }
+            (
+                Self::Change { as_id, gfn, level, old, new },
+                Self::Change { as_id: own_space, gfn: own_gfn, level: own_level, old: own_old, new: own_new },
+            ) => {
+                (as_id, gfn, level) == (own_space, own_gfn, own_level)
+                    && is_same_leaf(old, own_old, level, words)
+                    && is_same_leaf(new, own_new, level, words)
+            }
+            (
+                Self::Split { gfn, spte, level, errno },
+                Self::Split { gfn: own_gfn, spte: own, level: own_level, errno: own_errno },
+            ) => (gfn, level, errno) == (own_gfn, own_level, own_errno) && is_same_leaf(spte, own, level, words),
+            (Self::FastChange { old, new, .. }, Self::FastChange { old: own_old, new: own_new, .. }) => {
+                let mut own = *predicted;
+                if let Self::FastChange { old: own_old, new: own_new, .. } = &mut own {
+                    (*own_old, *own_new) = (old, new);
+                }
+                *self == own && is_same_leaf(old, own_old, 1, words) && is_same_leaf(new, own_new, 1, words)
+            }
             _ => self == predicted,
         }
     }
@@ -84,6 +135,11 @@ pub fn recorded(event: &Recorded<'_>, rules: &Rules) -> Option<Output> {
     let wording = event.wording().kernels;
     if wording.starts_with("raw") || wording.starts_with("plugin") {
         return None;
+    }
+    if rules.is_tdp
+        && let Some(output) = tdp::recorded(event, rules)
+    {
+        return Some(output);
     }
     let words = &rules.words;
     Some(match (event.kind, event.numbers()) {
@@ -113,11 +169,16 @@ pub fn predicted(event: &Predicted, rules: &Rules) -> Option<(Kind, Output)> {
     let (words, wording) = (&rules.words, &rules.wording);
     let place = |index: u16| u64::from(index) << 3;
     Some(match *event {
+        Predicted::GetPage { page, created } if rules.is_tdp => {
+            (Kind::GetPage, page_output(&tdp::told_page(page), Some(created), wording))
+        }
+        Predicted::PrepareZap { page } if rules.is_tdp => {
+            (Kind::PrepareZapPage, page_output(&tdp::told_page(page), None, wording))
+        }
         Predicted::GetPage { page, created } => (Kind::GetPage, page_output(&page, Some(created), wording)),
         Predicted::PrepareZap { page } => (Kind::PrepareZapPage, page_output(&page, None, wording)),
         Predicted::SetSpte { index, gfn, spte, level, .. } => {
-            let (mask, wanted) = words.executable;
-            let access = [spte & PRESENT != 0, spte & WRITABLE != 0, spte & mask == wanted, spte & words.user != 0];
+            let access = access_of(spte, words);
             let leaf = Output::SetSpte { gfn, bits: spte & !FRAME, access, level: level.into(), place: place(index) };
             (Kind::SetSpte, leaf)
         }
@@ -243,8 +304,14 @@ fn page_output(page: &PageFacts, created: Option<bool>, wording: &PageWording) -
     Output::Page { page: text }
 }
 
+/// What a leaf allows, in the order of its letters.
+pub(super) const fn access_of(spte: u64, words: &SpteWords) -> [bool; 4] {
+    let (mask, wanted) = words.executable;
+    [spte & PRESENT != 0, spte & WRITABLE != 0, spte & mask == wanted, spte & words.user != 0]
+}
+
 /// `rwxu`, a dash for each that is missing.
-fn letters(text: &[u8]) -> Option<[bool; 4]> {
+pub(super) fn letters(text: &[u8]) -> Option<[bool; 4]> {
     let text: [u8; 4] = text.try_into().ok()?;
     let mut access = [false; 4];
     for (at, letter) in b"rwxu".iter().enumerate() {
@@ -257,14 +324,14 @@ fn letters(text: &[u8]) -> Option<[bool; 4]> {
 }
 
 /// The place of an entry whose address is printed; None where a kernel hides it.
-fn place_of(sptep: &[u8]) -> Option<u64> {
+pub(super) fn place_of(sptep: &[u8]) -> Option<u64> {
     let is_address = sptep.len() == 16 && sptep.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let text = std::str::from_utf8(sptep).ok().filter(|_| is_address)?;
     Some(u64::from_str_radix(text, 16).ok()? & PLACE)
 }
 
 /// `P|W|0x100000000`: names in their order, then what has no name as one number.
-fn error_of(text: &[u8], wording: &PageWording) -> Option<u64> {
+pub(super) fn error_of(text: &[u8], wording: &PageWording) -> Option<u64> {
     let (mut code, mut rest) = (0, text);
     for (bit, name) in &wording.flags {
         let Some(after) = rest.strip_prefix(name.as_bytes()) else { continue };

@@ -174,6 +174,16 @@ pub struct Rules {
     pub refill_pages: u64,
     /// gfns looked at around a mapping.
     pub group: u64,
+    /// The recording is of a TDP MMU.
+    pub is_tdp: bool,
+    /// Large leaves are never executable there.
+    pub has_nx_huge_pages: bool,
+    /// The processor logs dirty pages: which leaves it wrote, only their changes tell.
+    pub has_pml: bool,
+    /// Some yields of this kernel no probe shows.
+    pub yields_unseen: bool,
+    /// Notes behind operations that the caller wants to hear of.
+    pub notes: Vec<Vec<u8>>,
     /// Masks of the comparison.
     pub words: SpteWords,
     /// Wording of the kernel.

@@ -27,6 +27,7 @@ pub struct Survey {
     text: Text,
     operations: Option<Operations>,
     is_numbered: bool,
+    is_tdp: bool,
     texts: Vec<Range<usize>>,
     /// Kinds of events that occur.
     pub seen: Kinds,
@@ -45,12 +46,20 @@ impl Survey {
             text: Text::default(),
             operations,
             is_numbered,
+            is_tdp: false,
             texts: Vec::new(),
             seen: Kinds::NONE,
             highest_vcpu: 0,
             tasks: Vec::new(),
             has_choice: false,
         }
+    }
+
+    /// The recording is known to be of a TDP MMU.
+    #[must_use]
+    pub const fn of_tdp(mut self) -> Self {
+        self.is_tdp = true;
+        self
     }
 
     /// Reads the next chunk.
@@ -101,6 +110,7 @@ impl Survey {
         };
         self.seen.insert(kind);
         match kind {
+            Kind::TdpMmuSpteChanged if self.is_tdp => Ok(()),
             Kind::TdpMmuSpteChanged | Kind::HostAnswer => Err(Unsure("the TDP MMU, or answers in the text")),
             Kind::PageFault => {
                 let is_read = values.read(line.event, line.body) == Outcome::Known;

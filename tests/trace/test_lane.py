@@ -25,8 +25,8 @@ RECORDINGS = sorted(path.parent for path in DATA.glob("*/*/trace.txt*"))
 #: `make soak`: many more damaged recordings.
 SOAK = os.environ.get("KVM_MMU_SOAK") == "1"
 #: Recordings that the lane leaves to the slow way: faults that do not tell their vCPU, roots that depend on registers
-#: (v5.10), the TDP MMU.
-SLOW = re.compile(r"^5\.10/|tdp1_")
+#: (v5.10), memory that is faulted in ahead, a recovery of huge pages.
+SLOW = re.compile(r"^5\.10/|npt1tdp1_(prefault|nxhuge_recovery)")
 
 
 def name_of(folder: Path) -> str:
@@ -101,6 +101,7 @@ def changed(folder: Path, tmp_path: Path, pattern: str, replacement: str, at: in
     return copy
 
 
+TDP = "6.12/npt1tdp1_hugelog_manual3"
 #: Changes of one value that no mask hides: the slow way finds a difference, so the lane may not call it equal.
 WRONG = [
     ("6.12/npt1tdp0_zap_batch", r"(kvm_mmu_set_spte: gfn \w+ spte \w+)e67 ", r"\1e47 ", 3),
@@ -125,6 +126,17 @@ WRONG = [
     ("6.12/npt1tdp0_mmio_generation_100", r"(mark_mmio_spte: sptep:\w+)(\w{3}) ", r"\g<1>ff8 ", 4),
     ("6.12/npt1tdp0_mmio_generation_100", r"(check_mmio_spte: .*) valid 0", r"\1 valid 1", 0),
     ("6.12/npt1tdp0_dirty_log", r"(make_mmio_spte: .*)access=0x7", r"\1access=0x6", 0),
+    (TDP, r"(kvm_tdp_mmu_spte_changed: .* new_spte \w+)7\n", r"\g<1>5\n", 2),
+    (TDP, r"(level 1 old_spte 8000000000000000 new_spte \w+)\w(\w{3})\n", r"\g<1>f\2\n", 5),
+    (TDP, r"(kvm_tdp_mmu_spte_changed: as id 0 gfn )(\w+)", r"\g<1>1\2", 2000),
+    (TDP, r"(kvm_tdp_mmu_spte_changed: as id )0", r"\g<1>1", 100),
+    (TDP, r"(kvm_tdp_mmu_spte_changed: .* level )1 old", r"\g<1>2 old", 100),
+    (TDP, r"(kvm_mmu_split_huge_page: gfn \w+ spte \w+ level 2 errno )0", r"\g<1>-12", 1),
+    (TDP, r".*kvm_mmu_split_huge_page: .*\n", r"", 0),
+    (TDP, r".* flush_remote_tlbs: .*\n", r"", 3),
+    (TDP, r"(flush_remote_tlbs_range: .* pages=)512", r"\g<1>511", 0),
+    (TDP, r"(fast_page_fault: .* sptep \w+)8 ", r"\g<1>0 ", 0),
+    (TDP, r"(kvm_mmu_set_spte: gfn \w+ spte \w+)\w(\w{3}) ", r"\g<1>f\2 ", 3),
     ("5.0.1-npt/mix001", r"(mark_mmio_spte: .*)access 6", r"\1access 2", 3),
     ("5.0.1-npt/mix001", r"(kvm_mmu_prepare_zap_page: sp gen )(\w+)", r"\g<1>1\2", 3),
     ("5.0.1-npt/mix001", r"(kvm_mmu_invalidate_zap_all_pages: .*)used_pages (\w+)", r"\1used_pages 1\2", 3),

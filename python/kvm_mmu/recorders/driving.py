@@ -11,7 +11,8 @@ from kvm_mmu.errors import TraceError
 from kvm_mmu.recorders.inputs import Input, Marker, read_inputs, read_shadow_inputs
 from kvm_mmu.recorders.inputs_6x import Event, count_vcpus, iter_events, vcpus_of_tasks
 from kvm_mmu.recorders.lane_5x import Lane5x
-from kvm_mmu.recorders.lane_6x import Lane6x, lane_of
+from kvm_mmu.recorders.lane_6x import Lane6x
+from kvm_mmu.recorders.lane_tdp import lane_of
 from kvm_mmu.recorders.recorder_5x import Recorder5x
 from kvm_mmu.recorders.recorder_6x import Recorder6x
 from kvm_mmu.recorders.recorder_shadow import RecorderShadow, shadows_guest_tables

@@ -49,6 +49,10 @@ class Lane5x(Recorder5x):
     def rules(self) -> Rules:
         """The recorder's part of the rules."""
         return {
+            "has_nx_huge_pages": False,
+            "has_pml": False,
+            "yields_unseen": False,
+            "notes": [],
             "deeds": [("kvm_page_fault", "fault")],
             "told": list(_TOLD),
             "heard": [],

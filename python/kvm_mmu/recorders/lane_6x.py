@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from kvm_mmu import _core
 from kvm_mmu.errors import MemslotError
-from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.recorders.inputs_6x import Event, event_of, operation_of
 from kvm_mmu.recorders.quiet_updates import FLAGS
 from kvm_mmu.recorders.recorder_6x import GROUP, HEARD, LEVEL_MAX, REFILL_PAGES, Recorder6x, Slot
@@ -28,7 +27,7 @@ from kvm_mmu.trace.text.markers import Operation
 from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM, PAGE_SHIFT
 
 #: What the lane does at an event. Where a recording lacks one, the markers say it, here as in the slow way.
-_DEEDS = {
+DEEDS = {
     "kvm_page_fault": "fault",
     "kvm_mmu_spte_requested": "request",
     "free_roots": "free_roots",
@@ -58,6 +57,10 @@ _NOTHING = Event(0, "", (), None)
 class Lane6x(Recorder6x):
     """The recorder's half of a lane."""
 
+    deeds: Mapping[str, str] = DEEDS
+    outputs: frozenset[str] = OUTPUTS
+    heard: frozenset[str] = HEARD - {"guest_run"}
+
     def __init__(self, kernel: str, host: HostFacts, survey: Survey):
         super().__init__(_engine, kernel, host, survey.events, _unheard)
         self.vcpus_needed, self.tasks = survey.vcpus, survey.tasks
@@ -66,16 +69,22 @@ class Lane6x(Recorder6x):
     @property
     def rules(self) -> Rules:
         """The recorder's part of the rules."""
-        deeds = dict(_DEEDS)
+        deeds = dict(self.deeds)
         if self._given_generations:
             deeds["invalidate_mmio"] = "publication"
         if self._is_ept:
             deeds |= _EPT_DEEDS
-        told = OUTPUTS - self._wording.unsaid - ({"invalidate_mmio"} if self._given_generations else set())
+        told = (
+            self.outputs - self._wording.unsaid - ({"invalidate_mmio"} if self._given_generations else set())
+        )
         return {
+            "has_nx_huge_pages": False,
+            "has_pml": False,
+            "yields_unseen": False,
+            "notes": [],
             "deeds": list(deeds.items()),
             "told": list(told),
-            "heard": sorted(HEARD - {"guest_run"}),
+            "heard": sorted(self.heard),
             "enters": ["guest_run"],
             "news_field": "ncmds",
             "enter_loads": not self._has_loads,
@@ -211,13 +220,6 @@ class _LaneResidency(Residency):
     def touch(self, page: int) -> None:
         """A write made the page resident."""
         self._driver.lane.touch(self._driver.core, page)
-
-
-def lane_of(kernel: str, host: HostFacts, survey: Survey) -> Lane6x | None:
-    """The recorder's half of a lane, None where the slow way is needed: TDP MMU, roots that depend on more than SMM."""
-    if host.number("tdp_mmu") or not kernel_profile(kernel).facts.is_role_fixed:
-        return None
-    return Lane6x(kernel, host, survey)
 
 
 def _engine(kernel: str, config: Mapping[str, object]) -> MachineEngine:

@@ -17,7 +17,7 @@ from kvm_mmu.errors import KvmMmuError
 from kvm_mmu.trace.replay.opened import Opened
 from kvm_mmu.trace.replay.recorder import Survey, Unreplayable, recorder_of
 from kvm_mmu.trace.text.host import HostFacts
-from kvm_mmu.trace.text.kinds import OUTPUTS, TELLING, switched_on
+from kvm_mmu.trace.text.kinds import OUTPUTS, TDP_OUTPUTS, TELLING, switched_on
 from kvm_mmu.trace.text.source import Source, iter_chunks
 from kvm_mmu.trace.text.spte_words import SpteWords, spte_words, words_of
 from kvm_mmu.trace.text.wording import Wording, wording_of
@@ -36,6 +36,9 @@ _COMPARED = OUTPUTS - {
     "kvm_mmu_split_huge_page",
     "unprotect_page_ret",
 }
+
+#: The same of a model of the TDP MMU.
+_COMPARED_TDP = _COMPARED | (TDP_OUTPUTS - OUTPUTS) | {"kvm_mmu_split_huge_page"}
 
 Rules = dict[str, Any]
 
@@ -120,14 +123,15 @@ def replay_in_lane(opened: Opened, kernel: str) -> LaneResult | None:
     if opened.is_stripped or not isinstance(recorder, LaneRecorder) or isinstance(opened.operations, Mapping):
         return None
     facts = copy.deepcopy(opened.facts)
+    is_tdp = bool(facts.number("tdp_mmu"))
     try:
         passes = _Passes(opened.source, opened.operations)
-        survey, names = passes.survey(recorder.is_numbered, opened.outputs)
+        survey, names = passes.survey(recorder.is_numbered, opened.outputs, is_tdp=is_tdp)
         driver = recorder.lane(kernel, facts, survey)
         if driver is None:
             return None
         rules = {
-            **_rules(kernel, opened, facts, names),
+            **_rules(kernel, opened, facts, names, is_tdp=is_tdp),
             "numbered": recorder.is_numbered,
             "tasks": list(survey.tasks.items()),
         }
@@ -148,9 +152,11 @@ class _Passes:
         self._kept: list[bytes] | None = []
         self._operations = None if operations is None else _whole(operations)
 
-    def survey(self, is_numbered: bool, outputs: frozenset[str]) -> tuple[Survey, frozenset[str]]:
+    def survey(
+        self, is_numbered: bool, outputs: frozenset[str], *, is_tdp: bool
+    ) -> tuple[Survey, frozenset[str]]:
         """What must be known beforehand, and the names of the events that occur."""
-        survey = _core.ReplaySurvey(numbered=is_numbered, operations=self._operations)
+        survey = _core.ReplaySurvey(numbered=is_numbered, operations=self._operations, tdp=is_tdp)
         for chunk in self._chunks():
             survey.feed(chunk)
         survey.finish()
@@ -202,15 +208,17 @@ def _whole(source: Source) -> bytes:
     return b"".join(chunks)
 
 
-def _rules(kernel: str, opened: Opened, facts: HostFacts, names: frozenset[str]) -> Rules:
+def _rules(kernel: str, opened: Opened, facts: HostFacts, names: frozenset[str], *, is_tdp: bool) -> Rules:
     """What follows from the kernel, the host and the events that occur."""
-    wording, enabled = wording_of(kernel), switched_on(wording_of(kernel), names & TELLING)
-    deeds = [(name, "output") for name in opened.outputs & _COMPARED]
+    wording, compared = wording_of(kernel), _COMPARED_TDP if is_tdp else _COMPARED
+    enabled = switched_on(wording, names & TELLING, is_tdp=is_tdp)
+    deeds = [(name, "output") for name in opened.outputs & compared]
     # The model of direct pages says none of these: one of them that is compared is a difference.
-    deeds += [(name, "foreign") for name in (opened.outputs & enabled) - _COMPARED]
+    deeds += [(name, "foreign") for name in (opened.outputs & enabled) - compared]
     return {
         "deeds": [*deeds, ("tracing_mark_write", "marker")],
-        "compared": list(enabled & _COMPARED),
+        "compared": list(enabled & compared),
+        "is_tdp": is_tdp,
         "answers": opened.answers,
         "answer_words": _words(words_of(opened.facts.values)),
         "words": _words(spte_words(kernel, facts.family)),
