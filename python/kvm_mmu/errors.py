@@ -16,11 +16,21 @@ class KvmMmuError(Exception):
 
 
 class UsageError(KvmMmuError, ValueError):
-    """An argument is outside what the model accepts; the message names it and what was expected."""
+    """An argument is outside what the model accepts; the message names it and what was expected.
+
+    `where` is the line of a BUG and its condition, where the modelled kernel stops.
+    """
+
+    where: str | None = None
 
 
 class ScenarioError(KvmMmuError, ValueError):
-    """A scenario, snapshot or value stream cannot be read; the message names file and line."""
+    """A scenario, snapshot or value stream cannot be read; the message names file and line.
+
+    `where` is the line of a BUG and its condition, where the modelled kernel stops.
+    """
+
+    where: str | None = None
 
 
 class TraceError(KvmMmuError, ValueError):

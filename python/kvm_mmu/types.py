@@ -25,4 +25,4 @@ KVM_MEMSLOT_INVALID = 1 << 16
 
 Family = Literal["npt", "ept_ad", "ept_noad", "shadow"]
 AccessKind = Literal["r", "w", "x"]
-Outcome = Literal["hit", "emulate", "error", "stuck"]
+Outcome = Literal["hit", "emulate", "error", "stuck", "guest_fault"]

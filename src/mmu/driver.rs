@@ -8,7 +8,7 @@ use crate::kernels::ZapRangeBlocks;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::tables::Tables;
 use crate::mmu::tdp::tdp_walk::{Body, Lock};
-use crate::mmu::vm::runs::{Account, Kind, Run, SlotFlush, Step, TdpOwes, TdpRun};
+use crate::mmu::vm::runs::{Account, GuestRun, Kind, Run, SlotFlush, Step, TdpOwes, TdpRun};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
@@ -47,6 +47,13 @@ impl MmuState {
             Task::NxRecover { ratio } => Kind::Nx(self.nx_run(ratio)),
             Task::UnmapHva { start, end, may_block } => Kind::Unmap(self.unmap_run(start, end, may_block)),
             Task::DirtyLog { as_id, id, what } => Kind::DirtyLog(self.dirty_log_run(as_id, id, what)?),
+            Task::Guest { vcpu, work } => {
+                if !self.config.shadows_guest() {
+                    return Err(Error::NeedsShadow { what: "a guest's own page tables" });
+                }
+                let vcpu = self.check_vcpu(vcpu)?;
+                Kind::Guest(self.guest_run(vcpu, work))
+            }
         };
         let run =
             Run { kind, invalid: InvalidList::default(), is_list_shared, is_sliced: false, is_reload_owed, account };
@@ -100,6 +107,7 @@ impl MmuState {
             Kind::Tdp(tdp) => self.abandon_tdp(tdp),
             Kind::Nx(nx) => self.flush_if(nx.flush),
             Kind::DirtyLog(log) => self.abandon_dirty_log(log),
+            Kind::Guest(guest) => self.flush_if(guest.sync.flush),
             _ => {}
         }
         run.account.outcome = RunOutcome::Abandoned;
@@ -122,6 +130,7 @@ impl MmuState {
             Kind::Nx(nx) => self.drive_nx(nx, &mut run),
             Kind::Tdp(tdp) => self.drive_tdp(tdp),
             Kind::DirtyLog(log) => self.drive_dirty_log(log, &mut run),
+            Kind::Guest(guest) => self.drive_guest_run(guest, &mut run),
         };
         run.kind = kind;
         if step == Step::Slice {
@@ -143,6 +152,18 @@ impl MmuState {
                 Progress::LockBreak(RunId(id))
             }
         }
+    }
+
+    /// What a vCPU did is kept for whoever asked for it.
+    fn drive_guest_run(&mut self, guest: &mut GuestRun, run: &mut Run) -> Step {
+        let mut invalid = std::mem::take(&mut run.invalid);
+        let step = self.drive_guest(guest, &mut invalid);
+        run.invalid = invalid;
+        if step == Step::Done {
+            run.account.ret = guest.result.ret.into();
+            self.guest_result = guest.error.take().map_or(Ok(guest.result), Err);
+        }
+        step
     }
 
     /// How the lock is held while a run goes on.

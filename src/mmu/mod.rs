@@ -45,9 +45,9 @@ pub use words::spte::layout::SpteLayout;
 pub use words::spte::masks::Masks;
 pub use words::stats::Stats;
 pub use words::views::{
-    AccessKind, AccessResult, BatchId, DirtyLog, DirtyLogTask, Finding, FlagUpdate, HostHuge, HostLookup, HostState,
-    MemoryReport, Outcome, PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange, SlotSpec,
-    SlotWalk, Task, VcpuView, named_masks, stepped_masks,
+    AccessKind, AccessResult, BatchId, DirtyLog, DirtyLogTask, Finding, FlagUpdate, GuestWork, HostHuge, HostLookup,
+    HostState, MemoryReport, Outcome, PageView, Prepared, Progress, PtMasked, RunId, RunOutcome, RunReport, SlotChange,
+    SlotSpec, SlotWalk, Task, VcpuView, named_masks, stepped_masks,
 };
 pub use words::work::Work;
 
@@ -94,6 +94,9 @@ impl Mmu {
 
     /// A guest access by physical address: vCPU entry, hardware walk, faults until it hits or ends.
     pub fn access(&mut self, vcpu: u16, gpa: u64, kind: AccessKind) -> Result<AccessResult> {
+        if self.state.config.shadows_guest() {
+            return self.guest(vcpu, GuestWork::Access { gva: gpa, kind, is_user: false });
+        }
         let vcpu = self.state.check_vcpu(vcpu)?;
         self.told(OpKind::Access, |state| state.access(vcpu, gpa, kind))
     }
@@ -107,6 +110,12 @@ impl Mmu {
         kind: AccessKind,
         mut done: impl FnMut(AccessResult),
     ) -> Result<()> {
+        if self.state.config.shadows_guest() {
+            for &gpa in gpas {
+                done(self.access(vcpu, gpa, kind)?);
+            }
+            return Ok(());
+        }
         let vcpu = self.state.check_vcpu(vcpu)?;
         let mut left = gpas;
         let mut may_run = false;
@@ -129,9 +138,89 @@ impl Mmu {
         Ok(())
     }
 
+    /// A vCPU whose guest has page tables of its own is entered; where the lock is dropped nobody else is there.
+    pub fn guest(&mut self, vcpu: u16, work: GuestWork) -> Result<AccessResult> {
+        let mut progress = self.start(Task::Guest { vcpu, work })?;
+        while let Progress::LockBreak(run) | Progress::Slice(run) = progress {
+            progress = self.resume(run)?;
+        }
+        self.take_guest_result()
+    }
+
+    /// What became of the vCPU that was entered last.
+    pub fn take_guest_result(&mut self) -> Result<AccessResult> {
+        let none = AccessResult { outcome: Outcome::Hit, faults: 0, ret: 0 };
+        std::mem::replace(&mut self.state.guest_result, Ok(none))
+    }
+
+    /// Refuses what only a VM whose guest's page tables are shadowed has.
+    fn check_shadows_guest(&self, what: &'static str) -> Result<()> {
+        if self.state.config.shadows_guest() { Ok(()) } else { Err(Error::NeedsShadow { what }) }
+    }
+
+    /// The guest writes CR3: 0, 1 with the value it had, 2 if its PDPTEs are refused; from v6.1 on 0, or 1 if refused. With
+    /// the value it had, older kernels sync the roots: the caller asks for it.
+    pub fn set_cr3(&mut self, vcpu: u16, cr3: u64) -> Result<i32> {
+        self.check_shadows_guest("set_cr3")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.told(OpKind::Vcpu, |state| state.set_cr3(vcpu, cr3)))
+    }
+
+    /// The CR3 that a vCPU has and the root for it are switched, as a call from outside does.
+    pub fn new_pgd(&mut self, vcpu: u16, cr3: u64) -> Result<()> {
+        self.check_shadows_guest("new_pgd")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.told(OpKind::Vcpu, |state| {
+            state.vcpus[vcpu].cr3 = cr3;
+            state.new_root(vcpu, cr3);
+        });
+        Ok(())
+    }
+
+    /// The guest writes memory and the MMU is told: 0, or -EFAULT without a slot.
+    pub fn emulate_write(&mut self, vcpu: u16, gpa: u64, value: u64, size: u8) -> Result<i32> {
+        self.check_shadows_guest("emul_write")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.told(OpKind::Access, |state| state.emulate_write(vcpu, gpa, value, size)))
+    }
+
+    /// The MMU is told of a write to guest memory that was done.
+    pub fn track_write(&mut self, vcpu: u16, gpa: u64, size: u8) -> Result<()> {
+        self.check_shadows_guest("track_write")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.told(OpKind::Access, |state| state.track_write(vcpu, gpa, size));
+        Ok(())
+    }
+
+    /// Zaps what shadows a gfn as a table; whether anything was.
+    pub fn unprotect(&mut self, gfn: u64) -> Result<bool> {
+        self.check_shadows_guest("unprotect")?;
+        Ok(self.told(OpKind::Access, |state| state.unprotect_gfn(Gfn(gfn))))
+    }
+
+    /// Drops the cached roots that are out of sync, as the guest's own flush of its TLB does (v6.1 and later).
+    pub fn sync_prev_roots(&mut self, vcpu: u16) -> Result<()> {
+        self.check_shadows_guest("sync_prev_roots")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.told(OpKind::Vcpu, |state| state.drop_unsync_prev_roots(vcpu));
+        Ok(())
+    }
+
+    /// Stores registers without anything that follows: CR3, and `EFLAGS.AC`.
+    pub fn store_regs(&mut self, vcpu: u16, cr3: Option<u64>, ac: Option<bool>) -> Result<()> {
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        let regs = &mut self.state.vcpus[vcpu];
+        regs.cr3 = cr3.unwrap_or(regs.cr3);
+        regs.ac = ac.unwrap_or(regs.ac);
+        Ok(())
+    }
+
     /// The page fault entry with an error code, without vCPU entry: 1 resume, 0 exit to user space, negative errno.
     pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
+        if self.state.config.shadows_guest() {
+            return self.told(OpKind::Access, |state| Ok(state.guest_page_fault(vcpu, gpa, error_code)?.answer.ret));
+        }
         self.told(OpKind::Access, |state| Ok(state.page_fault(vcpu, gpa, error_code)?.ret))
     }
 
@@ -141,17 +230,28 @@ impl Mmu {
         if !self.state.config.kernel.is_level_requested {
             return Err(Error::NeedsKernel { what: "a fault with the host's answer", kernels: "v6.1 or later" });
         }
+        if self.state.config.shadows_guest() {
+            let answered =
+                |state: &mut MmuState| Ok(state.guest_page_fault_with(vcpu, gpa, error_code, host)?.answer.ret);
+            return self.told(OpKind::Access, answered);
+        }
         self.told(OpKind::Access, |state| Ok(state.page_fault_with(vcpu, gpa, error_code, host)?.ret))
     }
 
     /// vCPU entry: requests, then a root if there is none.
     pub fn enter(&mut self, vcpu: u16) -> Result<i32> {
+        if self.state.config.shadows_guest() {
+            return Ok(self.guest(vcpu, GuestWork::Enter)?.ret);
+        }
         let vcpu = self.state.check_vcpu(vcpu)?;
         self.told(OpKind::Vcpu, |state| state.enter(vcpu))
     }
 
     /// Loads a root, whether there is one or not.
     pub fn load(&mut self, vcpu: u16) -> Result<i32> {
+        if self.state.config.shadows_guest() {
+            return Ok(self.guest(vcpu, GuestWork::Load)?.ret);
+        }
         let vcpu = self.state.check_vcpu(vcpu)?;
         self.told(OpKind::Vcpu, |state| state.load(vcpu))
     }
@@ -165,10 +265,13 @@ impl Mmu {
 
     /// Enters or leaves system management mode and resets the MMU context.
     pub fn set_smm(&mut self, vcpu: u16, on: bool) -> Result<()> {
-        self.set_regs(vcpu, None, None, None, Some(on))
+        let index = self.state.check_vcpu(vcpu)?;
+        self.state.vcpus[index].smm = on;
+        self.state.reset_context(index);
+        Ok(())
     }
 
-    /// Sets registers and resets the MMU context, also when nothing changes.
+    /// Sets registers and resets the MMU context, also when nothing changes: 0, or 2 if the guest's PDPTEs are refused.
     pub fn set_regs(
         &mut self,
         vcpu: u16,
@@ -176,15 +279,25 @@ impl Mmu {
         cr4: Option<u64>,
         efer: Option<u64>,
         smm: Option<bool>,
-    ) -> Result<()> {
+    ) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
         let regs = &mut self.state.vcpus[vcpu];
         regs.cr0 = cr0.unwrap_or(regs.cr0);
         regs.cr4 = cr4.unwrap_or(regs.cr4);
         regs.efer = efer.unwrap_or(regs.efer);
         regs.smm = smm.unwrap_or(regs.smm);
-        self.told(OpKind::Vcpu, |state| state.reset_context(vcpu));
-        Ok(())
+        let shadows_guest = self.state.config.shadows_guest();
+        let is_first = shadows_guest && self.state.config.kernel.is_role_fixed;
+        let is_loaded = self.told(OpKind::Vcpu, |state| {
+            let mut is_loaded = !is_first || state.load_pdptes_in_use(vcpu);
+            state.reset_context(vcpu);
+            if shadows_guest && !is_first {
+                is_loaded = state.load_pdptes_in_use(vcpu);
+            }
+            is_loaded
+        });
+        // From v6.1 on the processor's own check is not told to who sets registers from outside.
+        Ok(if is_loaded || is_first { 0 } else { 2 })
     }
 
     /// Forgets the vCPU's cached MMIO gva and gfn; access and generation stay.
@@ -208,6 +321,12 @@ impl Mmu {
     pub fn poke(&mut self, vcpu: u16, gpa: u64, value: u64, size: u8) -> Result<i32> {
         let as_id = self.state.vcpus[self.state.check_vcpu(vcpu)?].as_id();
         Ok(self.state.poke_guest(as_id, gpa, value, size))
+    }
+
+    /// Stores 1 to 8 bytes and marks the page dirty, as a guest's own write does: 0, or -EFAULT without a slot.
+    pub fn write_guest(&mut self, vcpu: u16, gpa: u64, value: u64, size: u8) -> Result<i32> {
+        let as_id = self.state.vcpus[self.state.check_vcpu(vcpu)?].as_id();
+        Ok(self.state.write_guest(as_id, gpa, value, size))
     }
 
     /// Walks the guest's own tables for what an error code wants, as a page fault does: accessed and dirty bits are set.
@@ -564,6 +683,7 @@ impl Mmu {
         }
         let (kind, taken) = match &task {
             Task::Zap { .. } | Task::ZapGfnRange { .. } => (OpKind::Zap, None),
+            Task::Guest { .. } => (OpKind::Access, None),
             Task::NxRecover { .. } => (OpKind::Reclaim, None),
             Task::SlotWalk { .. } | Task::DirtyLog { what: DirtyLogTask::Masked { .. }, .. } => (OpKind::Inner, None),
             Task::DirtyLog { .. } => (OpKind::DirtyLog, None),

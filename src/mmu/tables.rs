@@ -93,6 +93,12 @@ impl MmuState {
     /// Drops the vCPU's root.
     pub(in crate::mmu) fn unload(&mut self, vcpu: usize) {
         match self.tables() {
+            Tables::Shadow if self.config.shadows_guest() => {
+                self.drop_guest_roots(vcpu);
+                if self.config.kernel.is_role_fixed {
+                    self.vcpus[vcpu].mmio.gva = 0;
+                }
+            }
             Tables::Shadow => self.drop_shadow_roots(vcpu),
             Tables::Tdp => {
                 let root = std::mem::take(&mut self.vcpus[vcpu].root);
@@ -113,7 +119,14 @@ impl MmuState {
     /// Drops the root and computes the role anew, also when no register changed.
     pub(in crate::mmu) fn reset_context(&mut self, vcpu: usize) {
         self.unload(vcpu);
+        let kernel = &self.config.kernel;
+        let (is_newer, direct_bit4) = (kernel.is_role_fixed, kernel.direct_role_bit4);
+        let shadows_guest = self.config.shadows_guest();
         let vcpu = &mut self.vcpus[vcpu];
+        if shadows_guest {
+            vcpu.build_shadow_context(self.config.phys_bits, is_newer, direct_bit4);
+            return;
+        }
         vcpu.mode = GuestMode::of(&vcpu.registers(), self.config.phys_bits, false);
         vcpu.update_role();
     }

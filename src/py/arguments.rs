@@ -5,8 +5,8 @@ use pyo3::types::PyDict;
 
 use super::errors::usage;
 use crate::mmu::{
-    AccessKind, EventMode, GenerationField, GenerationLayout, GfnHash, HostHuge, HostState, Plans, PtMasked, SlotWalk,
-    ZapPlan,
+    AccessKind, EventMode, GenerationField, GenerationLayout, GfnHash, GuestWork, HostHuge, HostState, Plans, PtMasked,
+    SlotWalk, ZapPlan,
 };
 
 fn word<T: Copy>(py: Python<'_>, what: &str, text: &str, words: &[(&str, T)]) -> PyResult<T> {
@@ -19,6 +19,22 @@ fn word<T: Copy>(py: Python<'_>, what: &str, text: &str, words: &[(&str, T)]) ->
 /// `r`, `w` or `x`.
 pub fn access_kind(py: Python<'_>, text: &str) -> PyResult<AccessKind> {
     word(py, "access kind", text, &[("r", AccessKind::Read), ("w", AccessKind::Write), ("x", AccessKind::Exec)])
+}
+
+/// What a vCPU that is entered does.
+pub fn guest_work(py: Python<'_>, text: &str, gva: u64, kind: AccessKind, is_user: bool) -> PyResult<GuestWork> {
+    word(
+        py,
+        "guest work",
+        text,
+        &[
+            ("enter", GuestWork::Enter),
+            ("load", GuestWork::Load),
+            ("access", GuestWork::Access { gva, kind, is_user }),
+            ("invlpg", GuestWork::Invlpg { gva }),
+            ("sync_roots", GuestWork::SyncRoots),
+        ],
+    )
 }
 
 /// What host memory says.

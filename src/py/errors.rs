@@ -44,6 +44,14 @@ pub fn from_core(py: Python<'_>, error: &Error) -> PyErr {
     match error {
         Error::Run(_) | Error::Batch(_) => run_state(py, error.to_string()),
         Error::Saved(_) => raise(py, "SnapshotError", &SNAPSHOT, error.to_string()),
+        Error::KernelBug { line, .. } => {
+            let stopped = usage(py, error.to_string());
+            let place = format!("mmu.c:{line} gfn != kvm_mmu_page_get_gfn(sp, index)");
+            match stopped.value(py).setattr("where", place) {
+                Ok(()) => stopped,
+                Err(other) => other,
+            }
+        }
         _ => usage(py, error.to_string()),
     }
 }

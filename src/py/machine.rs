@@ -321,8 +321,70 @@ impl Mmu {
         cr4: Option<u64>,
         efer: Option<u64>,
         smm: Option<bool>,
-    ) -> PyResult<()> {
+    ) -> PyResult<i32> {
         self.try_call(py, |mmu| mmu.set_regs(vcpu, cr0, cr4, efer, smm))
+    }
+
+    // -- a guest with page tables of its own --------------------------------------------------------------------
+
+    #[pyo3(signature = (vcpu, work, gva=0, kind="r", is_user=false))]
+    fn start_guest<'py>(
+        &self,
+        py: Python<'py>,
+        vcpu: u16,
+        work: &str,
+        gva: u64,
+        kind: &str,
+        is_user: bool,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let kind = arguments::access_kind(py, kind)?;
+        let work = arguments::guest_work(py, work, gva, kind, is_user)?;
+        self.advance(py, |mmu| mmu.start(Task::Guest { vcpu, work }))
+    }
+
+    fn take_guest_result(&self, py: Python<'_>) -> PyResult<(u8, u8, i32)> {
+        let done = self.try_call(py, mmu::Mmu::take_guest_result)?;
+        Ok((done.outcome as u8, done.faults, done.ret))
+    }
+
+    fn store_regs(&self, py: Python<'_>, vcpu: u16, cr3: Option<u64>, ac: Option<bool>) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.store_regs(vcpu, cr3, ac))
+    }
+
+    fn set_cr3(&self, py: Python<'_>, vcpu: u16, cr3: u64) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.set_cr3(vcpu, cr3))
+    }
+
+    fn new_pgd(&self, py: Python<'_>, vcpu: u16, cr3: u64) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.new_pgd(vcpu, cr3))
+    }
+
+    fn sync_prev_roots(&self, py: Python<'_>, vcpu: u16) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.sync_prev_roots(vcpu))
+    }
+
+    fn peek(&self, py: Python<'_>, vcpu: u16, gpa: u64, size: u8) -> PyResult<Option<u64>> {
+        self.try_call(py, |mmu| mmu.peek(vcpu, gpa, size))
+    }
+
+    fn poke(&self, py: Python<'_>, vcpu: u16, gpa: u64, value: u64, size: u8) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.poke(vcpu, gpa, value, size))
+    }
+
+    fn write_guest(&self, py: Python<'_>, vcpu: u16, gpa: u64, value: u64, size: u8) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.write_guest(vcpu, gpa, value, size))
+    }
+
+    fn emulate_write(&self, py: Python<'_>, vcpu: u16, gpa: u64, value: u64, size: u8) -> PyResult<i32> {
+        self.try_call(py, |mmu| mmu.emulate_write(vcpu, gpa, value, size))
+    }
+
+    fn track_write(&self, py: Python<'_>, vcpu: u16, gpa: u64, size: u8) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.track_write(vcpu, gpa, size))
+    }
+
+    fn unprotect(&self, py: Python<'_>, gfn: u64) -> PyResult<bool> {
+        self.try_call(py, |mmu| mmu.unprotect(gfn))
     }
 
     fn clear_mmio_info(&self, py: Python<'_>, vcpu: u16) -> PyResult<()> {

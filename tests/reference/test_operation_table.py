@@ -13,7 +13,8 @@ import pytest
 from kvm_mmu.errors import ScenarioError
 from kvm_mmu.reference.common.errors import ScenarioError as ReferenceError
 from kvm_mmu.reference.operations import RUN
-from kvm_mmu.reference.scenario import OPS_OF_FORMAT, SHADOW_OPS, parse_op
+from kvm_mmu.reference.scenario import OPS_OF_FORMAT, SHADOW_OPS_OF_FORMAT, parse_op
+from kvm_mmu.scenario.guest_operations import GUEST_OPERATIONS
 from kvm_mmu.scenario.machine_engine import OPERATIONS
 from kvm_mmu.scenario.operation_table import (
     FORMATS,
@@ -85,24 +86,24 @@ def usual(field: Field) -> Any:
     """A value that the field takes."""
     if field.words:
         return field.words[0]
-    return {"ops": [], "numbers": [], "plan": "merged", "host": None}.get(field.kind, 0)
+    return {"ops": [], "numbers": [], "bytes": 4, "plan": "merged", "host": None}.get(field.kind, 0)
 
 
 def whole(name: str, row: dict[str, Field]) -> dict[str, Any]:
     return {"op": name, **{field.name: usual(field) for field in row.values() if field.default is REQUIRED}}
 
 
-def verdicts(op: Any, format: int = 1) -> tuple[bool, bool]:
+def verdicts(op: Any, format: int = 1, paging: bool = False) -> tuple[bool, bool]:
     """Whether the core's side and the reference take the operation."""
     taken = []
     try:
-        checked_operation(op, VCPUS, format)
+        checked_operation(op, VCPUS, format, is_paging=paging)
         taken.append(True)
     except ScenarioError as error:
         assert len(str(error)) < 700
         taken.append(False)
     try:
-        parse_op(op, VCPUS, format=format)
+        parse_op(op, VCPUS, format=format, has_guest_tables=paging)
         taken.append(True)
     except ReferenceError as error:
         assert len(str(error)) < 700
@@ -111,50 +112,54 @@ def verdicts(op: Any, format: int = 1) -> tuple[bool, bool]:
 
 
 ROWS = [
-    pytest.param(format_, name, row, id=f"{format_}-{name}")
+    pytest.param(format_, paging, name, row, id=f"{format_}-{'paging-' if paging else ''}{name}")
     for format_ in FORMATS
-    for name, row in fields_of(format_).items()
+    for paging in (False, True)
+    for name, row in fields_of(format_, paging).items()
+    if not paging or row != fields_of(format_).get(name)
 ]
+#: The reference's own, by format and whether the guest's tables are shadowed.
+REFERENCE_OPS = {False: OPS_OF_FORMAT, True: SHADOW_OPS_OF_FORMAT}
 
 
 def test_both_have_the_same_operations() -> None:
     for format_ in FORMATS:
-        assert set(fields_of(format_)) == set(OPS_OF_FORMAT[format_]), format_
-    assert {row.name for row in TABLE} == set(OPERATIONS)
-    assert set(OPERATIONS) <= set(RUN)
-    # Only the reference has guests with page tables of their own so far.
-    assert set(RUN) == {name for ops in OPS_OF_FORMAT.values() for name in ops} | set(SHADOW_OPS)
+        for paging, ops in REFERENCE_OPS.items():
+            assert set(fields_of(format_, paging)) == set(ops[format_]), (format_, paging)
+    assert {row.name for row in TABLE} == set(OPERATIONS) | set(GUEST_OPERATIONS)
+    assert set(RUN) == {name for ops in SHADOW_OPS_OF_FORMAT.values() for name in ops}
+    assert set(RUN) == {row.name for row in TABLE}
 
 
-@pytest.mark.parametrize(("format_", "name", "row"), ROWS)
-def test_both_have_the_same_fields(format_: int, name: str, row: dict[str, Field]) -> None:
-    assert list(row) == list(OPS_OF_FORMAT[format_][name])
-    assert verdicts(whole(name, row), format_) == (True, True)
-    assert verdicts({**whole(name, row), "vpcu": 1}, format_) == (False, False)
+@pytest.mark.parametrize(("format_", "paging", "name", "row"), ROWS)
+def test_both_have_the_same_fields(format_: int, paging: bool, name: str, row: dict[str, Field]) -> None:
+    assert list(row) == list(REFERENCE_OPS[paging][format_][name])
+    assert verdicts(whole(name, row), format_, paging) == (True, True)
+    assert verdicts({**whole(name, row), "vpcu": 1}, format_, paging) == (False, False)
     for field in row.values():
         without = {key: value for key, value in whole(name, row).items() if key != field.name}
         is_free = field.default is not REQUIRED
-        assert verdicts(without, format_) == (is_free, is_free), field.name
+        assert verdicts(without, format_, paging) == (is_free, is_free), field.name
 
 
-@pytest.mark.parametrize(("format_", "name", "row"), ROWS)
-def test_both_take_the_same_values(format_: int, name: str, row: dict[str, Field]) -> None:
+@pytest.mark.parametrize(("format_", "paging", "name", "row"), ROWS)
+def test_both_take_the_same_values(format_: int, paging: bool, name: str, row: dict[str, Field]) -> None:
     for field in row.values():
         for value in VALUES:
             op = {**whole(name, row), field.name: value}
-            core, reference = verdicts(op, format_)
+            core, reference = verdicts(op, format_, paging)
             assert core == reference, f"{field.name}={value!r}: core {core}, reference {reference}"
 
 
-@pytest.mark.parametrize(("format_", "name", "row"), ROWS)
-def test_both_read_the_same_numbers(format_: int, name: str, row: dict[str, Field]) -> None:
+@pytest.mark.parametrize(("format_", "paging", "name", "row"), ROWS)
+def test_both_read_the_same_numbers(format_: int, paging: bool, name: str, row: dict[str, Field]) -> None:
     numbers = [field.name for field in row.values() if field.kind in ("number", "flag", "vcpu", "word")]
     for value in ("0x1", 1, 0, None):
         op = whole(name, row)
         if value is not None:
             op |= {field.name: value for field in row.values() if field.kind in ("number", "flag", "vcpu")}
-        core = checked_operation(op, VCPUS, format_).values
-        reference = parse_op(op, VCPUS, format=format_)
+        core = checked_operation(op, VCPUS, format_, is_paging=paging).values
+        reference = parse_op(op, VCPUS, format=format_, has_guest_tables=paging)
         assert {name: core[name] for name in numbers} == {name: reference[name] for name in numbers}
 
 

@@ -18,7 +18,7 @@ from kvm_mmu.machine.numbers import flag, integer, shown, word
 from kvm_mmu.types import AccessKind, Outcome
 
 ACCESS_KINDS: tuple[str, ...] = get_args(AccessKind)
-OUTCOMES: tuple[Outcome, ...] = ("hit", "emulate", "error", "stuck")
+OUTCOMES: tuple[Outcome, ...] = ("hit", "emulate", "error", "stuck", "guest_fault")
 
 
 class AccessResult(NamedTuple):
@@ -214,7 +214,7 @@ class Vcpu:
         cr4: int | None = None,
         efer: int | None = None,
         smm: bool | None = None,
-    ) -> None:
+    ) -> int:
         """Set control registers and reset the MMU context; what is None stays.
 
         Args:
@@ -222,8 +222,11 @@ class Vcpu:
             cr4: bit 5 is PAE, bit 20 SMEP, bit 21 SMAP.
             efer: bit 11 is NX.
             smm: system management mode.
+
+        Returns:
+            0, or 2 if the guest is in PAE mode, its page tables are shadowed, and its PDPTEs are refused.
         """
-        self._core.set_regs(
+        return self._core.set_regs(
             self.index,
             None if cr0 is None else integer("cr0", cr0),
             None if cr4 is None else integer("cr4", cr4),

@@ -24,11 +24,17 @@ from kvm_mmu.machine.generation import STARTS, GenerationPolicy
 from kvm_mmu.machine.memslots import Memslots
 from kvm_mmu.machine.numbers import flag, integer, pair, word
 from kvm_mmu.machine.profiles import KernelProfile, as_plan, kernel_profile, with_plans
-from kvm_mmu.machine.vcpu import Vcpu, Vcpus
+from kvm_mmu.machine.vcpu import ACCESS_KINDS, OUTCOMES, AccessResult, Vcpu, Vcpus
 from kvm_mmu.machine.zap_batch import ActivePages, Page, ZapBatch
 from kvm_mmu.machine.zap_plan import ZapPlan
 from kvm_mmu.machine.zap_run import Pause, ZapRun
-from kvm_mmu.types import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_SLOTS_NUM, Family
+from kvm_mmu.types import (
+    KVM_ADDRESS_SPACE_NUM,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_SLOTS_NUM,
+    AccessKind,
+    Family,
+)
 
 #: Defaults of the scenario header (units: bits, levels, counts).
 DEFAULTS: dict[str, Any] = {
@@ -562,6 +568,40 @@ class Vm:
         if gfn_range is not None:
             gfn_range = pair("gfn_range", gfn_range, ("start", "end"))
         return ZapRun(self, chosen, self.core.start_zap(chosen, slot, gfn_range))
+
+    @property
+    def shadows_guest(self) -> bool:
+        """True if the guest has page tables of its own and they are shadowed."""
+        return self.core.family == "shadow" and bool(self.core.config()["guest_paging"])
+
+    def run_guest(
+        self, vcpu: int, work: str, gva: int = 0, kind: AccessKind = "r", is_user: bool = False
+    ) -> AccessResult:
+        """Enter a vCPU whose guest has page tables of its own, with `on_lock_break` where syncing drops the lock.
+
+        Args:
+            vcpu: its number.
+            work: `enter`, `load`, `access`, `invlpg`, or `sync_roots` (CR3 is written with the value it has).
+            gva: the guest-virtual address of an `access` or `invlpg`; 32 bits outside long mode.
+            kind: `r`, `w` or `x`, of an `access`.
+            is_user: from privilege level 3.
+
+        Returns:
+            How it ended.
+
+        Raises:
+            UsageError: there is no such vCPU or work, or the modelled kernel stops with a BUG.
+        """
+        begun = self.core.start_guest(
+            integer("vcpu", vcpu, 0, (1 << 16) - 1),
+            word("work", work, ("enter", "load", "access", "invlpg", "sync_roots")),
+            integer("gva", gva),
+            word("kind", kind, ACCESS_KINDS),
+            flag("is_user", is_user),
+        )
+        self._drive(ZapRun(self, None, begun))
+        outcome, faults, ret = self.core.take_guest_result()
+        return AccessResult(OUTCOMES[outcome], faults, ret)
 
     def _drive(self, run: ZapRun) -> ZapRun:
         try:

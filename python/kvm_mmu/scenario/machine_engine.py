@@ -15,6 +15,7 @@ from kvm_mmu.errors import MemslotError, ScenarioError, UsageError
 from kvm_mmu.machine.vcpu import Vcpu
 from kvm_mmu.machine.vm import DEFAULTS, OPTIONAL, STEPPED_DEFAULTS, Vm
 from kvm_mmu.machine.zap_plan import ZapPlan
+from kvm_mmu.scenario.guest_operations import GUEST_OPERATIONS
 from kvm_mmu.scenario.operation_table import FORMATS, STEPPED, Checked, HostAnswer, checked_operation
 
 ENOENT, EINVAL, EOPNOTSUPP = 2, 22, 95
@@ -135,6 +136,7 @@ class MachineEngine:
         self.vm.eager_split = bool(eager_split)
         self.format = format
         self._is_stepped = format == STEPPED[0]
+        self._is_paging = self.vm.shadows_guest
         self._manual = False
         self._breaks: Lists = ()
         self._break_index = 0
@@ -220,15 +222,20 @@ class MachineEngine:
         Raises:
             ScenarioError: the table refuses it; nothing has changed.
         """
-        return checked_operation(op, len(self.vm.vcpus), self.format)
+        return checked_operation(op, len(self.vm.vcpus), self.format, is_paging=self._is_paging)
 
     def _run(self, op: Checked) -> tuple[int, dict[str, Any] | None]:
         try:
-            result = OPERATIONS[op.name](self, op.values)
+            of_guest = GUEST_OPERATIONS.get(op.name)
+            result = (
+                OPERATIONS[op.name](self, op.values) if of_guest is None else of_guest(self.vm, op.values)
+            )
         except MemslotError as error:
             return -(error.errno or EINVAL), None
         except UsageError as error:
-            raise ScenarioError(f"operation {op.name!r}: {error}") from error
+            refused = ScenarioError(f"operation {op.name!r}: {error}")
+            refused.where = error.where
+            raise refused from error
         return result if isinstance(result, tuple) else (result, None)
 
     def _run_nested(self, kind: int, ops: Sequence[Checked]) -> None:
@@ -299,9 +306,13 @@ class MachineEngine:
         )
 
     def _enter(self, op: Values) -> int:
+        if self._is_paging:
+            return self.vm.run_guest(op["vcpu"], "enter").ret
         return self._vcpu(op).enter()
 
     def _load(self, op: Values) -> int:
+        if self._is_paging:
+            return self.vm.run_guest(op["vcpu"], "load").ret
         return self._vcpu(op).load()
 
     def _unload(self, op: Values) -> int:
@@ -315,8 +326,10 @@ class MachineEngine:
     def _set_regs(self, op: Values) -> int:
         regs = {key: op[key] for key in ("cr0", "cr4", "efer") if op[key] is not None}
         smm = None if op["smm"] is None else bool(op["smm"])
-        self._vcpu(op).set_regs(smm=smm, **regs)
-        return 0
+        if self._is_paging:
+            ac = None if op["ac"] is None else bool(op["ac"])
+            self.vm.core.store_regs(op["vcpu"], op["cr3"], ac)
+        return self._vcpu(op).set_regs(smm=smm, **regs)
 
     def _get_dirty_log(self, op: Values) -> tuple[int, dict[str, Any]]:
         ret, nr_words, spans = self.vm.read_dirty_log(op["as"], op["id"], self._manual)
@@ -347,6 +360,8 @@ class MachineEngine:
             return -ENOENT
         if op["what"] == "flush":
             self.vm.core.flush_slot_tlbs(op["as"], op["id"])
+        elif op["what"] == "set_dirty" and self._is_stepped and self._is_paging:
+            return -EOPNOTSUPP  # The function is gone.
         elif op["what"] == "flush_shadow_memslot":
             self.vm.flush_slot(op["id"], op["as"])
         else:
@@ -366,7 +381,7 @@ class MachineEngine:
         return self.vm.core.gfn_write_protect(op["as"], op["gfn"], op.get("level", 1))
 
     def _track(self, op: Values) -> int:
-        if self._is_stepped:
+        if self._is_stepped and not self._is_paging:
             return -EOPNOTSUPP  # Slots have no counters of write tracking under two-dimensional paging.
         return self.vm.core.track(op["as"], op["gfn"], bool(op["on"]))
 

@@ -70,7 +70,8 @@ class Field:
     """A field of an operation.
 
     Args:
-        kind: `number`, `flag` (0 or 1), `vcpu`, `word`, `numbers` (a list), `ops` (operation lists), `plan`, `host`.
+        kind: `number`, `flag` (0 or 1), `vcpu`, `word`, `numbers` (a list), `ops` (operation lists), `bytes` (1, 2, 4
+            or 8), `plan`, `host`.
         default: what it is where it is left out; REQUIRED, or None: not said.
         limit: the first number that is too large.
         words: the words of a `word`.
@@ -83,6 +84,8 @@ class Field:
     limit: int = U64_LIMIT
     words: tuple[str, ...] = ()
     formats: tuple[int, ...] = FORMATS
+    #: Only where the guest's page tables are shadowed.
+    is_paging: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Operation:
     fields: tuple[Field, ...]
     what: str
     formats: tuple[int, ...] = FORMATS
+    #: Only where the guest's page tables are shadowed.
+    is_paging: bool = False
 
 
 class Checked(NamedTuple):
@@ -122,6 +127,10 @@ ON = Field("on", "flag")
 N = (Field("n"),)
 MASK = (Field("offset"), Field("mask"))
 
+KIND = Field("kind", "word", "r", words=("r", "w", "x"))
+BYTES = Field("bytes", "bytes", 8)
+USER = Field("user", "flag", 0)
+
 TABLE: tuple[Operation, ...] = (
     Operation(
         "set_memslot",
@@ -139,7 +148,7 @@ TABLE: tuple[Operation, ...] = (
     ),
     Operation(
         "access",
-        (VCPU, Field("gpa"), Field("kind", "word", "r", words=("r", "w", "x"))),
+        (VCPU, Field("gpa"), KIND),
         "a guest access: entry, walk, faults until it ends",
     ),
     Operation(
@@ -162,6 +171,8 @@ TABLE: tuple[Operation, ...] = (
             Field("cr4", default=None),
             Field("efer", default=None),
             Field("smm", "flag", None),
+            Field("cr3", default=None, is_paging=True),
+            Field("ac", "flag", None, is_paging=True),
         ),
         "sets registers (those left out stay) and resets the MMU context",
     ),
@@ -299,23 +310,65 @@ TABLE: tuple[Operation, ...] = (
         "the processor used or wrote these gfns through leaves of the TDP MMU that allow it, and KVM was not told (-95 "
         "without that MMU; ours)",
     ),
+    *(
+        Operation(name, fields, what, is_paging=True)
+        for name, fields, what in (
+            (
+                "vaccess",
+                (VCPU, Field("gva"), KIND, USER),
+                "as `access`, by guest-virtual address, through the shadow of the guest's tables",
+            ),
+            (
+                "gwrite",
+                (VCPU, Field("gva"), Field("gpa"), Field("val"), BYTES, USER),
+                "a write through `gva`, which leads to `gpa`; if it is emulated, the MMU is told",
+            ),
+            (
+                "poke",
+                (VCPU, Field("gpa"), Field("val"), BYTES),
+                "writes guest memory without telling the MMU",
+            ),
+            ("peek", (VCPU, Field("gpa"), BYTES), "reads guest memory: `out.val`"),
+            (
+                "emul_write",
+                (VCPU, Field("gpa"), Field("val"), BYTES),
+                "writes guest memory, marks it dirty and tells the MMU",
+            ),
+            ("invlpg", (VCPU, Field("gva")), "vCPU entry, then INVLPG"),
+            (
+                "set_cr3",
+                (VCPU, Field("cr3")),
+                "MOV CR3: through the cache of roots; up to v5.4 `ret` 1: the same value, 2: PDPTEs refused",
+            ),
+            ("unprotect", (Field("gfn"),), "zaps the shadow of a guest's table; `ret` 1: there was one"),
+        )
+    ),
     Operation("teardown", (), "flushes by the plan `teardown`, then drops all roots (ours)"),
 )
 
 
-def fields_of(format_: int) -> dict[str, dict[str, Field]]:
-    """The fields of every operation of a scenario format, by their names."""
+def fields_of(format_: int, is_paging: bool = False) -> dict[str, dict[str, Field]]:
+    """The fields of every operation of a scenario format, by their names; `is_paging`: the guest's tables are
+    shadowed."""
     return {
-        row.name: {field.name: field for field in row.fields if format_ in field.formats}
+        row.name: {
+            field.name: field
+            for field in row.fields
+            if format_ in field.formats and field.is_paging <= is_paging
+        }
         for row in TABLE
-        if format_ in row.formats
+        if format_ in row.formats and row.is_paging <= is_paging
     }
 
 
-_FIELDS = {format_: fields_of(format_) for format_ in FORMATS}
+_FIELDS = {
+    (format_, is_paging): fields_of(format_, is_paging) for format_ in FORMATS for is_paging in (False, True)
+}
 
 
-def checked_operation(op: object, vcpus: int, format_: int = 1, depth: int = 0) -> Checked:
+def checked_operation(
+    op: object, vcpus: int, format_: int = 1, depth: int = 0, is_paging: bool = False
+) -> Checked:
     """The operation with every field checked, also those of the operations inside it.
 
     Args:
@@ -323,6 +376,7 @@ def checked_operation(op: object, vcpus: int, format_: int = 1, depth: int = 0) 
         vcpus: how many vCPUs the VM has.
         format_: the scenario format.
         depth: how many operations it stands in.
+        is_paging: the guest's page tables are shadowed, so that there are operations on them.
 
     Returns:
         The operation as given and its values.
@@ -335,7 +389,7 @@ def checked_operation(op: object, vcpus: int, format_: int = 1, depth: int = 0) 
     if depth > MAX_NESTING:
         raise ScenarioError(f"operations stand more than {MAX_NESTING} deep inside operations")
     name = op.get("op")
-    table = _FIELDS[format_]
+    table = _FIELDS[format_, is_paging]
     fields = table.get(name) if isinstance(name, str) else None
     if fields is None or not isinstance(name, str):
         raise ScenarioError(f"unknown operation {shown(name)}, expected one of {', '.join(sorted(table))}")
@@ -346,7 +400,7 @@ def checked_operation(op: object, vcpus: int, format_: int = 1, depth: int = 0) 
     values: dict[str, Any] = {}
     for field in fields.values():
         if field.name in op:
-            values[field.name] = _read(name, field, op[field.name], vcpus, format_, depth)
+            values[field.name] = _read(name, field, op[field.name], vcpus, format_, depth, is_paging)
         elif field.default is REQUIRED:
             raise ScenarioError(f"operation {name!r}: {field.name} is missing")
         else:
@@ -356,7 +410,7 @@ def checked_operation(op: object, vcpus: int, format_: int = 1, depth: int = 0) 
     return Checked(op, name, values)
 
 
-def _read(op: str, field: Field, value: Any, vcpus: int, format_: int, depth: int) -> Any:
+def _read(op: str, field: Field, value: Any, vcpus: int, format_: int, depth: int, is_paging: bool) -> Any:
     match field.kind:
         case "number":
             return _number(op, field.name, value, field.limit)
@@ -374,7 +428,9 @@ def _read(op: str, field: Field, value: Any, vcpus: int, format_: int, depth: in
         case "numbers":
             return _numbers(op, field.name, value)
         case "ops":
-            return _inner(op, field.name, value, vcpus, format_, depth)
+            return _inner(op, field.name, value, vcpus, format_, depth, is_paging)
+        case "bytes":
+            return _bytes(op, field.name, value)
         case "plan":
             return _plan(value)
     return _host_answer(value)
@@ -388,6 +444,13 @@ def _number(op: str, name: str, value: Any, limit: int) -> int:
     return found
 
 
+def _bytes(op: str, name: str, value: Any) -> int:
+    found = _number(op, name, value, 9)
+    if found not in (1, 2, 4, 8):
+        raise ScenarioError(f"operation {op!r}: {name}={shown(value)}, expected 1, 2, 4 or 8")
+    return found
+
+
 def _numbers(op: str, name: str, value: Any) -> list[int]:
     if not isinstance(value, list):
         raise ScenarioError(f"operation {op!r}: {name}={shown(value)}, expected a list of 64-bit numbers")
@@ -395,13 +458,15 @@ def _numbers(op: str, name: str, value: Any) -> list[int]:
 
 
 def _inner(
-    op: str, name: str, value: Any, vcpus: int, format_: int, depth: int
+    op: str, name: str, value: Any, vcpus: int, format_: int, depth: int, is_paging: bool
 ) -> Sequence[Sequence[Checked]]:
     if not isinstance(value, list) or not all(
         isinstance(ops, list) and all(isinstance(inner, dict) for inner in ops) for ops in value
     ):
         raise ScenarioError(f"operation {op!r}: {name}: expected a list of operation lists")
-    return [[checked_operation(inner, vcpus, format_, depth + 1) for inner in ops] for ops in value]
+    return [
+        [checked_operation(inner, vcpus, format_, depth + 1, is_paging) for inner in ops] for ops in value
+    ]
 
 
 def _plan(value: Any) -> ZapPlan:
@@ -451,6 +516,8 @@ def markdown() -> str:
     for row in TABLE:
         cells = [_in_words(field) for field in row.fields]
         only = "" if len(row.formats) == len(FORMATS) else f"format {row.formats[0]} only: "
+        if row.is_paging:
+            only += "shadowed guest tables only: "
         lines.append(f"| `{row.name}` | {' '.join(cells)} | {only}{row.what} |")
     return "\n".join(lines) + "\n"
 
@@ -464,4 +531,6 @@ def _in_words(field: Field) -> str:
         text = f"`{field.name}={field.default}`"
     if len(field.formats) < len(FORMATS):
         text += f" (format {field.formats[0]})"
+    if field.is_paging and not text.startswith("`bytes"):
+        text += " (shadowed guest tables)"
     return f"{text} ({', '.join(field.words)})" if field.words else text

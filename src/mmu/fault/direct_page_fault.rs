@@ -5,7 +5,8 @@
 //! `is_page_fault_stale`. What the tables become is in `direct_map`.
 
 use crate::kernels::{MmioCacheAccess, StaleTest};
-use crate::mmu::fault::page_fault::{Frame, Handled, MMIO_CACHE_ACCESS};
+use crate::mmu::fault::guest_fetch::GuestGoal;
+use crate::mmu::fault::page_fault::{Frame, Handled};
 use crate::mmu::pages::mapping::{Backing, Mapping};
 use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::pages::page_count::ENOSPC;
@@ -14,6 +15,7 @@ use crate::mmu::tables::Tables;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
+use crate::mmu::vm::vcpu_mmu::REQ_MMU_RELOAD;
 use crate::mmu::words::access::{ACC_ALL, PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::error::Result;
@@ -22,19 +24,21 @@ use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
 use crate::mmu::words::views::HostLookup;
 
-/// The frame of a gfn without a slot.
-const NO_SLOT_PFN: u64 = 1 << 63;
 /// Bits of an address within a page.
 const PAGE_SHIFT_U8: u8 = 12;
 
 /// A fault that got as far as the lock.
-struct Fault {
+struct Fault<'a> {
     vcpu: usize,
-    gpa: u64,
+    /// The address that the shadow tables are walked for.
+    addr: u64,
+    gfn: Gfn,
     error_code: u64,
     slot: Option<SlotAt>,
     backing: Backing,
     is_prefetch: bool,
+    /// What the guest's own tables said, where it has some.
+    goal: Option<&'a GuestGoal<'a>>,
 }
 
 /// `handled` of the event: the entry was made to allow the access.
@@ -65,6 +69,33 @@ impl MmuState {
             self.vcpus[vcpu].faults.fast += 1;
             return Ok((handled, PAGE_TABLE));
         }
+        self.fault_in_slot(vcpu, gpa, error_code, (gfn, slot), (None, is_prefetch), host)
+    }
+
+    /// The fault of a guest with tables of its own, which said that the address is this gfn.
+    pub(in crate::mmu) fn fault_in(
+        &mut self,
+        vcpu: usize,
+        gva: u64,
+        error_code: u64,
+        gfn: Gfn,
+        goal: Option<&GuestGoal<'_>>,
+        host: &HostLookup,
+    ) -> Result<Handled> {
+        let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
+        Ok(self.fault_in_slot(vcpu, gva, error_code, (gfn, slot), (goal, false), host)?.0)
+    }
+
+    /// From the host's answer on.
+    fn fault_in_slot(
+        &mut self,
+        vcpu: usize,
+        addr: u64,
+        error_code: u64,
+        (gfn, slot): (Gfn, Option<SlotAt>),
+        (goal, is_prefetch): (Option<&GuestGoal<'_>>, bool),
+        host: &HostLookup,
+    ) -> Result<(Handled, u8)> {
         let seq = self.invalidation.seq;
         // A slot that is about to go is not looked at.
         let is_going = slot.is_some_and(|slot| self.slot_spec(slot).is_invalid());
@@ -83,7 +114,8 @@ impl MmuState {
             Err(handled) => return Ok((handled, PAGE_TABLE)),
         };
         if backing == Backing::NoSlot {
-            self.cache_mmio_info(vcpu, gfn, self.cached_access());
+            let access = goal.map_or(ACC_ALL, |goal| goal.walk.pte_access);
+            self.cache_mmio_info(vcpu, addr, gfn, self.cached_access(access));
             let is_beyond = self.config.kernel.has_max_gfn && gfn.0 >> (self.config.phys_bits - PAGE_SHIFT_U8) != 0;
             if (self.masks.mmio_mask == 0 || is_beyond) && !is_chosen(Mutant::MmioWithoutCachingMapped) {
                 return Ok((Handled::Emulate, PAGE_TABLE));
@@ -92,7 +124,7 @@ impl MmuState {
         let found = if checks_first && must_retry(self) {
             (Handled::Retry, PAGE_TABLE)
         } else {
-            let fault = Fault { vcpu, gpa, error_code, slot, backing, is_prefetch };
+            let fault = Fault { vcpu, addr, gfn, error_code, slot, backing, is_prefetch, goal };
             self.map_under_lock(&fault, host, must_retry)?
         };
         if let Backing::Frame { pfn, .. } = backing
@@ -109,28 +141,32 @@ impl MmuState {
     }
 
     /// The access that the vCPU's MMIO cache holds after a fault.
-    fn cached_access(&self) -> u32 {
+    fn cached_access(&self, access: u8) -> u32 {
         if self.config.kernel.mmio_cache_access == MmioCacheAccess::Masked {
-            MMIO_CACHE_ACCESS & u32::from(self.masks.mmio_access)
+            u32::from(access & self.masks.mmio_access)
         } else {
-            MMIO_CACHE_ACCESS
+            u32::from(access)
         }
     }
 
     /// Whether the fault's root is none that can be mapped into.
     fn is_stale(&self, vcpu: usize, gpa: u64) -> bool {
+        let of_vcpu = &self.vcpus[vcpu];
+        if self.config.shadows_guest() && (of_vcpu.has_four_roots || of_vcpu.has_dummy_root) {
+            // No page stands for them: the request to drop obsolete roots does.
+            return of_vcpu.requests & REQ_MMU_RELOAD != 0;
+        }
         let root = self.root_for(vcpu, gpa);
         root == PageIdx::NONE || self.is_obsolete(root) && !is_chosen(Mutant::DeadRootMapped)
     }
 
     fn map_under_lock(
         &mut self,
-        fault: &Fault,
+        fault: &Fault<'_>,
         host: &HostLookup,
         must_retry: impl Fn(&Self) -> bool,
     ) -> Result<(Handled, u8)> {
-        let &Fault { vcpu, gpa, error_code, slot, backing, is_prefetch } = fault;
-        let gfn = Gfn::of_gpa(gpa);
+        let &Fault { vcpu, addr: gpa, gfn, error_code, slot, backing, is_prefetch, goal } = fault;
         let stale_test = self.config.kernel.stale_test;
         let is_late = stale_test == StaleTest::AfterReclaim;
         // Where roots are reloaded by request, only a missing one is looked for.
@@ -149,23 +185,30 @@ impl MmuState {
         if is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
             return Ok((Handled::Retry, PAGE_TABLE));
         }
-        let root = self.root_for(vcpu, gpa);
         let is_fetch = error_code & PFERR_FETCH != 0;
-        let asked = if backing == Backing::NoSlot {
-            PAGE_TABLE
-        } else if let HostLookup::Found { level, .. } = host {
-            self.level_within(slot, gfn, (*level).min(MAX_LEAF))
-        } else {
-            self.max_mapping_level(slot, gfn)
+        let is_write = error_code & PFERR_WRITE != 0;
+        let (access, can_unsync) = (ACC_ALL, true);
+        let mut mapping = Mapping {
+            vcpu,
+            slot,
+            gfn,
+            level: PAGE_TABLE,
+            access,
+            backing,
+            is_write,
+            speculative: is_prefetch,
+            can_unsync,
         };
+        if let Some(goal) = goal {
+            mapping.access = self.mapped_access(vcpu, goal.walk, backing != Backing::NoSlot);
+            return Ok((self.guest_fetch_requested(goal, mapping, is_fetch, host)?, PAGE_TABLE));
+        }
+        let root = self.root_for(vcpu, gpa);
+        let asked = self.requested_level(&mapping, host);
         let is_small = is_fetch && self.config.nx_huge_pages && *host == HostLookup::Ask;
         let level = if is_small { PAGE_TABLE } else { asked };
-        if self.config.is_stepped() {
-            let pfn = if let Backing::Frame { pfn, .. } = backing { pfn.0 } else { NO_SLOT_PFN };
-            self.events.push(|| Event::Requested { gfn: gfn.0, pfn, level });
-        }
-        let is_write = error_code & PFERR_WRITE != 0;
-        let mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: is_prefetch };
+        self.push_requested(&mapping, level);
+        mapping.level = level;
         if is_tdp {
             // What a fetch could have had is not in the host's answer, which is the level it got.
             let could_be = if is_fetch && *host != HostLookup::Ask { self.max_mapping_level(slot, gfn) } else { asked };
@@ -173,6 +216,17 @@ impl MmuState {
             return Ok((mapped.into(), level));
         }
         self.map_requested(root, mapping, is_fetch.then_some(asked), host)
+    }
+
+    /// The largest level that a fault may map at, as the host and the slot have it.
+    pub(in crate::mmu) fn requested_level(&self, mapping: &Mapping, host: &HostLookup) -> u8 {
+        if mapping.backing == Backing::NoSlot {
+            PAGE_TABLE
+        } else if let HostLookup::Found { level, .. } = host {
+            self.level_within(mapping.slot, mapping.gfn, (*level).min(MAX_LEAF))
+        } else {
+            self.max_mapping_level(mapping.slot, mapping.gfn)
+        }
     }
 
     /// The lock-free path; how it answered the fault, if it did.

@@ -39,7 +39,7 @@ impl MmuState {
         level: u8,
         error_code: u64,
     ) -> (bool, Option<Walked>) {
-        let root = self.vcpus[vcpu].root;
+        let root = self.root_for(vcpu, gpa);
         if root == PageIdx::NONE || !self.can_be_fast(error_code) {
             return (false, None);
         }

@@ -10,8 +10,11 @@ use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::vcpu_mmu::MmioInfo;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::generation::GenerationBits;
+use crate::mmu::words::guest_mode::Paging;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::mmio::{is_mmio, mmio_access, mmio_gen, mmio_gfn};
+
+const PAGE_MASK: u64 = !0xfff;
 
 /// What an MMIO check says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +50,18 @@ impl MmuState {
         }
     }
 
-    /// Remembers an MMIO gfn.
-    pub(in crate::mmu) fn cache_mmio_info(&mut self, vcpu: usize, gfn: Gfn, access: u32) {
+    /// Whether it answers for a guest-virtual address.
+    pub(in crate::mmu) fn match_mmio_gva(&self, vcpu: usize, gva: u64) -> bool {
+        let mmio = &self.vcpus[vcpu].mmio;
+        mmio.gva == gva & PAGE_MASK && mmio.gva != 0 && mmio.slots_gen == self.mmio_cache_gen(vcpu)
+    }
+
+    /// Remembers an MMIO gfn; the address counts only where the guest's tables are shadowed.
+    pub(in crate::mmu) fn cache_mmio_info(&mut self, vcpu: usize, gva: u64, gfn: Gfn, access: u32) {
         let slots_gen = self.mmio_cache_gen(vcpu);
         if !self.generation.is_refused(slots_gen) {
-            self.vcpus[vcpu].mmio = MmioInfo { gva: 0, gfn, access, slots_gen };
+            let gva = if self.config.shadows_guest() { gva & PAGE_MASK } else { 0 };
+            self.vcpus[vcpu].mmio = MmioInfo { gva, gfn, access, slots_gen };
         }
     }
 
@@ -70,8 +80,11 @@ impl MmuState {
         }
         let gfn = Gfn(mmio_gfn(&self.masks, spte));
         let access = mmio_access(&self.masks, &self.generation, spte);
-        self.events.push(|| Event::HandleMmio { addr: 0, gfn: gfn.0, access });
-        self.cache_mmio_info(vcpu, gfn, access);
+        // A direct MMU tells of no address.
+        let is_direct = !self.config.shadows_guest() || self.vcpus[vcpu].mode.paging == Paging::None;
+        let addr = if is_direct { 0 } else { gpa };
+        self.events.push(|| Event::HandleMmio { addr, gfn: gfn.0, access });
+        self.cache_mmio_info(vcpu, addr, gfn, access);
         MmioCheck::Emulate
     }
 

@@ -13,7 +13,7 @@ use crate::mmu::vm::events::Event;
 use crate::mmu::vm::host_memory::Pinned;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::access::{ACC_ALL, PFERR_NESTED_GUEST_PAGE, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
+use crate::mmu::words::access::{ACC_ALL, ACC_WRITE, PFERR_NESTED_GUEST_PAGE, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::error::Result;
 use crate::mmu::words::level::{PAGE_TABLE, level_shift, table_index};
@@ -27,7 +27,7 @@ pub(in crate::mmu) const PTE_PREFETCH_NUM: u16 = 8;
 /// The vCPU's MMIO cache holds the access asked for, not the part an MMIO SPTE stores.
 pub(in crate::mmu) const MMIO_CACHE_ACCESS: u32 = ACC_ALL as u32;
 /// The emulator may run the instruction again natively.
-const EMULTYPE_ALLOW_RETRY: u8 = 8;
+pub(in crate::mmu) const EMULTYPE_ALLOW_RETRY: u16 = 8;
 
 /// How a fault was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(in crate::mmu) struct Answer {
 }
 
 impl Answer {
-    const RETRY: Self = Self { ret: 1, is_emulated: false };
+    pub const RETRY: Self = Self { ret: 1, is_emulated: false };
     const EMULATED: Self = Self { ret: 0, is_emulated: true };
 }
 
@@ -148,7 +148,13 @@ impl MmuState {
 
     /// A fault that is none on a current MMIO SPTE.
     #[inline(never)]
-    fn page_fault_below(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
+    pub(in crate::mmu) fn page_fault_below(
+        &mut self,
+        vcpu: usize,
+        gpa: u64,
+        error_code: u64,
+        host: &HostLookup,
+    ) -> Result<Answer> {
         let handled = if self.config.kernel.is_level_requested {
             self.vcpus[vcpu].faults.taken += 1;
             let handled = self.direct_page_fault(vcpu, gpa, error_code, host, false)?.0;
@@ -179,7 +185,7 @@ impl MmuState {
     }
 
     /// What newer kernels return for a fault that is dealt with: how; older ones only that the guest goes on.
-    fn done(&self, handled: Handled) -> Answer {
+    pub(in crate::mmu) fn done(&self, handled: Handled) -> Answer {
         match (self.config.kernel.fault_returns, handled) {
             (FaultReturns::Verdict, Handled::Fixed) => Answer { ret: 5, is_emulated: false },
             (FaultReturns::Verdict, Handled::Spurious) => Answer { ret: 6, is_emulated: false },
@@ -193,7 +199,7 @@ impl MmuState {
         if self.config.kernel.is_level_requested { self.done(Handled::Fixed) } else { Answer::RETRY }
     }
 
-    const fn count_fault(&mut self, vcpu: usize, handled: Handled) {
+    pub(in crate::mmu) const fn count_fault(&mut self, vcpu: usize, handled: Handled) {
         let faults = &mut self.vcpus.as_mut_slice()[vcpu].faults;
         match handled {
             Handled::Fixed => faults.fixed += 1,
@@ -204,7 +210,7 @@ impl MmuState {
     }
 
     /// The emulator of the model always exits to user space.
-    fn emulate(&mut self, vcpu: usize, addr: u64, kind: u8) -> Answer {
+    pub(in crate::mmu) fn emulate(&mut self, vcpu: usize, addr: u64, kind: u16) -> Answer {
         self.events.push(|| Event::Emulate { vcpu: u16::try_from(vcpu).unwrap_or(u16::MAX), addr, kind });
         Answer::EMULATED
     }
@@ -221,7 +227,13 @@ impl MmuState {
             return Ok(Handled::Emulate);
         }
         let is_write = error_code & PFERR_WRITE != 0;
-        let (level, is_forced) = self.mapping_level(slot, asked);
+        let (mut level, is_forced) = self.mapping_level(slot, asked);
+        let mut gpa = gpa;
+        if self.config.shadows_guest() {
+            // A guest that does not page now: 1 GiB is no leaf, and addresses are those of pages.
+            level = level.min(2);
+            gpa &= !0xfff;
+        }
         let gfn = if is_forced { asked } else { asked.align_down(level) };
         let (is_fast, walked) = self.fast_page_fault(vcpu, slot, gpa, level, error_code);
         if is_fast {
@@ -233,13 +245,23 @@ impl MmuState {
             Err(handled) => return Ok(handled),
         };
         if backing == Backing::NoSlot {
-            self.cache_mmio_info(vcpu, gfn, MMIO_CACHE_ACCESS);
+            self.cache_mmio_info(vcpu, gpa, gfn, MMIO_CACHE_ACCESS);
         }
         let zapped_before = self.work.pages_zapped;
         if self.make_mmu_pages_available().is_err() {
             return Ok(Handled::Retry);
         }
-        let mut mapping = Mapping { vcpu, slot, gfn, level, access: ACC_ALL, backing, is_write, speculative: false };
+        let mut mapping = Mapping {
+            vcpu,
+            slot,
+            gfn,
+            level,
+            access: ACC_ALL,
+            backing,
+            is_write,
+            speculative: false,
+            can_unsync: true,
+        };
         if !is_forced {
             self.thp_adjust(&mut mapping);
         }
@@ -255,7 +277,7 @@ impl MmuState {
     }
 
     /// The level to map at, and whether 4 KiB pages are forced.
-    fn mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn) -> (u8, bool) {
+    pub(in crate::mmu) fn mapping_level(&self, slot: Option<SlotAt>, gfn: Gfn) -> (u8, bool) {
         let Some(slot) = slot else { return (PAGE_TABLE, true) };
         if self.slot_spec(slot).is_invalid() || self.slot_body(slot).dirty.is_some() {
             return (PAGE_TABLE, true);
@@ -319,7 +341,7 @@ impl MmuState {
     }
 
     /// Maps 2 MiB where the host frame is part of a huge page, of hugetlbfs too.
-    fn thp_adjust(&self, mapping: &mut Mapping) {
+    pub(in crate::mmu) fn thp_adjust(&self, mapping: &mut Mapping) {
         if let Backing::Frame { pfn, host_writable } = mapping.backing
             && self.host.has_huge()
             && mapping.level == PAGE_TABLE
@@ -334,11 +356,11 @@ impl MmuState {
 
     /// Builds the tables down to the mapping's level and installs it; true if the access must be emulated.
     fn direct_map(&mut self, mapping: &Mapping) -> Result<bool> {
-        let root = self.vcpus[mapping.vcpu].root;
+        let addr = mapping.gfn.gpa();
+        let root = self.root_for(mapping.vcpu, addr);
         if root == PageIdx::NONE {
             return Ok(false);
         }
-        let addr = mapping.gfn.gpa();
         let mut page = root;
         let mut level = self.arena.key(root).role.level();
         while level > mapping.level {
@@ -412,7 +434,9 @@ impl MmuState {
         let len = u64::from(end - start);
         if spec.is_invalid()
             || spec.is_readonly()
-            || self.slot_body(slot).dirty.is_some() && !is_chosen(Mutant::PrefetchIntoLoggedSlot)
+            || self.slot_body(slot).dirty.is_some()
+                && mapping.access & ACC_WRITE != 0
+                && !is_chosen(Mutant::PrefetchIntoLoggedSlot)
             || spec.npages - spec.index(first, PAGE_TABLE) < len
         {
             return false;

@@ -183,6 +183,16 @@ impl Usual {
         let backing = Backing::Frame { pfn: self.pfn, host_writable: true };
         let is_write = error_code & PFERR_WRITE != 0;
         let (slot, gfn) = (Some(self.slot), self.gfn);
-        Mapping { vcpu, slot, gfn, level: PAGE_TABLE, access: ACC_ALL, backing, is_write, speculative: false }
+        Mapping {
+            vcpu,
+            slot,
+            gfn,
+            level: PAGE_TABLE,
+            access: ACC_ALL,
+            backing,
+            is_write,
+            speculative: false,
+            can_unsync: true,
+        }
     }
 }

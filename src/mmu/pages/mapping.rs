@@ -34,6 +34,8 @@ pub(in crate::mmu) struct Mapping {
     pub backing: Backing,
     pub is_write: bool,
     pub speculative: bool,
+    /// Pages that shadow the gfn as a table may fall out of sync for it, else it stays read-only while there are any.
+    pub can_unsync: bool,
 }
 
 impl Mapping {
@@ -91,7 +93,7 @@ impl MmuState {
         level.min(self.host.level(Pfn::of_hva(self.slot_spec(slot).hva_of(gfn))))
     }
 
-    /// A write-tracked gfn stays read-only. (Indirect pages, which also ask for it, do not exist here.)
+    /// A write-tracked gfn stays read-only. (Pages that shadow it as a table may fall out of sync for it: `unsync`.)
     #[inline]
     pub(in crate::mmu) fn needs_write_protect(&self, slot: Option<SlotAt>, gfn: Gfn) -> bool {
         let is_tracked = |slot: SlotAt| {

@@ -1,5 +1,6 @@
 //! Tables of either page table: where they live, how they are walked and written, and what a mapping is.
 
+pub mod indirect_page;
 pub(in crate::mmu) mod last_path;
 pub(in crate::mmu) mod mapping;
 pub mod page_arena;

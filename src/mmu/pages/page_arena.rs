@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use rustc_hash::FxHashMap;
 
+use crate::mmu::pages::indirect_page::Indirect;
 use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::spte_table::SpteTable;
 use crate::mmu::words::addr::Gfn;
@@ -136,6 +137,8 @@ pub struct PageArena {
     keys: Vec<PageKey>,
     pages: Vec<ShadowPage>,
     tables: Vec<SpteTable>,
+    /// What only pages that shadow a guest's table have; shorter than the others, and empty where no guest pages.
+    indirect: Vec<Option<Box<Indirect>>>,
     free: Vec<PageIdx>,
     #[serde(skip)]
     by_id: FxHashMap<u32, PageIdx>,
@@ -148,6 +151,7 @@ impl Default for PageArena {
             keys: vec![PageKey::default()],
             pages: vec![ShadowPage::default()],
             tables: vec![SpteTable::Empty],
+            indirect: Vec::new(),
             free: Vec::new(),
             by_id: FxHashMap::default(),
             next_id: 1,
@@ -176,7 +180,31 @@ impl PageArena {
         self.keys[page.at()] = PageKey { gfn, valid_gen, role, id, hash_next: PageIdx::NONE, hash_prev: PageIdx::NONE };
         self.pages[page.at()] = ShadowPage::default();
         self.by_id.insert(id, page);
+        if !role.direct() {
+            self.add_indirect(page);
+        }
         Some(page)
+    }
+
+    #[cold]
+    fn add_indirect(&mut self, page: PageIdx) {
+        if self.indirect.len() <= page.at() {
+            self.indirect.resize_with(page.at() + 1, || None);
+        }
+        self.indirect[page.at()] = Some(Box::default());
+    }
+
+    /// What only a page that shadows a guest's table has.
+    #[inline]
+    #[must_use]
+    pub fn indirect(&self, page: PageIdx) -> Option<&Indirect> {
+        self.indirect.get(page.at())?.as_deref()
+    }
+
+    /// The same, to change.
+    #[inline]
+    pub fn indirect_mut(&mut self, page: PageIdx) -> Option<&mut Indirect> {
+        self.indirect.get_mut(page.at())?.as_deref_mut()
     }
 
     /// Grows by a quarter, not by half: headers count in what a page costs.
@@ -194,6 +222,9 @@ impl PageArena {
         self.by_id.remove(&self.keys[page.at()].id);
         self.tables[page.at()] = SpteTable::Empty;
         self.pages[page.at()] = ShadowPage::default();
+        if let Some(indirect) = self.indirect.get_mut(page.at()) {
+            *indirect = None;
+        }
         self.free.push(page);
     }
 
@@ -292,6 +323,7 @@ impl PageArena {
             && self.live().all(|page| {
                 let key = self.key(page);
                 (1..=5).contains(&key.role.level())
+                    && self.indirect(page).map_or(key.role.direct(), Indirect::is_well_formed)
                     && key.gfn.0 >> 52 == 0
                     && key.id < self.next_id
                     && ids.insert(key.id)
@@ -307,6 +339,8 @@ impl PageArena {
             + self.free.capacity() * size_of::<PageIdx>()
             + self.by_id.capacity() * size_of::<(u32, PageIdx)>();
         let tables = self.tables.capacity() * size_of::<SpteTable>()
+            + self.indirect.capacity() * size_of::<Option<Box<Indirect>>>()
+            + self.indirect.iter().flatten().map(|indirect| indirect.size_bytes()).sum::<usize>()
             + self.tables.iter().map(SpteTable::heap_bytes).sum::<usize>();
         (headers, tables)
     }

@@ -9,7 +9,7 @@ use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::Result;
-use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE};
+use crate::mmu::words::level::PAGE_TABLE;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 
 impl MmuState {
@@ -23,13 +23,7 @@ impl MmuState {
         if self.tables() == Tables::Tdp {
             return Ok(self.tdp_write_protect_gfn(as_id, gfn, least));
         }
-        let spec = *self.slot_spec(slot);
-        let mut any = false;
-        for level in least..=MAX_LEAF {
-            let head = self.slot_body(slot).rmap[usize::from(level) - 1].get(spec.index(gfn, level));
-            any |= self.write_protect_head(head, true);
-        }
-        Ok(any)
+        Ok(self.write_protect_gfn(slot, gfn, least))
     }
 
     /// The same, with the flush left to the caller.
@@ -44,29 +38,14 @@ impl MmuState {
     /// Adds or removes a tracked gfn.
     pub(in crate::mmu) fn track(&mut self, as_id: u8, gfn: Gfn, on: bool) -> Result<i32> {
         let Some(slot) = self.slot_of(as_id, gfn)? else { return Ok(0) };
-        let spec = *self.slot_spec(slot);
-        let index = spec.index(gfn, PAGE_TABLE);
-        let body = self.slot_body_mut(slot);
-        let count = body.track.get(&index).copied().unwrap_or(0);
-        let next = if on { count.checked_add(1) } else { count.checked_sub(1) };
-        let Some(next) = next else { return Ok(0) };
+        if !self.add_track(slot, gfn, on) {
+            return Ok(0);
+        }
         if let Some(ghost) = &mut self.ghost {
             ghost.tracked(as_id, gfn.0, on);
         }
-        let body = self.slot_body_mut(slot);
-        if next == 0 {
-            body.track.remove(&index);
-        } else {
-            body.track.insert(index, next);
-        }
-        for level in 2..=MAX_LEAF {
-            let at = spec.index(gfn, level);
-            if is_chosen(Mutant::TrackWithoutVeto) {
-                continue;
-            }
-            if let Some(veto) = body.disallow[usize::from(level) - 2].get_mut(at) {
-                *veto = veto.wrapping_add(if on { 1 } else { -1 });
-            }
+        if !is_chosen(Mutant::TrackWithoutVeto) {
+            self.add_large_veto(slot, gfn, if on { 1 } else { -1 });
         }
         if on && !is_chosen(Mutant::TrackedStaysWritable) && self.slot_gfn_write_protect(as_id, gfn, PAGE_TABLE)? {
             self.flush_remote_tlbs();

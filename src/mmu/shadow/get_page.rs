@@ -39,11 +39,22 @@ impl MmuState {
 
     /// The page, found (newest first) or made.
     pub(in crate::mmu) fn get_page(&mut self, gfn: Gfn, role: Role) -> Result<PageIdx> {
+        if self.nr_indirect != 0 {
+            // A direct page is nothing that any vCPU's guest could have to be asked for.
+            return self.get_guest_page(0, gfn, role);
+        }
         if let Some(page) = self.find_page(gfn, role) {
             self.work.get_page_found += 1;
             self.push_get_page(page, false);
             return Ok(page);
         }
+        let page = self.make_page(gfn, role)?;
+        self.push_get_page(page, true);
+        Ok(page)
+    }
+
+    /// A new page of a gfn and a role, listed and hashed; the event is the caller's.
+    pub(in crate::mmu) fn make_page(&mut self, gfn: Gfn, role: Role) -> Result<PageIdx> {
         let page = self.arena.alloc(gfn, role, self.valid_gen).ok_or(Error::TooManyPages)?;
         self.has_high_pages |= gfn.0 >> self.root_gfn_bits != 0;
         self.stats.cache_miss += 1;
@@ -60,11 +71,10 @@ impl MmuState {
         self.arena.page_mut(page).place = Place::Active;
         self.hash.insert(&mut self.arena, page);
         self.used += 1;
-        self.push_get_page(page, true);
         Ok(page)
     }
 
-    fn push_get_page(&mut self, page: PageIdx, created: bool) {
+    pub(in crate::mmu) fn push_get_page(&mut self, page: PageIdx, created: bool) {
         let facts = self.page_facts(page);
         self.events.push(|| Event::GetPage { page: facts, created });
     }

@@ -22,9 +22,9 @@ pub(in crate::mmu) const RMAP_RECYCLE_THRESHOLD: u32 = 1000;
 
 /// What `set_spte` found.
 #[derive(Clone, Copy, Debug, Default)]
-struct SetSpte {
+pub(in crate::mmu) struct SetSpte {
     write_protected: bool,
-    flush: bool,
+    pub flush: bool,
 }
 
 impl MmuState {
@@ -37,7 +37,11 @@ impl MmuState {
         self.work.parent_steps += 1;
         let mut parents = self.arena.page(child).parents;
         self.pte_lists.add(&mut parents, sptep);
-        self.arena.page_mut(child).parents = parents;
+        let header = self.arena.page_mut(child);
+        header.parents = parents;
+        if header.unsync || header.unsync_children != 0 {
+            self.mark_unsync(sptep);
+        }
     }
 
     /// Takes a parent out of a child's list; the entry itself is the caller's.
@@ -118,6 +122,7 @@ impl MmuState {
             self.active.clear_mmio_cached(sptep.page());
             self.mmio_pages.remove(&mut self.arena, sptep.page());
         }
+        self.note_shadowed(sptep, mapping);
         let new = self.arena.spte(sptep);
         if self.config.kernel.has_set_spte_event {
             self.push_set_spte(sptep, mapping, new);
@@ -139,9 +144,24 @@ impl MmuState {
         emulate
     }
 
+    /// Notes what an entry of a page that shadows a guest's table is made for.
+    #[inline]
+    pub(in crate::mmu) fn note_shadowed(&mut self, sptep: Sptep, mapping: &Mapping) {
+        if let Some(indirect) = self.arena.indirect_mut(sptep.page()) {
+            indirect.set_shadowed(sptep.index(), mapping.gfn, mapping.access);
+        }
+    }
+
     /// Stores a leaf over `before`, which is empty unless it maps the same frame.
     #[inline]
-    fn set_spte(&mut self, sptep: Sptep, before: u64, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> SetSpte {
+    pub(in crate::mmu) fn set_spte(
+        &mut self,
+        sptep: Sptep,
+        before: u64,
+        mapping: &Mapping,
+        pfn: Pfn,
+        host_writable: bool,
+    ) -> SetSpte {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
         let leaf = Leaf {
             access: mapping.access,
@@ -158,7 +178,11 @@ impl MmuState {
             if mapping.level > PAGE_TABLE && self.is_large_disallowed(mapping.slot, mapping.gfn, mapping.level) {
                 return set;
             }
-            if self.needs_write_protect(mapping.slot, mapping.gfn) {
+            // What was writable before a sync stays so, and is not marked dirty again.
+            if !mapping.can_unsync && before & WRITABLE != 0 {
+                spte |= WRITABLE | self.masks.mmu_writeable;
+                may_write = false;
+            } else if self.try_to_unsync_pages(mapping.slot, mapping.gfn, mapping.can_unsync, false) != 0 {
                 set.write_protected = true;
                 may_write = false;
             }

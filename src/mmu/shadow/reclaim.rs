@@ -53,7 +53,13 @@ impl MmuState {
         while page != PageIdx::NONE && nr_zapped < nr_to_zap {
             let before = self.active.prev(page);
             if self.arena.page(page).root_count == 0 || is_chosen(Mutant::RootReclaimed) {
-                nr_zapped += u64::from(self.prepare_zap_page(page, &mut invalid).nr_zapped);
+                let prepared = self.prepare_zap_page(page, &mut invalid);
+                nr_zapped += u64::from(prepared.nr_zapped);
+                if prepared.is_list_unstable {
+                    // The page before may be one of those that went.
+                    page = self.active.tail();
+                    continue;
+                }
             }
             page = before;
         }

@@ -12,13 +12,16 @@ use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::{PAGE_TABLE, level_shift};
 
 impl MmuState {
-    /// The gfn an entry of a direct page maps.
+    /// The gfn an entry maps.
     #[inline]
     pub(in crate::mmu) fn gfn_of(&self, sptep: Sptep) -> Gfn {
         if !self.aliased.is_empty()
             && let Some(&gfn) = self.aliased.get(&sptep)
         {
             return gfn;
+        }
+        if let Some(indirect) = self.arena.indirect(sptep.page()) {
+            return indirect.gfn(sptep.index());
         }
         let key = self.arena.key(sptep.page());
         key.gfn.plus(u64::from(sptep.index()) << level_shift(key.role.level()))
@@ -75,6 +78,9 @@ impl MmuState {
     #[cold]
     fn note_alias(&mut self, sptep: Sptep, gfn: Gfn, level: u8) {
         let key = self.arena.key(sptep.page());
+        if !key.role.direct() {
+            return;
+        }
         if key.gfn.plus(u64::from(sptep.index()) << level_shift(level)) != gfn {
             self.aliased.insert(sptep, gfn);
         }

@@ -38,6 +38,7 @@ impl MmuState {
         let roots = self.vcpus[vcpu].roots();
         let root = std::mem::take(&mut self.vcpus[vcpu].root);
         self.vcpus[vcpu].pae_roots = [PageIdx::NONE; 3];
+        self.vcpus[vcpu].has_four_roots = false;
         self.vcpus[vcpu].tlb.flush();
         if let Some(ghost) = &mut self.ghost {
             ghost.root_dropped(vcpu);
@@ -67,6 +68,7 @@ impl MmuState {
         let vcpu = &mut self.vcpus[vcpu];
         self.is_root_leaked |= vcpu.root != PageIdx::NONE;
         [vcpu.root, vcpu.pae_roots[0], vcpu.pae_roots[1], vcpu.pae_roots[2]] = roots;
+        vcpu.has_four_roots = true;
         vcpu.tlb.flush();
         self.tell_loaded(at);
         Ok(())
@@ -76,13 +78,10 @@ impl MmuState {
     #[inline]
     pub(in crate::mmu) fn root_for(&self, vcpu: usize, gpa: u64) -> PageIdx {
         let vcpu = &self.vcpus[vcpu];
-        if self.config.family == Family::Shadow && !is_chosen(Mutant::FirstRootOnly) {
-            vcpu.pae_root(gpa)
-        } else {
-            vcpu.root
-        }
+        if vcpu.has_four_roots && !is_chosen(Mutant::FirstRootOnly) { vcpu.pae_root(gpa) } else { vcpu.root }
     }
 
+    /// Whether any root in use is obsolete.
     pub(in crate::mmu) fn has_obsolete_root(&self, vcpu: usize) -> bool {
         self.vcpus[vcpu].roots().any(|root| self.is_obsolete(root))
     }

@@ -77,9 +77,17 @@ impl MmuState {
         self.work.pages_zapped += 1;
         let mut prepared = Prepared::default();
         self.forget_last_path();
+        if self.arena.page(page).unsync_children != 0 && !is_chosen(Mutant::UnsyncChildrenSpared) {
+            prepared.nr_children = self.zap_unsync_children(page, invalid);
+            prepared.nr_zapped = prepared.nr_children;
+        }
         self.unlink_children(page);
         self.unlink_parents(page);
-        let was_invalid = self.arena.key(page).role.invalid();
+        let role = self.arena.key(page).role;
+        let was_invalid = role.invalid();
+        if !role.direct() {
+            self.end_shadowing(page, was_invalid);
+        }
         self.forget_nx(page);
         if !was_invalid && self.active.is_mmio_cached(page) {
             self.mmio_pages.remove(&mut self.arena, page);
@@ -111,6 +119,31 @@ impl MmuState {
         prepared
     }
 
+    /// Zaps the unsync pages below a page, whose tables the guest may have changed; how many.
+    #[cold]
+    fn zap_unsync_children(&mut self, page: PageIdx, invalid: &mut InvalidList) -> u32 {
+        let mut nr_zapped = 0;
+        while let Some(found) = self.walk_unsync(page) {
+            for path in self.unsync_paths(&found) {
+                self.prepare_zap_page(path.page, invalid);
+                self.clear_unsync_parents(&path);
+                nr_zapped += 1;
+            }
+        }
+        nr_zapped
+    }
+
+    /// The guest may write the table again that a page shadowed.
+    #[cold]
+    fn end_shadowing(&mut self, page: PageIdx, was_invalid: bool) {
+        if !was_invalid {
+            self.unaccount_shadowed(page);
+        }
+        if self.arena.page(page).unsync {
+            self.unlink_unsync_page(page);
+        }
+    }
+
     /// v5.0 leaves an obsolete root to the request made when the generation stepped. A plan that steps it without a
     /// request (v5.3's) relies on the one made here instead.
     fn is_reload_skipped(&self, root: PageIdx) -> bool {
@@ -131,7 +164,10 @@ impl MmuState {
                 }
             }
             SpteTable::Full(words)
-                if level == PAGE_TABLE && self.aliased.is_empty() && !(self.config.probes && self.events.is_on()) =>
+                if level == PAGE_TABLE
+                    && role.direct()
+                    && self.aliased.is_empty()
+                    && !(self.config.probes && self.events.is_on()) =>
             {
                 self.unlink_leaves(page, &words);
             }

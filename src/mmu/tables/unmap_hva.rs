@@ -102,7 +102,9 @@ impl MmuState {
             let (may_block, flush) = (unmap.may_block, unmap.flush);
             unmap.walk = Some(self.unmap_slot_walk(&Unmapped { as_id, id, first, last, may_block, flush }));
         }
-        if std::mem::take(&mut unmap.flush) && !is_chosen(Mutant::UnmapWithoutFlush) {
+        // An entry that a sync dropped may still be in a TLB.
+        let is_stale = self.tlbs_dirty > 0 && !self.config.kernel.is_role_fixed;
+        if (std::mem::take(&mut unmap.flush) || is_stale) && !is_chosen(Mutant::UnmapWithoutFlush) {
             self.flush_remote_tlbs();
         }
         Step::Done

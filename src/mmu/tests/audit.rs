@@ -73,6 +73,8 @@ fn corrupt(state: &mut MmuState, invariant: &str) {
                 state.pte_lists.add(&mut head, table.sptep(index));
             }
         }
+        "unsync_marks" => state.arena.page_mut(table).unsync_children = 1,
+        "indirect_pages" => state.nr_indirect = 1,
         "root_alive" => state.vcpus[0].root = table,
         "root_count" => state.arena.page_mut(root).root_count = 2,
         "mmio_flag" => {

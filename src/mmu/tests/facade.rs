@@ -168,7 +168,10 @@ fn call(mmu: &mut Mmu, call: &Call) {
         Call::Enter(vcpu) => assert_eq!(mmu.enter(vcpu).is_ok(), vcpu < 2),
         Call::Unload(vcpu) => assert_eq!(mmu.unload(vcpu).is_ok(), vcpu < 2),
         Call::Smm(vcpu, on) => mmu.set_smm(vcpu, on).expect("the vcpu exists"),
-        Call::Regs(vcpu, cr0, efer) => mmu.set_regs(vcpu, Some(cr0), None, Some(efer), None).expect("the vcpu exists"),
+        Call::Regs(vcpu, cr0, efer) => {
+            let ret = mmu.set_regs(vcpu, Some(cr0), None, Some(efer), None).expect("the vcpu exists");
+            assert_eq!(ret, 0, "no PDPTEs are read");
+        }
         Call::Put(as_id, id, base, npages, flags) => {
             let spec = SlotSpec { id, base, npages, hva: HVA + (base << 12), flags };
             replace(mmu, as_id, id, Some(spec));

@@ -6,6 +6,7 @@ mod facade;
 mod guest_walk;
 mod newer;
 mod nouns;
+mod shadow_paging;
 mod slices;
 mod slots;
 mod tdp;

@@ -89,7 +89,7 @@ fn four_roots_map_a_guest_without_paging() {
     assert_clean(&mmu);
     mmu.unload(0).expect("vcpu 0 exists");
     assert_clean(&mmu);
-    let refused = Config { family: Family::Shadow, ..Config::new(Kernel::V6_1) };
+    let refused = Config { family: Family::Shadow, ..Config::new(Kernel::V5_10) };
     assert!(matches!(Mmu::new(refused), Err(Error::ConfigNeeds { .. })));
 }
 

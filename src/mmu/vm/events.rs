@@ -20,6 +20,13 @@ pub struct PageFacts {
     pub valid_gen: u64,
 }
 
+impl PageFacts {
+    /// What the form of v6.1 and v6.12 shows of it.
+    const fn stepped(&self) -> (u32, u64, u32, u64, u32, u8) {
+        (self.id, self.gfn, self.role, self.valid_gen, self.root_count, self.unsync as u8)
+    }
+}
+
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the vectors' own names")]
@@ -31,6 +38,23 @@ pub enum Event {
     },
     PrepareZap {
         page: PageFacts,
+    },
+    /// A page is in sync with its table again, or gone.
+    Sync {
+        page: PageFacts,
+    },
+    Unsync {
+        page: PageFacts,
+    },
+    /// The guest gets a page fault.
+    InjectPf {
+        vcpu: u16,
+        addr: u64,
+        error_code: u64,
+    },
+    /// The kernel would warn; `line` of paging_tmpl.h.
+    Warn {
+        line: u32,
     },
     MarkMmio {
         page: u32,
@@ -85,7 +109,7 @@ pub enum Event {
     Emulate {
         vcpu: u16,
         addr: u64,
-        kind: u8,
+        kind: u16,
     },
     Fault {
         vcpu: u16,
@@ -228,6 +252,12 @@ impl Event {
                 write!(out, r#"["get_page",{},{},"{:#x}",{}]"#, page.id, page.gfn, page.role, u8::from(created))
             }
             Self::PrepareZap { page } => write!(out, r#"["prepare_zap",{}]"#, page.id),
+            Self::Sync { page } => write!(out, r#"["sync",{}]"#, page.id),
+            Self::Unsync { page } => write!(out, r#"["unsync",{}]"#, page.id),
+            Self::InjectPf { vcpu, addr, error_code } => {
+                write!(out, r#"["inject_pf",{vcpu},{addr},{error_code}]"#)
+            }
+            Self::Warn { line } => write!(out, r#"["WARN","paging_tmpl.h:{line}","1"]"#),
             Self::MarkMmio { page, index, gfn, access, mmio_gen } => {
                 write!(out, r#"["mark_mmio",{page},{index},{gfn},{access},{mmio_gen}]"#)
             }
@@ -304,9 +334,19 @@ impl Event {
                 write!(out, r#"["get_page",{id},{gfn},"{role:#x}",{created},{valid_gen},{count},{unsync}]"#)
             }
             Self::PrepareZap { page } => {
-                let unsync = u8::from(page.unsync);
-                let (id, gfn, role, valid_gen, count) = (page.id, page.gfn, page.role, page.valid_gen, page.root_count);
+                let (id, gfn, role, valid_gen, count, unsync) = page.stepped();
                 write!(out, r#"["prepare_zap",{id},{gfn},"{role:#x}",{valid_gen},{count},{unsync}]"#)
+            }
+            Self::Sync { page } => {
+                let (id, gfn, role, valid_gen, count, unsync) = page.stepped();
+                write!(out, r#"["sync",{id},{gfn},"{role:#x}",{valid_gen},{count},{unsync}]"#)
+            }
+            Self::Unsync { page } => {
+                let (id, gfn, role, valid_gen, count, unsync) = page.stepped();
+                write!(out, r#"["unsync",{id},{gfn},"{role:#x}",{valid_gen},{count},{unsync}]"#)
+            }
+            Self::InjectPf { vcpu, addr, error_code } => {
+                write!(out, r#"["inject_pf",{vcpu},{addr},"{error_code:#x}"]"#)
             }
             Self::FastPf { vcpu, addr, error_code, page, index, old, new, handled } => {
                 let (spurious, fixed) = (handled >> 1 & 1, handled & 1);
@@ -345,6 +385,14 @@ impl Event {
             }
             Self::PrepareZap { page } => {
                 let _ = write!(out, r#"{{"event":"prepare_zap","#);
+                write_facts(&page, out)
+            }
+            Self::Sync { page } => {
+                let _ = write!(out, r#"{{"event":"sync","#);
+                write_facts(&page, out)
+            }
+            Self::Unsync { page } => {
+                let _ = write!(out, r#"{{"event":"unsync","#);
                 write_facts(&page, out)
             }
             Self::MarkMmio { page, index, gfn, access, mmio_gen } => write!(

@@ -9,8 +9,9 @@ use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::tdp::tdp_walk::{Lock, TdpWalk};
 use crate::mmu::words::addr::Gfn;
+use crate::mmu::words::error::Error;
 use crate::mmu::words::plan::{ListPlan, SlotPlan};
-use crate::mmu::words::views::{RunOutcome, RunReport};
+use crate::mmu::words::views::{AccessResult, GuestWork, RunOutcome, RunReport};
 use crate::mmu::words::work::Work;
 
 /// Runs that wait at a lock break or the end of a slice, and batches begun by the caller.
@@ -114,6 +115,7 @@ pub(in crate::mmu) enum Kind {
     Nx(NxRun),
     Tdp(TdpRun),
     DirtyLog(DirtyLogRun),
+    Guest(GuestRun),
 }
 
 /// A page a walk has noted, by place and number: the place may be given to another page.
@@ -252,6 +254,41 @@ pub(in crate::mmu) struct DirtyLogRun {
     pub is_flush_left: bool,
     /// There is something to flush for.
     pub any: bool,
+}
+
+/// What syncs the tables below a vCPU's roots.
+#[derive(Clone, Debug, Default)]
+pub(in crate::mmu) struct SyncRun {
+    pub vcpu: usize,
+    /// Roots left by place and number, the next one last.
+    pub roots: Vec<(PageIdx, u32)>,
+    /// Something changed and was not flushed.
+    pub flush: bool,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mmu) enum GuestStage {
+    /// Requests are to be answered.
+    Enter,
+    /// A root is to be loaded if there is none.
+    Load,
+    /// The vCPU runs.
+    Run,
+    /// No root could be loaded.
+    Failed,
+}
+
+/// A vCPU that is entered: its roots may be synced, and then the lock may be dropped.
+#[derive(Clone, Debug)]
+pub(in crate::mmu) struct GuestRun {
+    pub vcpu: usize,
+    pub work: GuestWork,
+    pub stage: GuestStage,
+    pub sync: SyncRun,
+    pub result: AccessResult,
+    /// The model has come to an end of its own.
+    pub error: Option<Error>,
 }
 
 impl ListRun {

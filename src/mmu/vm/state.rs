@@ -33,7 +33,7 @@ use crate::mmu::words::generation::GenerationCodec;
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::masks::Masks;
 use crate::mmu::words::stats::Stats;
-use crate::mmu::words::views::DirtyLog;
+use crate::mmu::words::views::{AccessResult, DirtyLog, Outcome};
 use crate::mmu::words::work::Work;
 
 /// What a root of level 4 reaches.
@@ -88,6 +88,10 @@ pub struct MmuState {
     pub(in crate::mmu) used: u64,
     pub(in crate::mmu) max: u64,
     pub(in crate::mmu) requested: u64,
+    /// Shadow pages of tables of the guest.
+    pub(in crate::mmu) nr_indirect: u64,
+    /// Entries that a sync dropped, with no full flush since.
+    pub(in crate::mmu) tlbs_dirty: u64,
     pub(in crate::mmu) zapped_obsolete: InvalidList,
     /// gfns of leaves whose table was made for another gfn, which an address above the root's range does.
     pub(in crate::mmu) aliased: BTreeMap<Sptep, Gfn>,
@@ -97,6 +101,8 @@ pub struct MmuState {
     pub(in crate::mmu) is_root_leaked: bool,
     /// New dirty bitmaps start full (`KVM_DIRTY_LOG_INITIALLY_SET`).
     pub(in crate::mmu) is_log_initially_set: bool,
+    /// What became of the vCPU that was entered last.
+    pub(in crate::mmu) guest_result: Result<AccessResult>,
     /// What the dirty log that was read last said.
     pub(in crate::mmu) log_read: DirtyLog,
     /// Invalidations of host memory under way, and how many ended.
@@ -121,7 +127,9 @@ impl MmuState {
         let (nr_roots, root_level) = config.roots();
         let root_gfn_bits = if nr_roots > 1 { PAE_GFN_BITS } else { ROOT_4_GFN_BITS };
         let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0, config.phys_bits);
-        if config.kernel.is_role_fixed {
+        if config.shadows_guest() {
+            vcpu.build_shadow_context(config.phys_bits, config.kernel.is_role_fixed, config.kernel.direct_role_bit4);
+        } else if config.kernel.is_role_fixed {
             vcpu.fix_role(config.family != Family::Shadow);
         }
         Ok(Self {
@@ -149,11 +157,14 @@ impl MmuState {
             used: 0,
             max: 0,
             requested: 0,
+            nr_indirect: 0,
+            tlbs_dirty: 0,
             zapped_obsolete: InvalidList::default(),
             aliased: BTreeMap::new(),
             owed: Debt::NONE,
             is_root_leaked: false,
             is_log_initially_set: false,
+            guest_result: Ok(AccessResult { outcome: Outcome::Hit, faults: 0, ret: 0 }),
             log_read: DirtyLog::default(),
             invalidation: Invalidation::default(),
             nx_list: NxList::default(),
@@ -232,6 +243,7 @@ impl MmuState {
         self.stats.flush += 1;
         self.work.flushes += 1;
         self.owed = Debt::NONE;
+        self.tlbs_dirty = 0;
         for vcpu in &mut self.vcpus {
             vcpu.requests |= REQ_TLB_FLUSH;
         }

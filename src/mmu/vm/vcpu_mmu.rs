@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::vm::tlb::Tlb;
+use crate::mmu::words::access::ACC_ALL;
 use crate::mmu::words::addr::Gfn;
-use crate::mmu::words::guest_mode::{GuestMode, Registers};
+use crate::mmu::words::guest_mode::{
+    CR0_PG, CR4_LA57, CR4_PAE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, GuestMode, Paging, Registers,
+};
 use crate::mmu::words::role::Role;
 
 /// Flush the TLB.
@@ -18,6 +21,13 @@ pub const REQ_UPDATE_CPU_DIRTY_LOGGING: u64 = 1 << 38;
 pub const REQ_MMU_SYNC: u64 = 1 << 11;
 /// Load CR3.
 pub const REQ_LOAD_CR3: u64 = 1 << 13;
+
+/// Triple fault.
+pub const REQ_TRIPLE_FAULT: u64 = 1 << 10;
+/// Flush what the TLB holds of the root in use (v6.1 and later).
+pub const REQ_TLB_FLUSH_CURRENT: u64 = 1 << 34;
+/// The guest flushes its TLB (v6.1 and later).
+pub const REQ_TLB_FLUSH_GUEST: u64 = 1 << 35;
 
 /// What one of four roots covers: 1 GiB.
 const PAE_ROOT_SHIFT: u32 = 30;
@@ -38,6 +48,15 @@ pub struct MmioInfo {
     pub slots_gen: u64,
 }
 
+/// A root that may be used again, and the CR3 it is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrevRoot {
+    /// CR3, all bits.
+    pub cr3: u64,
+    /// The root; none if the place is free.
+    pub root: PageIdx,
+}
+
 /// One vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuMmu {
@@ -45,6 +64,16 @@ pub struct VcpuMmu {
     pub root: PageIdx,
     /// The other three of a guest without paging, where two-dimensional paging is off: 1 to 3 GiB.
     pub pae_roots: [PageIdx; 3],
+    /// Four roots are loaded, of which some may be none.
+    pub has_four_roots: bool,
+    /// The root in use is a dummy, which has no page.
+    pub has_dummy_root: bool,
+    /// The CR3 that the root in use is for; 0 without one.
+    pub root_cr3: u64,
+    /// Roots of other values of CR3, the one used last first.
+    pub prev_roots: [PrevRoot; 3],
+    /// What the MMU context was built from: the bits of CR0, CR4 and EFER that count, and whether in SMM.
+    pub built_from: [u64; 4],
     /// Control registers do not change the role.
     pub is_role_fixed: bool,
     /// Pending requests.
@@ -103,6 +132,11 @@ impl VcpuMmu {
         let mut vcpu = Self {
             root: PageIdx::NONE,
             pae_roots: [PageIdx::NONE; 3],
+            has_four_roots: false,
+            has_dummy_root: false,
+            root_cr3: 0,
+            prev_roots: [PrevRoot::default(); 3],
+            built_from: [0; 4],
             is_role_fixed: false,
             requests: 0,
             smm: false,
@@ -147,6 +181,64 @@ impl VcpuMmu {
     pub fn fix_role(&mut self, cr0_wp: bool) {
         self.is_role_fixed = true;
         self.role = self.role.with_nxe(true).with_cr0_wp(cr0_wp);
+    }
+
+    /// Whether any root is loaded, be it a dummy.
+    #[must_use]
+    pub fn has_roots(&self) -> bool {
+        self.root != PageIdx::NONE || self.has_four_roots || self.has_dummy_root
+    }
+
+    /// CR4.PAE.
+    #[must_use]
+    pub const fn has_pae(&self) -> bool {
+        self.cr4 & CR4_PAE != 0
+    }
+
+    /// Whether the processor keeps four PDPTEs.
+    #[must_use]
+    pub const fn uses_pdptes(&self) -> bool {
+        matches!(self.registers().paging(), Paging::Pae)
+    }
+
+    /// Builds the context of an MMU that shadows the guest's tables, if what it was built from changed. Up to v5.10 long
+    /// mode alone is no such change, and the role has all mode bits; later an NX bit that is always set.
+    pub fn build_shadow_context(&mut self, phys_bits: u8, is_newer: bool, direct_bit4: bool) {
+        let (cr4_bits, efer_bits) = if is_newer {
+            (CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE, EFER_NX | EFER_LMA)
+        } else {
+            (CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE, EFER_NX)
+        };
+        let from =
+            [self.cr0 & (CR0_PG | CR0_WP), self.cr4 & cr4_bits, self.efer & efer_bits, u64::from(self.smm) | 1 << 1];
+        if from == self.built_from {
+            return;
+        }
+        self.built_from = from;
+        self.mode = GuestMode::of(&self.registers(), phys_bits, false);
+        let paging = self.mode.paging;
+        let (wp, smep, smap) = (self.cr0 & CR0_WP != 0, self.cr4 & CR4_SMEP != 0, self.cr4 & CR4_SMAP != 0);
+        let is_none = matches!(paging, Paging::None);
+        let base = Role::new().with_access(ACC_ALL).with_direct(is_none).with_smm(u8::from(self.smm));
+        self.role = if is_newer {
+            let level = if paging.is_long() { paging.root_level() } else { 3 };
+            let base = base.with_level(level).with_nxe(true);
+            if is_none {
+                base
+            } else {
+                base.with_gpte_is_8_bytes(matches!(paging, Paging::P32))
+                    .with_cr0_wp(wp)
+                    .with_smep_andnot_wp(smep && !wp)
+                    .with_smap_andnot_wp(smap && !wp)
+            }
+        } else {
+            base.with_level(if paging.is_long() { paging.root_level() } else { 2 })
+                .with_gpte_is_8_bytes(if is_none { direct_bit4 } else { self.has_pae() })
+                .with_nxe(self.efer & EFER_NX != 0)
+                .with_cr0_wp(wp)
+                .with_smep_andnot_wp(smep && !wp)
+                .with_smap_andnot_wp(smap && !wp)
+        };
     }
 
     /// Its roots, in the order of their addresses; fewer than four are none.

@@ -16,7 +16,7 @@ use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::Finding;
 
 /// Every invariant the audit knows, with its sentence.
-pub const INVARIANTS: [(&str, &str); 25] = [
+pub const INVARIANTS: [(&str, &str); 27] = [
     ("active_links", "the active list reads the same from both ends and has the length it says"),
     ("active_place", "exactly the pages on the active list are marked as on it"),
     ("used_pages", "used_mmu_pages is the number of pages on the active list, and of zapped roots that left it (v6.1)"),
@@ -35,6 +35,11 @@ pub const INVARIANTS: [(&str, &str); 25] = [
     ("leaf_rmap", "every present leaf stands once in the reverse map of its gfn"),
     ("rmap_leaf", "every reverse-map entry is a present leaf of that gfn and level"),
     ("pte_list_descs", "every descriptor in use belongs to a list"),
+    (
+        "unsync_marks",
+        "a page out of sync, or with one below it, is marked in each of its parents, and a page counts its marks",
+    ),
+    ("indirect_pages", "indirect shadow pages are counted until they are zapped the first time"),
     ("root_alive", "a vCPU's root is on the active list, or zapped in use (v6.1), and is of the vCPU's role"),
     ("root_count", "a root's count is the number of vCPUs that hold it"),
     ("mmio_flag", "a page that holds an MMIO SPTE is flagged mmio_cached and of level 1"),
@@ -73,6 +78,7 @@ impl MmuState {
         self.audit_rmaps(&mut report, &mut descs);
         let used = self.pte_lists.used_descs();
         report.check(descs == used, "pte_list_descs", || format!("{used} descriptors in use, {descs} reachable"));
+        self.audit_shadowing(&mut report);
         self.audit_roots(&mut report);
         self.audit_mmio(&mut report);
         self.audit_slots(&mut report);
@@ -173,6 +179,32 @@ impl MmuState {
                 format!("page {} is hashed {found} times, not {expected}", self.id(page))
             });
         }
+    }
+
+    /// Of pages that shadow a guest's tables: their number, and the marks that lead to those out of sync.
+    fn audit_shadowing(&self, report: &mut Report) {
+        let mut nr_indirect = 0;
+        for page in self.live_pages() {
+            let (key, header) = (self.arena.key(page), self.arena.page(page));
+            let marked: Vec<u16> = self.arena.indirect(page).into_iter().flat_map(|of| of.unsync_children()).collect();
+            nr_indirect += u64::from(!key.role.direct() && !key.role.invalid());
+            report.check(marked.len() == header.unsync_children as usize, "unsync_marks", || {
+                format!("page {} counts {} children, {} are marked", key.id, header.unsync_children, marked.len())
+            });
+            if header.unsync || header.unsync_children != 0 {
+                for sptep in self.pte_lists.iter(header.parents) {
+                    let above = self.arena.indirect(sptep.page());
+                    report.check(
+                        above.is_some_and(|above| above.is_unsync_child(sptep.index())),
+                        "unsync_marks",
+                        || format!("page {} is not marked in page {}", key.id, self.id(sptep.page())),
+                    );
+                }
+            }
+        }
+        report.check(nr_indirect == self.nr_indirect, "indirect_pages", || {
+            format!("{} counted, {nr_indirect} are there", self.nr_indirect)
+        });
     }
 
     fn audit_links(&self, report: &mut Report, descs: &mut usize) {
@@ -276,13 +308,19 @@ impl MmuState {
     fn audit_roots(&self, report: &mut Report) {
         let mut held: BTreeMap<PageIdx, u32> = BTreeMap::new();
         for (number, vcpu) in self.vcpus.iter().enumerate() {
+            let cached = vcpu.prev_roots.iter().filter_map(|prev| prev.root.some());
+            for root in cached {
+                *held.entry(root).or_default() += 1;
+                let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root);
+                report.check(is_listed, "root_alive", || format!("vcpu {number}: cached root {}", self.id(root)));
+            }
             for root in vcpu.roots() {
                 *held.entry(root).or_default() += 1;
                 let role = self.arena.key(root).role.with_invalid(false);
                 let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root | Place::Tdp);
-                report.check(is_listed && role == vcpu.role, "root_alive", || {
-                    format!("vcpu {number}: root {}", self.id(root))
-                });
+                // Of four roots each has a level and a place of its own.
+                let is_its = self.config.shadows_guest() || role == vcpu.role;
+                report.check(is_listed && is_its, "root_alive", || format!("vcpu {number}: root {}", self.id(root)));
             }
         }
         for page in self.live_pages().filter(|&page| self.arena.page(page).place != Place::Tdp) {
@@ -372,8 +410,9 @@ impl MmuState {
     /// Prepared pages and a flush left to the caller allow a TLB to lag behind: without a ghost nothing is said then, with
     /// one only what no debt accounts for.
     fn audit_tlbs(&self, report: &mut Report) {
+        // A guest with tables of its own is owed no more than it asks for.
         let is_owed = !self.owed.is_none() || !self.zapped_obsolete.is_empty() || self.has_unfinished_runs();
-        if is_owed && self.ghost.is_none() {
+        if self.config.shadows_guest() || is_owed && self.ghost.is_none() {
             return;
         }
         for (number, vcpu) in self.vcpus.iter().enumerate() {

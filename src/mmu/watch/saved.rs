@@ -28,7 +28,7 @@ use crate::mmu::words::stats::Stats;
 use crate::mmu::words::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 6;
+const SCHEMA: u16 = 7;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.
@@ -56,7 +56,7 @@ struct Body {
     polls: LockPolls,
     stats: Stats,
     work: Work,
-    numbers: [u64; 4],
+    numbers: [u64; 6],
     zapped_obsolete: InvalidList,
     aliased: Vec<(Sptep, Gfn)>,
     invalidation: Invalidation,
@@ -113,7 +113,7 @@ impl MmuState {
             polls: twin.polls,
             stats: twin.stats,
             work: twin.work,
-            numbers: [twin.valid_gen, twin.used, twin.max, twin.requested],
+            numbers: [twin.valid_gen, twin.used, twin.max, twin.requested, twin.nr_indirect, twin.tlbs_dirty],
             zapped_obsolete: twin.zapped_obsolete,
             aliased: twin.aliased.into_iter().collect(),
             invalidation: twin.invalidation,
@@ -169,7 +169,7 @@ impl MmuState {
         state.polls = body.polls;
         state.stats = body.stats;
         state.work = body.work;
-        [state.valid_gen, state.used, state.max, state.requested] = body.numbers;
+        [state.valid_gen, state.used, state.max, state.requested, state.nr_indirect, state.tlbs_dirty] = body.numbers;
         state.zapped_obsolete = body.zapped_obsolete;
         state.aliased = body.aliased.into_iter().collect();
         state.invalidation = body.invalidation;

@@ -61,7 +61,7 @@ impl MmuState {
         put_list(&mut out, self.active.iter(), |out, page| self.put_page(out, page));
         out.push_str(r#","as":"#);
         put_list(&mut out, self.spaces.iter(), |out, space| self.put_space(out, space));
-        put!(out, r#","indirect":0,"max":{},"mmu_valid_gen":"#, self.max);
+        put!(out, r#","indirect":{},"max":{},"mmu_valid_gen":"#, self.nr_indirect, self.max);
         put_optional(&mut out, self.config.kernel.has_valid_gen.then_some(self.valid_gen));
         put!(out, r#","requested":{}"#, self.requested);
         if self.config.tdp_mmu {
@@ -100,7 +100,11 @@ impl MmuState {
             (r#"{"access":"#, role.access().into()),
             (r#","ad_disabled":"#, role.ad_disabled().into()),
             (r#","direct":"#, role.direct().into()),
-            (r#","gfn":"#, key.gfn.0),
+        ];
+        put_fields(out, &fields, ",");
+        self.put_flood(out, page);
+        let fields = [
+            (r#""gfn":"#, key.gfn.0),
             (r#","id":"#, key.id.into()),
             (r#","invalid":"#, role.invalid().into()),
             (r#","level":"#, role.level().into()),
@@ -124,11 +128,53 @@ impl MmuState {
                 out.push_str("\"]");
             }
         });
-        let fields =
-            [(r#","unsync":"#, header.unsync.into()), (r#","unsync_children":"#, header.unsync_children.into())];
-        put_fields(out, &fields, r#","valid_gen":"#);
+        put_fields(out, &[(r#","unsync":"#, header.unsync.into())], ",");
+        self.put_unsync_bitmap(out, page);
+        put_fields(out, &[(r#""unsync_children":"#, header.unsync_children.into())], r#","valid_gen":"#);
         put_optional(out, self.config.kernel.has_valid_gen.then_some(key.valid_gen));
         out.push('}');
+    }
+
+    /// The key `flood`, where the guest's tables are shadowed.
+    pub(in crate::mmu) fn put_flood(&self, out: &mut String, page: PageIdx) {
+        if self.config.shadows_guest() {
+            put!(out, r#""flood":{},"#, self.arena.indirect(page).map_or(0, |indirect| indirect.flood));
+        }
+    }
+
+    /// The key `unsync_bitmap`, where the guest's tables are shadowed.
+    pub(in crate::mmu) fn put_unsync_bitmap(&self, out: &mut String, page: PageIdx) {
+        if self.config.shadows_guest() {
+            out.push_str(r#""unsync_bitmap":"#);
+            let marked = self.arena.indirect(page).into_iter().flat_map(|indirect| indirect.unsync_children());
+            put_list(out, marked, |out, index| {
+                put!(out, "{index}");
+            });
+            out.push(',');
+        }
+    }
+
+    /// The key `prev_roots`.
+    pub(in crate::mmu) fn put_prev_roots(&self, out: &mut String, vcpu: &VcpuMmu) {
+        out.push_str(r#""prev_roots":"#);
+        put_list(out, vcpu.prev_roots.iter(), |out, prev| {
+            if prev.root == PageIdx::NONE {
+                out.push_str("null");
+            } else {
+                put!(out, r#"["{:#x}",{}]"#, prev.cr3, self.arena.key(prev.root).id);
+            }
+        });
+    }
+
+    /// The key `pae_roots`, where four roots are loaded that are told apart.
+    pub(in crate::mmu) fn put_pae_roots(&self, out: &mut String, vcpu: &VcpuMmu) {
+        if self.config.shadows_guest() && vcpu.has_four_roots {
+            out.push_str(r#""pae_roots":"#);
+            put_list(out, std::iter::once(vcpu.root).chain(vcpu.pae_roots), |out, root| {
+                put_optional(out, root.some().map(|root| u64::from(self.arena.key(root).id)));
+            });
+            out.push(',');
+        }
     }
 
     fn put_space(&self, out: &mut String, space: &AddressSpace) {
@@ -194,15 +240,19 @@ impl MmuState {
     fn put_vcpu(&self, out: &mut String, vcpu: &VcpuMmu) {
         put!(
             out,
-            r#"{{"cr3":"{:#x}","mmio":["{:#x}",{},{},"{:#x}"],"prev_roots":[null,null,null],"requests":"{:#x}","root":"#,
+            r#"{{"cr3":"{:#x}","mmio":["{:#x}",{},{},"{:#x}"],"#,
             vcpu.cr3,
             vcpu.mmio.gva,
             vcpu.mmio.gfn.0,
             vcpu.mmio.access,
-            vcpu.mmio.slots_gen,
-            vcpu.requests
+            vcpu.mmio.slots_gen
         );
-        if self.config.family == Family::Shadow && vcpu.root != PageIdx::NONE {
+        self.put_pae_roots(out, vcpu);
+        self.put_prev_roots(out, vcpu);
+        put!(out, r#","requests":"{:#x}","root":"#, vcpu.requests);
+        if self.config.shadows_guest() && vcpu.has_four_roots {
+            out.push_str("null");
+        } else if self.config.family == Family::Shadow && !self.config.guest_paging && vcpu.root != PageIdx::NONE {
             put_list(out, vcpu.roots(), |out, root| {
                 put!(out, "{}", self.arena.key(root).id);
             });

@@ -36,7 +36,8 @@ impl MmuState {
         let invalidation = &self.invalidation;
         put!(
             out,
-            r#","indirect":0,"invalidate":[{},{}],"max":{},"nx_list":"#,
+            r#","indirect":{},"invalidate":[{},{}],"max":{},"nx_list":"#,
+            self.nr_indirect,
             invalidation.seq,
             invalidation.in_progress,
             self.max
@@ -122,9 +123,11 @@ impl MmuState {
     fn put_stepped_page(&self, out: &mut String, page: PageIdx) {
         let key = self.arena.key(page);
         let header = self.arena.page(page);
+        out.push('{');
+        self.put_flood(out, page);
         put!(
             out,
-            r#"{{"gfn":{},"id":{},"level":{},"nx_disallowed":{},"nx_listed":{},"parents":"#,
+            r#""gfn":{},"id":{},"level":{},"nx_disallowed":{},"nx_listed":{},"parents":"#,
             key.gfn.0,
             key.id,
             key.role.level(),
@@ -139,13 +142,9 @@ impl MmuState {
             header.root_count
         );
         self.put_stepped_sptes(out, page);
-        put!(
-            out,
-            r#","unsync":{},"unsync_children":{},"valid_gen":{}}}"#,
-            u8::from(header.unsync),
-            header.unsync_children,
-            key.valid_gen
-        );
+        put!(out, r#","unsync":{},"#, u8::from(header.unsync));
+        self.put_unsync_bitmap(out, page);
+        put!(out, r#""unsync_children":{},"valid_gen":{}}}"#, header.unsync_children, key.valid_gen);
     }
 
     fn put_stepped_sptes(&self, out: &mut String, page: PageIdx) {
@@ -227,8 +226,16 @@ impl MmuState {
         } else {
             self.put_rmap(out, body);
         }
-        // Two-dimensional paging has no counters of write tracking.
-        out.push_str(r#","track":null}"#);
+        out.push_str(r#","track":"#);
+        if self.config.shadows_guest() {
+            put_list(out, body.track.iter(), |out, (at, count)| {
+                put!(out, "[{at},{count}]");
+            });
+            out.push('}');
+        } else {
+            // Two-dimensional paging has no counters of write tracking.
+            out.push_str("null}");
+        }
     }
 
     fn put_stepped_vcpu(&self, out: &mut String, vcpu: &VcpuMmu) {
@@ -239,15 +246,20 @@ impl MmuState {
         let mmio = &vcpu.mmio;
         put!(
             out,
-            r#"{{"cr3":"{:#x}","mmio":["{:#x}",{},{},"{:#x}"],"prev_roots":[null,null,null],"requests":"{requests:#x}""#,
+            r#"{{"cr3":"{:#x}","mmio":["{:#x}",{},{},"{:#x}"],"#,
             vcpu.cr3,
             mmio.gva,
             mmio.gfn.0,
             mmio.access,
             mmio.slots_gen
         );
+        self.put_pae_roots(out, vcpu);
+        self.put_prev_roots(out, vcpu);
+        put!(out, r#","requests":"{requests:#x}""#);
         put!(out, r#","role":"{:#x}","root":"#, self.config.kernel.role_layout.pack(vcpu.role));
-        put_optional(out, vcpu.root.some().map(|root| u64::from(self.arena.key(root).id)));
+        let id =
+            if vcpu.has_dummy_root { Some(0) } else { vcpu.root.some().map(|root| u64::from(self.arena.key(root).id)) };
+        put_optional(out, id.filter(|_| !(self.config.shadows_guest() && vcpu.has_four_roots)));
         let faults = &vcpu.faults;
         put!(
             out,
@@ -274,12 +286,13 @@ impl MmuState {
         let stats = &self.stats;
         put!(
             out,
-            r#"{{"max_mmu_page_hash_collisions":{},"mmu_cache_miss":{},"mmu_recycled":{},"mmu_shadow_zapped":{},"mmu_unsync":0"#,
+            r#"{{"max_mmu_page_hash_collisions":{},"mmu_cache_miss":{},"mmu_recycled":{},"mmu_shadow_zapped":{},"mmu_unsync":{}"#,
             stats.max_collisions,
             stats.cache_miss,
             stats.recycled,
             // Tables of the TDP MMU are not counted.
-            if self.config.tdp_mmu { 0 } else { stats.zapped }
+            if self.config.tdp_mmu { 0 } else { stats.zapped },
+            self.arena.live().filter(|&page| self.arena.page(page).unsync).count()
         );
         put!(
             out,

@@ -20,7 +20,7 @@ pub enum Family {
     EptAd,
     /// Intel's EPT without them.
     EptNoad,
-    /// The legacy masks without two-dimensional paging; only for guests that do not page.
+    /// The legacy masks without two-dimensional paging.
     Shadow,
 }
 
@@ -166,13 +166,13 @@ impl Config {
         needs("tdp_mmu=1", self.tdp_mmu && is_shadow, "two-dimensional paging: family npt, ept_ad or ept_noad")?;
         needs(
             "family=shadow",
-            is_shadow && self.guest_paging,
-            "guest_paging=0: the core shadows no page tables of a guest, the reference does (--backend reference)",
+            self.shadows_guest() && !self.kernel.has_guest_tables,
+            "a kernel whose shadow paging is modelled: v5.0, v5.0-seed, v5.2, v6.1, v6.12; or guest_paging=0",
         )?;
         needs(
             "family=shadow and guest_paging=0",
-            is_shadow && !self.kernel.is_level_requested,
-            "v5.10 or later: before that no guest without two-dimensional paging is modelled",
+            is_shadow && !self.guest_paging && !self.kernel.is_level_requested,
+            "v5.10 or later",
         )?;
         self.generation.check_up_to(self.kernel.spte_layout.layout().generation_top)?;
         let is_overlapping = self.generation.spte_mask() & self.kernel.spte_layout.layout().mmu_present != 0;
@@ -195,6 +195,13 @@ impl Config {
             l1tf: self.l1tf,
             mmio_caching: self.mmio_caching,
         }
+    }
+
+    /// The guest has page tables of its own, and they are shadowed.
+    #[inline]
+    #[must_use]
+    pub const fn shadows_guest(&self) -> bool {
+        matches!(self.family, Family::Shadow) && self.guest_paging
     }
 
     /// How many root pages a vCPU has, and their level.

@@ -76,6 +76,14 @@ pub enum Error {
         /// First gfn of the table that is looked up.
         gfn: u64,
     },
+    /// The modelled kernel stops: a guest cannot do this, only who writes its tables behind its back.
+    #[error("kernel {kernel} stops with a BUG here: mmu.c:{line} gfn != kvm_mmu_page_get_gfn(sp, index)")]
+    KernelBug {
+        /// The kernel that does so.
+        kernel: &'static str,
+        /// The line of its mmu.c.
+        line: u32,
+    },
     /// There is no such memslot.
     #[error("no memslot {id} in address space {as_id}")]
     NoSlot {
@@ -102,6 +110,12 @@ pub enum Error {
         what: &'static str,
         /// Which have it.
         kernels: &'static str,
+    },
+    /// Only a VM whose guest's page tables are shadowed has this.
+    #[error("{what}: only for family shadow, where the guest's page tables are shadowed")]
+    NeedsShadow {
+        /// What was asked for.
+        what: &'static str,
     },
     /// No live shadow page has this id.
     #[error("no active shadow page {0}")]

@@ -142,6 +142,36 @@ mutants! {
     TdpAgeKeepsAccessed "tdp-age-keeps-accessed",
     /// TDP MMU, split: small leaves of a large one that was not executable are not either.
     TdpSplitNotExecutable "tdp-split-not-executable",
+    /// Shadow paging, accounting: a table that is no table any more keeps its vetoes and its tracking.
+    TableVetoKept "table-veto-kept",
+    /// Shadow paging, unsync: the tables above an unsync page are not marked.
+    UnsyncNotMarked "unsync-not-marked",
+    /// Shadow paging, zap: unsync pages below a zapped one stay.
+    UnsyncChildrenSpared "unsync-children-spared",
+    /// Shadow paging, sync: an entry stays although the guest's leads elsewhere now.
+    SyncKeepsGfn "sync-keeps-gfn",
+    /// Shadow paging, sync: entries change and no TLB is flushed.
+    SyncWithoutFlush "sync-without-flush",
+    /// Shadow paging, roots: nothing is synced when they are loaded or CR3 is written.
+    RootsNotSynced "roots-not-synced",
+    /// Shadow paging, CR3: a root from the cache is used as it is.
+    CachedRootNotSynced "cached-root-not-synced",
+    /// Shadow paging, INVLPG: cached roots are left alone.
+    InvlpgSparesCached "invlpg-spares-cached",
+    /// Shadow paging, emulated write: an entry goes and no TLB is flushed.
+    WriteWithoutFlush "write-without-flush",
+    /// Shadow paging, flooding: a table goes at the fourth write.
+    FloodOneLater "flood-one-later",
+    /// Shadow paging, flooding: a table that is used again is not forgiven.
+    FloodKept "flood-kept",
+    /// Shadow paging, prefetch: entries are mapped writable into a slot that logs dirty pages.
+    GptePrefetchIntoLog "gpte-prefetch-into-log",
+    /// Shadow paging, prefetch: the neighbours of an entry are not mapped.
+    NoGptePrefetch "no-gpte-prefetch",
+    /// Shadow paging, fault: what a supervisor writes through write protection stays the user's.
+    WriteThroughWpForUser "write-through-wp-for-user",
+    /// Shadow paging, fault: the guest gets a fault of rights, and the entry that it came by stays.
+    FaultLeavesEntry "fault-leaves-entry",
 }
 
 #[cfg(feature = "mutants")]

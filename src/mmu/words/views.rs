@@ -25,6 +25,8 @@ pub enum Outcome {
     Error,
     /// Eight faults without progress.
     Stuck,
+    /// The guest got a page fault of its own.
+    GuestFault,
 }
 
 impl Outcome {
@@ -36,6 +38,7 @@ impl Outcome {
             Self::Emulate => "emulate",
             Self::Error => "error",
             Self::Stuck => "stuck",
+            Self::GuestFault => "guest_fault",
         }
     }
 }
@@ -251,6 +254,13 @@ pub enum Task {
         /// What of it.
         what: DirtyLogTask,
     },
+    /// A vCPU whose guest has page tables of its own is entered; what became of it is kept until it is taken.
+    Guest {
+        /// The vCPU.
+        vcpu: u16,
+        /// What it does then.
+        work: GuestWork,
+    },
     /// Drop every mapping of the gfns, in both address spaces.
     ZapGfnRange {
         /// First gfn.
@@ -258,6 +268,31 @@ pub enum Task {
         /// The one after the last.
         end: u64,
     },
+}
+
+/// What a vCPU's guest does, where that begins with an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestWork {
+    /// Nothing else.
+    Enter,
+    /// Only the roots are loaded.
+    Load,
+    /// It touches memory.
+    Access {
+        /// The guest-virtual address.
+        gva: u64,
+        /// How.
+        kind: AccessKind,
+        /// From privilege level 3.
+        is_user: bool,
+    },
+    /// It invalidates an address.
+    Invlpg {
+        /// The guest-virtual address.
+        gva: u64,
+    },
+    /// It writes CR3 with the value it has.
+    SyncRoots,
 }
 
 /// Names a run that waits at a lock break or the end of a slice.
