@@ -297,3 +297,13 @@ def tell(prepared: Prepared, finding: Finding, with_repairs: bool = True) -> Sto
         last = told[-1]
         told[-1] = Step(last.text, last.did, (*last.said, f"{finding.name}: {finding.detail}"))
     return Story(finding, tuple(told), fixed, lines, before, after)
+
+
+def story_text(prepared: Prepared, finding: Finding) -> list[str]:
+    """The steps of a finding, with what the judge says, and nothing that is looked for."""
+    story = tell(prepared, finding, with_repairs=False)
+    lines = []
+    for number, step in enumerate(story.steps, 1):
+        lines.append(f"{number:>2} {step.text:<62} {step.did}".rstrip())
+        lines += [f"   judge: {said}" for said in step.said]
+    return lines

@@ -1,0 +1,359 @@
+"""The fixes of KVM's bookkeeping that the judge finds by itself: a violation on the row before, none on that after.
+
+Each line is a search: breadth first, so that what it finds is shortest, and complete to its bound where it finds
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvm_mmu import _core
+from kvm_mmu.check.engine import Subject, fits
+from kvm_mmu.check.search import Result, check
+from kvm_mmu.check.story import story_text, tell
+from kvm_mmu.check.worlds import WORLDS, World
+from kvm_mmu.lab.ring import ring
+from kvm_mmu.machine.profiles import kernel_profile
+
+SCHEMA = "kvm-mmu/fixes/1"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A rule that was repaired.
+
+    Args:
+        fact: the fact of the rows.
+        what: the fault, a line.
+        before: a kernel that has it.
+        after: one that does not.
+        world: where it shows.
+        names: properties that name it.
+        by_hand: operations of the shortest sequence found by hand; None: nobody looked.
+        releases: the first releases that have the repair.
+    """
+
+    fact: str
+    what: str
+    before: str
+    after: str
+    world: World
+    names: tuple[str, ...]
+    by_hand: int | None
+    releases: str
+
+
+#: A processor whose flushes may be of a range.
+RANGED = replace(WORLDS["W6"], name="W6 with ranged flushes", config={"flush_range": 1})
+
+FIXES: tuple[Fix, ...] = (
+    Fix(
+        "generation_layout",
+        "address space 0 of v5.0 never meets its wrap: a stale MMIO SPTE is believed again",
+        "v5.0",
+        "v5.2",
+        WORLDS["W2"],
+        ("mmio_place", "stale_mmio"),
+        7,
+        "5.1",
+    ),
+    Fix(
+        "mmio_cache_space",
+        "a vCPU in SMM trusts its MMIO cache by the generation of address space 0",
+        "v7.2.6",
+        "v7.2",
+        WORLDS["W4"],
+        ("mmio_cache_space", "stale_mmio"),
+        5,
+        "6.1.192, 6.12.117, 7.2.12 and 7.3.4 have it, 7.1.13 does not",
+    ),
+    Fix(
+        "mmio_cache_space",
+        "the same in v5.0",
+        "v5.0",
+        "v6.12",
+        WORLDS["W4"],
+        ("mmio_cache_space", "stale_mmio"),
+        5,
+        "6.1.192, 6.12.117, 7.2.12 and 7.3.4 have it",
+    ),
+    Fix(
+        "track_all_spaces",
+        "a gfn tracked in one address space is mapped writable in the other",
+        "v6.18",
+        "v6.12",
+        WORLDS["W4"],
+        ("tracked_all_spaces", "tracked_write"),
+        5,
+        "6.6.156; 6.1.192, 6.12.117, 7.1.13 have it, 6.18.15 does not",
+    ),
+    Fix(
+        "collapse",
+        "turning the dirty log off reads the slot's counts in front of the slot",
+        "v6.18",
+        "v6.12",
+        WORLDS["W6"],
+        ("slot_bounds",),
+        5,
+        "6.1.192, 6.12.117, 7.1.13 have it, 6.18.15 does not",
+    ),
+    Fix(
+        "stale_test",
+        "a fault maps below a root that its own reclaim took; a row made up of v6.12 and three older facts",
+        "v6.12:stale_test=before_reclaim:child_role_valid=no:reclaim_skips_roots=no",
+        "v6.12",
+        WORLDS["R1"],
+        ("no_page_under_invalid", "active_valid"),
+        3,
+        "7.1.6; 6.1.192, 6.12.117 have it, 6.18.15 does not",
+    ),
+    Fix(
+        "collapse_flush",
+        "the flush of a collapsed leaf is of the table's first gfn and not of the leaf's",
+        "v6.1",
+        "v6.12",
+        RANGED,
+        ("debt_overdue",),
+        None,
+        "6.12.0 has it, 6.1.192 does not",
+    ),
+)
+
+#: Repairs of shadow paging: they need world S1, and guests whose tables the core shadows.
+SHADOWED = ("mmio_over_leaf", "child_reuse")
+
+#: How far is searched for what nobody found by hand.
+DEPTH = 6
+
+#: Kernels of today, and the worlds in which each is judged.
+TODAY_TITLE = "## Kernels of today"
+TODAY = ("v6.1", "v6.12", "v6.18", "v7.1", "v7.2", "v7.3")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What two searches say of a fix."""
+
+    fix: Fix
+    before: Result
+    after: Result
+    repairs: tuple[str, ...]
+
+    @property
+    def found(self) -> Any:
+        """The violation that names the fix, the shortest of them; None: not found."""
+        named = [found for found in self.before.found if found.name in self.fix.names]
+        return min(named, key=lambda found: found.operations, default=None)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the row before is not sound, no longer than by hand, and the row after is."""
+        found = self.found
+        is_after_sound = not any(other.name in self.fix.names for other in self.after.found)
+        return found is not None and found.operations <= (self.fix.by_hand or DEPTH) and is_after_sound
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        found = self.found
+        fact = _fact(self.fix.fact)
+        return {
+            "fact": self.fix.fact,
+            "what": self.fix.what,
+            "commit": fact["commit"],
+            "cve": fact["cve"],
+            "releases": self.fix.releases,
+            "before": self.fix.before,
+            "after": self.fix.after,
+            "world": self.fix.world.name,
+            "property": found.name if found else None,
+            "operations": found.operations if found else None,
+            "by_hand": self.fix.by_hand,
+            "states_before": self.before.states,
+            "states_after": self.after.states,
+            "bound_after": _bound(self.after),
+            "verdict_after": self.after.verdict,
+            "repairs": list(self.repairs),
+            "seconds": round(self.before.seconds + self.after.seconds, 1),
+            "holds": self.holds,
+        }
+
+
+def _fact(name: str) -> dict[str, Any]:
+    return next(fact for fact in _core.facts() if fact["name"] == name)
+
+
+def _bound(result: Result) -> str:
+    return "closed" if result.closed else f"depth {result.depth} complete" if result.complete else "cut off"
+
+
+def prove(fix: Fix, progress: Callable[[str], None] | None = None) -> Proof:
+    """Search before and after a fix.
+
+    Args:
+        fix: the fix.
+        progress: called with a line now and then.
+
+    Returns:
+        Both results.
+    """
+    before = check(Subject(fix.before), fix.world, depth=fix.by_hand or DEPTH, keep=True, progress=progress)
+    after = check(Subject(fix.after), fix.world, depth=fix.world.depth, progress=progress)
+    proof = Proof(fix, before, after, ())
+    found = proof.found
+    repaired = () if found is None else tell(before.prepared, found).repairs
+    return replace(proof, repairs=tuple(repaired))
+
+
+def proofs(facts: Sequence[str] = (), progress: Callable[[str], None] | None = None) -> Iterator[Proof]:
+    """Prove the fixes of some facts, or all.
+
+    Args:
+        facts: names of facts; empty: all that have a line here.
+        progress: called with a line now and then.
+
+    Returns:
+        A proof each, as soon as it is there.
+    """
+    for fix in FIXES:
+        if not facts or fix.fact in facts:
+            yield prove(fix, progress)
+
+
+def to_text(proof: Proof) -> str:
+    """A proof for a person."""
+    row = proof.to_dict()
+    found = proof.found
+    by_hand = f" ({row['by_hand']} by hand)" if row["by_hand"] else ""
+    lines = [
+        f"{'proved' if proof.holds else 'NOT PROVED'}  {row['fact']}: {row['what']}",
+        f"  {row['commit'] or 'commit not known'} {row['cve']}".rstrip() + f"; {row['releases']}",
+        f"  {row['before']}: {row['property']} after {row['operations']} operations in {row['world']}"
+        f"{by_hand}, {row['states_before']:,} states",
+        f"  {row['after']}: {row['verdict_after']}, {row['bound_after']}, {row['states_after']:,} states",
+    ]
+    if proof.repairs:
+        lines.append(f"  with any of these changed alone it is sound: {', '.join(proof.repairs)}")
+    if found is not None:
+        lines += [f"    {line}" for line in story_text(proof.before.prepared, found)]
+    return "\n".join(lines)
+
+
+def _today(progress: Callable[[str], None] | None) -> Iterator[tuple[str, list[Result]]]:
+    for kernel in TODAY:
+        worlds = [world for world in WORLDS.values() if fits(world, kernel)]
+        yield (
+            kernel,
+            [check(Subject(kernel), world, depth=world.depth, progress=progress) for world in worlds],
+        )
+
+
+def page(progress: Callable[[str], None] | None = None, has_today: bool = True) -> str:
+    """The page on soundness (docs/soundness.md).
+
+    Args:
+        progress: called with a line now and then.
+        has_today: with the section on the kernels of today, which takes minutes.
+
+    Returns:
+        Markdown, the same on every run.
+    """
+    lines = [
+        "# Soundness",
+        "",
+        "Made by `kvm-mmu gallery fixes --markdown`; a test makes it again. `kvm-mmu check` searches small worlds for",
+        "a state that is not sound: every order of a few operations, with lock breaks, publication windows and vCPUs",
+        "inside them as choices. It is breadth first over canonical states, so that what it finds is shortest.",
+        "*Closed* means that no state was left: nothing was bounded inside the world. All of it is bookkeeping on the",
+        "model. [Invariants](invariants.md) has the properties.",
+        "",
+        "## Fixes that it finds",
+        "",
+        "On the row before, the shortest way to a state that is not sound; on the row after, none, to the bound that",
+        "is said. In brackets: the operations of the shortest way that was found by hand.",
+        "",
+        "| fact | fault | commit, CVE | releases | before | property | operations | after | bound |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    told: list[str] = []
+    for proof in proofs(progress=progress):
+        row = proof.to_dict()
+        commit = ", ".join(filter(None, (row["commit"] and f"`{row['commit']}`", row["cve"]))) or "not known"
+        bound = f"{row['world']}, {row['bound_after']}, {row['states_after']:,} states"
+        by_hand = f" ({row['by_hand']})" if row["by_hand"] else ""
+        lines.append(
+            f"| `{row['fact']}` | {row['what']} | {commit} | {row['releases']} | `{row['before']}`"
+            f" | `{row['property']}` | {row['operations']}{by_hand} | `{row['after']}` {row['verdict_after']}"
+            f" | {bound} |"
+        )
+        told += [
+            "",
+            f"### {row['fact']}",
+            "",
+            "```text",
+            *story_text(proof.before.prepared, proof.found),
+            "```",
+        ]
+        if proof.repairs:
+            told += [
+                "",
+                "Sound with any of these changed alone: "
+                + ", ".join(f"`{fact}`" for fact in proof.repairs)
+                + ".",
+            ]
+    lines += [
+        "",
+        "Repairs of shadow paging (`mmio_over_leaf`, `child_reuse`, bounds of parents and of a guest walk) need a",
+        "guest whose own tables are shadowed, which the worlds here do not have.",
+        "",
+        "## Generations",
+        "",
+        "A ring is decided by arithmetic for all its generations at once (`km.ring`), in both address spaces.",
+        "",
+        "| kernel | bits | space | period | first wrap | accepted right after marking | unsafe |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kernel in ("v5.0", "v5.2", "v5.4", "v5.10", "v6.12", "v7.2"):
+        found = ring(kernel)
+        for space in found.spaces:
+            size = space.before + space.period
+            first = "never" if space.first_wrap is None else f"{space.first_wrap:,}"
+            accepted = "all" if space.accepted == size else f"{space.accepted:,} of {size:,}"
+            unsafe = f"{space.unsafe:,} of {size:,}" if space.unsafe else "none"
+            lines.append(
+                f"| `{kernel}` | {found.width} | {space.as_id} | {space.period:,} | {first} | {accepted} | {unsafe} |"
+            )
+    lines += [
+        "",
+        "Of v5.1 to v5.4 no generation of 1,024 and more is ever accepted: the high field of the SPTE holds the low",
+        "bits once more.",
+        "",
+        "## Stories",
+        "",
+        "The shortest way to each fault of the first table.",
+        *told,
+        "",
+    ]
+    if not has_today:
+        return "\n".join(lines)
+    lines += [
+        TODAY_TITLE,
+        "",
+        "What the same worlds say of the newest rows.",
+        "",
+        "| kernel | world | verdict | bound | states | transitions | found |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kernel, results in _today(progress):
+        release = kernel_profile(kernel).release
+        for result in results:
+            what = (
+                ", ".join(f"`{found.name}` after {found.operations}" for found in result.found) or "nothing"
+            )
+            lines.append(
+                f"| {release} | {result.prepared.world.name} | {result.verdict} | {_bound(result)} | {result.states:,}"
+                f" | {result.transitions:,} | {what} |"
+            )
+    return "\n".join([*lines, ""])
