@@ -96,12 +96,17 @@ fn rules(dict: &Bound<'_, PyDict>) -> PyResult<Rules> {
         }
     }
     let tasks: Vec<(String, u16)> = field(dict, "tasks")?;
+    let (numeric, fields): (String, Vec<(String, Option<u64>)>) = field(dict, "numeric")?;
     Ok(Rules {
         deeds,
         compared: kinds(dict, "compared")?,
         told: kinds(dict, "told")?,
         numbered: field(dict, "numbered")?,
         heard: bytes(field(dict, "heard")?),
+        numeric: (
+            numeric.into_bytes(),
+            fields.into_iter().map(|(name, lacking)| (name.into_bytes(), lacking)).collect(),
+        ),
         enters: bytes(field(dict, "enters")?),
         news_field: field::<String>(dict, "news_field")?.into_bytes(),
         enter_loads: field(dict, "enter_loads")?,
@@ -125,17 +130,18 @@ fn rules(dict: &Bound<'_, PyDict>) -> PyResult<Rules> {
     })
 }
 
-/// What a stop is called, its event's name, its text, and two numbers.
-type StopRow<'py> = (&'static str, &'static str, Option<Bound<'py, PyBytes>>, (u64, u64));
+/// What a stop is called, its event's name, its text, and numbers.
+type StopRow<'py> = (&'static str, &'static str, Option<Bound<'py, PyBytes>>, Vec<u64>);
 
 fn stop_row(py: Python<'_>, stop: Stop) -> StopRow<'_> {
     match stop {
-        Stop::NeedText => ("text", "", None, (0, 0)),
-        Stop::Ended => ("ended", "", None, (0, 0)),
-        Stop::Quiet => ("quiet", "", None, (0, 0)),
-        Stop::Operation(text) => ("operation", "", Some(PyBytes::new(py, &text)), (0, 0)),
-        Stop::Input { name, body } => ("input", name, Some(PyBytes::new(py, &body)), (0, 0)),
-        Stop::Fault(gpa, error_code) => ("fault", "", None, (gpa, error_code)),
+        Stop::NeedText => ("text", "", None, Vec::new()),
+        Stop::Ended => ("ended", "", None, Vec::new()),
+        Stop::Quiet => ("quiet", "", None, Vec::new()),
+        Stop::Operation(text) => ("operation", "", Some(PyBytes::new(py, &text)), Vec::new()),
+        Stop::Input { name, body } => ("input", name, Some(PyBytes::new(py, &body)), Vec::new()),
+        Stop::Numbers(numbers) => ("numbers", "", None, numbers),
+        Stop::Fault(gpa, error_code) => ("fault", "", None, vec![gpa, error_code]),
     }
 }
 

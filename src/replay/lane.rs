@@ -38,6 +38,8 @@ pub enum Stop {
         /// Its text.
         body: Vec<u8>,
     },
+    /// An operation of which the caller wants no more than these fields.
+    Numbers(Vec<u64>),
     /// A fault of a page that the caller must look at: address and error code.
     Fault(u64, u64),
     /// Published arrays that no marker announced wait, and the line that comes now tells what they were.
@@ -415,7 +417,7 @@ impl Lane {
         }
         (self.fault, self.is_announced) = (None, false);
         if is_heard {
-            return told();
+            return self.numbers_of(name, &marker).map_or_else(told, |numbers| Ok(Some(Stop::Numbers(numbers))));
         }
         if self.rules.enters.iter().any(|enters| enters == name) {
             match marker.get(&self.rules.news_field).map(|value| value.number()) {
@@ -431,6 +433,16 @@ impl Lane {
             }
         }
         Ok(None)
+    }
+
+    /// The fields of an operation of which the caller wants no more; None: it is another, or the caller must read it.
+    fn numbers_of(&self, name: &[u8], marker: &Marker<'_>) -> Option<Vec<u64>> {
+        let (wanted, fields) = &self.rules.numeric;
+        let number = |(key, lacking): &(Vec<u8>, Option<u64>)| match marker.get(key) {
+            Some(value) => value.number(),
+            None => *lacking,
+        };
+        if wanted == name { fields.iter().map(number).collect() } else { None }
     }
 
     /// An `OP n` marker; what is none is for the caller, or nothing.

@@ -146,6 +146,9 @@ pub struct Rules {
     pub numbered: bool,
     /// Operations that the caller wants to hear of.
     pub heard: Vec<Vec<u8>>,
+    /// The one of them whose fields are all the caller wants; and for each field what it is where it lacks (None: it must
+    /// be there).
+    pub numeric: (Vec<u8>, Vec<(Vec<u8>, Option<u64>)>),
     /// Operations at which the current vCPU enters the guest. For a number of more than before in their field of this name
     /// the caller is asked.
     pub enters: Vec<Vec<u8>>,

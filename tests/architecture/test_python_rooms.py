@@ -125,7 +125,10 @@ STRANGERS = [
 
 @pytest.mark.parametrize(("file", "text"), STRANGERS)
 def test_a_stranger_is_found(file: str, text: str, tmp_path: Path, root: Path) -> None:
-    rooms = "cli studies check lab recorders testing trace/analysis trace/replay scenario trace/text live words machine view"
+    rooms = (
+        "cli studies check lab recorders testing trace/analysis trace/replay scenario trace/text live words"
+        " machine view"
+    )
     chapters = [
         f"reference/{chapter}" for chapter in ("common", "shadow", "tdp", "v5", "v6", "paging", "verbs")
     ]

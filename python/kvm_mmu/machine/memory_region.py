@@ -71,6 +71,9 @@ class Step(NamedTuple):
     walk: str = ""
 
 
+_LIMIT = Step("limit")
+
+
 def _refuse(code: int, sentence: str) -> MemslotError:
     return MemslotError(code, sentence)
 
@@ -170,6 +173,7 @@ def steps(
         new = Slot(
             request.slot, request.gpa >> PAGE_SHIFT, request.size >> PAGE_SHIFT, request.hva, request.flags
         )
+    facts = None if profile is None else profile.facts
     plan: list[Step] = []
     if old is not None and change in ("delete", "move"):
         gone = old._replace(flags=old.flags | KVM_MEMSLOT_INVALID)
@@ -180,24 +184,22 @@ def steps(
     plan.append(Step("swap", new))
     if change in ("create", "move"):
         plan.append(Step("placed", new))
-    if profile is None or not profile.facts.limit_on_resize or change in ("create", "delete"):
-        plan.append(Step("limit"))
-    is_told = profile is not None and bool(profile.facts["pml_while_logging"])
-    flags = (0 if old is None else old.flags, 0 if new is None else new.flags)
-    if is_told and (flags[0] ^ flags[1]) & KVM_MEM_LOG_DIRTY_PAGES:
+    if facts is None or change in ("create", "delete") or not facts["limit_on_resize"]:
+        plan.append(_LIMIT)
+    was_logging = old is not None and bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES)
+    is_logging = new is not None and bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
+    if was_logging != is_logging and facts is not None and facts["pml_while_logging"]:
         plan.append(Step("cpu_dirty_logging", new))
     if new is None:
         return plan
-    was_logging = old is not None and bool(old.flags & KVM_MEM_LOG_DIRTY_PAGES)
-    is_logging = bool(new.flags & KVM_MEM_LOG_DIRTY_PAGES)
     walks: tuple[str, ...] = ()
-    if profile is not None and profile.facts.walk_on_log_change:
+    if facts is not None and facts["walk_on_log_change"]:
         if change == "flags":
             walks = _log_change_walks(new, is_logging, pml, initially_set)
             if walks and is_logging and splits_eagerly:
                 walks = ("split_4k", *walks)
         plan += [Step("slot_walk", new, walk) for walk in walks]
-        if walks and is_logging and profile.facts["log_on_flush"] == "always":
+        if walks and is_logging and facts["log_on_flush"] == "always":
             plan.append(Step("flush_tlbs", new))
         return plan
     if was_logging and not is_logging:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: Where host memory that the caller did not place is put: after 8 GiB, each slot congruent to its gpa modulo 1 GiB.
 FIRST_HVA = 8 * GIB
+_INTS = {int}
 
 
 def _nothing() -> None:
@@ -48,7 +49,7 @@ class Memslots:
             The slots in array order (descending base).
         """
         as_id = integer("as_id", as_id, 0, KVM_ADDRESS_SPACE_NUM - 1)
-        return [Slot(*slot) for slot in self._vm.core.slots(as_id)]
+        return list(map(Slot._make, self._vm.core.slots(as_id)))
 
     def get(self, slot: int, as_id: int = 0) -> Slot:
         """Find a slot by its id.
@@ -104,9 +105,9 @@ class Memslots:
             KeyboardInterrupt: the slot is as it was, or the whole change is done; mappings may be gone.
         """
         vm, request = self._vm, Request(as_id, slot, gpa, size, hva, flags)
-        for name, value in zip(Request._fields, request, strict=True):
-            if type(value) is not int or not 0 <= value <= U64:
-                request = request._replace(**{name: integer(f"memslot {name}", value)})
+        if set(map(type, request)) != _INTS or min(request) < 0 or max(request) > U64:
+            values = zip(Request._fields, request, strict=True)
+            request = Request(*(integer(f"memslot {name}", value) for name, value in values))
         with vm.updating():
             live = self.of(request.as_id) if request.as_id in range(KVM_ADDRESS_SPACE_NUM) else []
             change, old = memory_region.check(request, live, vm.max_memslots, vm.max_gfn)

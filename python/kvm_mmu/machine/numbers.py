@@ -71,6 +71,8 @@ def integer(name: str, value: Any, low: int = 0, high: int = U64) -> int:
     Raises:
         UsageError: no integer, or out of bounds.
     """
+    if type(value) is int and low <= value <= high:
+        return value
     try:
         number = operator.index(value)
     except TypeError:

@@ -209,7 +209,8 @@ class Vm:
         self.on_lock_break: Callable[[Vm], None] | None = None
         self._slots_lock = threading.RLock()
         self._is_judged = False
-        phys_bits = int(self.core.config()["phys_bits"])
+        config = self.core.config()
+        phys_bits, self._tdp_mmu = int(config["phys_bits"]), bool(config["tdp_mmu"])
         self._max_gfn = (1 << (phys_bits - 12)) - 1 if self.profile.facts["has_max_gfn"] else None
 
     def __repr__(self) -> str:
@@ -271,7 +272,7 @@ class Vm:
     @property
     def tdp_mmu(self) -> bool:
         """True if the TDP MMU serves the guest and not shadow pages."""
-        return bool(self.core.config()["tdp_mmu"])
+        return self._tdp_mmu
 
     @property
     def splits_eagerly(self) -> bool:

@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from kvm_mmu import _core
@@ -114,11 +115,18 @@ class ZapPlan:
             if name not in ("restart", "offer", "bump_valid_gen"):
                 one_of(name, words)
         # What the core does not carry out is refused by the core; a slot's two words for its polls are one.
-        object.__setattr__(self, "offer", _core.plan_words(self.words)["offer"])
+        object.__setattr__(self, "offer", _core.plan_words(self._spelled())["offer"])
 
     @property
     def words(self) -> dict[str, str]:
         """Every field and its word, as the core reads them."""
+        return dict(self._words)
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        return self._spelled()
+
+    def _spelled(self) -> dict[str, str]:
         values = {field: getattr(self, field) for field in FIELDS}
         restart = "+".join(sorted(self.restart)) or "never"
         return {**values, "restart": restart, "bump_valid_gen": _YES_NO[self.bump_valid_gen]}

@@ -56,6 +56,7 @@ class Lane5x(Recorder5x):
             "deeds": [("kvm_page_fault", "fault")],
             "told": list(_TOLD),
             "heard": [],
+            "numeric": ("", []),
             "enters": sorted(GUEST_OPERATIONS),
             "news_field": "",
             "enter_loads": True,
@@ -92,7 +93,8 @@ class Lane5x(Recorder5x):
         lane = self.lane
         self._last_number = lane.last_number
         if stop.what == "fault":
-            self.feed(Fault(0, *stop.numbers), _WHERE)
+            gpa, error_code = stop.numbers
+            self.feed(Fault(0, gpa, error_code), _WHERE)
         else:
             operation = parse_marker(clean_body(stop.body), _WHERE)
             if operation is not None:

@@ -51,6 +51,9 @@ _PUBLICATION_STEP = 2
 #: Fewer changes are made one by one.
 _MANY = 4
 _WHERE = "a line of the recording"
+#: What a memslot request says, and what a field is that lacks; None: it must be there.
+_SLOT_FIELDS = [("as_id", 0), ("slot", None), ("gpa", None), ("size", None), ("hva", 0), ("flags", 0)]
+_A_SLOT: Operation = {"op": "set_memslot"}
 _NOTHING = Event(0, "", (), None)
 
 
@@ -85,6 +88,7 @@ class Lane6x(Recorder6x):
             "deeds": list(deeds.items()),
             "told": list(told),
             "heard": sorted(self.heard),
+            "numeric": ("set_memslot", _SLOT_FIELDS),
             "enters": ["guest_run"],
             "news_field": "ncmds",
             "enter_loads": not self._has_loads,
@@ -121,6 +125,10 @@ class Lane6x(Recorder6x):
         quiet.as_id = as_id if quiet.pending else quiet.as_id
         if stop.what == "quiet":
             self._make_quiet_updates(_NOTHING, _WHERE)
+        elif stop.what == "numbers":
+            self._begin_operation("set_memslot", _A_SLOT, _WHERE)
+            as_id, slot_id, gpa, size, hva, flags = stop.numbers
+            self._request_slot(Slot(as_id, slot_id, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, hva, flags), size)
         elif stop.what == "input":
             self.feed(event_of(stop.name, stop.body, _WHERE), _WHERE)
         else:
@@ -147,9 +155,9 @@ class Lane6x(Recorder6x):
         """The request as the machine layer takes it; of what the table of operations refuses the slow way tells."""
         if slot.as_id >= KVM_ADDRESS_SPACE_NUM or slot.id >= SLOT_ID_LIMIT:
             raise Unsure("a memslot of a number that none has")
-        engine, core = self._vm.engine, self.core
+        engine = self._vm.engine
         assert isinstance(engine, MachineEngine)
-        core.clear_events()
+        engine.vm.core.clear_events()
         is_refused = False
         try:
             engine.vm.memslots.set_region(

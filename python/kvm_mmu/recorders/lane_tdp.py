@@ -54,6 +54,8 @@ class LaneTdp(Lane6x, RecorderTdp):
             "has_pml": self._has_pml,
             "yields_unseen": self._wording.yields_unseen,
             "notes": list(_NOTES),
+            # What an operation means here is more than its fields say.
+            "numeric": ("", []),
         }
 
     def hear(self, stop: LaneStop) -> None:

@@ -396,14 +396,23 @@ class Recorder6x:
     # -- operations
     # -----------------------------------------------------------------------------------------------
 
-    def _operation(self, op: Operation, where: str) -> None:
-        name = str(op["op"])
+    def _begin_operation(self, name: str, op: Operation, where: str) -> None:
+        """What any operation means for the inputs before it."""
         self._fault = None
         self._announced = False
         for vcpu in self._smm.leaves_at_operation():
             self._switch_smm(vcpu, False)
         if self._follows_registers:
             self._follow_registers(name, op, where)
+
+    def _request_slot(self, slot: Slot, size: int) -> None:
+        self._set_memslot(slot, size)
+        self._touched = self._vm.slots.get((slot.as_id, slot.id))
+        self._announced = True
+
+    def _operation(self, op: Operation, where: str) -> None:
+        name = str(op["op"])
+        self._begin_operation(name, op, where)
         match name:
             case "begin":
                 # The host facts tell long5 from long, which the marker does not.
@@ -429,10 +438,7 @@ class Recorder6x:
             case "smm_handler":
                 self._vm.residency.touch_smm_handler()
             case "set_memslot":
-                slot = _slot(op, where)
-                self._set_memslot(slot, number(op, "size", where))
-                self._touched = self._vm.slots.get((slot.as_id, slot.id))
-                self._announced = True
+                self._request_slot(_slot(op, where), number(op, "size", where))
             case "create_vcpu" | "use_vcpu":
                 self._current = number(op, "id", where)
             case "set_nr_mmu_pages":

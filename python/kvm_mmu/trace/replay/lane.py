@@ -9,7 +9,7 @@ What a recorder's operations do stays with the recorder; the lane stops at them 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kvm_mmu import _core
@@ -48,12 +48,15 @@ class Unsure(Exception):
 
 
 class LaneStop(NamedTuple):
-    """Why the lane stopped: `operation`, `input`, `fault` or `quiet`; the event's name, its text, its numbers."""
+    """Why the lane stopped: `operation`, `numbers`, `input`, `fault` or `quiet`; the event, its text, its numbers.
+
+    `numbers` is the operation that the driver's rules name under `numeric`, its fields in the order given there.
+    """
 
     what: str
     name: str
     body: str
-    numbers: tuple[int, int]
+    numbers: Sequence[int]
 
 
 class LaneDriver(Protocol):
@@ -195,7 +198,8 @@ def _go(lane: _core.ReplayLane, driver: LaneDriver) -> None:
         what, name, body, numbers = lane.run(driver.core)
         if what in ("text", "ended"):
             return
-        driver.hear(LaneStop(what, name, "" if body is None else body.decode("utf-8", "replace"), numbers))
+        text = "" if body is None else body.decode("utf-8", "replace")
+        driver.hear(LaneStop(what, name, text, numbers))
 
 
 def _whole(source: Source) -> bytes:
