@@ -40,7 +40,12 @@ def test_compare_prints_and_writes(vector: str, tmp_path: Path, capsys: pytest.C
     out, err = capsys.readouterr()
     assert "mmio_stale_generation" in out and "v5.0-seed" in out and "measured wall time" not in out
     assert "written: " in out and err == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.csv", "compare.json", "compare.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "compare.csv",
+        "compare.json",
+        "compare.svg",
+        "report.html",
+    ]
 
 
 def test_compare_json(vector: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,7 +148,7 @@ def test_ways_out(wrap: object, tmp_path: Path) -> None:
     assert tuple(columns) == COLUMNS and columns["nodes_visited"].dtype == np.int64
     assert "measured" not in " ".join(COLUMNS) and "seconds" not in " ".join(COLUMNS)
     paths = wrap.write(tmp_path)  # type: ignore[attr-defined]
-    assert [path.name for path in paths] == ["compare.csv", "compare.json", "compare.svg"]
+    assert [path.name for path in paths] == ["compare.csv", "compare.json", "compare.svg", "report.html"]
     read = json.loads(paths[1].read_text())
     assert read["schema"] == "kvm-mmu/compare/1" and len(read["rows"]) == len(ALL)
     assert paths[0].read_text().count("\n") == len(ALL) + 1

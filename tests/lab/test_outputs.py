@@ -224,8 +224,8 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, capsys: pytest.Ca
         found = compare([TRACE], ["seed"], at="wrap")
         with pytest.raises(UsageError, match="another run"):
             found.write(tmp_path)
-        assert len(found.write(folder)) == 3
-    assert len(found.write(tmp_path)) == 3
+        assert len(found.write(folder)) == 4
+    assert len(found.write(tmp_path)) == 4
 
 
 def test_a_folder_that_goes_while_it_is_claimed(tmp_path: Path) -> None:

@@ -297,4 +297,4 @@ def test_the_commands_print_tables_that_fit(tmp_path: Path) -> None:
         *"curve slot-removal --values 64,128 --kernels v5.2,v6.12 --jobs 1".split(), "-o", str(tmp_path)
     )
     assert "guest entries that others lost" in drawn
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "curve.svg", "report.html"]

@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "compare": "compare zap plans on a workload",
     "sweep": "many comparisons as one table",
     "curve": "what an event costs a guest, over its size",
+    "view": "a run step by step, as a page for a browser",
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
     "live": "the MMU of real VMs: a crash dump, the running host, QEMU",
     "gallery": "claims and figures answered by runs",

@@ -19,6 +19,7 @@ from kvm_mmu.lab import comparison_text
 from kvm_mmu.lab.fit import Fit
 from kvm_mmu.machine.zap_plan import plans
 from kvm_mmu.view import charts
+from kvm_mmu.view.document import document, figure, table, text
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.tables import csv_text, records
 
@@ -357,7 +358,7 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def write(self, folder: str | Path | OutFolder, name: str = "compare") -> list[Path]:
-        """Write CSV, JSON and one SVG into a folder, all of them or none; without matplotlib no SVG.
+        """Write CSV, JSON, a page and one SVG into a folder, all of them or none; without matplotlib no SVG.
 
         Args:
             folder: where, made if it is absent; or a folder that the caller has claimed.
@@ -370,8 +371,14 @@ class Comparison:
             f"{name}.csv": csv_text({n: self.column(n) for n in self.names}),
             f"{name}.json": self.to_json(),
         }
+        parts = [
+            table({n: self.column(n) for n in self.names}),
+            *(f"<p>{text(note)}</p>" for note in self.notes),
+        ]
         if charts.missing() is None:
             texts[f"{name}.svg"] = self.to_svg()
+            parts.insert(0, figure(texts[f"{name}.svg"], "longest hold of mmu_lock"))
+        texts["report.html" if name == "compare" else f"{name}.html"] = document("Zap plans compared", parts)
         return write_all(folder, texts)
 
 

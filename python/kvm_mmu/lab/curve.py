@@ -19,6 +19,7 @@ from kvm_mmu.lab.sweep.table import Sweep
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.terminal import folded
 from kvm_mmu.view import charts
+from kvm_mmu.view.document import document, figure, table
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.tables import csv_text, text_table
 from kvm_mmu.view.whole_file import Content
@@ -126,7 +127,7 @@ class Curve:
         return ax
 
     def write(self, folder: str | Path | OutFolder) -> list[Path]:
-        """Write the figure, where matplotlib is installed, and its points as CSV.
+        """Write the figure, where matplotlib is installed, its points as CSV, and both as a page for a browser.
 
         Args:
             folder: where; or a folder that the caller has claimed.
@@ -137,8 +138,12 @@ class Curve:
         flat = [(k, x, y) for k, points in self.points.items() for x, y in points]
         columns = {name: [row[i] for row in flat] for i, name in enumerate(("kernel", self.over, self.of))}
         files: dict[str, Content] = {"curve.csv": csv_text(columns)}
+        parts = [table(columns)]
         if charts.missing() is None:
-            files["curve.svg"] = charts.to_svg(self.plot, self.title)
+            picture = charts.to_svg(self.plot, self.title)
+            files["curve.svg"] = picture
+            parts.insert(0, figure(picture, self.title))
+        files["report.html"] = document(self.title, parts)
         return write_all(folder, files)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from kvm_mmu.lab.sweep.cells import ROW
 from kvm_mmu.lab.sweep.journal import NAME, row_text
 from kvm_mmu.terminal import folded
+from kvm_mmu.view.document import document, table
 from kvm_mmu.view.out_folder import OutFolder, write_all
+from kvm_mmu.view.tables import cell as plain_text
 from kvm_mmu.view.tables import csv_text, text_table
 from kvm_mmu.view.whole_file import Content
 
@@ -109,8 +111,27 @@ class Sweep:
 
         return pandas.DataFrame(dict(self.columns))
 
+    def to_page(self) -> str:
+        """Write the table as one page for a browser, whose columns sort; it needs no network.
+
+        Returns:
+            The text of an HTML file.
+        """
+        columns = self.columns
+        shown = {
+            name: values for name, values in columns.items() if len({str(value) for value in values}) > 1
+        }
+        fixed = {name: values[0] for name, values in columns.items() if name not in shown and self.rows}
+        parts = [
+            f"<p>{len(self.rows):,} cells, {len(self.failed):,} failed.</p>",
+            table(shown, "every column that varies"),
+            "<h2>The same in all cells</h2>",
+            table({"column": list(fixed), "value": [plain_text(value) for value in fixed.values()]}),
+        ]
+        return document("Sweep", parts)
+
     def write(self, folder: str | Path | OutFolder) -> list[Path]:
-        """Write JSON lines, CSV and, with pyarrow, Parquet into a folder; the same bytes for the same table.
+        """Write JSON lines, CSV, a page and, with pyarrow, Parquet into a folder; the same bytes for the same table.
 
         Args:
             folder: where; or a folder that the caller has claimed.
@@ -123,6 +144,7 @@ class Sweep:
             NAME: "".join(row_text(row) for row in rows),
             "sweep.csv": csv_text(self.columns),
         }
+        files["report.html"] = self.to_page()
         parquet = _parquet(self.columns)
         if parquet is not None:
             files["sweep.parquet"] = parquet
