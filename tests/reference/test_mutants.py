@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import lzma
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from kvm_mmu.reference.shadow.zap import Prepared
 from kvm_mmu.reference.v5 import map
 from kvm_mmu.reference.verbs import memslots, zap_run
 from kvm_mmu.reference.verbs.zap_run import ZapRun
+
+from planted import Planted, assert_noticed, difference, each_of  # isort: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {"v5.0": "v5.0", "seed": "v5.0-seed", "v5.2": "v5.2"}
@@ -42,12 +43,7 @@ def vector_lines(name: str) -> list[dict[str, Any]]:
 def first_difference(name: str) -> int | None:
     """The first step that is not as recorded."""
     header, *lines = vector_lines(name)
-    engine = Engine(KERNELS[header["variant"]], header["config"])
-    for want in lines:
-        got = {**engine.apply(want["op"]), "digest": engine.digest()}
-        if any(got.get(key) != want.get(key) for key in ("ret", "out", "nested", "events", "ctr", "digest")):
-            return int(want["i"])
-    return None
+    return difference(Engine(KERNELS[header["variant"]], header["config"]), lines)
 
 
 def never_restart(_run: ZapRun, _prepared: Prepared) -> bool:
@@ -95,7 +91,7 @@ def flush_skipped(_kvm: Kvm) -> None:
 
 
 # (what is wrong, where, which function, its wrong version, the vector that notices)
-MUTANTS: list[tuple[str, Any, str, Callable[..., Any], str]] = [
+MUTANTS: list[Planted] = [
     ("never restart", zap_run, "must_restart", never_restart, "seed/wrap_as0_forced.npt"),
     (
         "restart on children only",
@@ -117,15 +113,9 @@ MUTANTS: list[tuple[str, Any, str, Callable[..., Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "function", "mutant", "vector"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS]
-)
-def test_a_vector_notices(
-    module: Any, function: str, mutant: Callable[..., Any], vector: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert first_difference(vector) is None
-    monkeypatch.setattr(module, function, mutant)
-    assert first_difference(vector) is not None
+@each_of(MUTANTS)
+def test_a_vector_notices(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_noticed(planted, first_difference, monkeypatch)
 
 
 @pytest.mark.parametrize(("kernel", "half_lap"), [("v5.0", 0x80000), ("v5.2", 0x40000)])

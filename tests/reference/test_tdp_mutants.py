@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from kvm_mmu.reference.tdp.iter import TdpIter
 from kvm_mmu.reference.verbs import notifier, zap_run
 from kvm_mmu.reference.verbs import roots as verbs_roots
 
+from planted import Planted, assert_noticed, difference, each_of  # isort: skip
+
 VECTORS = Path(__file__).resolve().parents[1] / "data" / "vectors"
 
 
@@ -30,15 +31,9 @@ def first_difference(name: str) -> int | None:
     """The first step that is not as recorded; a mutant may also end in an error of its own."""
     raw = lzma.decompress((VECTORS / f"{name}.tdp1.jsonl.xz").read_bytes())
     header, *lines = [json.loads(line) for line in raw.decode().splitlines() if line]
-    engine = Engine(header["variant"], header["config"], format=6)
-    for want in lines:
-        try:
-            got = {**engine.apply(want["op"]), "digest": engine.digest()}
-        except (AssertionError, KeyError, ValueError):
-            return int(want["i"])
-        if any(got.get(key) != want.get(key) for key in ("ret", "out", "nested", "events", "ctr", "digest")):
-            return int(want["i"])
-    return None
+    return difference(
+        Engine(header["variant"], header["config"], format=6), lines, (AssertionError, KeyError, ValueError)
+    )
 
 
 def frozen_left_behind(kvm: Kvm, it: TdpIter) -> None:
@@ -126,7 +121,7 @@ get_root, split_spte = roots.kvm_tdp_mmu_get_vcpu_root, split.make_huge_page_spl
 init_child = page.tdp_mmu_init_child_sp
 
 # (what is wrong, where, which function, its wrong version, the vector that notices)
-MUTANTS: list[tuple[str, Any, str, Callable[..., Any], str]] = [
+MUTANTS: list[Planted] = [
     (
         "frozen left behind",
         collapse,
@@ -194,15 +189,9 @@ MUTANTS: list[tuple[str, Any, str, Callable[..., Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "function", "mutant", "vector"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS]
-)
-def test_a_vector_notices(
-    module: Any, function: str, mutant: Callable[..., Any], vector: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert first_difference(vector) is None
-    monkeypatch.setattr(module, function, mutant)
-    assert first_difference(vector) is not None
+@each_of(MUTANTS)
+def test_a_vector_notices(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_noticed(planted, first_difference, monkeypatch)
 
 
 # A fact, its other value, and a vector of each kernel that notices when it has that of the other.

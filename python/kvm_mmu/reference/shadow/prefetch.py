@@ -5,13 +5,31 @@ Owns nothing. Models gfn_to_page_many_atomic and gfn_to_memslot_dirty_bitmap of 
 
 from __future__ import annotations
 
-from ..common.constants import ACC_WRITE_MASK, PAGE_SHIFT
+from collections.abc import Iterator
+
+from ..common.constants import ACC_WRITE_MASK, PAGE_SHIFT, PTE_PREFETCH_NUM
 from ..common.host_memory import HostAnswer, can_pin_for_write_atomically, host_frame
 from ..common.page_table import kvm_mmu_page_get_gfn
 from ..common.pin import PinnedPfn
 from ..common.role import role_access
 from ..common.slots import gfn_to_host_page, kvm_vcpu_gfn_to_memslot, memslot_is_readonly, memslot_is_visible
+from ..common.spte import is_shadow_present_pte
 from ..common.state import Kvm, ShadowPage, Vcpu
+
+
+def empty_runs(kvm: Kvm, sp: ShadowPage, faulting: int) -> Iterator[tuple[int, int, bool]]:
+    """Runs of empty entries start..end (end exclusive) in the group of eight around a fault; open: to its end."""
+    group = faulting & ~(PTE_PREFETCH_NUM - 1)
+    start = None
+    for index in range(group, group + PTE_PREFETCH_NUM):
+        if index == faulting or is_shadow_present_pte(kvm.masks, sp.sptes.get(index, 0)):
+            if start is not None:
+                yield start, index, False
+            start = None
+        elif start is None:
+            start = index
+    if start is not None:
+        yield start, group + PTE_PREFETCH_NUM, True
 
 
 def pin_run(

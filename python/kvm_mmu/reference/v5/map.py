@@ -18,7 +18,6 @@ from ..common.constants import (
     PT_PAGE_SIZE_MASK,
     PT_PAGE_TABLE_LEVEL,
     PT_WRITABLE_MASK,
-    PTE_PREFETCH_NUM,
     RET_PF_EMULATE,
     RET_PF_RETRY,
     SET_SPTE_NEED_REMOTE_TLB_FLUSH,
@@ -50,7 +49,7 @@ from ..shadow.page import (
     note_mmio_cached,
     role_below,
 )
-from ..shadow.prefetch import pin_run
+from ..shadow.prefetch import empty_runs, pin_run
 from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle
 from ..shadow.unsync import kvm_unsync_page
 
@@ -224,16 +223,9 @@ def direct_pte_prefetch(
     """
     if role_is_ad_disabled(sp.role) or role_level(sp.role) > PT_PAGE_TABLE_LEVEL:
         return
-    group = faulting & ~(PTE_PREFETCH_NUM - 1)
-    start = None
-    for index in range(group, group + PTE_PREFETCH_NUM):
-        spte = sp.sptes.get(index, 0)
-        if index == faulting or word.is_shadow_present_pte(kvm.masks, spte):
-            if start is not None and not direct_pte_prefetch_many(kvm, vcpu, sp, start, index, answer):
-                return
-            start = None
-        elif start is None:
-            start = index
+    for start, end, is_open in empty_runs(kvm, sp, faulting):
+        if is_open or not direct_pte_prefetch_many(kvm, vcpu, sp, start, end, answer):
+            return
 
 
 def direct_pte_prefetch_many(

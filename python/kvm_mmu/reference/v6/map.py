@@ -17,7 +17,6 @@ from ..common.constants import (
     PAGE_SHIFT,
     PT64_BASE_ADDR_MASK,
     PT_PAGE_TABLE_LEVEL,
-    PTE_PREFETCH_NUM,
     RET_PF_EMULATE,
     RET_PF_FIXED,
     RET_PF_SPURIOUS,
@@ -38,7 +37,7 @@ from ..common.role import role_access, role_is_ad_disabled, role_is_direct, role
 from ..common.slots import vcpu_address_space
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
-from ..shadow.prefetch import pin_run
+from ..shadow.prefetch import empty_runs, pin_run
 from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle, rmap_remove
 from ..shadow.try_unsync import mmu_try_to_unsync_pages
 
@@ -225,18 +224,11 @@ def direct_pte_prefetch(
         return
     if kvm.invalidation.in_progress:
         return
-    group = faulting & ~(PTE_PREFETCH_NUM - 1)
-    start = None
-    for index in range(group, group + PTE_PREFETCH_NUM):
-        spte = sp.sptes.get(index, 0)
-        if index == faulting or word.is_shadow_present_pte(kvm.masks, spte):
-            if start is not None and not direct_pte_prefetch_many(kvm, vcpu, sp, start, index, answer):
-                return
-            start = None
-        elif start is None:
-            start = index
-    if start is not None and not kvm.rules.prefetch_drops_open_run:
-        direct_pte_prefetch_many(kvm, vcpu, sp, start, group + PTE_PREFETCH_NUM, answer)
+    for start, end, is_open in empty_runs(kvm, sp, faulting):
+        if is_open and kvm.rules.prefetch_drops_open_run:
+            return
+        if not direct_pte_prefetch_many(kvm, vcpu, sp, start, end, answer):
+            return
 
 
 def direct_pte_prefetch_many(
