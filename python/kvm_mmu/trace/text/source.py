@@ -12,15 +12,16 @@ import lzma
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol, TypeGuard, cast
 
 import numpy as np
 
 from kvm_mmu.errors import TraceError, UsageError
-from kvm_mmu.trace.text.unpack import BROKEN, XZ_MEMORY_MAX, is_endless, unpacked
+from kvm_mmu.trace.text.ahead import read_ahead
+from kvm_mmu.trace.text.unpack import BROKEN, XZ_MEMORY_MAX, is_endless, is_unpacking, unpacked
 
 STDIN = "-"
 #: How a trace.dat begins.
@@ -220,11 +221,11 @@ def iter_chunks(path: Source, size: int = 1 << 20) -> Iterator[bytes]:
         TraceError: the file is damaged or cut; the message says after how many lines.
     """
     lines = 0
-    with open_bytes(path) as stream:
+    with open_bytes(path) as stream, closing(_pieces(path, stream, size)) as pieces:
         while True:
             try:
                 # What could be unpacked before a damage comes first, so that the error says after how many lines.
-                chunk = cast(io.BufferedReader, stream).read1(size)
+                chunk = next(pieces, b"")
             except BROKEN as err:
                 raise _damaged(path, lines, err) from err
             except OSError as err:
@@ -233,6 +234,16 @@ def iter_chunks(path: Source, size: int = 1 << 20) -> Iterator[bytes]:
                 return
             lines += count_lines(chunk)
             yield chunk
+
+
+def _pieces(path: Source, stream: IO[bytes], size: int) -> Generator[bytes]:
+    """What a stream gives, piece by piece; a packed file is unpacked ahead, a pipe could keep the thread waiting."""
+    read = cast(io.BufferedReader, stream).read1
+    if is_unpacking(stream) and is_file(path):
+        yield from read_ahead(read, size)
+        return
+    while chunk := read(size):
+        yield chunk
 
 
 def count_lines(chunk: bytes) -> int:

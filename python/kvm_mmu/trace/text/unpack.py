@@ -43,6 +43,11 @@ def unpacked(raw: BinaryIO, head: bytes) -> IO[bytes]:
     return raw
 
 
+def is_unpacking(stream: IO[bytes]) -> bool:
+    """Returns true if what `unpacked` gave is decompressed on the way."""
+    return isinstance(stream, gzip.GzipFile) or isinstance(getattr(stream, "raw", None), _Xz)
+
+
 class _Xz(io.RawIOBase):
     """The bytes of one or more `.xz` streams, one behind the other, with padding between them."""
 
