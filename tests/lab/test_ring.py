@@ -82,11 +82,11 @@ class NeverPublished(GenerationV51Fixed):
     [
         (AddressSpaceBitKept(), {("ring_repeat", 1)}),
         (NoWrap(), {("ring_repeat", 0), ("ring_repeat", 1)}),
-        (km.SteppedGeneration(12, 2, wrap_mask=0x1FFE), {("ring_repeat", 0), ("ring_repeat", 1)}),
-        (km.SteppedGeneration(14, 2, wrap_mask=0x7FFE), {("ring_repeat", 0), ("ring_repeat", 1)}),
-        (km.SteppedGeneration(14, 2, wrap_mask=0x1FFE), set()),
-        (km.SteppedGeneration(4, 4, lambda i: 2 + i), {("ring_repeat", 0), ("ring_repeat", 1)}),
-        (km.SteppedGeneration(3), set()),
+        (km.SteppedGeneration(bits=12, step=2, wrap_mask=0x1FFE), {("ring_repeat", 0), ("ring_repeat", 1)}),
+        (km.SteppedGeneration(bits=14, step=2, wrap_mask=0x7FFE), {("ring_repeat", 0), ("ring_repeat", 1)}),
+        (km.SteppedGeneration(bits=14, step=2, wrap_mask=0x1FFE), set()),
+        (km.SteppedGeneration(lambda i: 2 + i, bits=4, step=4), {("ring_repeat", 0), ("ring_repeat", 1)}),
+        (km.SteppedGeneration(bits=3), set()),
         (NotRefused(), {("ring_inflight", 0), ("ring_inflight", 1)}),
         (
             SameTwice(),
@@ -103,7 +103,7 @@ def test_each_wrong_rule_is_found_by_the_rule_for_it(policy, expected) -> None:
 def test_the_arithmetic_says_what_stepping_through_says() -> None:
     """Every pair of a small ring, one by one: marked at one update, met again at a later one, no wrap in between."""
     for bits, step, start, mask in itertools.product((2, 3, 4), (1, 2, 3, 4), (0, 1, 5), (0b0110, 0b1110, 0)):
-        policy = km.SteppedGeneration(bits, step, start, wrap_mask=mask)
+        policy = km.SteppedGeneration(start, bits=bits, step=step, wrap_mask=mask)
         generation, installed = policy.initial(0), []
         for _ in range(80):
             installed.append(generation)
@@ -122,7 +122,7 @@ def test_the_arithmetic_says_what_stepping_through_says() -> None:
 
 
 def test_two_spaces_with_one_generation_matter_where_the_cache_goes_by_space_0() -> None:
-    policy = km.SteppedGeneration(10, 2, 0)
+    policy = km.SteppedGeneration(0, bits=10, step=2)
     assert [f.is_unsafe for f in km.ring(policy, kernel="v5.2").findings] == [True]
     assert [f.is_unsafe for f in km.ring(policy, kernel="6.12.117").findings] == [False]
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_judged_is_refused_in_words() -> None:
     with pytest.raises(km.UsageError, match="expected a kernel's name or a GenerationPolicy"):
         km.ring(3)  # type: ignore[arg-type]
     with pytest.raises(km.UsageError, match="do not repeat with the lowest 5 bits"):
-        km.ring(km.SteppedGeneration(3, wrap_mask=0x70), kernel="v5.2")
+        km.ring(km.SteppedGeneration(bits=3, wrap_mask=0x70), kernel="v5.2")
     for wrong in ({"bits": 20}, {"step": 0}, {"start": True}, {"start": "ii"}, {"wrap_mask": -1}):
         with pytest.raises(km.UsageError):
             km.SteppedGeneration(**wrong)

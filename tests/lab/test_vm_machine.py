@@ -71,7 +71,7 @@ def test_a_removal_plan_that_takes_nothing_is_found_and_shrunk(tmp_path: Path) -
         [sys.executable, "-m", "kvm_mmu", "run", str(path)], capture_output=True, text=True, check=True
     )
     assert len(done.stdout.splitlines()) == 4
-    vm = km.Vm(kernel="v6.12", family="npt", plans={"slot_removal": "seed"})
+    vm = km.Vm(kernel="v6.12", family="npt", tdp_mmu=False, plans={"slot_removal": "seed"})
     vm.memslots.create(slot=0, gpa=0, size=0x4000)
     vm.vcpus[0].access(0, "r")
     vm.memslots.delete(slot=0)
@@ -83,7 +83,9 @@ class WrapUnseen(km.SteppedGeneration):
         return False
 
 
-@pytest.mark.parametrize(("policy", "sound"), [(km.SteppedGeneration(3), True), (WrapUnseen(3), False)])
+@pytest.mark.parametrize(
+    ("policy", "sound"), [(km.SteppedGeneration(bits=3), True), (WrapUnseen(bits=3), False)]
+)
 def test_a_policy_that_misses_its_wrap_takes_ram_for_mmio(policy: km.GenerationPolicy, sound: bool) -> None:
     drawn = machine(
         generation=policy, expected_findings=frozenset() if sound else frozenset({"mmio_place"})

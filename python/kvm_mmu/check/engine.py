@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kvm_mmu import _core
@@ -58,10 +60,14 @@ def load_policy(name: str) -> type[GenerationPolicy]:
         UsageError: there is none.
     """
     module, _, cls = name.partition(":")
+    # A console script does not look for modules where the user stands.
+    sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"policy {shown(name)}: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"policy {shown(name)}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
     if not (isinstance(found, type) and issubclass(found, GenerationPolicy)):
         raise UsageError(f"policy {shown(name)}: expected a subclass of kvm_mmu.GenerationPolicy")
     return found
@@ -79,7 +85,9 @@ def scaled(policy: type[GenerationPolicy], bits: int) -> tuple[GenerationPolicy,
     small = GenerationLayout(bits, layout.in_progress, layout.refuse_in_progress, fields)
     start: Callable[[int], int] = (lambda i: 2 + 2 * i) if odd else (lambda i: i)
     cls: type[GenerationPolicy] = type(policy.__name__, (policy,), {"layout": small})
-    return cls(start), bits
+    made = cls(start)
+    made.layout = small  # also where a policy makes its own when it is made
+    return made, bits
 
 
 def _rule(policy: GenerationPolicy) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from kvm_mmu.check.story import Story, tell
 from kvm_mmu.check.worlds import WORLDS, World, read_world
 from kvm_mmu.cli.compare import clear_progress, reporter
 from kvm_mmu.errors import UsageError
+from kvm_mmu.lab.ring import Ring, ring
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
 from kvm_mmu.view.whole_file import write_whole
@@ -91,6 +92,16 @@ def _file(name: str) -> World:
     return read_world(name)
 
 
+def _ring(args: argparse.Namespace, subject: Subject) -> Ring | None:
+    """The whole ring of a policy of one's own, before worlds are searched in which it is scaled down."""
+    if subject.policy is None:
+        return None
+    found = ring(subject.policy(), kernel=args.kernel)
+    if not args.json:
+        print(found, flush=True)
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     """Search world after world, up to the first that is not sound."""
     kernel_profile(args.kernel)
@@ -103,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     worlds = _worlds(args)
     if args.resume and len(worlds) != 1:
         raise UsageError("--resume: give one world: --world W")
+    around = _ring(args, subject)
     done: list[tuple[Result, Story | None]] = []
     progress = reporter()
     for world in worlds:
@@ -126,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
         if result.found or result.is_interrupted:
             break
     if args.json:
-        print(json.dumps({"schema": SCHEMA, "results": [as_json(*one) for one in done]}, indent=1))
+        found = {"ring": around.to_dict()} if around is not None else {}
+        print(json.dumps({"schema": SCHEMA, **found, "results": [as_json(*one) for one in done]}, indent=1))
     last, story = done[-1]
     if args.scenario and story is not None:
         if not story.scenario:
@@ -138,4 +151,6 @@ def run(args: argparse.Namespace) -> int:
             write_whole(args.scenario, "\n".join(story.scenario) + "\n")
     if last.is_interrupted:
         return 130
-    return max(result.code for result, _ in done) if not last.found else 1
+    if last.found or (around is not None and not around.is_safe):
+        return 1
+    return max(result.code for result, _ in done)

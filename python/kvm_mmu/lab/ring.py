@@ -10,7 +10,8 @@ Source: docs/kernel-facts.md, mmio.gen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +111,14 @@ class Ring:
     def is_safe(self) -> bool:
         """True if no generation of the ring can make RAM look like MMIO."""
         return not any(finding.is_unsafe for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn it into plain data.
+
+        Returns:
+            The attributes, and `safe`.
+        """
+        return {**asdict(self), "safe": self.is_safe}
 
     def __str__(self) -> str:
         lines = [f"generation policy {self.policy}: {self.width} bits compared, starts at {self.start}"]

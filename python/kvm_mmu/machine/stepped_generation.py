@@ -20,10 +20,10 @@ class SteppedGeneration(GenerationPolicy):
     10 and the rest from bit 52 on.
 
     Args:
+        start: the first generation of address space `i`: a name of `STARTS`, a function of `i`, or a number, the
+            same for both; None: `i`.
         bits: how many bits of the generation are compared, 1 to 19.
         step: what an update adds, 1 or more.
-        start: the first generation of address space `i`: a name of `STARTS`, a function of `i`, or a number, the
-            same for both.
         wrap_mask: an update is a wrap if none of these bits of its generation is set; None: the compared bits without
             the one that tells the address spaces apart.
         wrap_first: the wrap is looked for before the generation is published, as from v5.1 on.
@@ -34,9 +34,10 @@ class SteppedGeneration(GenerationPolicy):
 
     def __init__(
         self,
+        start: str | int | Callable[[int], int] | None = None,
+        *,
         bits: int = 19,
         step: int = KVM_ADDRESS_SPACE_NUM,
-        start: str | int | Callable[[int], int] = "i",
         wrap_mask: int | None = None,
         wrap_first: bool = True,
     ) -> None:
@@ -50,9 +51,7 @@ class SteppedGeneration(GenerationPolicy):
             self.start_name = str(number)
         else:
             super().__init__(start)
-        if wrap_mask is None:
-            wrap_mask = ((1 << bits) - 1) & ~(KVM_ADDRESS_SPACE_NUM - 1)
-        self.wrap_mask = integer("wrap mask", wrap_mask, 0, _U64)
+        self.wrap_mask = None if wrap_mask is None else integer("wrap mask", wrap_mask, 0, _U64)
         self.wrap_first = flag("wrap_first", wrap_first)
         self.name = f"{bits} bits, +{self.step}"
         low = min(bits, _LOW_FIELD)
@@ -70,7 +69,10 @@ class SteppedGeneration(GenerationPolicy):
         return ((generation & ~self.layout.in_progress) + self.step) & (_U64 >> 1)
 
     def is_wrap(self, generation: int) -> bool:
-        return generation & self.wrap_mask == 0
+        mask = self.wrap_mask
+        if mask is None:
+            mask = ((1 << self.layout.width) - 1) & ~(KVM_ADDRESS_SPACE_NUM - 1)
+        return generation & mask == 0
 
     def conclude(self, generation: int, publish: Callable[[int], None], check: Callable[[int], None]) -> None:
         for each in (check, publish) if self.wrap_first else (publish, check):
