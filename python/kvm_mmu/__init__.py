@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kvm_mmu.lab.ring import ring
     from kvm_mmu.lab.sweep.run import sweep
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
+    from kvm_mmu.machine.guest import Guest, GuestEntry
     from kvm_mmu.machine.memslots import Memslots
     from kvm_mmu.machine.profiles import Fact, KernelProfile, facts, kernels
     from kvm_mmu.machine.stepped_generation import SteppedGeneration
@@ -70,6 +71,7 @@ _HOMES = {
     "kvm_mmu.scenario.language": ("Scenario", "run_scenario"),
     "kvm_mmu.machine.generation": ("GenerationField", "GenerationLayout", "GenerationPolicy"),
     "kvm_mmu.machine.stepped_generation": ("SteppedGeneration",),
+    "kvm_mmu.machine.guest": ("Guest", "GuestEntry"),
     "kvm_mmu.machine.profiles": ("Fact", "KernelProfile", "facts", "kernels"),
     "kvm_mmu.machine.memslots": ("Memslots",),
     "kvm_mmu.words.permissions": ("GuestPermissions", "guest_permissions"),
@@ -103,6 +105,8 @@ __all__ = [
     "GenerationField",
     "GenerationLayout",
     "GenerationPolicy",
+    "Guest",
+    "GuestEntry",
     "GuestPermissions",
     "KernelProfile",
     "KvmMmuError",

@@ -92,7 +92,7 @@ impl Mmu {
 
     // ---- the guest's side ----
 
-    /// A guest access by physical address: vCPU entry, hardware walk, faults until it hits or ends.
+    /// A guest access by physical address, by virtual address where its own tables are shadowed: vCPU entry, hardware walk, faults until it hits or ends.
     pub fn access(&mut self, vcpu: u16, gpa: u64, kind: AccessKind) -> Result<AccessResult> {
         if self.state.config.shadows_guest() {
             return self.guest(vcpu, GuestWork::Access { gva: gpa, kind, is_user: false });
@@ -151,6 +151,11 @@ impl Mmu {
     pub fn take_guest_result(&mut self) -> Result<AccessResult> {
         let none = AccessResult { outcome: Outcome::Hit, faults: 0, ret: 0 };
         std::mem::replace(&mut self.state.guest_result, Ok(none))
+    }
+
+    /// The registers that say how a vCPU's guest pages.
+    pub fn registers(&self, vcpu: u16) -> Result<Registers> {
+        Ok(self.state.vcpus[self.state.check_vcpu(vcpu)?].registers())
     }
 
     /// Refuses what only a VM whose guest's page tables are shadowed has.

@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::{arguments, errors, reports};
 use crate::mmu::{
-    self, BatchId, Config, DirtyLogTask, Error, Family, FlagUpdate, HostLookup, Kernel, Progress, RunId, SlotChange,
-    SlotSpec, Task, ZapPlan, named_masks, stepped_masks,
+    self, AccessKind, AccessResult, BatchId, Config, DirtyLogTask, Error, Family, FlagUpdate, GuestWork, HostLookup,
+    Kernel, Progress, RunId, SlotChange, SlotSpec, Task, ZapPlan, named_masks, stepped_masks,
 };
 
 /// Accesses between two looks for Ctrl-C, and how long another thread waits for the lock at most.
@@ -127,6 +127,11 @@ impl Mmu {
     }
 }
 
+/// One access; from privilege level 3 only where the guest's own tables say what a user may do.
+fn access(mmu: &mut mmu::Mmu, vcpu: u16, addr: u64, kind: AccessKind, is_user: bool) -> Result<AccessResult, Error> {
+    if is_user { mmu.guest(vcpu, GuestWork::Access { gva: addr, kind, is_user }) } else { mmu.access(vcpu, addr, kind) }
+}
+
 /// Level, whether writable, and the gfns that the lookup of neighbours finds.
 type Found = (u8, bool, Option<Vec<u64>>);
 
@@ -219,12 +224,14 @@ impl Mmu {
 
     // -- guest side ---------------------------------------------------------------------------------------------
 
-    fn access(&self, py: Python<'_>, vcpu: u16, gpa: u64, kind: &str) -> PyResult<(u8, u8, i32)> {
+    #[pyo3(signature = (vcpu, gpa, kind, is_user=false))]
+    fn access(&self, py: Python<'_>, vcpu: u16, gpa: u64, kind: &str, is_user: bool) -> PyResult<(u8, u8, i32)> {
         let kind = arguments::access_kind(py, kind)?;
-        let done = self.try_call(py, |mmu| mmu.access(vcpu, gpa, kind))?;
+        let done = self.try_call(py, |mmu| access(mmu, vcpu, gpa, kind, is_user))?;
         Ok((done.outcome as u8, done.faults, done.ret))
     }
 
+    #[pyo3(signature = (vcpu, gpas, kind, is_user=false))]
     #[expect(clippy::needless_pass_by_value, reason = "an array from Python")]
     fn access_many<'py>(
         &self,
@@ -232,6 +239,7 @@ impl Mmu {
         vcpu: u16,
         gpas: PyReadonlyArray1<'py, u64>,
         kind: &str,
+        is_user: bool,
     ) -> PyResult<Columns<'py>> {
         let kind = arguments::access_kind(py, kind)?;
         let gpas = gpas.as_slice().map_err(|_| errors::usage(py, "access_many: gpas is not contiguous"))?;
@@ -242,11 +250,18 @@ impl Mmu {
             // A copy, because other threads may write to the caller's array while the GIL is released.
             let chunk = chunk.to_vec();
             self.try_call(py, |mmu| {
-                mmu.access_many(vcpu, &chunk, kind, |done| {
+                let mut keep = |done: AccessResult| {
                     outcomes.push(done.outcome as u8);
                     faults.push(done.faults);
                     rets.push(done.ret);
-                })
+                };
+                if !is_user {
+                    return mmu.access_many(vcpu, &chunk, kind, keep);
+                }
+                for &addr in &chunk {
+                    keep(access(mmu, vcpu, addr, kind, is_user)?);
+                }
+                Ok(())
             })?;
             py.check_signals()?;
         }
@@ -345,6 +360,12 @@ impl Mmu {
     fn take_guest_result(&self, py: Python<'_>) -> PyResult<(u8, u8, i32)> {
         let done = self.try_call(py, mmu::Mmu::take_guest_result)?;
         Ok((done.outcome as u8, done.faults, done.ret))
+    }
+
+    /// CR0, CR3, CR4 and EFER.
+    fn registers(&self, py: Python<'_>, vcpu: u16) -> PyResult<(u64, u64, u64, u64)> {
+        let found = self.try_call(py, |mmu| mmu.registers(vcpu))?;
+        Ok((found.cr0, found.cr3, found.cr4, found.efer))
     }
 
     fn store_regs(&self, py: Python<'_>, vcpu: u16, cr3: Option<u64>, ac: Option<bool>) -> PyResult<()> {

@@ -15,6 +15,7 @@ import pytest
 SMALL: dict[str, list[str]] = {
     "custom_generation_policy.py": ["--updates", "40"],
     "custom_zap_plan.py": ["--tables", "200"],
+    "paging_guest.py": [],
     "read_results.py": ["--tables", "100"],
     "recorded_trace.py": [],
     "scale.py": ["--pages", "2000", "--memslots", "300", "--vcpus", "8"],
@@ -37,6 +38,21 @@ def test_custom_generation_policy(root: Path, capsys: pytest.CaptureFixture[str]
     # The first update creates the slot and leaves generation 1; 16 updates make a lap.
     assert wraps == 2
     assert "update  16: generation 0x10, a wrap" in capsys.readouterr().out
+
+
+def test_paging_guest(root: Path) -> None:
+    """Core and reference take the same ten lines and say the same."""
+    main = example(root, "paging_guest.py")
+    for kernel in ("v5.0", "v6.1", "v6.12"):
+        said = main(["--kernel", kernel])
+        assert said == main(["--kernel", kernel, "--backend", "reference"])
+        assert said[:4] == [
+            "a write: hit",
+            "what is there: 42",
+            "a write after the table changed: hit",
+            "a write after the flush: guest_fault",
+        ]
+        assert len(said) == 6
 
 
 def test_custom_zap_plan(root: Path) -> None:

@@ -66,3 +66,35 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file"):
         write_whole(tmp_path / "file" / "a.txt", "")
+
+
+def test_a_guest_that_pages_is_drawn_in_three_columns() -> None:
+    """Its tables, their shadow, the reverse map; before and after a step what differs is marked, and only that."""
+    vm = km.Vm(kernel="v6.12", family="shadow")
+    vm.memslots.create(0, gpa=0, size=16 * km.MIB)
+    vm.guest.map(0x400000, 0x200000, 12 * km.PAGE_SIZE, "rwu")
+    vm.guest.access(0x400000, "w", user=True)
+    svg = vm.to_svg("one <moment>")
+    ElementTree.fromstring(svg)
+    for text in (
+        "one &lt;moment&gt;",
+        "guest tables",
+        "shadow tables",
+        "reverse map",
+        "gfn 0x200 &lt;- page 4[0]",
+    ):
+        assert text in svg
+    assert "#ffb74d" not in svg and "... 4 more" in svg and "gfn 0x4 is a table" not in svg
+    before = vm.clone()
+    assert "#ffb74d" not in vm.to_svg(before=before)
+    vm.guest.access(0x401000, "r", user=True)
+    both = vm.to_svg(before=before)
+    ElementTree.fromstring(both)
+    assert ">before</text>" in both and ">after</text>" in both
+    # The entry's accessed bit changed (a row of each moment); the new leaf and its reverse map are in the later one.
+    assert both.count("#ffb74d") == 4 and both.count("gfn 0x201 &lt;- page 4[1]") == 1
+    with pytest.raises(km.UsageError, match="before is for a VM that shadows"):
+        km.Vm().to_svg(before=before)
+    with pytest.raises(km.UsageError, match="before is for a VM that shadows"):
+        vm.to_svg(before=km.Vm())
+    assert "guest tables" in vm._repr_html_()

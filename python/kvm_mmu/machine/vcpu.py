@@ -75,39 +75,46 @@ class Vcpu:
         state = self.state
         return f"<Vcpu {self.index} root={state['root']} smm={state['smm']} requests={state['requests']}>"
 
-    def access(self, gpa: int, kind: AccessKind = "r") -> AccessResult:
-        """Access guest memory by physical address: vCPU entry, hardware walk, faults until it succeeds or is
-        emulated.
+    def access(self, gpa: int, kind: AccessKind = "r", user: bool = False) -> AccessResult:
+        """Access guest memory: vCPU entry, hardware walk, faults until it succeeds or is emulated.
+
+        Where the VM shadows the page tables of its guest, the address is guest-virtual, and syncing tables passes over
+        lock breaks; `Vm.guest` runs the hook at each.
 
         Args:
             gpa: guest physical address, bytes.
             kind: `r`, `w` or `x`.
+            user: from privilege level 3; only where the guest has page tables of its own.
 
         Returns:
             How it ended.
+
+        Raises:
+            UsageError: `user` of a VM that shadows no page tables of a guest.
         """
         try:
-            outcome, faults, ret = self._core.access(self.index, gpa, kind)
+            outcome, faults, ret = self._core.access(self.index, gpa, kind, user)
         except (OverflowError, TypeError):
             outcome, faults, ret = self._core.access(
-                self.index, integer("gpa", gpa), word("kind", kind, ACCESS_KINDS)
+                self.index, integer("gpa", gpa), word("kind", kind, ACCESS_KINDS), flag("user", user)
             )
         return AccessResult(OUTCOMES[outcome], faults, ret)
 
-    def access_many(self, gpas: npt.ArrayLike, kind: AccessKind = "r") -> AccessColumns:
-        """Access many addresses in order, with the GIL released; Ctrl-C stops between two of them.
+    def access_many(self, gpas: npt.ArrayLike, kind: AccessKind = "r", user: bool = False) -> AccessColumns:
+        """Access many addresses in order, as `access`, with the GIL released; Ctrl-C stops between two of them.
 
         Args:
             gpas: guest physical addresses, bytes; one dimension of any integer dtype without negative values (uint64
                 is taken
                 without a copy).
             kind: `r`, `w` or `x`, for all of them.
+            user: from privilege level 3; only where the guest has page tables of its own.
 
         Returns:
             A row for each.
 
         Raises:
-            UsageError: another dtype or shape.
+            UsageError: another dtype or shape, or `user` of a VM that shadows no page tables of a guest.
             KeyboardInterrupt: the accesses so far have happened.
         """
         kind = word("kind", kind, ACCESS_KINDS)  # type: ignore[assignment]
@@ -121,7 +128,7 @@ class Vcpu:
         if array.dtype.kind == "i" and int(array.min()) < 0:
             raise UsageError(f"access_many: gpas has a negative address {int(array.min())}")
         array = np.ascontiguousarray(array, dtype=np.uint64)
-        return AccessColumns(*self._core.access_many(self.index, array, kind))
+        return AccessColumns(*self._core.access_many(self.index, array, kind, flag("user", user)))
 
     def fault(self, gpa: int, error_code: int) -> int:
         """Enter the page fault handler directly, without vCPU entry.

@@ -12,8 +12,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import astuple, replace
 from types import TracebackType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from kvm_mmu import _core
 from kvm_mmu.errors import RunStateError, SnapshotError, UsageError
 from kvm_mmu.machine import memory_region
 from kvm_mmu.machine.generation import STARTS, GenerationPolicy
+from kvm_mmu.machine.guest import Guest
+from kvm_mmu.machine.guest_machine import TablePool
 from kvm_mmu.machine.memslots import Memslots
 from kvm_mmu.machine.numbers import flag, integer, pair, word
 from kvm_mmu.machine.profiles import KernelProfile, as_plan, kernel_profile, with_plans
@@ -35,6 +38,9 @@ from kvm_mmu.types import (
     AccessKind,
     Family,
 )
+
+if TYPE_CHECKING:
+    from kvm_mmu.view.guest_picture import GuestView
 
 #: Defaults of the scenario header (units: bits, levels, counts).
 DEFAULTS: dict[str, Any] = {
@@ -205,6 +211,8 @@ class Vm:
     def _finish(self) -> None:
         # Nothing that the VM holds may hold the VM: its native memory is back when its last reference goes.
         self.vcpus = Vcpus(Vcpu(self.core, i) for i in range(self.core.nr_vcpus))
+        #: Where the guest puts its page tables.
+        self.table_pool = TablePool()
         #: Called at every lock break, with the lock dropped; it may do anything to this VM.
         self.on_lock_break: Callable[[Vm], None] | None = None
         self._slots_lock = threading.RLock()
@@ -231,18 +239,43 @@ class Vm:
             return vm_html(self, f"{held}, {mapped:,} pages in memslots: vm.to_svg() draws them")
         return vm_html(self, self.to_svg())
 
-    def to_svg(self, title: str = "") -> str:
+    def to_svg(self, title: str = "", before: Vm | None = None) -> str:
         """Draw the roots, tables, links, leaves and memslots; large states are capped.
+
+        Of a guest that pages its tables, their shadow and the reverse map are drawn side by side.
 
         Args:
             title: a line above the picture.
+            before: this VM as it was before a step, from `clone`; both are drawn, and what differs is marked. Only of a
+                guest that pages.
 
         Returns:
             The picture as SVG text.
+
+        Raises:
+            UsageError: `before` is given, and one of the two has no page tables of a guest.
         """
+        from kvm_mmu.view.guest_picture import guest_svg
         from kvm_mmu.view.picture import vm_svg
 
+        if self.shadows_guest:
+            return guest_svg(self._guest_view(), None if before is None else before._guest_view(), title)
+        if before is not None:
+            raise UsageError("to_svg: before is for a VM that shadows a guest's page tables")
         return vm_svg(self.snapshot(), title)
+
+    def _guest_view(self) -> GuestView:
+        from kvm_mmu.view.guest_picture import GuestView
+
+        if not self.shadows_guest:
+            raise UsageError("to_svg: before is for a VM that shadows a guest's page tables")
+        entries = {
+            (found.level, found.table, found.index): found
+            for vcpu in range(len(self.vcpus))
+            for found in Guest(self, vcpu).tables()
+        }
+        rows = [(*place, found.flags, found.gpa, found.is_leaf) for place, found in entries.items()]
+        return GuestView(self.snapshot(), rows)
 
     def __enter__(self) -> Vm:
         return self
@@ -258,6 +291,15 @@ class Vm:
     def memslots(self) -> Memslots:
         """The memslots of this VM; what is returned keeps the VM alive, the VM does not keep it."""
         return Memslots(self)
+
+    @property
+    def guest(self) -> Guest:
+        """The guest on vCPU 0 of a VM of family `shadow`; what is returned keeps the VM alive, the VM does not keep it.
+
+        Raises:
+            UsageError: the VM shadows no page tables of a guest.
+        """
+        return Guest(self)
 
     @property
     def kernel(self) -> str:
@@ -411,6 +453,7 @@ class Vm:
         twin.core = self.core.clone()
         twin._finish()
         twin._is_judged = self._is_judged
+        twin.table_pool = replace(self.table_pool)
         return twin
 
     def to_bytes(self) -> bytes:
@@ -432,6 +475,7 @@ class Vm:
             "policy": self.generation_policy.name,
             "start": self.generation_policy.start_name,
             "max_memslots": self.max_memslots,
+            "tables": astuple(self.table_pool),
         }
         return self.core.to_bytes(json.dumps(note))
 
@@ -458,6 +502,8 @@ class Vm:
                 kernel_profile(note["kernel"]), {k: ZapPlan.from_dict(p) for k, p in note["plans"].items()}
             )
             named, start, max_memslots = str(note["policy"]), str(note["start"]), int(note["max_memslots"])
+            next_page, has_tables, (first, end) = note["tables"]
+            pool = TablePool(int(next_page), bool(has_tables), (int(first), int(end)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SnapshotError(f"the snapshot's note is damaged: {error!r}") from error
         policy = generation
@@ -471,6 +517,7 @@ class Vm:
         vm.profile, vm.generation_policy, vm.core = profile, policy, core
         vm.max_memslots, vm.pml = max_memslots, bool(core.config()["pml"])
         vm._finish()
+        vm.table_pool = pool
         return vm
 
     def __reduce__(self) -> tuple[Callable[[bytes], Vm], tuple[bytes]]:
