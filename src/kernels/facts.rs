@@ -452,6 +452,8 @@ facts! {
     unprotect_counts_freed: bool, "Unprotecting a gfn succeeds only where one of its tables left the active list.", Vector;
     role_has_smep: bool, "The role of a page that shadows a guest table says CR4.SMEP, else SMEP without CR0.WP.", Recording;
     direct_gfn_bug_line: u32, "The line of mmu.c that stops a kernel which puts a gfn into a direct table of another; 0: none does.", Vector;
+    has_unsync: bool, "A guest may write a level-1 table whose shadow then lags behind, else each write is emulated.", Vector;
+    write_flood_limit: u32, "How many emulated writes to a table above level 1 zap its shadow page; 0: none do.", Vector;
     has_tdp_mmu: bool, "There is a TDP MMU, and it serves guests that are not nested unless a parameter says otherwise.", Recording;
     tdp_load_needs_room: bool, "Loading a root of the TDP MMU makes room for shadow pages first, and fails before the first memslot.", Vector;
     tdp_root_zap: TdpRootZap, "In which passes a root of the TDP MMU is zapped.", Vector;

@@ -105,6 +105,8 @@ impl Kernel {
         unprotect_counts_freed: false,
         role_has_smep: false,
         direct_gfn_bug_line: 1060,
+        has_unsync: true,
+        write_flood_limit: 3,
         has_tdp_mmu: false,
         tdp_load_needs_room: true,
         tdp_root_zap: TdpRootZap::Large,

@@ -94,6 +94,7 @@ def test_a_fact_without_a_file_has_a_reason() -> None:
             "direct_gfn_bug_line",
             "has_dummy_root",
             "has_guest_tables",
+            "has_unsync",
             "invlpg_syncs",
             "invlpg_warn_line",
             "pte_list_order",
@@ -102,6 +103,7 @@ def test_a_fact_without_a_file_has_a_reason() -> None:
             "sync_keeps_ad",
             "sync_keeps_same_access",
             "unprotect_counts_freed",
+            "write_flood_limit",
             "zap_spares_rooted_child",
         ],
     }

@@ -23,6 +23,7 @@ COMMANDS = {
     "curve": [
         ("curve", "wrap", "--kernels", "v5.0", "--values", "64", "--jobs", "1", "-o", "{tmp}/c", "--json")
     ],
+    "compare-sync": [("compare", "sparse", "--sync", "cr3", "--json")],
     "trace-summary": [("trace", "summary", BASIC, "--json")],
     "trace-decode": [("trace", "decode", BASIC, "--json")],
     "trace-stalls": [("trace", "stalls", UPDATES, "--json")],
@@ -70,7 +71,7 @@ def test_no_schema_is_undocumented():
     for path in (ROOT / "python" / "kvm_mmu").rglob("*.py"):
         names |= set(
             re.findall(
-                r'"kvm-mmu/((?:trace-\w+)|sweep|curve|decode|encode|kernel|kernels-diff)/1"',
+                r'"kvm-mmu/((?:trace-\w+)|sweep|curve|decode|encode|kernel|kernels-diff|compare-sync)/1"',
                 path.read_text(encoding="utf-8"),
             )
         )

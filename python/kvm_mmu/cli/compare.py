@@ -1,4 +1,4 @@
-"""`kvm-mmu compare INPUT... --plan P ...`: zap plans on what a guest did.
+"""`kvm-mmu compare INPUT... --plan P ...`: zap plans on what a guest did; with `--sync`, sync policies of its tables.
 
 Exit status 1 when a plan is unsound for the event, did not end, or had nothing to do.
 """
@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from kvm_mmu.cli import compare_sync
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.compare import compare
 from kvm_mmu.lab.comparison_text import sentence
@@ -86,6 +87,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--measured", action="store_true", help="the wall time of this program, too")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    compare_sync.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -177,6 +179,10 @@ def clear_progress() -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print."""
+    if args.sync:
+        return compare_sync.run(args)
+    if args.flood is not None:
+        raise UsageError("--flood: expected --sync with it")
     share = None if args.mmio_share is None else parse_share(args.mmio_share)
     sizes = [] if args.scale is None else parse_sizes(args.scale)
     for name, given in (("--mmio-share", share), ("--mmio-place", args.mmio_place)):

@@ -38,6 +38,8 @@ NOT_SHOWN: dict[str, str] = {
     "unprotect_counts_freed": _SHADOW,
     "invlpg_warn_line": _SHADOW,
     "direct_gfn_bug_line": _SHADOW,
+    "has_unsync": _SHADOW,
+    "write_flood_limit": _SHADOW,
     "has_eager_split": _TDP + ", which are never split",
     "has_tdp_mmu": _TDP,
 }

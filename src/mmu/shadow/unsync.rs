@@ -90,7 +90,7 @@ impl MmuState {
     #[cold]
     fn unsync_pages_of(&mut self, gfn: Gfn, can_unsync: bool, is_prefetch: bool) -> i32 {
         for page in self.indirect_pages_of(gfn) {
-            if !can_unsync {
+            if !can_unsync || !self.config.kernel.has_unsync {
                 return -EPERM;
             }
             if self.arena.page(page).unsync {

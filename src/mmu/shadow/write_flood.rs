@@ -15,9 +15,6 @@ use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::role::Role;
 use crate::mmu::words::spte::layout::WRITABLE;
 
-/// So many writes without a use of the table are a flood.
-const FLOOD: u32 = 3;
-
 /// A write to guest memory.
 #[derive(Clone, Copy, Debug)]
 struct GuestWrite {
@@ -92,15 +89,16 @@ impl MmuState {
         crosses || write.bytes < 4
     }
 
-    /// One write more to a table above the lowest; whether they are too many.
+    /// One write more to a table above the lowest; whether they are too many without a use of the table.
     fn is_flooded(&mut self, page: PageIdx) -> bool {
         if self.arena.key(page).role.level() == PAGE_TABLE {
             return false;
         }
-        let limit = if is_chosen(Mutant::FloodOneLater) { FLOOD + 1 } else { FLOOD };
+        let limit = self.config.kernel.write_flood_limit;
+        let limit = if is_chosen(Mutant::FloodOneLater) { limit.saturating_add(1) } else { limit };
         self.arena.indirect_mut(page).is_some_and(|indirect| {
             indirect.flood += 1;
-            indirect.flood >= limit
+            limit > 0 && indirect.flood >= limit
         })
     }
 

@@ -143,6 +143,12 @@ class KernelRules:
     unprotect_counts_freed: bool = False  # unprotecting succeeds only where a page left the active list
     role_has_smep: bool = False  # a role says CR4.SMEP, else SMEP without CR0.WP
     direct_gfn_bug_line: int = 0  # of mmu.c, where a gfn comes into a direct table of another
+    has_unsync: bool = (
+        True  # a guest may write a level-1 table whose shadow lags behind, else each write is emulated
+    )
+    write_flood_limit: int = (
+        3  # emulated writes to a table above level 1 that zap its shadow page; 0: none do
+    )
     # What the vectors of v6 showed besides.
     walk_skips_empty_heads: bool = False  # a walk polls only after heads that hold something
     notifier_by_hva: bool = False  # notifiers come to slots by host address, else as the array has them

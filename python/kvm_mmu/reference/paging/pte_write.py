@@ -14,7 +14,6 @@ from ..common.constants import (
     PT_DIRECTORY_LEVEL,
     PT_PAGE_TABLE_LEVEL,
     PT_WRITABLE_MASK,
-    WRITE_FLOODING_LIMIT,
     X86_CR4_PAE,
 )
 from ..common.role import role_level
@@ -47,7 +46,7 @@ def kvm_mmu_pte_write(kvm: Kvm, vcpu: Vcpu, gpa: int, size: int) -> None:
     invalid_list: list[int] = []
     remote = local = False
     for sp in for_each_gfn_indirect_valid_sp(kvm, gfn):
-        if detect_write_misaligned(kvm, sp, gpa, size) or detect_write_flooding(sp):
+        if detect_write_misaligned(kvm, sp, gpa, size) or detect_write_flooding(kvm, sp):
             kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
             continue
         indices = get_written_sptes(kvm, sp, gpa)
@@ -66,12 +65,12 @@ def detect_write_misaligned(kvm: Kvm, sp: ShadowPage, gpa: int, size: int) -> bo
     return size < 4 or (offset ^ offset + size - 1) & ~(entry_size - 1) != 0
 
 
-def detect_write_flooding(sp: ShadowPage) -> bool:
+def detect_write_flooding(kvm: Kvm, sp: ShadowPage) -> bool:
     """Whether a table above level 1 is written again and again without being used."""
     if role_level(sp.role) == PT_PAGE_TABLE_LEVEL:
         return False
     sp.write_flooding_count += 1
-    return sp.write_flooding_count >= WRITE_FLOODING_LIMIT
+    return 0 < kvm.rules.write_flood_limit <= sp.write_flooding_count
 
 
 def get_written_sptes(kvm: Kvm, sp: ShadowPage, gpa: int) -> list[int]:

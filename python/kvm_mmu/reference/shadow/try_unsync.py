@@ -17,7 +17,7 @@ def mmu_try_to_unsync_pages(kvm: Kvm, vcpu: Vcpu, gfn: int, can_unsync: bool, is
     if kvm_page_track_is_active(kvm, vcpu, gfn):
         return -EPERM
     for sp in for_each_gfn_indirect_valid_sp(kvm, gfn):
-        if not can_unsync:
+        if not can_unsync or not kvm.rules.has_unsync:
             return -EPERM
         if sp.unsync:
             continue

@@ -197,7 +197,7 @@ def mmu_need_write_protect(kvm: Kvm, vcpu: Vcpu, gfn: int, can_unsync: bool) -> 
     if kvm_page_track_is_active(kvm, vcpu, gfn):
         return True
     for sp in for_each_gfn_indirect_valid_sp(kvm, gfn):
-        if not can_unsync:
+        if not can_unsync or not kvm.rules.has_unsync:
             return True
         if not sp.unsync:
             kvm_unsync_page(kvm, sp)
