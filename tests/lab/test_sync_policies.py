@@ -1,4 +1,4 @@
-"""The lab of sync policies: the counts are what the policies say, by core and reference; the guest sees no difference."""
+"""The lab of sync policies: counts are what the policies say, by core and reference; the guest sees no difference."""
 
 from __future__ import annotations
 
