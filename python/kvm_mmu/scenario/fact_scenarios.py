@@ -19,9 +19,8 @@ from kvm_mmu.scenario.language import SAMPLE
 from kvm_mmu.scenario.scenario_text import read_object
 
 FOLDER = SAMPLE.parent / "facts"
-_TDP = "the TDP MMU: these scenarios are run on shadow pages"
 _SHADOW = "shadow pages of guests with tables of their own"
-#: Facts without a file, and why; those of the TDP MMU besides.
+#: Facts without a file, and why.
 NOT_SHOWN: dict[str, str] = {
     "has_requested_event": "recordings only: which tracepoints the text of a recording has; the model's events are of "
     "one form",
@@ -40,8 +39,9 @@ NOT_SHOWN: dict[str, str] = {
     "direct_gfn_bug_line": _SHADOW,
     "has_unsync": _SHADOW,
     "write_flood_limit": _SHADOW,
-    "has_eager_split": _TDP + ", which are never split",
-    "has_tdp_mmu": _TDP,
+    "has_eager_split": "the TDP MMU: the rows that have it are those that have the TDP MMU, and `eager_split` of a VM "
+    "switches it",
+    "has_tdp_mmu": "the TDP MMU: `tdp_mmu` of a VM says which of the two page tables serves a guest",
 }
 
 
@@ -127,4 +127,4 @@ def reason(fact: str) -> str:
     """
     if (FOLDER / f"{fact}.jsonl").exists():
         return ""
-    return NOT_SHOWN.get(fact, _TDP if fact.startswith("tdp_") else "")
+    return NOT_SHOWN.get(fact, "")
