@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'':<10}   generation: {policy.layout.width} bits, starts at {policy.start_name}")
         for event in EVENTS:
             if event in profile.plans:
-                print(f"{'':<10}   {event.replace('_', ' '):<13} {profile.plans[event]}")
+                print(f"{'':<10}   {event.replace('_', ' '):<13} {_plan(profile, event)}")
     return 0
 
 
@@ -73,8 +73,8 @@ def run_show(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
         return 0
     print(_heading(args.kernel, profile))
-    for event, plan in profile.plans.items():
-        print(f"  {event.replace('_', ' '):<13} {plan}")
+    for event in profile.plans:
+        print(f"  {event.replace('_', ' '):<13} {_plan(profile, event)}")
     for name in facts:
         print(f"\n{name} = {_shown(profile.facts[name])}")
         print(_in_words(name))
@@ -153,12 +153,19 @@ def _by_kernel(name: str) -> str:
     )
 
 
+def _plan(profile: KernelProfile, event: str) -> str:
+    """The plan of an event, and that of the TDP MMU where there is one."""
+    under_tdp = profile.tdp_plans.get(event)
+    return str(profile.plans[event]) + (f", under the TDP MMU {under_tdp}" if under_tdp else "")
+
+
 def _row(profile: KernelProfile) -> dict[str, Any]:
     return {
         "name": profile.name,
         "release": profile.release,
         "title": profile.title,
         "plans": {event: plan.name for event, plan in profile.plans.items()},
+        "tdp_plans": {event: plan.name for event, plan in profile.tdp_plans.items()},
         "generation": {
             "policy": profile.generation.name,
             "start": profile.generation.default_start,
