@@ -7,10 +7,12 @@ use crate::mmu::pages::page_arena::Sptep;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
+use crate::mmu::words::access::ACC_EXEC;
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::level::{MAX_LEAF, PAGE_TABLE, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
-use crate::mmu::words::spte::layout::PFN_FIELD;
+use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
+use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
 
 const EPERM: i32 = 1;
 
@@ -57,6 +59,29 @@ impl MmuState {
         let is_executable = spte & (masks.x | masks.nx) == masks.x;
         let rxu = u8::from(is_readable) | u8::from(is_executable) << 1 | u8::from(spte & masks.user != 0) << 2;
         self.events.push(|| Event::SetSpte { page, index: sptep.index(), gfn, spte, level, rxu });
+    }
+
+    /// The word of a leaf that may not be written yet, as v6.1 and later make it.
+    pub(in crate::mmu) fn leaf_of(&self, sptep: Sptep, mapping: &Mapping, pfn: Pfn, host_writable: bool) -> u64 {
+        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE && !is_chosen(Mutant::LargeLeafExecutable);
+        let leaf = Leaf {
+            access: if is_nx { mapping.access & !ACC_EXEC } else { mapping.access },
+            level: mapping.level,
+            pfn,
+            speculative: mapping.speculative,
+            host_writable,
+            ad_disabled: self.arena.key(sptep.page()).role.ad_disabled(),
+        };
+        make_leaf(&self.masks, &leaf)
+    }
+
+    /// The same with its permissions settled: one that nobody asked for is tracked, one that is writable is logged.
+    pub(in crate::mmu) fn finished_leaf(&mut self, spte: u64, mapping: &Mapping) -> u64 {
+        let spte = if mapping.speculative { make_access_track(&self.masks, spte) } else { spte };
+        if spte & WRITABLE != 0 {
+            self.mark_page_dirty(mapping.slot, mapping.gfn);
+        }
+        spte
     }
 
     /// Logs the question whether a gfn may be written through a leaf (kernels with probes), and its answer.

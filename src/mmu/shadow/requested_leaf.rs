@@ -9,12 +9,11 @@ use crate::mmu::pages::walk::{child_of, is_large, is_shadow_present, pfn_of};
 use crate::mmu::shadow::link::RMAP_RECYCLE_THRESHOLD;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::access::{ACC_EXEC, ACC_WRITE};
+use crate::mmu::words::access::ACC_WRITE;
 use crate::mmu::words::addr::Pfn;
 use crate::mmu::words::level::{PAGE_TABLE, pages_per};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
-use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
 use crate::mmu::words::spte::mmio::is_mmio;
 
 /// What became of an entry.
@@ -112,16 +111,7 @@ impl MmuState {
         host_writable: bool,
     ) -> (u64, bool) {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
-        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE && !is_chosen(Mutant::LargeLeafExecutable);
-        let leaf = Leaf {
-            access: if is_nx { mapping.access & !ACC_EXEC } else { mapping.access },
-            level: mapping.level,
-            pfn,
-            speculative: mapping.speculative,
-            host_writable,
-            ad_disabled,
-        };
-        let mut spte = make_leaf(&self.masks, &leaf);
+        let mut spte = self.leaf_of(sptep, mapping, pfn, host_writable);
         let mut is_protected = false;
         if mapping.access & ACC_WRITE != 0 && host_writable {
             let writable = WRITABLE | self.masks.mmu_writeable;
@@ -146,13 +136,7 @@ impl MmuState {
                 spte |= self.masks.dirty;
             }
         }
-        if mapping.speculative {
-            spte = make_access_track(&self.masks, spte);
-        }
-        if spte & WRITABLE != 0 {
-            self.mark_page_dirty(mapping.slot, mapping.gfn);
-        }
-        (spte, is_protected)
+        (self.finished_leaf(spte, mapping), is_protected)
     }
 
     fn push_if(&mut self, is_on: bool, make: impl FnOnce() -> Event) {

@@ -9,13 +9,11 @@ use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_access_allowed, is_last, is_shadow_present};
 use crate::mmu::tdp::tdp_walk::{Entry, Lock};
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::access::{ACC_EXEC, PFERR_WRITE};
+use crate::mmu::words::access::PFERR_WRITE;
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::error::Result;
 use crate::mmu::words::level::{PAGE_TABLE, pages_per, table_index};
-use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::{LARGE, WRITABLE};
-use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf};
 
 /// What became of the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,16 +173,7 @@ impl MmuState {
         host_writable: bool,
     ) -> (u64, bool) {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
-        let is_nx = self.config.nx_huge_pages && mapping.level > PAGE_TABLE && !is_chosen(Mutant::LargeLeafExecutable);
-        let leaf = Leaf {
-            access: if is_nx { mapping.access & !ACC_EXEC } else { mapping.access },
-            level: mapping.level,
-            pfn,
-            speculative: mapping.speculative,
-            host_writable,
-            ad_disabled,
-        };
-        let mut spte = make_leaf(&self.masks, &leaf);
+        let mut spte = self.leaf_of(sptep, mapping, pfn, host_writable);
         let mut is_protected = false;
         if host_writable {
             let writable = WRITABLE | self.masks.mmu_writeable;
@@ -202,12 +191,6 @@ impl MmuState {
                 spte |= self.masks.dirty;
             }
         }
-        if mapping.speculative {
-            spte = make_access_track(&self.masks, spte);
-        }
-        if spte & WRITABLE != 0 {
-            self.mark_page_dirty(mapping.slot, mapping.gfn);
-        }
-        (spte, is_protected)
+        (self.finished_leaf(spte, mapping), is_protected)
     }
 }
