@@ -43,6 +43,12 @@ impl MmuState {
                 kind
             }
             Task::SlotWalk { as_id, id, what } => self.slot_walk_run(as_id, id, what)?,
+            // The kernel warns of an empty range, and nothing is blocked for it.
+            Task::ZapGfnRange { start, end }
+                if start >= end && self.config.kernel.zap_range_blocks != ZapRangeBlocks::Nothing =>
+            {
+                Kind::Nothing
+            }
             Task::ZapGfnRange { start, end } => Kind::Range(self.range_run(Gfn(start), Gfn(end))),
             Task::NxRecover { ratio } => Kind::Nx(self.nx_run(ratio)),
             Task::UnmapHva { start, end, may_block } => Kind::Unmap(self.unmap_run(start, end, may_block)),

@@ -77,14 +77,29 @@ CORE: dict[str, str] = {
     "tdp-nx-mark-kept": vector("v6.12/nx_huge_thp.npt.tdp1"),
     "tdp-empty-not-frozen": vector("v6.12/zap_all_active_roots.npt.tdp1"),
     "tdp-range-flush-short": vector("v6.12/flush_range_collapse.npt.tdp1"),
+    "tdp-root-reference-lost": vector("v6.12/three_vcpus.npt.tdp1"),  # TDP MMU: roots
+    "tdp-invalid-root-walked": KILLS + "test_a_walk_of_valid_roots_passes_over_one_that_a_vcpu_still_holds",
     "tdp-frozen-left": vector("v6.12/thp_dirty_eager.npt.tdp1"),
     "tdp-table-after-entries": vector("v6.12/thp_dirty_eager.npt.tdp1"),
     "tdp-root-put-twice": vector("v6.12/three_vcpus.npt.tdp1"),
     "tdp-collapse-dirty-lost": vector("v6.12/thp_dirty_eager.npt.tdp1"),  # TDP MMU: collapse
-    "tdp-root-reference-lost": vector("v6.12/three_vcpus.npt.tdp1"),  # TDP MMU: roots
-    "tdp-invalid-root-walked": KILLS + "test_a_walk_of_valid_roots_passes_over_one_that_a_vcpu_still_holds",
     "tdp-age-keeps-accessed": vector("v6.12/aging.npt.tdp1"),  # TDP MMU: aging
     "tdp-split-not-executable": vector("v6.12/nx_huge_thp.npt.tdp1"),  # TDP MMU: split
+    "table-veto-kept": vector("v5.2/shadow_upper_write_zap_flood.shadow"),  # shadow paging: accounting
+    "unsync-not-marked": vector("v5.2/shadow_basic.shadow"),  # unsync
+    "unsync-children-spared": vector("v5.2/shadow_basic.shadow"),  # zap
+    "sync-keeps-gfn": vector("v5.2/sx_alias_levels.shadow"),  # sync
+    "sync-without-flush": vector("v5.2/shadow_unsync_and_sync.shadow"),
+    "roots-not-synced": vector("v5.2/shadow_unsync_and_sync.shadow"),  # roots
+    "cached-root-not-synced": vector("v5.2/shadow_unsync_cr3_switch.shadow"),  # CR3
+    "invlpg-spares-cached": vector("v5.2/sx_invlpg.shadow"),  # INVLPG
+    "write-without-flush": vector("v5.2/shadow_upper_write_zap_flood.shadow"),  # emulated write
+    "flood-one-later": vector("v5.2/shadow_upper_write_zap_flood.shadow"),  # flooding
+    "flood-kept": vector("v5.2/shadow_upper_write_zap_flood.shadow"),
+    "gpte-prefetch-into-log": vector("v5.2/sk_slots_p32.shadow"),  # prefetch
+    "no-gpte-prefetch": vector("v5.2/shadow_basic.shadow"),
+    "write-through-wp-for-user": vector("v5.0/sx_perm_wp0_smep1_smap1_nx1.shadow"),  # fault
+    "fault-leaves-entry": vector("v6.1/random_61_shadow_200.shadow.tdp0"),
 }
 
 #: Policy mutant -> the test that kills it.

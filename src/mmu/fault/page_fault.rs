@@ -177,7 +177,8 @@ impl MmuState {
                 let may_retry = if self.config.kernel.mmio_emulate_retry {
                     !self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa))
                 } else {
-                    handled == Handled::WriteProtected
+                    // The address of the fault that was retried last is 0 at first.
+                    handled == Handled::WriteProtected && !(gpa == 0 && self.config.shadows_guest())
                 };
                 Ok(self.emulate(vcpu, gpa, if may_retry { EMULTYPE_ALLOW_RETRY } else { 0 }))
             }

@@ -36,9 +36,9 @@ impl MmuState {
         if is_chosen(Mutant::TableVetoKept) {
             return;
         }
-        self.add_large_veto(slot, key.gfn, -1);
-        if key.role.level() > PAGE_TABLE {
-            self.add_track(slot, key.gfn, false);
+        // Somebody else may have taken the tracking away, which the kernel would warn of.
+        if key.role.level() == PAGE_TABLE || self.add_track(slot, key.gfn, false) {
+            self.add_large_veto(slot, key.gfn, -1);
         }
     }
 

@@ -41,8 +41,10 @@ impl MmuState {
         } else {
             of_vcpu.mode
         };
+        // None of them is a leaf, whatever its bit PS.
+        let reserved = mode.reserved(0, PDPTE_LEVEL);
         let Some(pdptes) = self.read_pdptes(vcpu, cr3) else { return false };
-        if pdptes.iter().any(|&pdpte| pdpte & GPTE_PRESENT != 0 && mode.is_reserved(pdpte, PDPTE_LEVEL)) {
+        if pdptes.iter().any(|&pdpte| pdpte & GPTE_PRESENT != 0 && pdpte & reserved != 0) {
             return false;
         }
         if self.config.kernel.is_role_fixed {

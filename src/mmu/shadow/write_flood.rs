@@ -156,6 +156,7 @@ impl MmuState {
     pub(in crate::mmu) fn zap_entry(&mut self, sptep: Sptep) -> bool {
         let spte = self.arena.spte(sptep);
         let level = self.arena.key(sptep.page()).role.level();
+        self.work.sptes_cleared += u64::from(spte != 0);
         if self.config.probes {
             self.push_page_zap_pte(sptep, spte, level);
         }
