@@ -31,6 +31,7 @@ pub use vm::events::{Event, Events, PageFacts};
 pub use watch::audit::INVARIANTS;
 pub use watch::canonical::Hash128;
 pub use watch::judge::PROPERTIES;
+pub use watch::restored::{Found, FoundEntry, FoundInSlot, FoundMapping, FoundOn, FoundPage, FoundVcpu};
 pub use words::config::{Config, EventMode, Family, GfnHash};
 pub use words::error::{Error, Result};
 pub use words::generation::{GenerationField, GenerationLayout};
@@ -777,6 +778,11 @@ impl Mmu {
     pub fn from_bytes(bytes: &[u8]) -> Result<(Self, String)> {
         let (state, note) = MmuState::from_bytes(bytes)?;
         Ok((Self { state }, note))
+    }
+
+    /// Fills a new VM, whose slots are installed, with what was read of a real one; refused where it is broken inside.
+    pub fn restore(&mut self, found: &Found) -> Result<()> {
+        self.state.restore(found)
     }
 
     /// How many pages stand on the active list.

@@ -13,7 +13,7 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use super::{arguments, errors, reports};
+use super::{arguments, errors, reports, restored};
 use crate::mmu::{
     self, AccessKind, AccessResult, BatchId, Config, DirtyLogTask, Error, Family, FlagUpdate, GuestWork, HostLookup,
     Kernel, Progress, RunId, SlotChange, SlotSpec, Task, ZapPlan, named_masks, stepped_masks,
@@ -220,6 +220,11 @@ impl Mmu {
         let bytes = bytes.as_bytes();
         let (mmu, note) = py.detach(|| mmu::Mmu::from_bytes(bytes)).map_err(|error| errors::from_core(py, &error))?;
         Ok((Self::over(mmu), note))
+    }
+
+    fn restore(&self, py: Python<'_>, rows: restored::Rows) -> PyResult<()> {
+        let found = restored::found(py, rows)?;
+        self.try_call(py, |mmu| mmu.restore(&found))
     }
 
     // -- guest side ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ mod machine;
 mod mutants;
 mod replay;
 mod reports;
+mod restored;
 
 use pyo3::prelude::*;
 

@@ -26,6 +26,11 @@ ACTIONS: dict[str, tuple[str, dict[str, tuple[Any, str]]]] = {
     "gfn": ("everything that concerns a guest frame, in words", {"value": (any_number, "the gfn")}),
     "spte": ("what stands at an SPTE's address", {"value": (any_number, "virtual or physical address")}),
     "page": ("the shadow pages of a guest frame", {"value": (any_number, "the gfn that they are of")}),
+    "wrap": ("what a wrap of the generation would cost now, by plan", {}),
+    "slot-removal": (
+        "what removing a memslot would cost now, by plan",
+        {"value": (any_number, "the slot's id")},
+    ),
 }
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from kvm_mmu.live import LiveKernel, LiveVm, questions, report
 from kvm_mmu.live.audit.findings import Audit
+from kvm_mmu.lab import soundness
 from kvm_mmu.terminal import folded
+from kvm_mmu.view.tables import text_table
 
 AUDIT_SCHEMA, ANSWER_SCHEMA, COST_SCHEMA = (
     "kvm-mmu/live-audit/1",
@@ -20,7 +22,7 @@ AUDIT_SCHEMA, ANSWER_SCHEMA, COST_SCHEMA = (
 
 def run(action: str, kernel: LiveKernel, vm: LiveVm, args: argparse.Namespace) -> int:
     """Do one of the actions; returns the exit status."""
-    return {"audit": _audit}.get(action, _ask)(action, kernel, vm, args)
+    return {"audit": _audit, "wrap": _cost, "slot-removal": _cost}.get(action, _ask)(action, kernel, vm, args)
 
 
 def _head(kernel: LiveKernel, vm: LiveVm, schema: str) -> dict[str, Any]:
@@ -78,4 +80,46 @@ def _ask(action: str, kernel: LiveKernel, vm: LiveVm, args: argparse.Namespace) 
         _print_json(_head(kernel, vm, ANSWER_SCHEMA) | {"question": action} | found)
     else:
         print(*questions.lines_of(found), *report.remarks(vm), sep="\n")
+    return 0
+
+
+def _cost(action: str, kernel: LiveKernel, vm: LiveVm, args: argparse.Namespace) -> int:
+    from kvm_mmu.machine.vm import Vm
+    from kvm_mmu.studies import live_costs
+
+    model = Vm.from_snapshot(vm)
+    slot = live_costs.slot_of(model, args.value) if action == live_costs.REMOVAL else None
+    rows = live_costs.costs(model, action, slot)
+    if args.json:
+        _print_json(_head(kernel, vm, COST_SCHEMA) | {"event": action, "slot": slot, "plans": rows})
+        return 0
+    of = f" of slot {slot[1]} in address space {slot[0]}" if slot else ""
+    print(report.heading(kernel))
+    print(
+        folded(
+            f"process {vm.pid}, {vm.mmu}: what a {action}{of} would cost now, by plan, on this VM's own state"
+        )
+    )
+    table = {
+        "plan": [f"{row['plan']}{' (own)' if row['is_own'] else ''}" for row in rows],
+        "zapped": [row["pages_zapped"] for row in rows],
+        "entries": [row["sptes_cleared"] + row["sptes_changed"] for row in rows],
+        "visited": [row["walk_visited"] + row["heads_visited"] for row in rows],
+        "flushes": [row["flushes"] for row in rows],
+        "work": [row["units"] for row in rows],
+        "longest": [row["longest_hold"] for row in rows],
+        "left": [row["left_over"] for row in rows],
+        "sound": [row["sound"] or "-" for row in rows],
+    }
+    print(text_table(table))
+    gone = soundness.NEEDS[action]
+    print(
+        folded(
+            f"work, longest: units under the lock in all and in one hold; left: {gone} of {rows[0]['to_go']} that stay"
+        )
+    )
+    for row in rows:
+        for name, said in row["broken"]:
+            print(folded(f"{row['plan']}: {name}: {said}"))
+    print(*report.remarks(vm), sep="\n", end="\n" if report.remarks(vm) else "")
     return 0

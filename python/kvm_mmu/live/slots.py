@@ -55,6 +55,11 @@ class Slot:
     dirty: U64 | None = None
 
     @property
+    def is_sane(self) -> bool:
+        """Whether its place and size are those that a slot can have; nothing else of it is looked at where not."""
+        return 0 < self.npages <= MAX_PAGES and self.base + self.npages <= 1 << 52
+
+    @property
     def end(self) -> int:
         """The gfn behind the last one."""
         return self.base + self.npages
@@ -176,7 +181,7 @@ class SlotReader:
         slot = Slot(
             address, number("id"), number("base"), number("npages"), number("flags"), number("hva"), as_id
         )
-        if not 0 < slot.npages <= MAX_PAGES or slot.end > 1 << 52:
+        if not slot.is_sane:
             faults.add(
                 f"slot {slot.id} at {address:#x}: {slot.npages:,} pages from gfn {slot.base:#x}, "
                 f"expected 1 to {MAX_PAGES:,} below 2^52; its arrays are not read"

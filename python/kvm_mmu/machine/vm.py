@@ -20,7 +20,7 @@ import numpy as np
 
 from kvm_mmu import _core
 from kvm_mmu.errors import RunStateError, SnapshotError, UsageError
-from kvm_mmu.machine import memory_region
+from kvm_mmu.machine import from_live, memory_region
 from kvm_mmu.machine.generation import STARTS, GenerationPolicy
 from kvm_mmu.machine.guest import Guest
 from kvm_mmu.machine.guest_machine import TablePool
@@ -518,6 +518,45 @@ class Vm:
         vm.max_memslots, vm.pml = max_memslots, bool(core.config()["pml"])
         vm._finish()
         vm.table_pool = pool
+        return vm
+
+    @classmethod
+    def from_snapshot(
+        cls, live: object, kernel: str | KernelProfile | None = None, events: str | int = 1024
+    ) -> Vm:
+        """Make a VM of a real one's state: its list order, levels, links, MMIO SPTEs, slots and vCPUs.
+
+        Plans, their costs and soundness can then be asked of a production VM. Host memory is not taken over, nor what
+        a TLB may hold.
+
+        Args:
+            live: what `kvm_mmu.live` read (`LiveVm`), its snapshot, or an element of `vms` of its JSON.
+            kernel: the kernel to go on with; None: its own row.
+            events: as of `Vm`.
+
+        Returns:
+            The VM; `snapshot()` of it has the same pages, entries, lists, slots and vCPUs.
+
+        Raises:
+            SnapshotError: it is no such state, was torn or busy so that an invariant is broken, or its kernel keeps
+                something that the model does not.
+        """
+        found = from_live.plain(live)
+        try:
+            profile = from_live.profile_of(found, kernel)
+            vm = cls(profile, events=events, **from_live.config_of(found))
+            for as_id, space in enumerate(found["as"]):
+                generation = int(space["gen"], 16)
+                for slot in space["slots"]:
+                    row = (slot["id"], slot["base"], slot["npages"], int(slot["hva"], 16), slot["flags"])
+                    vm.install_slot(as_id, generation, row)
+                vm.set_generation(as_id, generation)
+            vm.core.restore(from_live.rows_of(found))
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, SnapshotError):
+                raise
+            raise SnapshotError(f"a live VM's snapshot: {type(error).__name__}: {error}") from error
+        vm.clear_events()
         return vm
 
     def __reduce__(self) -> tuple[Callable[[bytes], Vm], tuple[bytes]]:

@@ -318,8 +318,8 @@ impl MmuState {
                 *held.entry(root).or_default() += 1;
                 let role = self.arena.key(root).role.with_invalid(false);
                 let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root | Place::Tdp);
-                // Of four roots each has a level and a place of its own.
-                let is_its = self.config.shadows_guest() || role == vcpu.role;
+                // Of four roots each has a level or a quadrant of its own.
+                let is_its = self.config.shadows_guest() || role.with_quadrant(0) == vcpu.role.with_quadrant(0);
                 report.check(is_listed && is_its, "root_alive", || format!("vcpu {number}: root {}", self.id(root)));
             }
         }

@@ -119,6 +119,12 @@ impl MmuState {
         if let Some(ghost) = &mut self.ghost {
             ghost.backing.settle();
             ghost.broken.clear();
+            // Leaves of a real VM have frames that this model of host memory does not know: what is there is sound.
+            let is_foreign = ghost.entries.values().any(|entry| {
+                let Entry::Leaf(held) = entry else { return false };
+                ghost.backing.is_stale(&held.leaf, held.made_at) == Some("host_taken")
+            });
+            ghost.backing.are_frames_unknown = is_foreign;
         }
     }
 

@@ -6,6 +6,7 @@ pub(in crate::mmu) mod judge;
 pub(in crate::mmu) mod judge_pages;
 pub(in crate::mmu) mod left_over;
 pub(in crate::mmu) mod numbers;
+pub(in crate::mmu) mod restored;
 pub(in crate::mmu) mod saved;
 pub(in crate::mmu) mod snapshot;
 pub(in crate::mmu) mod stepped_dump;

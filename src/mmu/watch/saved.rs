@@ -188,7 +188,7 @@ impl MmuState {
     }
 
     /// Refuses indices that lead nowhere and chains without an end, so that nothing below can go astray.
-    fn check_saved(&self) -> Result<()> {
+    pub(in crate::mmu::watch) fn check_saved(&self) -> Result<()> {
         let len = self.arena.nr_indices();
         let within = |page: PageIdx| page.at() < len;
         let fine = self.arena.is_well_formed()

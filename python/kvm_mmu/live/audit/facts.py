@@ -108,7 +108,7 @@ class Seen:
             here = np.flatnonzero(space == number)
             if len(one.slots) and len(here):
                 base = np.array([slot.base for slot in one.slots], np.uint64)
-                end = np.array([slot.base + max(slot.npages, 0) for slot in one.slots], np.uint64)
+                end = np.array([slot.end if slot.is_sane else slot.base for slot in one.slots], np.uint64)
                 at = np.searchsorted(base, gfn[here], "right") - 1
                 inside = (at >= 0) & (gfn[here] < end[at])
                 found[here] = np.where(inside, at + first, -1)

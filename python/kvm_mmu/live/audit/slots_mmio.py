@@ -60,6 +60,8 @@ def tracked_tables(seen: Seen, check: Check) -> None:
         check.find(f"{said} pages shadow a guest's table by the counter, {len(shadowed)} are on the list")
     slot_of = seen.slot_of(pages.space[shadowed], pages.gfn[shadowed])
     for number, (_, slot) in enumerate(seen.all_slots):
+        if not slot.is_sane:
+            continue  # said when it was read
         own = shadowed[slot_of == number]
         offset = pages.gfn[own].astype(np.int64) - slot.base
         if slot.has_track:
