@@ -207,7 +207,8 @@ class Made:
         (folder / "types.btf").write_bytes((self.facts / "types.btf").read_bytes())
         (folder / "symbols.json").write_text(json.dumps(self.symbols), encoding="utf-8")
         program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
-        info = "OSRELEASE=6.1.192\nPAGESIZE=4096\nNUMBER(pgtable_l5_enabled)=0\nSYMBOL(swapper_pg_dir)=ffffffff82000000\n"
+        info = "OSRELEASE=6.1.192\nPAGESIZE=4096\nNUMBER(pgtable_l5_enabled)=0\n"
+        info += "SYMBOL(swapper_pg_dir)=ffffffff82000000\n"
         program.set_linux_kernel_custom(
             (
                 info + "NUMBER(phys_base)=0\nKERNELOFFSET=0\nNUMBER(VMALLOC_START)=0xffffc90000000000\n"

@@ -7,12 +7,14 @@ import json
 import sys
 from typing import Any
 
+from kvm_mmu.lab import soundness
 from kvm_mmu.live import LiveKernel, LiveVm, questions, report
 from kvm_mmu.live.audit.findings import Audit
-from kvm_mmu.lab import soundness
 from kvm_mmu.terminal import folded
 from kvm_mmu.view.tables import text_table
 
+#: Findings of the judge that are printed for a plan.
+JUDGED = 3
 AUDIT_SCHEMA, ANSWER_SCHEMA, COST_SCHEMA = (
     "kvm-mmu/live-audit/1",
     "kvm-mmu/live-answer/1",
@@ -113,13 +115,12 @@ def _cost(action: str, kernel: LiveKernel, vm: LiveVm, args: argparse.Namespace)
     }
     print(text_table(table))
     gone = soundness.NEEDS[action]
-    print(
-        folded(
-            f"work, longest: units under the lock in all and in one hold; left: {gone} of {rows[0]['to_go']} that stay"
-        )
-    )
+    said = f"work, longest: units under the lock in all and in one hold; left: of {rows[0]['to_go']} {gone}, those that stay"
+    print(folded(said))
     for row in rows:
-        for name, said in row["broken"]:
-            print(folded(f"{row['plan']}: {name}: {said}"))
+        for name, what in row["broken"][:JUDGED]:
+            print(folded(f"{row['plan']}: {name}: {what}"))
+        if len(row["broken"]) > JUDGED:
+            print(f"{row['plan']}: and {len(row['broken']) - JUDGED:,} findings more of the judge")
     print(*report.remarks(vm), sep="\n", end="\n" if report.remarks(vm) else "")
     return 0

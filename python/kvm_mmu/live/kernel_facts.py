@@ -66,7 +66,9 @@ def row_of(release: str) -> Row:
         return Row(found, True, said)
     match = _VERSION.match(release)
     wanted = (int(match[1]), int(match[2])) if match else (0, 0)
-    rows = [(_version(row.release), name) for name, row in kernels.items() if _version(row.release) <= wanted]
+    rows = [
+        (_version(row.release), name) for name, row in kernels.items() if _version(row.release)[:2] <= wanted
+    ]
     name = max(rows, default=(None, next(iter(kernels))))[1]
     tried = " and ".join(TRIED)
     return Row(
@@ -76,9 +78,8 @@ def row_of(release: str) -> Row:
     )
 
 
-def _version(release: str) -> tuple[int, int]:
-    match = _VERSION.match(release)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:3])
 
 
 class KernelFacts:

@@ -51,6 +51,8 @@ class Layout:
                 self._types[name] = found if found.is_complete() else None
             except LookupError:
                 self._types[name] = None
+            except (ValueError, OverflowError, TypeError) as error:
+                raise LiveError(f"type {name}: damaged: {error}") from None
         return self._types[name]
 
     def size(self, name: str) -> int:
@@ -73,8 +75,13 @@ class Layout:
             row = NAMES[key]
             whole = self.type(row.structure)
             found = None
-            if whole is not None:
-                found = next((f for path in row.paths if (f := self._member(whole, path)) is not None), None)
+            try:
+                if whole is not None:
+                    found = next(
+                        (f for path in row.paths if (f := self._member(whole, path)) is not None), None
+                    )
+            except (ValueError, OverflowError, TypeError) as error:
+                raise LiveError(f"type {row.structure}: damaged: {error}") from None
             if found is not None and whole is not None and found.offset + found.size > int(whole.size):
                 raise LiveError(
                     f"{row.structure}.{found.name}: ends {found.offset + found.size} bytes into {whole.size}"

@@ -37,7 +37,7 @@ def slot_of(vm: Vm, slot_id: int) -> tuple[int, int]:
     for as_id, slot in vm.memslots:
         if slot.id == slot_id:
             return as_id, slot_id
-    known = ", ".join(str(slot.id) for _, slot in vm.memslots) or "none"
+    known = ", ".join(map(str, sorted({slot.id for _, slot in vm.memslots}))) or "none"
     raise UsageError(f"slot {slot_id}: this VM has {known}")
 
 

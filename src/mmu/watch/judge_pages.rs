@@ -80,7 +80,7 @@ impl MmuState {
                         && mmio_gen(&self.masks, &self.generation, spte) == self.generation.compared(slots_gen);
                     let is_memory =
                         self.ghost.as_ref().is_some_and(|ghost| !ghost.backing.may_be_absent(as_id, stored));
-                    let is_placed = level == PAGE_TABLE && (is_high || stored == gfn.0);
+                    let is_placed = level == PAGE_TABLE && (is_high || !key.role.direct() || stored == gfn.0);
                     verdict.check(is_placed && !(is_fresh && is_memory), "mmio_place", || {
                         let why = if is_placed { "is fresh, and the gfn is memory" } else { "is not at its place" };
                         format!("page {} entry {index}: the MMIO entry of gfn {stored:#x} {why}", key.id)
