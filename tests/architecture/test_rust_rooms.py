@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
         " tell iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run"
         " driver",
     ),
-    ("watchers", "audit judge judge_pages canonical left_over numbers snapshot stepped_dump saved"),
+    ("watchers", "audit judge judge_pages canonical left_over numbers snapshot stepped_dump saved restored"),
     ("facade", "mod"),
 ]
 # The rooms of src/mmu, lowest first; those of one row do not know each other. By `use` and by calls of methods. A noun

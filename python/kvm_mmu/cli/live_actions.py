@@ -115,8 +115,8 @@ def _cost(action: str, kernel: LiveKernel, vm: LiveVm, args: argparse.Namespace)
     }
     print(text_table(table))
     gone = soundness.NEEDS[action]
-    said = f"work, longest: units under the lock in all and in one hold; left: of {rows[0]['to_go']} {gone}, those that stay"
-    print(folded(said))
+    print("work, longest: units under the lock, in all and in the longest hold")
+    print(folded(f"left: of {rows[0]['to_go']} {gone}, those that stay"))
     for row in rows:
         for name, what in row["broken"][:JUDGED]:
             print(folded(f"{row['plan']}: {name}: {what}"))

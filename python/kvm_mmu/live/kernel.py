@@ -114,7 +114,7 @@ class LiveKernel:
 
     @property
     def family(self) -> str:
-        """How guests are paged: `shadow`, `npt`, `ept_ad` or `ept_noad`."""
+        """How guests are paged (`shadow`, `npt`, `ept_ad` or `ept_noad`)."""
         return self.facts.family
 
     @property
@@ -129,7 +129,7 @@ class LiveKernel:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know: an unknown kernel, a foreign mask, a module without symbols."""
+        """What a reader must know, such as an unknown kernel, a foreign mask, a module without symbols."""
         row = self.facts.row
         found = [row.said] if row.said else []
         found += [f"a mask that is not its row's: {said}" for said in self.facts.foreign_masks]
@@ -138,7 +138,11 @@ class LiveKernel:
         return found + list(self.opened.faults)
 
     def addresses(self) -> list[int]:
-        """The addresses of the VMs, newest first as the kernel's list has them."""
+        """Read the list of VMs.
+
+        Returns:
+            The address of each `struct kvm`, newest first as the kernel's list has them.
+        """
         return self._reader.addresses(self.opened.faults)
 
     def vms(self, tries: int = 1, with_rmaps: bool = True, progress: Progress = silent) -> list[LiveVm]:

@@ -87,7 +87,7 @@ class LiveVm:
 
     @property
     def settled(self) -> bool | None:
-        """Whether nothing moved while it was read; None: the source does not move."""
+        """Whether nothing moved while it was read (None where the source does not move)."""
         return self.state.settled
 
     @property
@@ -102,7 +102,7 @@ class LiveVm:
 
     @property
     def pages(self) -> list[dict[str, Any]]:
-        """Shadow pages and tables as plain data: active newest first, off the list, of the TDP MMU."""
+        """Shadow pages and tables as plain data, active ones newest first, then off the list, then of the TDP MMU."""
         whole = self._whole
         return [*whole["active"], *whole["off_list"], *whole["tdp"]]
 
@@ -177,6 +177,22 @@ class LiveVm:
             "gfn": state.entries.gfn,
             "kind": kind,
         }
+
+    def mapped_by_slot(self, space: int) -> list[int]:
+        """Count the leaves of each memslot.
+
+        Args:
+            space: address space.
+
+        Returns:
+            One count a slot, by ascending base.
+        """
+        from kvm_mmu.live.audit.facts import Seen
+
+        seen = Seen(self.state)
+        slot_of = seen.slot_of(seen.space[seen.is_leaf], seen.entries.gfn[seen.is_leaf])
+        counts = np.bincount(slot_of[slot_of >= 0], minlength=len(seen.all_slots)).tolist()
+        return [count for (number, _), count in zip(seen.all_slots, counts, strict=True) if number == space]
 
     def mmio_sptes(self) -> dict[str, Any]:
         """Give every MMIO SPTE as columns.

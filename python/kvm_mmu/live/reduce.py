@@ -118,6 +118,8 @@ def reduced(
             facts.foreign_masks,
             facts.role_bits,
         )  # what a reader asks for
+        for name in VARIABLES:
+            facts.variable(name)
         symbols = _symbols(opened)
         reads = memory.reads
     finally:

@@ -44,7 +44,8 @@ def vm_table(vms: list[LiveVm]) -> str:
         return "no VM is running"
     lines = []
     if read:
-        lines.append(text_table({title: [row[key] for row in read] for key, title in _COLUMNS.items()}))
+        rows = [row | {"pid": str(row["pid"])} for row in read]
+        lines.append(text_table({title: [row[key] for row in rows] for key, title in _COLUMNS.items()}))
         lines.append("generation, slots: of the normal address space and of SMM; fresh, stale: MMIO SPTEs")
     for vm in vms:
         lines += remarks(vm)
@@ -85,8 +86,12 @@ def vm_report(vm: LiveVm) -> str:
         name = "normal" if number == 0 else "SMM" if number == 1 else str(number)
         lines += ["", f"address space {number} ({name}), generation {space.generation:#x}"]
         if space.slots:
-            lines.append(_slot_table(space.slots))
-    counts = {key: value for key, value in whole["stats"].items() if isinstance(value, int) and value}
+            lines.append(_slot_table(vm, number, space.slots))
+    plain = {
+        key: value.get("counter") if isinstance(value, dict) else value
+        for key, value in whole["stats"].items()
+    }
+    counts = {key: value for key, value in plain.items() if isinstance(value, int) and value}
     lines += ["", "counters that are not 0: " + (", ".join(f"{k} {v}" for k, v in counts.items()) or "none")]
     lines += remarks(vm)
     return "\n".join(lines)
@@ -137,14 +142,15 @@ def _vcpu_table(whole: dict[str, Any]) -> str:
     return text_table(table) + (f"\nand {more} more vCPUs" if more else "")
 
 
-def _slot_table(slots: list[Slot]) -> str:
+def _slot_table(vm: LiveVm, space: int, slots: list[Slot]) -> str:
     shown = slots[:_MAX_LINES]
+    mapped = vm.mapped_by_slot(space)
     table: dict[str, list[Any]] = {
         "slot": [slot.id for slot in shown],
         "base": [hex(slot.base) for slot in shown],
         "pages": [slot.npages for slot in shown],
         "flags": [hex(slot.flags) for slot in shown],
-        "mapped": [sum(len(heads) for heads in slot.rmap.values()) for slot in shown],
+        "leaves": mapped[: len(shown)],
         "no large": [sum(len(index) for index, _ in slot.disallow.values()) for slot in shown],
         "tracked": [len(slot.track[0]) for slot in shown],
         "dirty": [

@@ -54,7 +54,7 @@ def costs(vm: Vm, at: str, slot: tuple[int, int] | None = None) -> list[dict[str
         `left_over` (of what the event needs gone), `sound` (yes, no, or None where the run shows nothing), `broken`
         (what the judge found).
     """
-    own = own_plan(vm.profile, at, vm.family)
+    own = own_plan(vm.profile, at, vm.family if vm.tdp_mmu else "shadow")
     chosen = [own] + [plan for plan in plans.values() if plan.is_of_roots == vm.tdp_mmu and plan != own]
     found = []
     for plan in chosen:

@@ -192,7 +192,12 @@ impl MmuState {
                     self.hash.insert(&mut self.arena, index);
                     self.active.push_head(index);
                 }
-                FoundOn::ZappedRoot => self.hash.insert(&mut self.arena, index),
+                FoundOn::ZappedRoot => {
+                    self.hash.insert(&mut self.arena, index);
+                    // It was on the list, as every page that the list can be asked about.
+                    self.active.push_head(index);
+                    self.active.remove(index);
+                }
                 FoundOn::TdpRoot => roots.push((index, page.root_count)),
                 FoundOn::TdpTable => self.tdp.nr_tables += 1,
             }
