@@ -165,6 +165,7 @@ class Reader:
         off_list = [address for address in dict.fromkeys(off_list + zapped) if address not in known]
         order = active + off_list + tdp.order
         pages = Pages(layout, order, [store.raw[address] for address in order], memory.direct_map)
+        store.raw.clear()  # `Pages` has the bytes now
         ids = np.arange(1, len(order) + 1)
         ids[: len(active)] = np.arange(len(active), 0, -1)
         if not active and not off_list:

@@ -107,6 +107,11 @@ def _pages(capture: Capture) -> list[dict[str, Any]]:
     entry_level = level[entries.page]
     is_link = capture.words.is_link(entries.raw, entry_level)
     child = np.where(is_link, pages.at_table(capture.words.address(entries.raw)), -1).tolist()
+    marks: dict[int, list[int]] = {}
+    bits = np.unpackbits(pages.bytes_of("unsync_bitmap"), axis=1, bitorder="little")
+    bits[capture.nr_shadow :] = 0
+    for row, index in zip(*(axis.tolist() for axis in np.nonzero(bits)), strict=True):
+        marks.setdefault(row, []).append(index)
     starts = np.searchsorted(entries.page, np.arange(len(pages) + 1)).tolist()
     index, raw, links = entries.index.tolist(), entries.raw.tolist(), is_link.tolist()
     found = []
@@ -131,6 +136,7 @@ def _pages(capture: Capture) -> list[dict[str, Any]]:
                 "unsync": column["unsync"][row],
                 "unsync_children": column["unsync_children"][row],
                 "root_count": column["root_count"][row],
+                "unsync_bitmap": marks.get(row, []),
                 "valid_gen": column["valid_gen"][row],
                 "mmio_cached": None if mmio_cached is None else mmio_cached[row],
                 "parents": _named(capture, capture.parents[row]) if row in capture.parents else [],

@@ -49,8 +49,8 @@ def profile_of(found: Mapping[str, Any], kernel: str | KernelProfile | None) -> 
     return profile
 
 
-def config_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Vm` but the kernel."""
+def config_of(found: Mapping[str, Any], profile: KernelProfile) -> dict[str, Any]:
+    """The arguments of `Vm` but the kernel. A kernel whose guests' own tables are not modelled goes on without them."""
     family = str(found["family"])
     pages = _pages(found)
     return {
@@ -61,7 +61,7 @@ def config_of(found: Mapping[str, Any]) -> dict[str, Any]:
         "vcpus": max(1, len(found["vcpus"])),
         "nx_huge_pages": bool(found.get("nx_huge_pages", False)),
         "mmio_caching": bool(found.get("mmio_caching", True)),
-        "guest_paging": family != "shadow",
+        "guest_paging": family != "shadow" or bool(profile.facts.get("has_guest_tables", False)),
         "tdp_mmu": bool(found["tdp_mmu"]),
     }
 
@@ -82,6 +82,7 @@ def rows_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """
     pages = _pages(found)
     number = {page["id"]: at for at, (page, _) in enumerate(pages, 1)}
+    by_id = {page["id"]: page for page, _ in pages}
     mapped = {
         (named[0], named[1]): (slot["base"] >> 9 * (level - 1)) + index << 9 * (level - 1)
         for space in found["as"]
@@ -89,11 +90,13 @@ def rows_of(found: Mapping[str, Any]) -> dict[str, Any]:
         for level, index, chain in slot["rmap"]
         for named in chain
     }
-    rows: dict[str, Any] = {key: [] for key in ("pages", "entries", "parents", "rmaps", "arrays")}
+    rows: dict[str, Any] = {key: [] for key in ("pages", "entries", "parents", "marks", "rmaps", "arrays")}
     for page, place in pages:
         own = number[page["id"]]
         valid_gen = 0 if place in (TDP_ROOT, TDP_TABLE) else int(page["valid_gen"])
-        rows["pages"].append((page["gfn"], int(page["role"], 16), valid_gen, page["root_count"], place))
+        row = (page["gfn"], int(page["role"], 16), valid_gen, page["root_count"], place, bool(page["unsync"]))
+        rows["pages"].append(row)
+        rows["marks"] += [(own, index) for index in _marks(page, by_id)]
         shift = 9 * (page["level"] - 1)
         for spte in page["sptes"]:
             child = 0
@@ -113,9 +116,17 @@ def rows_of(found: Mapping[str, Any]) -> dict[str, Any]:
     tables = _by_table(found)
     rows["vcpus"] = [_vcpu(vcpu, found, number, tables) for vcpu in found["vcpus"]]
     if not rows["vcpus"]:
-        rows["vcpus"] = [([0, 0, 0, 0], 0, False, 0, 0, (0, 0, 0, 0))]
+        rows["vcpus"] = [([0, 0, 0, 0], [0, 0, 0], 0, False, 0, 0, (0, 0, 0, 0))]
     rows["numbers"] = [found["mmu_valid_gen"] or 0, found["used"], found["max"], found["requested"]]
     return rows
+
+
+def _marks(page: Mapping[str, Any], by_id: Mapping[int, Mapping[str, Any]]) -> list[int]:
+    """The entries that are marked as leading to unsync pages: as the page says, or those that do."""
+    if "unsync_bitmap" in page:
+        return list(page["unsync_bitmap"])
+    below = ((spte[0], by_id[spte[2]]) for spte in page["sptes"] if len(spte) > 2 and spte[2] in by_id)
+    return [index for index, child in below if child["unsync"] or child["unsync_children"]]
 
 
 def _slot_rows(rows: dict[str, Any], as_id: int, slot: Mapping[str, Any], number: Mapping[int, int]) -> None:
@@ -163,4 +174,6 @@ def _vcpu(
                 role = int(page["role"], 16)
     gva, gfn, access, generation = vcpu["mmio"]
     mmio = (int(gva, 16), gfn, access, int(generation, 16))
-    return roots, role, bool(vcpu["smm"]), int(vcpu["cr3"], 16), int(vcpu["requests"], 16), mmio
+    prev_roots = [number.get(page, 0) for page in vcpu["prev_roots"]][:3]
+    prev_roots += [0] * (3 - len(prev_roots))
+    return roots, prev_roots, role, bool(vcpu["smm"]), int(vcpu["cr3"], 16), int(vcpu["requests"], 16), mmio

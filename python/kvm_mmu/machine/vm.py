@@ -544,7 +544,7 @@ class Vm:
         found = from_live.plain(live)
         try:
             profile = from_live.profile_of(found, kernel)
-            vm = cls(profile, events=events, **from_live.config_of(found))
+            vm = cls(profile, events=events, **from_live.config_of(found, profile))
             for as_id, space in enumerate(found["as"]):
                 generation = int(space["gen"], 16)
                 for slot in space["slots"]:

@@ -8,7 +8,7 @@ use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::walk::{is_last, is_shadow_present};
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::vm::vcpu_mmu::MmioInfo;
+use crate::mmu::vm::vcpu_mmu::{MmioInfo, PrevRoot};
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::role::Role;
@@ -43,6 +43,8 @@ pub struct FoundPage {
     pub root_count: u32,
     /// Where it was found.
     pub place: FoundOn,
+    /// The guest may have changed the table that it shadows.
+    pub unsync: bool,
 }
 
 /// An entry: the page's number from 1, its index, the word, the gfn, and the number of the table it links to (0: none).
@@ -91,6 +93,8 @@ pub struct FoundMapping {
 pub struct FoundVcpu {
     /// Root, and the other three of a PAE root.
     pub roots: [u32; 4],
+    /// Numbers of roots that it used before.
+    pub prev_roots: [u32; 3],
     /// Role of its root.
     pub role: u32,
     /// Whether it is in system management mode.
@@ -112,6 +116,8 @@ pub struct Found {
     pub entries: Vec<FoundEntry>,
     /// Parents: child's number, page's number, index.
     pub parents: Vec<(u32, u32, u16)>,
+    /// Marks of unsync children: page's number, index.
+    pub marks: Vec<(u32, u16)>,
     /// Reverse maps.
     pub rmaps: Vec<FoundMapping>,
     /// Vetoes, tracking, dirty logs.
@@ -139,6 +145,11 @@ impl MmuState {
             let mut parents = self.arena.page(child).parents;
             self.pte_lists.add(&mut parents, sptep);
             self.arena.page_mut(child).parents = parents;
+        }
+        for &(page, index) in &found.marks {
+            let sptep = self.placed(page, index)?;
+            let is_new = self.arena.indirect_mut(sptep.page()).is_some_and(|of| of.mark_unsync_child(sptep.index()));
+            self.arena.page_mut(sptep.page()).unsync_children += u32::from(is_new);
         }
         self.restore_slots(found)?;
         self.restore_vcpus(&found.vcpus)?;
@@ -186,6 +197,8 @@ impl MmuState {
                 FoundOn::TdpRoot | FoundOn::TdpTable => Place::Tdp,
             };
             header.root_count = if is_tdp { 0 } else { page.root_count };
+            header.unsync = page.unsync;
+            self.nr_indirect += u64::from(!role.direct() && !role.invalid());
             self.work.get_page_created += 1;
             match page.place {
                 FoundOn::Active => {
@@ -230,7 +243,9 @@ impl MmuState {
                 }
             } else if is_shadow_present(&self.masks, word) && is_last(word, key.role.level()) {
                 self.stats.lpages += i64::from(key.role.level() > 1);
-                if is_shadow && key.gfn_of(entry.index).0 != entry.gfn {
+                if let Some(indirect) = self.arena.indirect_mut(page) {
+                    indirect.set_shadowed(entry.index, Gfn(entry.gfn), key.role.access());
+                } else if is_shadow && key.gfn_of(entry.index).0 != entry.gfn {
                     self.aliased.insert(sptep, Gfn(entry.gfn));
                 }
             }
@@ -294,7 +309,16 @@ impl MmuState {
                     *root = self.numbered(number)?;
                 }
             }
+            let mut prev_roots = [PrevRoot::default(); 3];
+            for (prev, &number) in prev_roots.iter_mut().zip(&found.prev_roots) {
+                if number != 0 {
+                    prev.root = self.numbered(number)?;
+                }
+            }
             let vcpu = &mut self.vcpus[at];
+            vcpu.prev_roots = prev_roots;
+            vcpu.root_cr3 = if roots[0].some().is_some() { found.cr3 } else { 0 };
+            vcpu.has_four_roots = roots[1..].iter().any(|root| root.some().is_some());
             vcpu.root = roots[0];
             vcpu.pae_roots = [roots[1], roots[2], roots[3]];
             vcpu.role = Role::from_bits(found.role).with_invalid(false);

@@ -15,7 +15,7 @@ PAGES_PER_TABLE, FEWEST = 50, 64
 def active_links(seen: Seen, check: Check) -> None:
     """A list reads the same from both ends, and leads back to its head."""
     store = seen.c.store
-    check.compare(len(store.raw))
+    check.compare(len(store.where))
     for what, address, said, expected in store.bad_links:
         check.find(f"{what}: the prev of {address:#x} is {said:#x}, {expected:#x} is before it")
     for what in store.broken:
