@@ -10,11 +10,18 @@ PAGE = ROOT / "docs" / "replay-rules.md"
 FACTS = ROOT / "docs" / "kernel-facts.md"
 #: Every rule of a replay that the page of facts names.
 RULES = re.findall(
-    r"^- `((?:v6\.(?:root|page|slot|fault|probe)|v5\.npt|replay\.(?:contract|resident|ept))\.\d+)`",
+    r"^- `((?:v6\.(?:root|page|slot|fault|probe)|v5\.npt|replay\.(?:contract|resident|ept|tdp|shadow))\.\d+)`",
     FACTS.read_text(),
     re.M,
 )
-FILES = ("test_replay_6x", "test_replay_5x_rules", "test_faults_of_5x", "test_replay_ept")
+FILES = (
+    "test_replay_6x",
+    "test_replay_5x_rules",
+    "test_faults_of_5x",
+    "test_replay_ept",
+    "test_replay_tdp",
+    "test_replay_shadow",
+)
 TESTS = {
     name
     for file in FILES

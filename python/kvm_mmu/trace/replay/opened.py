@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
+from kvm_mmu.trace.replay import guest_memory
+from kvm_mmu.trace.replay.guest_memory import with_guest_memory
 from kvm_mmu.trace.replay.operations import (
     KnownOperations,
     Operations,
@@ -71,6 +73,8 @@ class Opened:
     #: The host facts found beside the trace: the file, and which of them the user did not say otherwise.
     facts_file: str | None = None
     facts_of_file: frozenset[str] = frozenset()
+    #: What the guest's tables hold, where no event says it.
+    guest_memory: Path | None = None
 
     def said_by(self, *keys: str) -> str:
         """` (FILE says so)` where one of these facts was found in a file that the user did not name, else nothing."""
@@ -88,9 +92,10 @@ class Opened:
         host = self.facts.values
         if self.is_tdp:
             host = {**host, "tdp_mmu": 1}
-        return stripped_lines(
+        stripped = stripped_lines(
             self.lines(), host, self._operations(), answers=self.answers, outputs=self.outputs
         )
+        return stripped if self.guest_memory is None else with_guest_memory(stripped, self.guest_memory)
 
     def lines(self) -> Iterator[str]:
         """The lines of the recording as they are."""
@@ -157,6 +162,8 @@ def _look(
     facts = HostFacts(values, likely=_likely(source, values, scenario))
     opened = Opened(name, source, facts, False, operations, answers=wanted)
     opened.outputs = outputs_of(probes, is_tdp=opened.is_tdp)
+    if not has_requests(host_facts.kernel_of(values)):
+        opened.guest_memory = guest_memory.file_beside(path)
     opened.facts_file, opened.facts_of_file = host_facts.file_beside(path), frozenset(found) - set(host or {})
     return opened
 
