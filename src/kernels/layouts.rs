@@ -68,12 +68,13 @@ impl RoleLayout {
         if !matches!(self, Self::V7_2) {
             return word;
         }
-        // A bit for reading, execute above it: what lies higher moves up by one; SMEP is no difference of WP any more.
+        // A bit for reading, execute above it: what lies higher moves up by one; SMEP has a place of its own.
         let low = word & 0xff;
         let access = rwux(role.access());
         let above = word >> 11 & 0b111;
         let smap = word >> 15 & 0b111;
-        low | access << 8 | above << 12 | smap << 15 | (word & 0xff00_0000)
+        let smep = word >> 14 & 1;
+        low | access << 8 | above << 12 | smap << 15 | smep << 20 | (word & 0xff00_0000)
     }
 
     /// The role of a word.
@@ -84,7 +85,7 @@ impl RoleLayout {
         }
         let access = (word >> 8 & 0b110) | (word >> 11 & 1);
         let packed = (word & 0xff) | access << 8 | (word >> 12 & 0b111) << 11 | (word >> 15 & 0b111) << 15;
-        Role::from_bits(packed | (word & 0xff00_0000))
+        Role::from_bits(packed | (word >> 20 & 1) << 14 | (word & 0xff00_0000))
     }
 }
 

@@ -198,6 +198,28 @@ impl Mmu {
         Ok(())
     }
 
+    /// The emulator walks the guest's own tables: the error code of the fault that it finds, if any.
+    pub fn emulator_walk(&mut self, vcpu: u16, gva: u64, error_code: u64) -> Result<Option<u64>> {
+        self.check_shadows_guest("guest_walk")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.told(OpKind::Access, |state| state.emulator_walk(vcpu, gva, error_code)))
+    }
+
+    /// The processor stores through the shadow tables it has, stale ones too; false where they do not let it.
+    pub fn processor_store(&mut self, vcpu: u16, gva: u64, value: u64, size: u8, is_user: bool) -> Result<bool> {
+        self.check_shadows_guest("guest_store")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        Ok(self.state.processor_store(vcpu, gva, (value, size), is_user))
+    }
+
+    /// Asks the vCPU's next entry to sync its roots.
+    pub fn request_sync(&mut self, vcpu: u16) -> Result<()> {
+        self.check_shadows_guest("sync_roots")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.state.request_sync(vcpu);
+        Ok(())
+    }
+
     /// Zaps what shadows a gfn as a table; whether anything was.
     pub fn unprotect(&mut self, gfn: u64) -> Result<bool> {
         self.check_shadows_guest("unprotect")?;
@@ -1005,6 +1027,12 @@ impl Mmu {
     pub fn events_json(&self) -> String {
         let write = if self.state.config.is_stepped() { Event::write_json_stepped } else { Event::write_json };
         self.state.events.json(write)
+    }
+
+    /// The events as recordings are compared with them: of pages and walks all that tracepoints say.
+    #[must_use]
+    pub fn events_json_traced(&self) -> String {
+        self.state.events.json(Event::write_json_traced)
     }
 
     /// The events with every field.

@@ -119,12 +119,11 @@ impl MmuState {
     /// Drops the root and computes the role anew, also when no register changed.
     pub(in crate::mmu) fn reset_context(&mut self, vcpu: usize) {
         self.unload(vcpu);
-        let kernel = &self.config.kernel;
-        let (is_newer, direct_bit4) = (kernel.is_role_fixed, kernel.direct_role_bit4);
+        let kernel = self.config.kernel;
         let shadows_guest = self.config.shadows_guest();
         let vcpu = &mut self.vcpus[vcpu];
         if shadows_guest {
-            vcpu.build_shadow_context(self.config.phys_bits, is_newer, direct_bit4);
+            vcpu.build_shadow_context(self.config.phys_bits, &kernel);
             return;
         }
         vcpu.mode = GuestMode::of(&vcpu.registers(), self.config.phys_bits, false);

@@ -409,6 +409,18 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.track_write(vcpu, gpa, size))
     }
 
+    fn emulator_walk(&self, py: Python<'_>, vcpu: u16, gva: u64, error_code: u64) -> PyResult<Option<u64>> {
+        self.try_call(py, |mmu| mmu.emulator_walk(vcpu, gva, error_code))
+    }
+
+    fn processor_store(&self, py: Python<'_>, vcpu: u16, gva: u64, value: u64, size: u8, user: bool) -> PyResult<bool> {
+        self.try_call(py, |mmu| mmu.processor_store(vcpu, gva, value, size, user))
+    }
+
+    fn request_sync(&self, py: Python<'_>, vcpu: u16) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.request_sync(vcpu))
+    }
+
     fn unprotect(&self, py: Python<'_>, gfn: u64) -> PyResult<bool> {
         self.try_call(py, |mmu| mmu.unprotect(gfn))
     }
@@ -888,6 +900,10 @@ impl Mmu {
 
     fn events_json(&self, py: Python<'_>) -> PyResult<String> {
         self.call(py, |mmu| mmu.events_json())
+    }
+
+    fn events_json_traced(&self, py: Python<'_>) -> PyResult<String> {
+        self.call(py, |mmu| mmu.events_json_traced())
     }
 
     fn events_json_rich(&self, py: Python<'_>) -> PyResult<String> {

@@ -25,8 +25,10 @@ RECORDINGS = sorted(path.parent for path in DATA.glob("*/*/trace.txt*"))
 #: `make soak`: many more damaged recordings.
 SOAK = os.environ.get("KVM_MMU_SOAK") == "1"
 #: Recordings that the lane leaves to the slow way: faults that do not tell their vCPU, roots that depend on registers
-#: (v5.10), memory that is faulted in ahead, a recovery of huge pages.
-SLOW = re.compile(r"^5\.10/|npt1tdp1_(prefault|nxhuge_recovery)")
+#: (v5.10), memory that is faulted in ahead, a recovery of huge pages, page tables of the guest that are shadowed.
+SLOW = re.compile(
+    r"^5\.10/|npt1tdp1_(prefault|nxhuge_recovery)|^5\.0\.1/|[en]pt0_\w+_(long|pae|p32)$|npt0_smm$"
+)
 
 
 def name_of(folder: Path) -> str:

@@ -20,7 +20,7 @@ RECORDINGS = sorted(
     f"{d.parent.name}/{d.name}"
     for kernel in KERNELS
     for d in TRACES.glob(f"{kernel}/*")
-    if "1tdp1" not in d.name
+    if "1tdp0_" in d.name or d.name.endswith("_flat")
 )
 GIVEN = {"kernel": None, "family": None, "phys_bits": None, "l1tf_mask": None}
 

@@ -44,9 +44,16 @@ def slow(kernel: str, config: Mapping[str, object]) -> Any:
     return reference.Engine(kernel=kernel, config=dict(config))
 
 
+def core(kernel: str, config: Mapping[str, object]) -> Any:
+    from kvm_mmu.scenario.machine_engine import MachineEngine
+
+    return MachineEngine(kernel=kernel, config=dict(config))
+
+
+@pytest.mark.parametrize("make", [core, slow])
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_equal(name: str):
-    report = replay(TRACES / name / "trace.txt.xz", slow)
+def test_equal(name: str, make: Any):
+    report = replay(TRACES / name / "trace.txt.xz", make)
     assert report.compared and report.is_equal, report.as_text()
     assert report.inferred == {} and report.recorded["kvm_mmu_get_page"]
     assert dict(report.recorded) == kept(TRACES / name), "kvm-mmu trace fidelity tests/data/traces --keep"

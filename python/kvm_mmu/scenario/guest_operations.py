@@ -68,13 +68,31 @@ def _unprotect(vm: Vm, op: Values) -> Result:
     return int(vm.core.unprotect(op["gfn"]))
 
 
+def _guest_walk(vm: Vm, op: Values) -> Result:
+    code = vm.core.emulator_walk(op["vcpu"], op["gva"], op["err"])
+    return 0 if code is None else (1, {"error_code": code})
+
+
+def _sync_roots(vm: Vm, op: Values) -> Result:
+    vm.core.request_sync(op["vcpu"])
+    return vm.run_guest(op["vcpu"], "enter").ret
+
+
+def _guest_store(vm: Vm, op: Values) -> Result:
+    done = vm.core.processor_store(op["vcpu"], op["gva"], op["val"], op["bytes"], bool(op["user"]))
+    return int(not done)
+
+
 GUEST_OPERATIONS: dict[str, Callable[[Vm, Values], Result]] = {
     "emul_write": _emul_write,
+    "guest_store": _guest_store,
+    "guest_walk": _guest_walk,
     "gwrite": _gwrite,
     "invlpg": _invlpg,
     "peek": _peek,
     "poke": _poke,
     "set_cr3": _set_cr3,
+    "sync_roots": _sync_roots,
     "unprotect": _unprotect,
     "vaccess": _vaccess,
 }

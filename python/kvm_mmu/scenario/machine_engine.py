@@ -124,6 +124,7 @@ class MachineEngine:
         values = _stepped_config(config or {}) if format == STEPPED[0] else {**DEFAULTS, **(config or {})}
         # A scenario that does not say so has shadow pages, whatever hosts of its kernel have.
         values["tdp_mmu"] = bool(values.get("tdp_mmu"))
+        self._is_traced = bool(values.pop("traced", 0))
         slot_zap_all, eager_split = values.pop("slot_zap_all", 1), values.pop("eager_split", 1)
         # A plan that the header names for slot removals stands; the quirk would put its own in that place.
         has_removal_plan = "slot_removal" in (plans or {})
@@ -193,7 +194,7 @@ class MachineEngine:
             line["out"] = result[1]
         if self._nested:
             line["nested"] = self._nested
-        line["events"] = json.loads(core.events_json())
+        line["events"] = json.loads(core.events_json_traced() if self._is_traced else core.events_json())
         counters = STEPPED_COUNTERS if self._is_stepped else COUNTERS
         line["ctr"] = {name: after[name] - before[name] for name in counters if after[name] != before[name]}
         return line

@@ -341,6 +341,21 @@ TABLE: tuple[Operation, ...] = (
                 "MOV CR3: through the cache of roots; up to v5.4 `ret` 1: the same value, 2: PDPTEs refused",
             ),
             ("unprotect", (Field("gfn"),), "zaps the shadow of a guest's table; `ret` 1: there was one"),
+            (
+                "guest_walk",
+                (VCPU, Field("gva"), Field("err", default=0)),
+                "a walk of the guest's tables for the emulator: `ret` 1 and `out.error_code`: it found a fault (ours)",
+            ),
+            (
+                "sync_roots",
+                (VCPU,),
+                "an entry at which the roots are synced, as after MOV CR3 of the same value (ours)",
+            ),
+            (
+                "guest_store",
+                (VCPU, Field("gva"), Field("val"), BYTES, USER),
+                "a store of the processor through its tables, stale ones too: `ret` 1: they do not let it (ours)",
+            ),
         )
     ),
     Operation("teardown", (), "flushes by the plan `teardown`, then drops all roots (ours)"),

@@ -5,7 +5,7 @@
 //! the environment of the vectors. Syncing the roots may drop the lock: then the run waits and is resumed where it was.
 
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
-use crate::mmu::pages::walk::{child_of, is_last};
+use crate::mmu::pages::walk::{child_of, is_last, pfn_of};
 use crate::mmu::shadow::invalid_list::InvalidList;
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::runs::{GuestRun, GuestStage, Step, SyncRun};
@@ -18,9 +18,9 @@ use crate::mmu::vm::vcpu_mmu::{
 use crate::mmu::words::access::{PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE};
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::Result;
-use crate::mmu::words::guest_mode::{CR4_SMAP, CR4_SMEP, EFER_LMA};
-use crate::mmu::words::level::{PAGE_TABLE, table_index};
-use crate::mmu::words::spte::layout::WRITABLE;
+use crate::mmu::words::guest_mode::{CR4_SMAP, CR4_SMEP, EFER_LMA, Paging};
+use crate::mmu::words::level::{PAGE_SHIFT, PAGE_TABLE, pages_per, table_index};
+use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
 use crate::mmu::words::views::{AccessKind, AccessResult, GuestWork, Outcome};
 
 const MAX_FAULTS: u8 = 8;
@@ -177,14 +177,41 @@ impl MmuState {
         Ok(ended.is_none())
     }
 
-    /// Walks the shadow tables as the processor does; the error code of the fault if it fails.
+    /// A walk of the guest's own tables on behalf of the emulator; the error code of the fault that it finds.
+    pub(in crate::mmu) fn emulator_walk(&mut self, vcpu: usize, gva: u64, error_code: u64) -> Option<u64> {
+        if self.vcpus[vcpu].mode.paging == Paging::None {
+            return None;
+        }
+        self.walk_guest(vcpu, gva, error_code).error_code
+    }
+
+    /// A store of the processor through the shadow tables; false where they do not let it.
+    pub(in crate::mmu) fn processor_store(
+        &mut self,
+        vcpu: usize,
+        gva: u64,
+        (value, size): (u64, u8),
+        is_user: bool,
+    ) -> bool {
+        let Ok((leaf, level)) = self.walk_as_processor(vcpu, gva, AccessKind::Write, is_user) else { return false };
+        let within = (pages_per(level) << PAGE_SHIFT) - 1;
+        self.guest_memory.write(pfn_of(leaf).hva() & PFN_FIELD | gva & within, value, size);
+        true
+    }
+
+    /// The next entry syncs the roots.
+    pub(in crate::mmu) fn request_sync(&mut self, vcpu: usize) {
+        self.vcpus[vcpu].requests |= REQ_MMU_SYNC;
+    }
+
+    /// Walks the shadow tables as the processor does, to the leaf and its level; the error code of the fault if it fails.
     fn walk_as_processor(
         &mut self,
         vcpu: usize,
         gva: u64,
         kind: AccessKind,
         is_user: bool,
-    ) -> std::result::Result<(), u64> {
+    ) -> std::result::Result<(u64, u8), u64> {
         let code = if is_user { PFERR_USER } else { 0 }
             | match kind {
                 AccessKind::Read => 0,
@@ -243,6 +270,6 @@ impl MmuState {
         }
         let (leaf, level) = (path.leaf, path.level);
         self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gva), leaf, level });
-        Ok(())
+        Ok((leaf, level))
     }
 }

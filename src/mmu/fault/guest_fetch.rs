@@ -112,7 +112,7 @@ impl MmuState {
         if self.arena.key(page).role.direct() {
             self.direct_pte_prefetch(mapping, sptep);
         } else {
-            self.prefetch_guest_group(vcpu, sptep, group.as_ref());
+            self.prefetch_guest_group(vcpu, sptep, group.as_ref(), None);
         }
         Ok(if emulate { Handled::Emulate } else { Handled::Retry })
     }
@@ -130,7 +130,7 @@ impl MmuState {
     }
 
     /// Maps the entries of the guest beside the one asked for.
-    fn prefetch_guest_group(&mut self, vcpu: usize, sptep: Sptep, group: Option<&Group>) {
+    fn prefetch_guest_group(&mut self, vcpu: usize, sptep: Sptep, group: Option<&Group>, neighbours: Option<&[u64]>) {
         let page = sptep.page();
         if self.arena.key(page).role.level() > PAGE_TABLE || is_chosen(Mutant::NoGptePrefetch) {
             return;
@@ -142,7 +142,7 @@ impl MmuState {
             if at == sptep || is_shadow_present(&self.masks, self.arena.spte(at)) {
                 continue;
             }
-            if !self.prefetch_gpte(vcpu, at, gpte, true) {
+            if !self.prefetch_gpte_with(vcpu, at, gpte, (true, neighbours)) {
                 return;
             }
         }
@@ -221,7 +221,9 @@ impl MmuState {
                     self.prefetch_group(&mapping, sptep, host);
                 }
             } else if self.invalidation.in_progress == 0 {
-                self.prefetch_guest_group(vcpu, sptep, group.as_ref());
+                let neighbours =
+                    if let HostLookup::Found { neighbours, .. } = host { neighbours.as_deref() } else { None };
+                self.prefetch_guest_group(vcpu, sptep, group.as_ref(), neighbours);
             }
         }
         Ok(match set {

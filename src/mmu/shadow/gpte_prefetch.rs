@@ -17,13 +17,24 @@ impl MmuState {
     /// Maps what a guest's entry leads to; false if there is nothing to map, or nothing at hand. `spares_log`: not writable
     /// into a slot whose dirty pages are logged.
     pub(in crate::mmu) fn prefetch_gpte(&mut self, vcpu: usize, sptep: Sptep, gpte: u64, spares_log: bool) -> bool {
+        self.prefetch_gpte_with(vcpu, sptep, gpte, (spares_log, None))
+    }
+
+    /// The same, where the caller may say which gfns are at hand, ascending.
+    pub(in crate::mmu) fn prefetch_gpte_with(
+        &mut self,
+        vcpu: usize,
+        sptep: Sptep,
+        gpte: u64,
+        (spares_log, neighbours): (bool, Option<&[u64]>),
+    ) -> bool {
         if self.is_gpte_unusable(vcpu, gpte) {
             self.drop_spte(sptep);
             return false;
         }
         let (gfn, access) = self.gpte_target(vcpu, sptep.page(), gpte);
         let spares_log = spares_log && access & ACC_WRITE != 0 && !is_chosen(Mutant::GptePrefetchIntoLog);
-        let Some((slot, pfn)) = self.find_at_hand(vcpu, gfn, spares_log) else { return false };
+        let Some((slot, pfn)) = self.find_at_hand(vcpu, gfn, spares_log, neighbours) else { return false };
         let backing = Backing::Frame { pfn, host_writable: true };
         let (level, slot) = (PAGE_TABLE, Some(slot));
         let (is_write, speculative, can_unsync) = (false, true, true);
@@ -40,7 +51,13 @@ impl MmuState {
     }
 
     /// The frame of a gfn that can be had without waiting, for writing.
-    fn find_at_hand(&self, vcpu: usize, gfn: Gfn, spares_log: bool) -> Option<(SlotAt, Pfn)> {
+    fn find_at_hand(
+        &self,
+        vcpu: usize,
+        gfn: Gfn,
+        spares_log: bool,
+        neighbours: Option<&[u64]>,
+    ) -> Option<(SlotAt, Pfn)> {
         let slot = self.find_visible_slot(self.vcpus[vcpu].as_id(), gfn)?;
         let spec = self.slot_spec(slot);
         if spec.is_readonly() || spares_log && self.slot_body(slot).dirty.is_some() {
@@ -48,6 +65,10 @@ impl MmuState {
         }
         let page = Pfn::of_hva(spec.hva_of(gfn));
         let frame = self.host.frame(page);
-        self.host.pin_atomic(page).then_some((slot, Pfn((frame.hva() & PFN_FIELD) >> 12)))
+        let is_at_hand = match neighbours {
+            Some(found) => found.binary_search(&gfn.0).is_ok(),
+            None => self.host.pin_atomic(page),
+        };
+        is_at_hand.then_some((slot, Pfn((frame.hva() & PFN_FIELD) >> 12)))
     }
 }

@@ -153,7 +153,10 @@ impl MmuState {
             return self.set_spte(sptep, before, mapping, pfn, host_writable).flush;
         }
         self.note_shadowed(sptep, mapping);
-        let (spte, _) = self.make_spte(sptep, before, mapping, pfn, host_writable);
+        let (mut spte, _) = self.make_spte(sptep, before, mapping, pfn, host_writable);
+        if self.config.kernel.sync_keeps_ad && !self.arena.key(sptep.page()).role.ad_disabled() {
+            spte |= self.masks.accessed;
+        }
         self.spte_update(sptep, spte)
     }
 }

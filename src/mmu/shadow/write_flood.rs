@@ -157,7 +157,7 @@ impl MmuState {
         let spte = self.arena.spte(sptep);
         let level = self.arena.key(sptep.page()).role.level();
         self.work.sptes_cleared += u64::from(spte != 0);
-        if self.config.probes {
+        if self.config.probes && spte != 0 {
             self.push_page_zap_pte(sptep, spte, level);
         }
         if !is_shadow_present(&self.masks, spte) {

@@ -376,6 +376,22 @@ impl Event {
         };
     }
 
+    /// The form of format 1, but of pages and of walks of a guest's tables all that tracepoints say.
+    pub fn write_json_traced(&self, out: &mut String) {
+        match self {
+            Self::GetPage { .. }
+            | Self::PrepareZap { .. }
+            | Self::Sync { .. }
+            | Self::Unsync { .. }
+            | Self::GuestWalk { .. }
+            | Self::GuestWalkEntry { .. }
+            | Self::GuestWalkError { .. }
+            | Self::SetAccessed { .. }
+            | Self::SetDirty { .. } => self.write_json_stepped(out),
+            _ => self.write_json(out),
+        }
+    }
+
     /// Every field, as a JSON object with the key `event`.
     pub fn write_json_rich(&self, out: &mut String) {
         let _ = match *self {

@@ -128,7 +128,7 @@ impl MmuState {
         let root_gfn_bits = if nr_roots > 1 { PAE_GFN_BITS } else { ROOT_4_GFN_BITS };
         let mut vcpu = VcpuMmu::new(root_level, config.kernel.direct_role_bit4, masks.accessed == 0, config.phys_bits);
         if config.shadows_guest() {
-            vcpu.build_shadow_context(config.phys_bits, config.kernel.is_role_fixed, config.kernel.direct_role_bit4);
+            vcpu.build_shadow_context(config.phys_bits, &config.kernel);
         } else if config.kernel.is_role_fixed {
             vcpu.fix_role(config.family != Family::Shadow);
         }

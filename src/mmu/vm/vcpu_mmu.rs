@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::Kernel;
 use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::vm::tlb::Tlb;
 use crate::mmu::words::access::ACC_ALL;
@@ -203,7 +204,8 @@ impl VcpuMmu {
 
     /// Builds the context of an MMU that shadows the guest's tables, if what it was built from changed. Up to v5.10 long
     /// mode alone is no such change, and the role has all mode bits; later an NX bit that is always set.
-    pub fn build_shadow_context(&mut self, phys_bits: u8, is_newer: bool, direct_bit4: bool) {
+    pub fn build_shadow_context(&mut self, phys_bits: u8, facts: &Kernel) {
+        let (is_newer, direct_bit4) = (facts.is_role_fixed, facts.direct_role_bit4);
         let (cr4_bits, efer_bits) = if is_newer {
             (CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE, EFER_NX | EFER_LMA)
         } else {
@@ -228,7 +230,7 @@ impl VcpuMmu {
             } else {
                 base.with_gpte_is_8_bytes(matches!(paging, Paging::P32))
                     .with_cr0_wp(wp)
-                    .with_smep_andnot_wp(smep && !wp)
+                    .with_smep_andnot_wp(smep && (!wp || facts.role_has_smep))
                     .with_smap_andnot_wp(smap && !wp)
             }
         } else {

@@ -119,6 +119,7 @@ impl MmuState {
         let mut tables = self.active.iter().map(|page| (page, self.arena.key(page)));
         let found = tables.find(|(page, key)| {
             key.role.level() == 2
+                && key.role.direct()
                 && key.role.as_id() == as_id
                 && key.gfn.align_down(2).0 < Gfn(spec.base).align_down(2).0
                 && self.arena.table(*page).iter().any(|(index, spte)| is_leaf_of(key.gfn_of(index), spte))
