@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import judged
 import table
 
 HERE = Path(__file__).resolve().parent
@@ -102,6 +103,31 @@ def kill(mutant: Mutant) -> tuple[bool, str]:
     return status == FAILED, said
 
 
+def by_the_judge(parts: list[str], jobs: int) -> int:
+    """Which faults the judge names, and that it lets those pass that are sound; how many it is wrong about."""
+    chosen = [
+        name for name in (*judged.KILLS, *judged.SOUND) if not parts or any(part in name for part in parts)
+    ]
+    mutants = [
+        Mutant(name, "KVM_MMU_MUTANT", table.judged(name) if name in judged.KILLS else judged.SILENT)
+        for name in chosen
+    ]
+    wrong = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        for mutant, (is_killed, said) in zip(mutants, pool.map(kill, mutants), strict=True):
+            where = judged.KILLS.get(mutant.name)
+            is_right = is_killed == (where is not None)
+            wrong += not is_right
+            word = "killed  " if is_killed else "passes  "
+            about = (
+                "a sound fault" if where is None else f"{where.name:<20} {where.kernel} {where.world.name}"
+            )
+            print(f"{word if is_right else 'WRONG   '}  {mutant.name:<30} judge: {about}", flush=True)
+            if not is_right:
+                print(said[-1000:], file=sys.stderr)
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", nargs="*", help="only mutants whose name contains one of these")
@@ -133,6 +159,7 @@ def main() -> int:
             print(f"{'killed  ' if is_killed else 'SURVIVED'}  {mutant.name:<30} {mutant.test}", flush=True)
             if not is_killed and "passed" not in said:
                 print(said[-2000:], file=sys.stderr)
+    survivors += by_the_judge(args.part, args.jobs)
     if not args.part:
         status, said = pytest([table.REFERENCE])
         survivors += status != PASSED

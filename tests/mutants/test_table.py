@@ -53,7 +53,7 @@ def test_the_named_tests_exist(root: Path) -> None:
         assert not function or f"def {function}(" in text
         recorded = parameter.removesuffix("]").removeprefix("core-")
         data = root / "tests" / "data"
-        if parameter and recorded not in kernels:
+        if parameter and recorded not in kernels and not file.endswith("test_judged.py"):
             files = (data / "vectors" / recorded, data / "scenarios" / f"{recorded}.jsonl")
             assert any(file.exists() for file in files), parameter
 

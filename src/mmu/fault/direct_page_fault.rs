@@ -103,7 +103,8 @@ impl MmuState {
             return Ok((Handled::Retry, PAGE_TABLE));
         }
         let at = slot.map(|slot| self.invalidated_as(slot, gfn));
-        let must_retry = |state: &Self| at.is_some_and(|at| state.invalidation.must_retry(seq, at));
+        let is_looked = !is_chosen(Mutant::InvalidationNotTested);
+        let must_retry = |state: &Self| is_looked && at.is_some_and(|at| state.invalidation.must_retry(seq, at));
         let checks_first = self.config.kernel.retry_before_pin;
         if checks_first && must_retry(self) {
             return Ok((Handled::Retry, PAGE_TABLE));

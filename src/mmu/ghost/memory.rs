@@ -75,6 +75,9 @@ impl Ghost {
         let place = how.place;
         let before = self.entries.get(&place).copied();
         let debt = self.debt_of(how, old, new);
+        if how.is_mmio && old != Told::Nothing {
+            self.breaks("present_dropped_first", format!("an MMIO entry was written over {old:?}"));
+        }
         if let Told::Link(link) = old {
             self.unlink(link.table, place);
         }

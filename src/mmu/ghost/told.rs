@@ -90,6 +90,8 @@ pub struct Write {
     pub is_readonly: bool,
     /// The processor logs dirty pages.
     pub is_pml: bool,
+    /// The new word is an MMIO entry.
+    pub is_mmio: bool,
 }
 
 /// Something that must not be: the property, and where.

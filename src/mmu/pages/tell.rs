@@ -10,6 +10,7 @@ use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Pfn;
 use crate::mmu::words::level::pages_per;
 use crate::mmu::words::spte::layout::WRITABLE;
+use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::HostState;
 
 impl MmuState {
@@ -58,8 +59,9 @@ impl MmuState {
         let is_readonly = matches!(is, Told::Leaf(leaf) if self.is_read_only(&leaf));
         let place = sptep.0;
         let is_pml = self.config.pml;
+        let is_mmio = is_mmio(&self.masks, new);
         if let Some(ghost) = &mut self.ghost {
-            ghost.written(Write { place, is_table_taken, is_exempt, is_readonly, is_pml }, was, is);
+            ghost.written(Write { place, is_table_taken, is_exempt, is_readonly, is_pml, is_mmio }, was, is);
         }
     }
 

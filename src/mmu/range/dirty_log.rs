@@ -41,10 +41,14 @@ impl MmuState {
             if let Some(ghost) = &mut self.ghost {
                 ghost.harvested(as_id, id, &spans, true);
             }
+            let is_flushed_first = is_chosen(Mutant::DirtyLogFlushFirst);
+            if is_flushed_first {
+                self.flush_logged(slot);
+            }
             for &(first, count, mask) in &spans {
                 self.protect_span(slot, first, count, mask);
             }
-            if !spans.is_empty() && !is_chosen(Mutant::DirtyLogWithoutFlush) {
+            if !spans.is_empty() && !is_flushed_first && !is_chosen(Mutant::DirtyLogWithoutFlush) {
                 self.flush_logged(slot);
             }
         }

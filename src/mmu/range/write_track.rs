@@ -47,7 +47,11 @@ impl MmuState {
         if !is_chosen(Mutant::TrackWithoutVeto) {
             self.add_large_veto(slot, gfn, if on { 1 } else { -1 });
         }
-        if on && !is_chosen(Mutant::TrackedStaysWritable) && self.slot_gfn_write_protect(as_id, gfn, PAGE_TABLE)? {
+        if on
+            && !is_chosen(Mutant::TrackedStaysWritable)
+            && self.slot_gfn_write_protect(as_id, gfn, PAGE_TABLE)?
+            && !is_chosen(Mutant::TrackWithoutFlush)
+        {
             self.flush_remote_tlbs();
         }
         Ok(0)

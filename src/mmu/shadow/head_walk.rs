@@ -154,6 +154,9 @@ impl MmuState {
         if spte & WRITABLE == 0 && !(pt_protect && can_be_made_writable(&self.masks, spte)) {
             return false;
         }
+        if !pt_protect && is_chosen(Mutant::LogKeepsWritable) {
+            return false;
+        }
         let keep = if pt_protect { !(WRITABLE | self.masks.mmu_writeable) } else { !WRITABLE };
         self.spte_update_from(sptep, spte, spte & keep)
     }

@@ -113,6 +113,7 @@ impl MmuState {
         let ad_disabled = self.arena.key(sptep.page()).role.ad_disabled();
         let mut spte = self.leaf_of(sptep, mapping, pfn, host_writable);
         let mut is_protected = false;
+        let host_writable = host_writable || is_chosen(Mutant::ReadOnlyMappedWritable);
         if mapping.access & ACC_WRITE != 0 && host_writable {
             let writable = WRITABLE | self.masks.mmu_writeable;
             spte |= writable;

@@ -10,6 +10,7 @@ use crate::mmu::vm::slots::{AddressSpace, SlotAt};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::{PAGE_TABLE, level_shift};
+use crate::mmu::words::mutants::{Mutant, is_chosen};
 
 impl MmuState {
     /// The gfn an entry maps.
@@ -89,6 +90,9 @@ impl MmuState {
     /// Takes a leaf that is gone out of its gfn's list.
     #[inline]
     pub(in crate::mmu) fn rmap_remove(&mut self, sptep: Sptep) {
+        if is_chosen(Mutant::RmapEntryKept) {
+            return;
+        }
         let gfn = self.gfn_of(sptep);
         let role = self.arena.key(sptep.page()).role;
         self.work.rmap_steps += 1;

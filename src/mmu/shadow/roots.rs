@@ -24,7 +24,11 @@ impl MmuState {
             self.load_pae_roots(vcpu)?;
             return Ok(0);
         }
-        let root = self.get_page(Gfn(0), self.vcpus[vcpu].role)?;
+        let mut role = self.vcpus[vcpu].role;
+        if is_chosen(Mutant::RootWithoutSmm) {
+            role = role.with_smm(0);
+        }
+        let root = self.get_page(Gfn(0), role)?;
         self.is_root_leaked |= self.vcpus[vcpu].root != PageIdx::NONE;
         self.arena.page_mut(root).root_count += 1;
         self.vcpus[vcpu].root = root;

@@ -65,7 +65,10 @@ impl MmuState {
     }
 
     pub(in crate::mmu) fn unmap_run(&self, start: u64, end: u64, may_block: bool) -> UnmapRun {
-        let left = self.slots_of_hva(start, end);
+        let mut left = self.slots_of_hva(start, end);
+        if is_chosen(Mutant::UnmapFirstSpaceOnly) {
+            left.retain(|&(as_id, _)| as_id == 0);
+        }
         UnmapRun { start, end, may_block, is_begun: false, left, walk: None, flush: false }
     }
 
@@ -95,7 +98,10 @@ impl MmuState {
             }
             let Some((as_id, id)) = unmap.left.pop() else { break };
             let Ok(Some(at)) = self.find_slot_id(as_id, id) else { continue };
-            let Some((first, last)) = gfns_of(self.slot_spec(at), unmap.start, unmap.end) else { continue };
+            let Some((first, mut last)) = gfns_of(self.slot_spec(at), unmap.start, unmap.end) else { continue };
+            if is_chosen(Mutant::UnmapRoundsDown) && last != first {
+                last = Gfn(last.0 - 1);
+            }
             if has_range && self.config.kernel.retry_before_pin {
                 self.invalidation.add(first.0, last.0.saturating_add(1));
             }

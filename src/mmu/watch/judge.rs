@@ -16,7 +16,7 @@ use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::views::Finding;
 
 /// Every property the judge knows: its name, its sentence, and when it must hold.
-pub const PROPERTIES: [(&str, &str, &str); 31] = [
+pub const PROPERTIES: [(&str, &str, &str); 30] = [
     ("stale_ram", "memory of a slot that was removed is not mapped", "when an operation has returned"),
     ("mmio_as_ram", "a gfn without a slot is not mapped", "when an operation has returned"),
     ("host_taken", "a page that the host took back is not mapped", "when the notifier has returned"),
@@ -65,12 +65,7 @@ pub const PROPERTIES: [(&str, &str, &str); 31] = [
         "no frozen entry is left when the lock is free, and an invalid root that was zapped is empty",
         "when the lock is free",
     ),
-    (
-        "present_dropped_first",
-        "an entry that gets a link or an MMIO value was not present",
-        "at each write of an entry",
-    ),
-    ("teardown_empty", "after a teardown no page, no reverse map and no debt is left", "after a teardown"),
+    ("present_dropped_first", "an entry that gets an MMIO value was not present", "at each write of an entry"),
     ("ghost_agrees", "the ghost knows every entry, and no other: nobody writes past it", "when the lock is free"),
 ];
 

@@ -118,6 +118,24 @@ mutants! {
     PrefetchOverHole "prefetch-over-hole",
     /// v6.1: with bitmaps that start full, clearing leaves large leaves writable.
     LargeLeafKeptByClear "large-leaf-kept-by-clear",
+    /// Reverse maps: a leaf that goes stays in its list.
+    RmapEntryKept "rmap-entry-kept",
+    /// Faults: nobody looks whether the host takes the page meanwhile.
+    InvalidationNotTested "invalidation-not-tested",
+    /// Notifier: only what address space 0 maps is dropped.
+    UnmapFirstSpaceOnly "unmap-first-space-only",
+    /// Notifier: the last page of a range stays.
+    UnmapRoundsDown "unmap-rounds-down",
+    /// Tracking: a gfn that becomes tracked is write-protected and no TLB is flushed.
+    TrackWithoutFlush "track-without-flush",
+    /// Faults: what the host has read-only is mapped writable.
+    ReadOnlyMappedWritable "read-only-mapped-writable",
+    /// Dirty log: TLBs are flushed before the pages are protected, and not after.
+    DirtyLogFlushFirst "dirty-log-flush-first",
+    /// Dirty log: what it should protect stays writable.
+    LogKeepsWritable "log-keeps-writable",
+    /// Roots: that of SMM and that of normal mode are one.
+    RootWithoutSmm "root-without-smm",
     /// TDP MMU, changes: the dirty bit of a leaf that goes does not reach the host page.
     TdpDirtyLost "tdp-dirty-lost",
     /// TDP MMU, changes: a removed table keeps its place on the list of NX recovery.
