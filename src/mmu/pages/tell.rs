@@ -7,7 +7,7 @@ use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::spte_table::SpteTable;
 use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present, pfn_of};
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::addr::Pfn;
+use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::level::pages_per;
 use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::mmio::is_mmio;
@@ -31,16 +31,22 @@ impl MmuState {
             | if is_executable { EXEC } else { 0 };
         Told::Leaf(Leaf {
             as_id: role.as_id(),
-            gfn: self
-                .aliased
-                .get(&sptep)
-                .map_or_else(|| self.arena.key(sptep.page()).gfn_of(sptep.index()), |&gfn| gfn)
-                .0,
+            gfn: self.told_gfn(sptep).0,
             level: role.level(),
             frame: pfn_of(spte).0,
             rights,
             is_dirty: spte & self.masks.dirty != 0,
         })
+    }
+
+    /// The gfn of a leaf; a table of the guest's says it of each entry.
+    fn told_gfn(&self, sptep: Sptep) -> Gfn {
+        if let Some(&gfn) = self.aliased.get(&sptep) {
+            return gfn;
+        }
+        let page = sptep.page();
+        let index = sptep.index();
+        self.arena.indirect(page).map_or_else(|| self.arena.key(page).gfn_of(index), |indirect| indirect.gfn(index))
     }
 
     /// A word was stored.
@@ -67,7 +73,7 @@ impl MmuState {
 
     /// Whether the slot or the host page of a leaf forbids writing.
     fn is_read_only(&self, leaf: &Leaf) -> bool {
-        let gfn = crate::mmu::words::addr::Gfn(leaf.gfn);
+        let gfn = Gfn(leaf.gfn);
         let Some(slot) = self.find_slot(leaf.as_id, gfn) else { return false };
         let spec = self.slot_spec(slot);
         let state = self.host.state(Pfn::of_hva(spec.hva_of(gfn)));
