@@ -1,0 +1,68 @@
+"""Core against reference in lockstep for guests with page tables of their own: everything that can be seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kvm_mmu.errors import ScenarioError
+from kvm_mmu.scenario.language import Scenario, kernel_bug, make_engine
+from kvm_mmu.testing.lockstep import Lockstep
+from kvm_mmu.testing.paging_operations import MODES, PagingGenerator
+
+KERNELS = {"v5.0": 1, "v5.0-seed": 1, "v5.2": 1, "v6.1": 6, "v6.12": 6}
+CASES = [(kernel, mode) for kernel in KERNELS for mode in MODES]
+STEPS, SOAK_STEPS = 4000, 40_000
+STATE_EVERY = 10
+
+
+def run(kernel: str, mode: str, seed: int, steps: int) -> int:
+    """How many steps were run: a kernel that stops with a BUG must stop in both."""
+    config: dict[str, Any] = {"family": "shadow", "vcpus": 2 + (mode == "mixed")}
+    if KERNELS[kernel] == 6:
+        config["tdp_mmu"] = 0
+    scenario = Scenario(kernel=kernel, config=config, format=KERNELS[kernel])
+    pair = Lockstep(
+        make_engine(scenario, backend="core"),
+        make_engine(scenario, backend="reference"),
+        {
+            "scenario": "lockstep",
+            "format": KERNELS[kernel],
+            "variant": kernel,
+            "config": config,
+            "dump": "all",
+        },
+        audit_every=STATE_EVERY,
+        state_every=STATE_EVERY,
+    )
+    ops = PagingGenerator(seed, kernel, config, mode)
+    for op in ops.beginning():
+        pair.apply(op)
+    for done in range(steps):
+        op = next(ops)
+        try:
+            pair.apply(op)
+        except (ScenarioError, ValueError) as error:
+            bug = kernel_bug(error)
+            assert bug is not None, f"seed {seed}, step {done}: {op}: {error}"
+            with pytest.raises(ValueError, match="BUG") as other:
+                pair.other.apply(op)
+            assert kernel_bug(other.value) == bug
+            return done
+    pair.check_state()
+    return steps
+
+
+@pytest.mark.parametrize(("kernel", "mode"), CASES)
+def test_core_equals_reference(kernel: str, mode: str) -> None:
+    seed, left = 1, STEPS
+    while left > 0:
+        left -= run(kernel, mode, seed, min(left, 500)) + 1
+        seed += 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(SOAK_STEPS // 500))
+@pytest.mark.parametrize(("kernel", "mode"), CASES)
+def test_core_equals_reference_for_long(kernel: str, mode: str, seed: int) -> None:
+    run(kernel, mode, 1000 + seed, 500)
