@@ -1,4 +1,4 @@
-"""Where the judge kills each planted fault, and which faults it must let pass because they break nothing that is unsound.
+"""Where the judge kills each planted fault, and which faults it must let pass: they break nothing that is unsound.
 
 A kill is a world under a kernel, so many operations deep, and the property that names the fault there. The worlds
 beside those of `kvm_mmu.check` are for one fault each.
