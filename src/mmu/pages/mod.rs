@@ -2,6 +2,7 @@
 
 pub mod indirect_page;
 pub(in crate::mmu) mod last_path;
+pub(in crate::mmu) mod leaves_gone;
 pub(in crate::mmu) mod mapping;
 pub mod page_arena;
 pub(in crate::mmu) mod page_count;

@@ -4,6 +4,7 @@
 //! `mark_mmio_spte`. Invariant: a page's reverse maps and parents are settled by the caller (`link`, `zap`).
 
 use crate::kernels::SpteFlush;
+use crate::mmu::pages::leaves_gone::LeavesGone;
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::spte_table::SpteTable;
 use crate::mmu::pages::walk::{can_be_made_writable, is_accessed, is_ad_disabled, is_dirty, is_shadow_present, pfn_of};
@@ -15,26 +16,7 @@ use crate::mmu::words::generation::GenerationBits;
 use crate::mmu::words::level::{ENTRIES, PAGE_SHIFT};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::WRITABLE;
-use crate::mmu::words::spte::masks::Masks;
 use crate::mmu::words::spte::mmio::{STORED_ACCESS, make_mmio_spte};
-
-/// How many leaves went at once, and how many of them had been written and used.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::mmu) struct LeavesGone {
-    pub leaves: i64,
-    pub dirty: i64,
-    pub accessed: i64,
-}
-
-impl LeavesGone {
-    /// One more.
-    #[inline]
-    pub fn add(&mut self, masks: &Masks, spte: u64) {
-        self.leaves += 1;
-        self.dirty += i64::from(is_dirty(masks, spte));
-        self.accessed += i64::from(is_accessed(masks, spte));
-    }
-}
 
 impl MmuState {
     /// Stores a word, nothing else; a ghost is told.
@@ -180,9 +162,11 @@ impl MmuState {
         let masks = self.masks;
         let SpteTable::Full(words) = self.arena.table_mut(page) else { return None };
         let mut gone = LeavesGone::default();
-        for word in words.iter_mut().skip(from.into()).take(count.into()) {
+        let words = words.get_mut(from.into()..)?;
+        let most = words.len().min(count.into());
+        gone.add_all(&masks, &words[..most]);
+        for word in &mut words[..most] {
             if is_shadow_present(&masks, *word) {
-                gone.add(&masks, *word);
                 *word = 0;
             }
         }

@@ -4,10 +4,11 @@
 //! Models v5.0 to v6.12 `kvm_mmu_prepare_zap_page` and `kvm_mmu_commit_zap_page`. Invariant: a page is freed only after every
 //! TLB was asked to flush since it left the active list.
 
+use crate::mmu::pages::leaves_gone::{LeavesGone, one_of_alike};
 use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::spte_table::SpteTable;
-use crate::mmu::pages::walk::{child_of, is_accessed, is_ad_disabled, is_dirty, is_large, is_last, is_shadow_present};
+use crate::mmu::pages::walk::{child_of, is_large, is_last, is_shadow_present};
 use crate::mmu::shadow::invalid_list::{Flushed, InvalidList};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
@@ -15,58 +16,7 @@ use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, VcpuMmu};
 use crate::mmu::words::level::{ENTRIES, PAGE_TABLE};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::PFN_FIELD;
-use crate::mmu::words::spte::masks::Masks;
 use crate::mmu::words::views::Prepared;
-
-/// What the entries of a page table were.
-#[derive(Clone, Copy, Debug, Default)]
-struct LeavesGone {
-    cleared: u64,
-    present: u64,
-    accessed: i64,
-    dirty: i64,
-    large: i64,
-}
-
-impl LeavesGone {
-    /// One more.
-    #[inline]
-    fn add(&mut self, masks: &Masks, spte: u64) {
-        self.cleared += u64::from(spte != 0);
-        if is_shadow_present(masks, spte) {
-            self.present += 1;
-            self.accessed += i64::from(is_accessed(masks, spte));
-            self.dirty += i64::from(is_dirty(masks, spte));
-            self.large += i64::from(is_large(spte));
-        }
-    }
-
-    /// More that are like this one, but for their frames and the bits that the processor sets.
-    #[inline]
-    fn add_alike(&mut self, masks: &Masks, spte: u64, words: &[u64]) {
-        let count = words.len() as u64;
-        let of_all = |is_so: bool| if is_so { count.cast_signed() } else { 0 };
-        let having = |bits: u64| words.iter().fold(0, |sum: i64, word| sum.wrapping_add(i64::from(word & bits != 0)));
-        let has_ad = !is_ad_disabled(masks, spte);
-        self.cleared += count;
-        self.present += count;
-        let is_counted = has_ad && masks.accessed != 0;
-        self.accessed += if is_counted { having(masks.accessed) } else { of_all(is_accessed(masks, spte)) };
-        let is_counted = has_ad && masks.dirty != 0;
-        self.dirty += if is_counted { having(masks.dirty) } else { of_all(is_dirty(masks, spte)) };
-        self.large += of_all(is_large(spte));
-    }
-}
-
-/// One of some present leaves, if they differ in nothing but their frames and the bits that the processor sets.
-#[inline]
-fn all_alike(masks: &Masks, words: &[u64]) -> Option<u64> {
-    let (all, any) = words.iter().fold((u64::MAX, 0), |(all, any), &word| (all & word, any | word));
-    // A bit of a frame may be one that an MMIO SPTE is known by.
-    let said = (!PFN_FIELD | masks.not_present.0) & !(masks.accessed | masks.dirty);
-    let first = words.first().copied()?;
-    ((all ^ any) & said == 0 && first & said != 0 && is_shadow_present(masks, first)).then_some(first)
-}
 
 impl MmuState {
     /// Takes a page apart. A root in use stays, emptied and invalid, at the head of the active list.
@@ -229,7 +179,7 @@ impl MmuState {
             let count = heads.as_ref().map_or(1, |heads| heads.len());
             let words = &rest[..count];
             let heads = heads.unwrap_or_default();
-            if let Some(spte) = all_alike(&self.masks, words)
+            if let Some(spte) = one_of_alike(&self.masks, words)
                 && PteHead::are_one_each(heads, page.sptep(first))
             {
                 heads.fill(PteHead::EMPTY);
@@ -255,7 +205,7 @@ impl MmuState {
             first += u16::try_from(count).unwrap_or(1);
         }
         self.work.sptes_cleared += gone.cleared;
-        self.work.rmap_steps += gone.present;
+        self.work.rmap_steps += gone.leaves;
         self.stats.lpages -= gone.large;
         let copies = self.config.kernel.copies_ad_on_zap && !is_chosen(Mutant::AccessedDirtyLost);
         if !self.events.is_on() && copies {

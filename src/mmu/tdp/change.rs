@@ -5,10 +5,10 @@
 //! word in a linked table says so here, except the lock-free fault and the processor.
 
 use crate::kernels::TdpAtomicZap;
+use crate::mmu::pages::leaves_gone::LeavesGone;
 use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::spte_table::SpteTable;
-use crate::mmu::pages::spte_write::LeavesGone;
 use crate::mmu::pages::walk::{child_of, is_accessed, is_dirty, is_last, is_shadow_present, pfn_of};
 use crate::mmu::tdp::tdp_walk::{Entry, Lock};
 use crate::mmu::vm::events::Event;
@@ -133,20 +133,16 @@ impl MmuState {
     /// Counts the changes of a page table that goes, where nobody listens.
     fn account_leaves_frozen(&mut self, words: &SpteTable, lock: Lock) {
         let mut gone = LeavesGone::default();
-        let mut others = 0;
-        for (_, spte) in words.iter() {
-            if is_shadow_present(&self.masks, spte) {
-                gone.add(&self.masks, spte);
-            } else {
-                others += 1;
-            }
+        match words.full() {
+            Some(words) => gone.add_all(&self.masks, words),
+            None => words.iter().for_each(|(_, spte)| gone.add(&self.masks, spte)),
         }
-        let leaves = gone.leaves.unsigned_abs();
+        let leaves = gone.leaves;
         let is_shared = lock == Lock::Shared && !is_chosen(Mutant::TdpEmptyNotFrozen);
         let changed = if is_shared { ENTRIES as u64 } else { leaves };
         self.stats.spte_changed = self.stats.spte_changed.wrapping_add_unsigned(changed);
         self.work.sptes_changed += changed;
-        self.work.sptes_cleared += leaves + if is_shared { others } else { 0 };
+        self.work.sptes_cleared += if is_shared { gone.cleared } else { leaves };
         self.account_leaves_gone(gone);
     }
 

@@ -188,11 +188,11 @@ impl MmuState {
         let Some(gone) = self.clear_leaves(iter.sptep().page(), iter.sptep().index(), iter.left_in_table()) else {
             return;
         };
-        self.stats.spte_changed += gone.leaves;
-        self.work.sptes_changed += gone.leaves.unsigned_abs();
+        self.stats.spte_changed = self.stats.spte_changed.wrapping_add_unsigned(gone.leaves);
+        self.work.sptes_changed += gone.leaves;
         self.account_leaves_gone(gone);
         if is_zap {
-            self.work.sptes_cleared += gone.leaves.unsigned_abs();
+            self.work.sptes_cleared += gone.leaves;
         }
         walk.flush |= gone.leaves > 0 && (is_zap || !self.is_flush_spared(walk));
     }
