@@ -10,6 +10,7 @@ use crate::mmu::pages::walk::is_shadow_present;
 use crate::mmu::tables::Tables;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::tlb::Translation;
+use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::ENTRIES;
 use crate::mmu::words::spte::layout::PFN_FIELD;
 use crate::mmu::words::spte::mmio::is_mmio;
@@ -68,13 +69,16 @@ impl MmuState {
         if !is_quiet || !self.is_root_usual(root) {
             return None;
         }
-        let usual = self.usual_leaf(vcpu, gpa, root, is_shadow)?;
         // Newer kernels map the rest of a group ahead.
-        let is_ahead = is_shadow && self.config.kernel.is_level_requested && !usual.is_logged;
+        if is_shadow && self.config.kernel.is_level_requested {
+            let slot = self.find_slot(self.vcpus[vcpu].as_id(), Gfn::of_gpa(gpa))?;
+            self.slot_body(slot).dirty.as_ref()?;
+        }
+        let usual = self.usual_leaf(vcpu, gpa, root, is_shadow)?;
         let is_tracking = !self.slot_body(usual.slot).track.is_empty()
             || self.config.kernel.track_all_spaces
                 && !self.spaces[usize::from(usual.slot.as_id & 1 ^ 1)].specs().is_empty();
-        (!is_ahead && !is_tracking && self.allows_through(kind, usual.spte).is_ok()).then_some((root, usual))
+        (!is_tracking && self.allows_through(kind, usual.spte).is_ok()).then_some((root, usual))
     }
 
     /// How many neighbours are absent, in order and in the slot, so that no fault would map anything ahead.

@@ -7,15 +7,15 @@ const MOST: usize = 20;
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "a digit is below 16")]
-fn put_digits(out: &mut String, value: u64, base: u64) {
+fn put_digits<const BASE: u64>(out: &mut String, value: u64) {
     let mut digits = [0_u8; MOST];
     let mut at = MOST;
     let mut left = value;
     while at > 0 {
         at -= 1;
-        let digit = (left % base) as u8;
+        let digit = (left % BASE) as u8;
         digits[at] = if digit < 10 { b'0' + digit } else { b'a' - 10 + digit };
-        left /= base;
+        left /= BASE;
         if left == 0 {
             break;
         }
@@ -26,7 +26,7 @@ fn put_digits(out: &mut String, value: u64, base: u64) {
 /// A decimal number.
 #[inline]
 pub(in crate::mmu) fn put_decimal(out: &mut String, value: u64) {
-    put_digits(out, value, 10);
+    put_digits::<10>(out, value);
 }
 
 /// Texts with a number behind each, and a last text.
@@ -43,7 +43,7 @@ pub(in crate::mmu) fn put_fields(out: &mut String, fields: &[(&str, u64)], end: 
 #[inline]
 pub(in crate::mmu) fn put_hex(out: &mut String, value: u64) {
     out.push_str("0x");
-    put_digits(out, value, 16);
+    put_digits::<16>(out, value);
 }
 
 #[cfg(test)]
