@@ -131,6 +131,7 @@ impl MmuState {
             || self.vcpus[vcpu].role.ad_disabled()
             || !self.host.is_plain()
             || is_shadow && self.available_mmu_pages() < KVM_MIN_FREE_MMU_PAGES
+            || self.nr_indirect != 0
             || self.has_high_pages
             || gfn.0 >> self.root_gfn_bits != 0
             || self.needs_write_protect(Some(slot), gfn)
