@@ -1,6 +1,7 @@
 """Scale: a million direct shadow pages under 32,000 memslots and 64 vCPUs, built, faulted, zapped and audited.
 
     python examples/scale.py [--pages 1000000] [--memslots 32000] [--vcpus 64]
+    python examples/scale.py --pages 4000000 --memslots 32764 --gfn-hash wide
 
 The kernel has at most 509 memslots for user space; more are a switch of this model (`max_memslots`), and said so. Times
 are measured wall time of this program on this machine; memory is the model's own account and the process's peak.

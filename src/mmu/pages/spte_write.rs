@@ -20,7 +20,8 @@ use crate::mmu::words::spte::mmio::{STORED_ACCESS, make_mmio_spte};
 
 impl MmuState {
     /// Stores a word, nothing else; a ghost is told.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "one store; what a ghost is told is cold")]
     pub(in crate::mmu) fn spte_set(&mut self, sptep: Sptep, spte: u64) {
         if self.ghost.is_some() {
             let old = self.arena.spte(sptep);
