@@ -200,6 +200,7 @@ impl MmuState {
             && self.tdp.roots.iter().all(|root| within(root.page) && root.page.some().is_some() && root.refs > 0)
             && self.vcpus.len() == usize::from(self.config.vcpus)
             && self.vcpus.iter().all(|vcpu| vcpu.roots().all(within) && vcpu.tlb.is_well_formed())
+            && self.vcpus.iter().flat_map(|vcpu| &vcpu.prev_roots).all(|prev| within(prev.root))
             && self.aliased.keys().all(|sptep| within(sptep.page()))
             && self.spaces.iter().all(AddressSpace::is_well_formed);
         if !fine {
