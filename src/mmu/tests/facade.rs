@@ -55,7 +55,6 @@ fn calls() -> impl Strategy<Value = Call> {
     let id = 0_u32..3;
     prop_oneof![
         12 => (0_u16..2, gfn(), 0_u8..3).prop_map(|(vcpu, gfn, kind)| Call::Access(vcpu, gfn, kind)),
-        6 => (0_u16..2, gfn(), 0_u64..200, 0_u8..3).prop_map(|(vcpu, gfn, len, kind)| Call::Many(vcpu, gfn, len, kind)),
         4 => (0_u16..3, gfn(), prop_oneof![0_u64..32, any::<u64>()]).prop_map(|(vcpu, gfn, code)| Call::Fault(vcpu, gfn, code)),
         2 => (0_u16..3).prop_map(Call::Enter),
         1 => (0_u16..3).prop_map(Call::Unload),
@@ -87,6 +86,12 @@ fn calls() -> impl Strategy<Value = Call> {
         1 => (0_u64..3).prop_map(Call::Nx),
         1 => (0_u16..2, gfn(), 0_u64..9000).prop_map(|(vcpu, at, size)| Call::Prefault(vcpu, at, size)),
     ]
+}
+
+/// The same with runs of neighbours that are accessed in one call.
+fn calls_and_runs() -> impl Strategy<Value = Call> {
+    let many = (0_u16..2, gfn(), 0_u64..200, 0_u8..3);
+    prop_oneof![1 => many.prop_map(|(vcpu, gfn, len, kind)| Call::Many(vcpu, gfn, len, kind)), 9 => calls()]
 }
 
 /// What the caller of a fault says of the host: nothing found, or level, writable, and which of eight neighbours are there.
@@ -304,7 +309,7 @@ proptest! {
         kernel in 0..Kernel::ALL.len(),
         is_tdp in any::<bool>(),
         family in 0..3_usize,
-        sequence in prop::collection::vec(calls(), 1..60)) {
+        sequence in prop::collection::vec(calls_and_runs(), 1..60)) {
         let modes = [(EventMode::All, GfnHash::Kernel), (EventMode::Off, GfnHash::Wide), (EventMode::Ring(3), GfnHash::Kernel)];
         let digests = modes.map(|(events, gfn_hash)| {
             let mut mmu = vm_with(Kernel::ALL[kernel].name, |config| {
