@@ -60,6 +60,7 @@ pub struct PrevRoot {
 
 /// One vCPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an independent fact of the vCPU")]
 pub struct VcpuMmu {
     /// Page used as root.
     pub root: PageIdx,
