@@ -256,7 +256,7 @@ impl State {
                 });
             }
             Err(error) => {
-                applied.violations.push(Violation { property: "no_bug", detail: error.to_string(), owner: "" })
+                applied.violations.push(Violation { property: "no_bug", detail: error.to_string(), owner: "" });
             }
         }
         let broken = self.mmu.take_broken();

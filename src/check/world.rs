@@ -50,6 +50,7 @@ pub enum Action {
 }
 
 /// What may happen.
+#[expect(clippy::struct_excessive_bools, reason = "what a world has and has not")]
 #[derive(Clone, Debug)]
 pub struct World {
     /// Operations, by number.

@@ -119,7 +119,12 @@ fn path_of(path: Vec<(u8, u8)>) -> Vec<Choice> {
 impl Search {
     #[new]
     #[pyo3(signature = (mmu, actions, *, mark, is_mark_added, step, wrap_mask, is_checked_first, table, has_windows, polls, inside, nesting, has_accessed, splits_eagerly, is_pml))]
-    #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "a world's values")]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        clippy::needless_pass_by_value,
+        reason = "a world's values, as Python gives them"
+    )]
     fn new(
         py: Python<'_>,
         mmu: &Mmu,
@@ -168,8 +173,9 @@ impl Search {
                 if end.is_some_and(|end| Instant::now() > end) {
                     is_stopped.store(true, Ordering::Relaxed);
                 }
+                let signals = |py: Python<'_>| py.check_signals();
                 if std::thread::current().id() == caller
-                    && let Err(exception) = Python::attach(|py| py.check_signals())
+                    && let Err(exception) = Python::attach(signals)
                 {
                     *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(exception);
                     is_stopped.store(true, Ordering::Relaxed);
@@ -204,11 +210,11 @@ impl Search {
     }
 
     /// The states of the exhaustive search as bytes, and where the last level begins.
-    fn saved<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyBytes>, usize)> {
+    fn saved<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, usize) {
         let bfs = self.bfs.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(bfs) = bfs.as_ref() else { return Ok((PyBytes::new(py, &[]), 0)) };
+        let Some(bfs) = bfs.as_ref() else { return (PyBytes::new(py, &[]), 0) };
         let (bytes, first) = bfs.saved();
-        Ok((PyBytes::new(py, &bytes), first))
+        (PyBytes::new(py, &bytes), first)
     }
 
     /// Goes on from such bytes; false if they are not of this world.

@@ -941,7 +941,7 @@ impl Mmu {
     }
 
     fn end_update(&self, py: Python<'_>) -> PyResult<()> {
-        self.call(py, |mmu| mmu.end_update())
+        self.call(py, crate::mmu::Mmu::end_update)
     }
 
     fn memory<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -47,6 +47,7 @@ pub enum Stop {
 }
 
 /// A recording on its way through a model.
+#[expect(clippy::struct_excessive_bools, reason = "what came by, and what is still waited for")]
 #[derive(Debug)]
 pub struct Lane {
     pub(super) rules: Rules,
@@ -258,6 +259,7 @@ impl Lane {
     }
 
     /// An input; a stop before which it is not done is [`Stop::NeedText`].
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of input")]
     fn input<'a>(
         &mut self,
         deed: Deed,

@@ -132,6 +132,9 @@ pub struct PageWording {
     pub fast_by_writable: bool,
 }
 
+/// The name of an operation, and its fields, each with what it is where it lacks (None: it must be there).
+pub type Numeric = (Vec<u8>, Vec<(Vec<u8>, Option<u64>)>);
+
 /// Everything a lane is told before it begins.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one fact of a recorder")]
@@ -148,7 +151,7 @@ pub struct Rules {
     pub heard: Vec<Vec<u8>>,
     /// The one of them whose fields are all the caller wants; and for each field what it is where it lacks (None: it must
     /// be there).
-    pub numeric: (Vec<u8>, Vec<(Vec<u8>, Option<u64>)>),
+    pub numeric: Numeric,
     /// Operations at which the current vCPU enters the guest. For a number of more than before in their field of this name
     /// the caller is asked.
     pub enters: Vec<Vec<u8>>,

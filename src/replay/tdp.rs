@@ -258,7 +258,7 @@ impl Lane {
             return;
         }
         let start = gfn & !(PAGES_2M - 1);
-        let is_aligned = (gfn ^ page) % PAGES_2M == 0;
+        let is_aligned = (gfn ^ page).is_multiple_of(PAGES_2M);
         let is_inside = slot.base <= start && start + PAGES_2M <= slot.base + slot.npages;
         let is_forced = slot.flags & LOG_DIRTY != 0 || (error_code & FETCH != 0 && self.rules.has_nx_huge_pages);
         if is_aligned

@@ -270,10 +270,10 @@ impl Ghost {
     pub fn published(&mut self, as_id: u8, id: u32, at: Option<(u64, u64, u64)>, is_logged: bool) {
         let now = self.tick();
         let slot = at.map(|(base, npages, host_page)| GhostSlot { as_id, id, base, npages, host_page, since: now });
-        if let Some(old) = self.backing.slots.iter().find(|old| (old.as_id, old.id) == (as_id, id)).copied() {
-            if at.is_none_or(|(base, ..)| base != old.base) {
-                self.promises.forget_slot(as_id, id, old.base, old.npages);
-            }
+        if let Some(old) = self.backing.slots.iter().find(|old| (old.as_id, old.id) == (as_id, id)).copied()
+            && at.is_none_or(|(base, ..)| base != old.base)
+        {
+            self.promises.forget_slot(as_id, id, old.base, old.npages);
         }
         self.promises.published(as_id, id, is_logged && at.is_some());
         self.backing.published(as_id, id, slot, now);

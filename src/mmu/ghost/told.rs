@@ -78,6 +78,7 @@ pub enum Entry {
 }
 
 /// How an entry came to be written.
+#[expect(clippy::struct_excessive_bools, reason = "what one writer tells of one write")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write {
     /// Place in the arena: table and index.

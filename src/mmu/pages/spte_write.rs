@@ -35,8 +35,9 @@ impl MmuState {
     /// Stores leaves of neighbouring frames into so many neighbouring entries of a full table.
     pub(in crate::mmu) fn set_neighbours(&mut self, first: Sptep, spte: u64, count: usize) {
         if self.ghost.is_some() {
-            for (at, shift) in (0..ENTRIES as u16).zip(0..count as u64) {
-                self.spte_set(first.page().sptep(first.index() + at), spte + (shift << PAGE_SHIFT));
+            let indices = first.index()..;
+            for (index, shift) in indices.zip(0..count as u64) {
+                self.spte_set(first.page().sptep(index), spte + (shift << PAGE_SHIFT));
             }
             return;
         }

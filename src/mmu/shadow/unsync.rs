@@ -4,6 +4,7 @@
 //! `kvm_mmu_mark_parents_unsync`, `mmu_unsync_walk`, `mmu_pages_clear_parents`. Invariant: a page with an unsync page below
 //! it is marked in each of its parents; marks go only when a walk finds nothing behind them or what was found is synced.
 
+use crate::mmu::pages::indirect_page::Indirect;
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_large, is_shadow_present};
 use crate::mmu::vm::events::Event;
@@ -155,7 +156,7 @@ impl MmuState {
     /// How many were found below; stops where there is no room.
     fn walk_unsync_below(&mut self, page: PageIdx, found: &mut UnsyncPages) -> Result<u32, Full> {
         let mut nr_found = 0;
-        let marked: Vec<u16> = self.arena.indirect(page).into_iter().flat_map(|of| of.unsync_children()).collect();
+        let marked: Vec<u16> = self.arena.indirect(page).into_iter().flat_map(Indirect::unsync_children).collect();
         for index in marked {
             let spte = self.arena.spte(page.sptep(index));
             if !is_shadow_present(&self.masks, spte) || is_large(spte) {

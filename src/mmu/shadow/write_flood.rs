@@ -75,7 +75,7 @@ impl MmuState {
     /// Bytes of an entry of the table that a page shadows.
     fn gpte_size(&self, role: Role) -> u64 {
         // From v6.1 on the bit says the opposite.
-        if role.gpte_is_8_bytes() != self.config.kernel.is_role_fixed { 8 } else { 4 }
+        if role.gpte_is_8_bytes() == self.config.kernel.is_role_fixed { 4 } else { 8 }
     }
 
     /// A write that is no whole entry, except of one byte at an entry's beginning, is not a write of an entry.

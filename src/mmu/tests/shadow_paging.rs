@@ -16,7 +16,7 @@ fn guest(kernel: &str) -> Mmu {
         assert_eq!(mmu.poke(0, at, to | TABLE, 8).expect("vcpu 0"), 0);
     }
     for page in 0..16 {
-        mmu.poke(0, 0x4000 + page * 8, 0x10_0000 + (page << 12) | PAGE, 8).expect("vcpu 0");
+        mmu.poke(0, 0x4000 + page * 8, (0x10_0000 + (page << 12)) | PAGE, 8).expect("vcpu 0");
     }
     // The table itself, at 0x10000.
     mmu.poke(0, 0x4000 + 16 * 8, 0x4000 | PAGE, 8).expect("vcpu 0");

@@ -52,7 +52,7 @@ pub enum Event {
         addr: u64,
         error_code: u64,
     },
-    /// The kernel would warn; `line` of paging_tmpl.h.
+    /// The kernel would warn; `line` of `paging_tmpl.h`.
     Warn {
         line: u32,
     },

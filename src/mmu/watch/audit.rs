@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernels::StaleTest;
 use crate::mmu::ghost::memory::Ghost;
+use crate::mmu::pages::indirect_page::Indirect;
 use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present, pfn_of};
 use crate::mmu::vm::state::MmuState;
@@ -186,7 +187,7 @@ impl MmuState {
         let mut nr_indirect = 0;
         for page in self.live_pages() {
             let (key, header) = (self.arena.key(page), self.arena.page(page));
-            let marked: Vec<u16> = self.arena.indirect(page).into_iter().flat_map(|of| of.unsync_children()).collect();
+            let marked: Vec<u16> = self.arena.indirect(page).into_iter().flat_map(Indirect::unsync_children).collect();
             nr_indirect += u64::from(!key.role.direct() && !key.role.invalid());
             report.check(marked.len() == header.unsync_children as usize, "unsync_marks", || {
                 format!("page {} counts {} children, {} are marked", key.id, header.unsync_children, marked.len())

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
+use crate::mmu::pages::indirect_page::Indirect;
 use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present};
@@ -146,7 +147,7 @@ impl MmuState {
     pub(in crate::mmu) fn put_unsync_bitmap(&self, out: &mut String, page: PageIdx) {
         if self.config.shadows_guest() {
             out.push_str(r#""unsync_bitmap":"#);
-            let marked = self.arena.indirect(page).into_iter().flat_map(|indirect| indirect.unsync_children());
+            let marked = self.arena.indirect(page).into_iter().flat_map(Indirect::unsync_children);
             put_list(out, marked, |out, index| {
                 put!(out, "{index}");
             });
