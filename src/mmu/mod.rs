@@ -244,8 +244,19 @@ impl Mmu {
     }
 
     /// The page fault entry with an error code, without vCPU entry: 1 resume, 0 exit to user space, negative errno.
+    #[inline]
     pub fn fault(&mut self, vcpu: u16, gpa: u64, error_code: u64) -> Result<i32> {
         let vcpu = self.state.check_vcpu(vcpu)?;
+        if self.state.config.shadows_guest() || self.state.ghost.is_some() {
+            return self.fault_told(vcpu, gpa, error_code);
+        }
+        Ok(self.state.page_fault(vcpu, gpa, error_code)?.ret)
+    }
+
+    /// The same where a guest's own tables are shadowed, or a ghost listens.
+    #[cold]
+    #[inline(never)]
+    fn fault_told(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<i32> {
         if self.state.config.shadows_guest() {
             return self.told(OpKind::Access, |state| Ok(state.guest_page_fault(vcpu, gpa, error_code)?.answer.ret));
         }

@@ -19,6 +19,7 @@ COMMANDS = {
     "encode": [("encode", "mmio", "--gfn", "1", "--gen", "2", *SPTE)],
     "kernel": [("kernels", "show", "6.12.94", "--json")],
     "kernels-diff": [("kernels", "diff", "v6.12", "v5.4", "--json")],
+    "check": [("check", "--world", "W1", "--policy", "kvm_mmu:SteppedGeneration", "--json")],
     "sweep": [("sweep", "boot", "--pages", "64", "--jobs", "1", "-o", "{tmp}/s", "--json")],
     "curve": [
         ("curve", "wrap", "--kernels", "v5.0", "--values", "64", "--jobs", "1", "-o", "{tmp}/c", "--json")
@@ -71,7 +72,7 @@ def test_no_schema_is_undocumented():
     for path in (ROOT / "python" / "kvm_mmu").rglob("*.py"):
         names |= set(
             re.findall(
-                r'"kvm-mmu/((?:trace-\w+)|sweep|curve|decode|encode|kernel|kernels-diff|compare-sync)/1"',
+                r'"kvm-mmu/((?:trace-\w+)|check|sweep|curve|decode|encode|kernel|kernels-diff|compare-sync)/1"',
                 path.read_text(encoding="utf-8"),
             )
         )

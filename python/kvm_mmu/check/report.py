@@ -10,7 +10,7 @@ from kvm_mmu.errors import KvmMmuError
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.terminal import one_line
 
-SCHEMA = "kvm-mmu-check-1"
+SCHEMA = "kvm-mmu/check/1"
 
 
 def row(result: Result) -> str:

@@ -23,6 +23,7 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.ring import Ring, ring
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
+from kvm_mmu.terminal import folded
 from kvm_mmu.view.whole_file import write_whole
 
 KERNEL = "v6.12"
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         clear_progress()
         done.append((result, story))
         if not args.json:
-            print(text(result, story), flush=True)
+            print(folded(text(result, story), "      "), flush=True)
         if result.found or result.is_interrupted:
             break
     if args.json:
