@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     print({name: array.dtype.name for name, array in list(found.columns.items())[:8]})
     frames: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
-        csv, whole, _ = found.write(folder)
+        csv, whole, *_ = found.write(folder)
         print(f"{len(json.loads(whole.read_text())['rows'])} rows in {whole.name}")
         _polars(found, csv, frames)
         _pandas(found, csv, frames)

@@ -215,7 +215,7 @@ def config(**values):
         (HEADER + "\n" + op(op="access", gpa=1.5), ["<stdin>:2", "gpa=1.5"]),
         (config(vcpus=0), ["<stdin>:1", "vcpus"]),
         (config(phys_bits=99), ["<stdin>:1", "phys_bits"]),
-        (config(family="shadow"), ["<stdin>:1", "shadow"]),
+        (config(family="lunch"), ["<stdin>:1", "lunch"]),
         (config(pml=7), ["<stdin>:1", "pml=7", "0 or 1"]),
     ],
 )

@@ -145,7 +145,8 @@ CALLS: list[tuple[str, str, Call, list[Any]]] = [
     ("Vm.slot_walk", "as_id", lambda vm, x: vm.slot_walk(x, 0, "set_dirty"), [2, *HOSTILE]),
     ("Vm.slot_walk", "slot", lambda vm, x: vm.slot_walk(0, x, "set_dirty"), HOSTILE),
     ("Vm.slot_walk", "what", lambda vm, x: vm.slot_walk(0, 0, x), WORDS),
-    ("Vm.run_guest", "vcpu", lambda vm, x: vm.run_guest(x, "enter"), [1, *HOSTILE]),
+    ("Vm.set_judged", "on", lambda vm, x: vm.set_judged(x), FLAGS),
+    ("Vm.run_guest", "vcpu", lambda vm, x: vm.run_guest(x, "enter"), HOSTILE),
     ("Vm.run_guest", "work", lambda vm, x: vm.run_guest(0, x), WORDS),
     ("Vm.run_guest", "gva", lambda vm, x: vm.run_guest(0, "access", x), HOSTILE),
     ("Vm.run_guest", "kind", lambda vm, x: vm.run_guest(0, "access", 0, x), WORDS),
@@ -199,6 +200,8 @@ WITHOUT_ARGUMENTS = (
     "Vm.updating Vm.install_slot Vm.remove_slot Vm.generation Vm.set_generation Vm.total_slot_pages",
     "Vm.requested_mmu_pages Vm.memslots_updated Vm.invalidate_mmio Vm.flush_shadow_memslot",
     "Vm.flush_slot_tlbs Vm.update_cpu_dirty_logging Vm.alternate_flags Vm.makes_mmio_sptes",
+    # What a live VM may hold and is refused for: tests/live/test_from_snapshot.py.
+    "Vm.judge Vm.judged_update Vm.from_snapshot",
 )
 
 

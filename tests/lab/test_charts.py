@@ -108,7 +108,11 @@ def test_without_matplotlib_there_is_no_picture_and_a_sentence(
     for draw in (found.to_svg, found.plot):
         with pytest.raises(UsageError, match=r"charts need matplotlib .*: pip install 'kvm_mmu\[plot\]'"):
             draw()
-    assert [path.name for path in found.write(tmp_path / "a")] == ["compare.csv", "compare.json"]
+    assert [path.name for path in found.write(tmp_path / "a")] == [
+        "compare.csv",
+        "compare.json",
+        "report.html",
+    ]
     scenario = str(data / "vectors" / "seed" / "mmio_stale_generation.npt.jsonl.xz")
     words = ["compare", scenario, "--plan", "merged", "-o", str(tmp_path / "b")]
     assert main(words) == 0

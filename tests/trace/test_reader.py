@@ -66,7 +66,7 @@ def test_every_recording_reads_without_a_rest(folder: Path):
 
 
 def test_there_are_recordings():
-    assert len(ALL) == 87
+    assert len(ALL) == 94
 
 
 def test_counts_of_a_mixed_trace(mixed: Path):

@@ -23,12 +23,13 @@ from kvm_mmu.trace.text.source import read_lines
 from kvm_mmu.trace.text.spte_words import words_of
 
 TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
-#: Those of the TDP MMU are in test_replay_tdp.
+#: Those of the TDP MMU are in test_replay_tdp, those of guests whose tables are shadowed in test_replay_shadow.
+SHADOWED = re.compile("[en]pt0_(?!.*(flat|real)$)")
 RECORDINGS = [
     f"{d.parent.name}/{d.name}"
     for kernel in ("6.1", "6.12")
     for d in sorted((TRACES / kernel).iterdir())
-    if "tdp1" not in d.name
+    if "tdp1" not in d.name and not SHADOWED.match(d.name)
 ]
 PREFIX = "             vmm-851   [000] .....  5012.1: "
 PAGE = "8-byte q0 direct wux"

@@ -12,7 +12,7 @@ from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
 from kvm_mmu.recorders.guest_program import GuestProgram, Step, command_of
 from kvm_mmu.recorders.guest_tables import GuestTables
-from kvm_mmu.trace.replay.engine import engine_factory, is_for_reference
+from kvm_mmu.trace.replay.engine import engine_factory, shadows_guest
 from kvm_mmu.trace.replay.fidelity import kept
 from kvm_mmu.trace.replay.guest_memory import with_guest_memory
 from kvm_mmu.trace.replay.replaying import replay
@@ -82,11 +82,9 @@ def test_every_shared_recording_is_equal(shared: Path, kernel: str):
 
 
 def test_the_reference_is_taken_where_the_core_shadows_no_tables():
-    assert is_for_reference({"family": "shadow", "guest_paging": 1}) and is_for_reference(
-        {"family": "shadow"}
-    )
-    assert not is_for_reference({"family": "shadow", "guest_paging": 0})
-    assert not is_for_reference({"family": "npt"})
+    assert shadows_guest({"family": "shadow", "guest_paging": 1}) and shadows_guest({"family": "shadow"})
+    assert not shadows_guest({"family": "shadow", "guest_paging": 0})
+    assert not shadows_guest({"family": "npt"})
     made = engine_factory("auto")("v6.12", {"family": "shadow"})
     assert isinstance(made, reference.Engine)
 

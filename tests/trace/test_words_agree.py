@@ -141,5 +141,5 @@ def test_the_recordings_of_a_clone_agree():
         for p in TRACES.glob(f"*/{name}/trace.txt.xz")
     )
     found = [compare(path) for path in paths]
-    assert sum(sum(own.values()) for own, _ in found) == 5066
-    assert sum(sum(across.values()) for _, across in found) == 4024
+    assert sum(sum(own.values()) for own, _ in found) == 5116
+    assert sum(sum(across.values()) for _, across in found) == 4069

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ TRACES = Path(__file__).resolve().parent.parent / "data" / "traces"
 LARGE = {"6.1/npt1tdp0_wrap_flags", "6.12/npt1tdp0_memslot_churn_big"}
 ALL = [f"{d.parent.name}/{d.name}" for kernel in sorted(TRACES.iterdir()) for d in sorted(kernel.iterdir())]
 SOAK = os.environ.get("KVM_MMU_SOAK", "") not in ("", "0")
-DIRECT = [name for name in ALL if SOAK or name not in LARGE]
+#: Guests whose own page tables are shadowed: replayed, and no workloads.
+SHADOWED = re.compile(r"[67].*/[en]pt0_(?!.*(flat|real)$)|5\.[02]\.1/")
+DIRECT = [name for name in ALL if (SOAK or name not in LARGE) and not SHADOWED.match(name)]
 
 
 def path_of(name: str) -> Path:
@@ -125,8 +128,9 @@ def test_every_kernel_and_every_plan(name: str) -> None:
         found = km.compare(recording, list(km.plans), at=at, kernel=list(km.kernels))
         of_roots = [name for name, plan in km.plans.items() if plan.is_of_roots]
         newer = [name for name, profile in km.kernels.items() if profile.facts["has_tdp_mmu"]]
+        newer = [] if recording.vms[0].config["family"] == "shadow" else newer
         assert len(found) == (len(km.plans) - len(of_roots)) * len(km.kernels) + len(of_roots) * len(newer)
-        assert {row["mmu"] for row in found.rows if row["plan"] in of_roots} == {"tdp"}
+        assert {row["mmu"] for row in found.rows if row["plan"] in of_roots} == ({"tdp"} if newer else set())
         assert set(found.column("outcome")) <= {"done", "not exercised"}
         assert {row["outcome"] for row in found.rows if row["plan"] == "zap-all"} == {"done"}
         assert found.rows == km.compare(recording, list(km.plans), at=at, kernel=list(km.kernels)).rows
@@ -161,9 +165,10 @@ def test_what_was_changed_is_said() -> None:
 def test_which_vm_and_when() -> None:
     path = path_of("5.0.1-npt/mmio_gen")
     found = km.compare(path, ["merged"], at="wrap")
-    assert found.notes == ["mmio_gen: VM 1 of 2, the one with the most operations"]
+    marks = "v5.0 keeps no mmio_cached marks on its shadow pages: merged goes by marks that the model adds"
+    assert sorted(found.notes) == ["mmio_gen: VM 1 of 2, the one with the most operations", marks]
     second = km.compare(path, ["merged"], at="wrap", vm=2)
-    assert second.notes == ["mmio_gen: VM 2 of 2"] and second.workloads != found.workloads
+    assert sorted(second.notes) == ["mmio_gen: VM 2 of 2", marks] and second.workloads != found.workloads
     with pytest.raises(UsageError, match="VM 3: expected 1 to 2"):
         km.compare(path, ["merged"], vm=3)
     # Everything is zapped before this VM ends: the moment with the most pages is taken, and said.
@@ -172,7 +177,10 @@ def test_which_vm_and_when() -> None:
     assert any("no shadow page lives at its end: taken after operation" in note for note in peak.notes)
     assert peak.rows[0]["outcome"] == "done"
     end = km.compare(smm, ["merged"], at="wrap", moment="end")
-    assert end.notes == ["npt1tdp0_smm had no stale MMIO SPTEs: no run of it shows that a plan is sound"]
+    assert sorted(end.notes) == [
+        "npt1tdp0_smm had no stale MMIO SPTEs: no run of it shows that a plan is sound",
+        marks.replace("v5.0", "v6.1"),
+    ]
     assert end.rows[0]["sound"] is None and end.rows[0]["outcome"] == "not exercised"
     with pytest.raises(UsageError, match="moment 'noon'"):
         km.compare(smm, ["merged"], moment="noon")
@@ -314,3 +322,9 @@ def test_host_memory_is_stated_for_whoever_asks_later() -> None:
     there = {**first, "host": {"level": 1, "writable": 1, "found": [0, 2]}}
     stated = translated([first, zero, first, there], "v6.1", "v6.1")[len(same) :]
     assert stated == [("fault", None), *[("host_state", "rw")] * 3, ("fault", None)]
+
+
+def test_a_guest_whose_tables_are_shadowed_is_no_workload() -> None:
+    for name in ("5.0.1/legacy32", "6.1/npt0_pt_writes_long"):
+        with pytest.raises(UsageError, match="such a recording is replayed, and not yet a workload"):
+            km.compare(path_of(name), ["merged"], at="wrap")

@@ -37,7 +37,7 @@ def engine_factory(backend: str) -> EngineFactory:
         raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
 
     def make(kernel: str, config: Mapping[str, object]) -> Engine:
-        if backend == "reference" or (backend == "auto" and is_for_reference(config)):
+        if backend == "reference" or (backend == "auto" and shadows_guest(config)):
             from kvm_mmu import reference
 
             return reference.Engine(kernel=kernel, config=dict(config))
@@ -48,6 +48,6 @@ def engine_factory(backend: str) -> EngineFactory:
     return make
 
 
-def is_for_reference(config: Mapping[str, object]) -> bool:
-    """Whether only the reference models such a VM: the core shadows no page tables of a guest."""
+def shadows_guest(config: Mapping[str, object]) -> bool:
+    """Whether the page tables of such a VM's guest are shadowed."""
     return config.get("family") == "shadow" and bool(config.get("guest_paging", 1))

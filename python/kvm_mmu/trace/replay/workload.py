@@ -15,7 +15,7 @@ from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.machine.numbers import shown
 from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.terminal import one_line
-from kvm_mmu.trace.replay.engine import Engine
+from kvm_mmu.trace.replay.engine import Engine, shadows_guest
 from kvm_mmu.trace.replay.replaying import Report, replay
 from kvm_mmu.trace.replay.translation import translate
 from kvm_mmu.trace.text import host as host_facts
@@ -77,13 +77,18 @@ class Recording:
             as_accesses: accesses in place of faults also under its own kernel.
 
         Raises:
-            UsageError: an unknown kernel, or there is no such VM.
+            UsageError: an unknown kernel, there is no such VM, or its guest's own page tables are shadowed.
         """
         target = self.kernel if kernel is None else kernel_profile(kernel).name
         number = self.busiest() if vm is None else vm
         if not 1 <= number <= len(self.vms):
             raise UsageError(f"{self.path}: VM {number}: expected 1 to {len(self.vms)}")
         taken = self.vms[number - 1]
+        if shadows_guest(taken.config):
+            raise UsageError(
+                f"{self.path}: VM {number}: the page tables of its guest are shadowed: such a recording is replayed, "
+                "and not yet a workload; expected a guest without tables of its own, or two-dimensional paging"
+            )
         ops, returns = taken.ops[: taken.teardown], taken.returns[: taken.teardown]
         made = translate(taken.config, ops, returns, self.kernel, target, as_accesses=as_accesses)
         notes = [*self._notes(number, vm is None), *made.notes]
