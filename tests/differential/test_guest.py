@@ -210,3 +210,29 @@ def test_the_shapes_are_those_of_the_registers() -> None:
     p32 = shape_of(Registers(0x80000001, 0, 0x10, 0))
     assert p32.leaf(0x3_0080_0000, "rw", 2) == 0x00800083 | 3 << 13
     assert p32.leads_to(0x00800083 | 3 << 13, 2) == 0x3_0080_0000
+
+
+@pytest.mark.parametrize("kernel", ["v6.1", "v6.12"])
+def test_neighbours_at_hand_are_given_in_the_order_of_their_entries(kernel: str) -> None:
+    """A guest's neighbours may lead to gfns in any order; the recording's answer names those that were at hand."""
+    from kvm_mmu.scenario.language import Scenario, make_engine
+
+    pages = {0: 9, 1: 7, 2: 8, 3: 6}
+    tables = {0x1000: 0x2067, 0x2000: 0x3067, 0x3000: 0x4067}
+    tables |= {0x4000 + 8 * index: page << 12 | 0x67 for index, page in pages.items()}
+    host = {"level": 1, "writable": 1, "found": [9, 7, 8], "set": 1}
+    operations = [
+        {"op": "set_memslot", "as": 0, "id": 0, "gpa": 0, "size": 0x10000, "hva": 0x10000000, "flags": 0},
+        *({"op": "poke", "gpa": at, "val": to, "bytes": 8} for at, to in tables.items()),
+        {"op": "load", "vcpu": 0},
+        {"op": "fault", "vcpu": 0, "gpa": 0x3000, "err": 2, "host": host},
+    ]
+    states = []
+    for backend in ("core", "reference"):
+        scenario = Scenario(kernel=kernel, config={"family": "shadow", "traced": 1}, plans={})
+        engine = make_engine(scenario, backend=backend)
+        lines = [engine.apply(operation) for operation in operations]
+        made = [event for event in lines[-1]["events"] if event[0] == "set_spte"]
+        assert [event[2] for event in made] == [3, 0, 1, 2], backend
+        states.append(engine.state())
+    assert states[0] == states[1]

@@ -20,7 +20,7 @@ impl MmuState {
         self.prefetch_gpte_with(vcpu, sptep, gpte, (spares_log, None))
     }
 
-    /// The same, where the caller may say which gfns are at hand, ascending.
+    /// The same, where the caller may say which gfns are at hand, in the order of the entries that lead to them.
     pub(in crate::mmu) fn prefetch_gpte_with(
         &mut self,
         vcpu: usize,
@@ -66,7 +66,7 @@ impl MmuState {
         let page = Pfn::of_hva(spec.hva_of(gfn));
         let frame = self.host.frame(page);
         let is_at_hand = match neighbours {
-            Some(found) => found.binary_search(&gfn.0).is_ok(),
+            Some(found) => found.contains(&gfn.0),
             None => self.host.pin_atomic(page),
         };
         is_at_hand.then_some((slot, Pfn((frame.hva() & PFN_FIELD) >> 12)))
