@@ -16,15 +16,18 @@ __all__ = [
     "Mmu",
     "ReplayLane",
     "ReplaySurvey",
+    "Search",
     "TraceReader",
     "Unsure",
     "facts",
     "guest_permissions",
+    "invariants",
     "kernel_row",
     "kernels",
     "named_plans",
     "plan_fields",
     "plan_words",
+    "properties",
     "resolve_kernel",
 ]
 
