@@ -1,4 +1,5 @@
-//! The core: the structures and operations of KVM's x86 shadow MMU, v5.0 to v6.12, direct paging.
+//! The core: the structures and operations of KVM's x86 MMU, v5.0 to v7.3: shadow pages, direct or
+//! of guests with tables of their own, and the TDP MMU.
 //!
 //! [`Mmu`] is the facade: one method per thing that can happen to the MMU. It holds what is stored, encoded, walked and
 //! zapped; which slot, which generation, which plan and in what order is the caller's. No I/O, no clock, no randomness;

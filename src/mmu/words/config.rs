@@ -167,7 +167,7 @@ impl Config {
         needs(
             "family=shadow",
             self.shadows_guest() && !self.kernel.has_guest_tables,
-            "a kernel whose shadow paging is modelled: v5.0, v5.0-seed, v5.2, v6.1, v6.12; or guest_paging=0",
+            "a kernel whose shadow paging is modelled: v5.0, v5.0-seed, v5.2, v6.1, v6.12 and later; or guest_paging=0",
         )?;
         needs(
             "family=shadow and guest_paging=0",
