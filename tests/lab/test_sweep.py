@@ -291,7 +291,7 @@ def test_the_commands_print_tables_that_fit(tmp_path: Path) -> None:
     shown = command(
         *"sweep boot --plans own,merged,v5.4-fast --kernels v5.2,6.12.94 --pages 64 --mmio 10% --jobs 1".split()
     )
-    assert ("faults again" in shown and "v6.12.0" in shown) or "v6.12" in shown
+    assert "faults again" in shown and "v6.12.0" in shown
     assert "virtio-mem" in command("sweep", "--list")
     drawn = command(
         *"curve slot-removal --values 64,128 --kernels v5.2,v6.12 --jobs 1".split(), "-o", str(tmp_path)
