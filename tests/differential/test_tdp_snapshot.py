@@ -58,7 +58,7 @@ def test_the_picture_and_the_page_show_the_tables() -> None:
     for page in range(3):
         vm.vcpus[0].access(page << 12, kind="w")
     picture = vm.to_svg()
-    assert "TDP MMU: 1 roots, 3 tables below them" in picture
+    assert "TDP MMU: 1 root, 3 tables below" in picture
     assert picture.count("<path ") == 3 and "root x2" in picture
     assert re.search(r">\s*0 0x[0-9a-f]+ x3<", picture)
     assert "tables of the TDP MMU</td><td>4<" in vm._repr_html_()

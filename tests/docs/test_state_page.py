@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import kvm_mmu as km
+from kvm_mmu.view import meanings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "docs" / "reference" / "state.md").read_text(encoding="utf-8")
@@ -55,6 +56,23 @@ def test_every_event_has_its_fields() -> None:
         for at, name in enumerate(names(called)):
             listed[name] = len(names(parts[at] if len(parts) > 1 else parts[0]))
     assert listed == written
+
+
+def test_a_page_for_a_browser_names_the_same_fields() -> None:
+    """As many names for an event as it has fields, in the same words where this page has them in its own table."""
+    plain, stepped = written_by("write_json"), written_by("write_json_stepped")
+    assert {**plain, **stepped}.keys() == meanings.EVENTS.keys()
+    told = {name: fields.split() for name, (fields, _) in meanings.EVENTS.items()}
+    others = {name: fields.split() for name, fields in meanings.STEPPED_FIELDS.items()}
+    assert {name: len(told[name]) for name in plain} == plain
+    assert {name: len(others.get(name, told[name])) for name in stepped} == stepped
+    for called, fields, _ in rows("Events", 3):
+        parts = fields.split(";")
+        for at, name in enumerate(names(called)):
+            assert told[name] == names(parts[at] if len(parts) > 1 else parts[0]), name
+    for called, fields in rows("Events", 2):
+        for name in names(called):
+            assert others.get(name, told[name]) == names(fields), name
 
 
 def test_every_counter_is_there() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab import forced_event, page_tables, soundness
+from kvm_mmu.lab import comparison_page, forced_event, page_tables, soundness
 from kvm_mmu.lab.collateral import Repeated, repeat
 from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.cost import CostModel, cost_model
@@ -179,12 +179,16 @@ def _compare_one(
     chosen: Sequence[Plan],
     setting: _Setting,
     progress: Callable[[str], None],
+    source: Scenario | None = None,
 ) -> None:
     base = workload.vm.clone()
     forced_event.prepare(base, at)
     untouched = repeat(base, workload.touches) if at != "teardown" else Repeated(0, 0)
     del base
     counted = workload.population()
+    is_kept = len(result.runs) < comparison_page.MOST_RUNS and not setting.added
+    if is_kept and comparison_page.is_shown(workload):
+        result.runs.append(comparison_page.Run(workload, source, at, chosen, setting.contend))
     result.workloads.append(
         {
             "input": workload.name,
@@ -391,7 +395,7 @@ def compare(
             progress(f"running {source.name}")
             if not sizes:
                 workload = run_scenario_workload(source, target, moment=moment)
-                _compare_one(result, workload, event, mine, setting, progress)
+                _compare_one(result, workload, event, mine, setting, progress, source)
                 continue
             first = len(result.rows)
             for n in sizes:

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab import comparison_text
+from kvm_mmu.lab import comparison_page, comparison_text
 from kvm_mmu.lab.fit import Fit
 from kvm_mmu.machine.zap_plan import plans
 from kvm_mmu.view import charts
-from kvm_mmu.view.document import document, figure, table, text
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.tables import csv_text, records
 
@@ -91,6 +90,7 @@ class Comparison:
         plans: the plans in words.
         workloads: of each input, kernel and size what lived before the event, and what was made and zapped on the
             way.
+        runs: those of the workloads that are small enough for the steps of a report.
     """
 
     rows: list[dict[str, Any]]
@@ -101,6 +101,7 @@ class Comparison:
     own_events: dict[tuple[str, str], int] = field(default_factory=dict)
     plans: list[dict[str, Any]] = field(default_factory=list)
     workloads: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[comparison_page.Run] = field(default_factory=list, repr=False, compare=False)
 
     def __repr__(self) -> str:
         names = list(dict.fromkeys(row["plan"] for row in self.rows))
@@ -371,14 +372,10 @@ class Comparison:
             f"{name}.csv": csv_text({n: self.column(n) for n in self.names}),
             f"{name}.json": self.to_json(),
         }
-        parts = [
-            table({n: self.column(n) for n in self.names}),
-            *(f"<p>{text(note)}</p>" for note in self.notes),
-        ]
+        picture = None
         if charts.missing() is None:
-            texts[f"{name}.svg"] = self.to_svg()
-            parts.insert(0, figure(texts[f"{name}.svg"], "longest hold of mmu_lock"))
-        texts["report.html" if name == "compare" else f"{name}.html"] = document("Zap plans compared", parts)
+            picture = texts[f"{name}.svg"] = self.to_svg()
+        texts["report.html" if name == "compare" else f"{name}.html"] = comparison_page.page(self, picture)
         return write_all(folder, texts)
 
 

@@ -19,7 +19,8 @@ from kvm_mmu.lab.sweep.table import Sweep
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.terminal import folded
 from kvm_mmu.view import charts
-from kvm_mmu.view.document import document, figure, table
+from kvm_mmu.view.document import definitions, document, figure, table
+from kvm_mmu.view.meanings import COLUMNS
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.tables import csv_text, text_table
 from kvm_mmu.view.whole_file import Content
@@ -138,7 +139,12 @@ class Curve:
         flat = [(k, x, y) for k, points in self.points.items() for x, y in points]
         columns = {name: [row[i] for row in flat] for i, name in enumerate(("kernel", self.over, self.of))}
         files: dict[str, Content] = {"curve.csv": csv_text(columns)}
-        parts = [table(columns)]
+        meanings = {
+            "kernel": COLUMNS["kernel"],
+            self.over: AXES[self.over][0],
+            self.of: MEASURES[self.of][1],
+        }
+        parts = [table(columns, self.title, meanings), definitions("Columns", meanings, "column")]
         if charts.missing() is None:
             picture = charts.to_svg(self.plot, self.title)
             files["curve.svg"] = picture

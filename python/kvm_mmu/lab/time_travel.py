@@ -8,11 +8,73 @@ from pathlib import Path
 from kvm_mmu.errors import ScenarioError, UsageError
 from kvm_mmu.lab.inputs import read_input
 from kvm_mmu.machine.numbers import integer
-from kvm_mmu.scenario.language import make_engine
+from kvm_mmu.machine.vm import Vm
+from kvm_mmu.scenario.language import Engine, Scenario, make_engine
 from kvm_mmu.view.time_travel import Frame, time_travel
 
 #: Steps that a page has where nobody says how many.
 MOST_STEPS = 200
+
+
+def steps_of(
+    scenario: Scenario,
+    engine: Engine,
+    first: int,
+    end: int,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> list[Frame]:
+    """Run a scenario's operations and keep what each did.
+
+    Args:
+        scenario: the operations.
+        engine: runs them; it is left after the last one.
+        first: the first that is kept, from 0; those before it run unseen.
+        end: the first that does not run any more.
+        progress: told how far it is.
+
+    Returns:
+        The state before the first operation where nothing is left out before it, then a step an operation.
+
+    Raises:
+        ScenarioError: an operation that cannot be read, with file and line.
+    """
+    frames = [] if first else [Frame(-1, {}, {}, (), {}, engine.state())]
+    for number, operation in enumerate(scenario.ops[:end]):
+        try:
+            line = engine.apply(operation)
+        except (ScenarioError, UsageError, ValueError) as error:
+            raise ScenarioError(f"{scenario.where(number)}: {error}") from error
+        if number >= first:
+            result: dict[str, object] = {str(key): line[key] for key in ("ret", "out") if key in line}
+            audit = getattr(engine, "audit", None)
+            found = tuple(audit()) if audit is not None else ()
+            frames.append(
+                Frame(
+                    number,
+                    operation,
+                    result,
+                    line["events"],
+                    line["ctr"],
+                    engine.state(),
+                    found,
+                    picture=picture_of(engine),
+                )
+            )
+            progress(f"step {number + 1:,} of {min(len(scenario.ops), end):,}")
+    return frames
+
+
+def picture_of(engine: Engine) -> str:
+    """Draw what only the VM knows: a guest's own tables beside their shadow.
+
+    Args:
+        engine: the engine.
+
+    Returns:
+        SVG text; "" where the state says all.
+    """
+    vm = getattr(engine, "vm", None)
+    return vm.to_svg() if isinstance(vm, Vm) and vm.shadows_guest else ""
 
 
 def travel(
@@ -45,21 +107,7 @@ def travel(
     if first >= len(scenario.ops):
         count = len(scenario.ops)
         raise UsageError(f"first {first:,}: {path} has {count:,} operations, 0 to {count - 1:,}")
-    engine = make_engine(scenario, kernel)
-    frames = [] if first else [Frame(-1, {}, {}, (), {}, engine.state())]
-    for number, operation in enumerate(scenario.ops[: first + steps]):
-        try:
-            line = engine.apply(operation)
-        except (ScenarioError, UsageError, ValueError) as error:
-            raise ScenarioError(f"{scenario.where(number)}: {error}") from error
-        if number >= first:
-            result: dict[str, object] = {str(key): line[key] for key in ("ret", "out") if key in line}
-            audit = getattr(engine, "audit", None)
-            found = tuple(audit()) if audit is not None else ()
-            frames.append(
-                Frame(number, operation, result, line["events"], line["ctr"], engine.state(), found)
-            )
-            progress(f"step {number + 1:,} of {min(len(scenario.ops), first + steps):,}")
+    frames = steps_of(scenario, make_engine(scenario, kernel), first, first + steps, progress)
     about = {
         "file": path,
         "kernel": kernel or scenario.kernel or "v5.0",

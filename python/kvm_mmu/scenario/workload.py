@@ -164,6 +164,8 @@ class Workload:
     own_events: Mapping[str, int] = field(default_factory=dict)
     #: The slot that a forced removal takes, (address space, id); None: the largest.
     removed: tuple[int, int] | None = None
+    #: Operations of a scenario that ran; 0 where none made it.
+    ran: int = 0
 
     def __repr__(self) -> str:
         count = sum(batch.gpas.size for batch in self.touches)
@@ -263,11 +265,12 @@ def run_scenario_workload(
             )
             run = _Run(scenario, name, header)
             run.run(after)
+            count = after
     run.engine.vm.clear_events()
     run.engine.vm.on_lock_break = None
     said = [f"{scenario.name}: {note}" for note in [*scenario.notes, *run.notes(), *notes]]
     touches = batches(list(run.engine.noted))
-    return Workload(scenario.name, run.engine.vm, touches, said, own_events=+run.engine.own_events)
+    return Workload(scenario.name, run.engine.vm, touches, said, own_events=+run.engine.own_events, ran=count)
 
 
 def _has_tables(vm: Vm) -> bool:

@@ -106,16 +106,31 @@ def vm_svg(snapshot: Mapping[str, Any], title: str = "") -> str:
     for line in _slots(snapshot):
         body.append(f"<text x='16' y='{y}' font-size='11'>{svg_text(line)}</text>")
         y += 16
-    said = f"{len(snapshot['active']):,} shadow pages"
+    said = counted(len(snapshot["active"]), "shadow page")
     if snapshot.get("tdp") is not None:
-        said = f"TDP MMU: {len(snapshot['roots'])} roots, {snapshot['tdp_pages']:,} tables below them"
+        said = f"TDP MMU: {counted(len(snapshot['roots']), 'root')}, {counted(snapshot['tdp_pages'], 'table')} below"
     return frame(width, y + 10, title or said, [*links, *body])
+
+
+def counted(count: int, what: str) -> str:
+    """Write a count with its noun.
+
+    Args:
+        count: how many.
+        what: of what, for one.
+
+    Returns:
+        `1 root`, `3 roots`.
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _slots(snapshot: Mapping[str, Any]) -> list[str]:
     lines = []
     for as_id, space in enumerate(snapshot["as"]):
-        lines.append(f"address space {as_id}: generation {space['gen']}, {len(space['slots'])} memslots")
+        lines.append(
+            f"address space {as_id}: generation {space['gen']}, {counted(len(space['slots']), 'memslot')}"
+        )
         for slot in space["slots"][:4]:
             heads = ", ".join(
                 f"gfn {slot['base'] + index:#x} <- " + " ".join(f"page {page}[{at}]" for page, at in entries)
@@ -124,5 +139,8 @@ def _slots(snapshot: Mapping[str, Any]) -> list[str]:
             )
             more = f" and {len(slot['rmap']) - 3} more" if len(slot["rmap"]) > 3 else ""
             where = f"gfn {slot['base']:#x}, {slot['npages']:,} pages"
-            lines.append(f"    slot {slot['id']}: {where}; reverse map: {heads or 'empty'}{more}")
+            # The TDP MMU keeps no reverse map.
+            has_map = heads or snapshot.get("tdp") is None
+            told = f"; reverse map: {heads or 'empty'}{more}" if has_map else ""
+            lines.append(f"    slot {slot['id']}: {where}{told}")
     return lines

@@ -10,7 +10,8 @@ from typing import Any
 from kvm_mmu.lab.sweep.cells import ROW
 from kvm_mmu.lab.sweep.journal import NAME, row_text
 from kvm_mmu.terminal import folded
-from kvm_mmu.view.document import document, table
+from kvm_mmu.view.document import definitions, document, table
+from kvm_mmu.view.meanings import COLUMNS
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.tables import cell as plain_text
 from kvm_mmu.view.tables import csv_text, text_table
@@ -124,9 +125,10 @@ class Sweep:
         fixed = {name: values[0] for name, values in columns.items() if name not in shown and self.rows}
         parts = [
             f"<p>{len(self.rows):,} cells, {len(self.failed):,} failed.</p>",
-            table(shown, "every column that varies"),
+            table(shown, "every column that varies", COLUMNS),
             "<h2>The same in all cells</h2>",
             table({"column": list(fixed), "value": [plain_text(value) for value in fixed.values()]}),
+            definitions("Columns", {name: COLUMNS[name] for name in columns if name in COLUMNS}, "column"),
         ]
         return document("Sweep", parts)
 
