@@ -169,6 +169,8 @@ words! {
         Access = "access",
         /// Any present table.
         Any = "any",
+        /// One whose gfn is that wanted.
+        Gfn = "gfn",
         /// One whose gfn and role are those wanted.
         GfnRole = "gfn_role",
     }

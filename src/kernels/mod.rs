@@ -5,6 +5,7 @@
 
 mod altered;
 mod facts;
+mod fix_levels;
 mod layouts;
 mod resolve;
 mod rows;
@@ -15,6 +16,7 @@ pub use facts::{
     StaleTest, TdpAtomicZap, TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, Value, Valued, ZapRangeBlocks,
     ZapRangeFlush,
 };
+pub use fix_levels::{Change, FIX_LEVELS, FixLevel};
 pub use layouts::{GenerationKind, RoleLayout, SpteKind};
 pub use resolve::{Resolved, difference, resolve};
 

@@ -1,6 +1,9 @@
 //! From what a user or a host says to a row: `v6.12`, `6.12.94`, `6.1.0-56-amd64`, `7.3.4+deb13-amd64`.
 
+use std::fmt::Write;
+
 use super::facts::{FACTS, Fact, Kernel, Value};
+use super::fix_levels::{FixLevel, follow_levels};
 
 /// A row and what had to be assumed to choose it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,9 @@ fn is_package_name(parts: &[u32], rest: &str) -> bool {
 }
 
 /// The row a text names, or nothing if no row is of its branch.
+///
+/// A release without a row is the newest row of its branch that is not newer; one before the oldest row is that row.
+/// Where it is known in which release a fix came, its facts are those of the release.
 #[must_use]
 pub fn resolve(text: &str) -> Option<Resolved> {
     let named = |kernel: &&Kernel| kernel.name == text || kernel.name.strip_prefix('v') == Some(text);
@@ -48,29 +54,53 @@ pub fn resolve(text: &str) -> Option<Resolved> {
         .iter()
         .filter(|kernel| kernel.name != Kernel::V5_0_SEED.name && release_of(kernel)[..2] == parts[..2])
         .collect();
-    let (oldest, newest) = (*branch.first()?, *branch.last()?);
-    let (kernel, assumed) = if is_package_name(&parts, rest) {
-        (newest, format!("{text} says no patch level: taken as {}", newest.release))
-    } else if let Some(&patch) = parts.get(2) {
-        let not_newer = branch.iter().rev().find(|kernel| release_of(kernel)[2] <= patch);
-        match not_newer {
-            Some(kernel) if release_of(kernel)[2] == patch => (*kernel, String::new()),
-            Some(kernel) => (
-                *kernel,
-                format!(
-                    "{}.{}.{patch} taken as {}, the nearest row that is not newer",
-                    parts[0], parts[1], kernel.release
-                ),
-            ),
-            None => (
-                oldest,
-                format!("{}.{}.{patch} taken as {}, the oldest row of its branch", parts[0], parts[1], oldest.release),
-            ),
-        }
+    let newest = **branch.last()?;
+    let is_candidate = rest.starts_with("-rc");
+    Some(match parts.get(2) {
+        Some(&patch) if !is_package_name(&parts, rest) => at_patch_level(&branch, &parts[..2], patch),
+        // A candidate comes before the branch's first release.
+        None if is_candidate => at_patch_level(&branch, &parts[..2], 0),
+        None if rest.is_empty() => Resolved { kernel: newest, assumed: String::new() },
+        _ => Resolved { kernel: newest, assumed: format!("{text} says no patch level: taken as {}", newest.release) },
+    })
+}
+
+/// The row of a branch for a patch level, with the fixes that came until then.
+fn at_patch_level(branch: &[&Kernel], numbers: &[u32], patch: u32) -> Resolved {
+    let patch_of = |kernel: &Kernel| release_of(kernel)[2];
+    let found = branch.iter().rposition(|kernel| patch_of(kernel) <= patch);
+    let row = branch[found.unwrap_or(0)];
+    let mut kernel = *row;
+    if patch_of(row) == patch {
+        return Resolved { kernel, assumed: String::new() };
+    }
+    let told = follow_levels(&mut kernel, [numbers[0], numbers[1]], patch_of(row), patch);
+    let which = if found.is_some() {
+        "the nearest row that is not newer"
     } else {
-        (newest, String::new())
+        "the oldest row of its branch, which is newer"
     };
-    Some(Resolved { kernel: *kernel, assumed })
+    let mut assumed = format!("{}.{}.{patch} taken as {}, {which}", numbers[0], numbers[1], row.release);
+    if !told.fixes.is_empty() {
+        let of = |fix: &&FixLevel| format!("{} of {}.{}.{}", fix.commit, fix.branch[0], fix.branch[1], fix.first);
+        let fixes: Vec<String> = told.fixes.iter().map(of).collect();
+        let word = if found.is_some() { "with" } else { "without" };
+        let _ = write!(assumed, ", {word} {}", fixes.join(", "));
+    }
+    // Facts that are other in the next row, and of which no level tells when they changed.
+    let next = found.and_then(|at| branch.get(at + 1));
+    let changed = next.map_or_else(Vec::new, |next| difference(row, next));
+    let open: Vec<&str> =
+        changed.iter().map(|(fact, ..)| fact.name).filter(|name| !told.facts.contains(name)).collect();
+    let _ = match next {
+        Some(next) if !open.is_empty() => {
+            write!(assumed, "; assumed: what {} has otherwise came later ({})", next.release, open.join(", "))
+        }
+        Some(_) => Ok(()),
+        None if found.is_some() => write!(assumed, "; assumed: no other rule changed since"),
+        None => write!(assumed, "; assumed: no other rule changed between them"),
+    };
+    Resolved { kernel, assumed }
 }
 
 /// The facts that differ, with both values, in the order of [`FACTS`].
@@ -94,6 +124,9 @@ mod tests {
             ("v6.12", "v6.12", true),
             ("6.12", "v6.12", true),
             ("6.12.94", "v6.12.0", false),
+            ("6.12-amd64", "v6.12", false),
+            ("7.2-rc5", "v7.2.6", false),
+            ("5.10.100", "v5.10", false),
             ("6.12.117", "v6.12", true),
             ("v6.12.300+deb14-amd64", "v6.12", false),
             ("6.1.0-56-amd64", "v6.1", false),
@@ -123,6 +156,34 @@ mod tests {
         ] {
             assert_eq!(named(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_release_between_rows_has_the_fixes_that_came_until_then() {
+        for (text, kernel) in [
+            ("6.12.94", "v6.12.0"),
+            ("6.12.95", "v6.12.0:child_reuse=gfn_role:large_in_way=zapped_full"),
+            (
+                "6.12.103",
+                "v6.12.0:stale_test=after_reclaim:child_role_valid=yes:child_reuse=gfn_role:large_in_way=zapped_full",
+            ),
+            ("6.1.176", "v6.1.0"),
+            ("6.1.177+deb12-amd64", "v6.1.0:child_reuse=gfn_role:large_in_way=zapped_full"),
+            ("5.10.100", "v5.10"),
+            ("5.10.260", "v5.10:child_reuse=gfn_role"),
+            ("6.18.3", "v6.18"),
+            ("6.18.30", "v6.18:child_reuse=gfn"),
+            ("6.18.38", "v6.18:child_reuse=gfn_role:large_in_way=zapped_range"),
+            ("7.1.6", "v7.1"),
+        ] {
+            let found = resolve(text).expect(text);
+            assert_eq!(found.kernel.text(), kernel, "{text}");
+            assert!(found.assumed.contains("assumed: "), "{}", found.assumed);
+        }
+        let said = resolve("6.12.101").expect("a row").assumed;
+        assert!(said.contains("with 81ccda30b4e8 of 6.12.95; assumed: what 6.12.117"), "{said}");
+        assert!(said.contains("stale_test") && !said.contains("child_reuse"), "{said}");
+        assert!(resolve("5.10.9").expect("a row").assumed.contains("which is newer"));
     }
 
     #[test]

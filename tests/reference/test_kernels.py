@@ -6,8 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from kvm_mmu import _core
+from kvm_mmu import _core, kernels
 from kvm_mmu.reference.common.errors import ScenarioError
+from kvm_mmu.reference.common.fix_levels import FIX_LEVELS
 from kvm_mmu.reference.common.kernels import KERNELS, KernelRules, kernel
 
 #: What a row has beside its facts.
@@ -47,10 +48,38 @@ def test_both_have_the_same_values(name: str) -> None:
         ("6.12", "v6.12"),
         ("7.2.9", "v7.2.6"),
         ("5.2.0", "v5.2"),
+        ("5.10.100", "v5.10"),
+        ("5.10.260", "v5.10:child_reuse=gfn_role"),
+        ("6.12.95", "v6.12.0:child_reuse=gfn_role:large_in_way=zapped_full"),
+        ("6.18.30", "v6.18:child_reuse=gfn"),
     ],
 )
 def test_a_text_names_a_row(text: str, name: str) -> None:
     assert kernel(text).name == name
+
+
+def edges() -> list[str]:
+    """Each patch level at which a row or a fix begins, and those beside it."""
+    begins = {
+        (rules.release.rpartition(".")[0], int(rules.release.rpartition(".")[2]))
+        for rules in KERNELS.values()
+    }
+    begins |= {(level.branch, at) for level in FIX_LEVELS for at in (level.first, level.absent_to)}
+    levels = {
+        (branch, at) for branch, begin in begins for at in (begin - 1, begin, begin + 1, 999) if at >= 0
+    }
+    return [f"{branch}.{at}" for branch, at in sorted(levels)]
+
+
+@pytest.mark.parametrize("text", edges())
+def test_both_have_the_same_facts_between_rows(text: str) -> None:
+    rules = kernel(text)
+    facts = {
+        field.name: getattr(rules, field.name) for field in fields(KernelRules) if field.name not in LABELS
+    }
+    assert facts == dict(kernels[text].facts)
+    again = kernel(rules.name)
+    assert {field: getattr(again, field) for field in facts} == facts
 
 
 @pytest.mark.parametrize("text", ["", "v", "6", "v6.6", "6.6.30", "6.12.x", "v6.12 ", "seed", "6.12.1.1"])

@@ -72,7 +72,7 @@ def run_show(args: argparse.Namespace) -> int:
         }
         print(json.dumps(found, indent=1))
         return 0
-    print(_heading(args.kernel, profile))
+    print(_folded(_heading(args.kernel, profile), ""))
     for event in profile.plans:
         print(f"  {event.replace('_', ' '):<13} {_plan(profile, event)}")
     for name in facts:
@@ -104,7 +104,8 @@ def run_diff(args: argparse.Namespace) -> int:
         }
         print(json.dumps(document, indent=1))
         return 0
-    print(f"A  {_heading(args.a, a)}\nB  {_heading(args.b, b)}")
+    print(_folded(f"A  {_heading(args.a, a)}", "", "   "))
+    print(_folded(f"B  {_heading(args.b, b)}", "", "   "))
     for event, (plan, other) in changed.items():
         print(f"\nplan for {event.replace('_', ' ')}: {plan} -> {other}")
     for name, (was, now) in found.items():
@@ -219,12 +220,12 @@ def _evidence_in_words(name: str, was: bool | int | str, now: bool | int | str, 
     )
 
 
-def _folded(text: str) -> str:
+def _folded(text: str, first: str = "  ", other: str = "  ") -> str:
     return textwrap.fill(
         text,
         _WIDTH,
-        initial_indent="  ",
-        subsequent_indent="  ",
+        initial_indent=first,
+        subsequent_indent=other,
         break_long_words=False,
         break_on_hyphens=False,
     )

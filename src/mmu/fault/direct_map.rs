@@ -100,7 +100,11 @@ impl MmuState {
     /// Whether a fault keeps the table that is linked.
     pub(in crate::mmu) fn is_reused(&self, child: PageIdx, gfn: Gfn, role: Role) -> bool {
         let key = self.arena.key(child);
-        self.config.kernel.child_reuse != ChildReuse::GfnRole || key.gfn == gfn && key.role == role
+        match self.config.kernel.child_reuse {
+            ChildReuse::Access | ChildReuse::Any => true,
+            ChildReuse::Gfn => key.gfn == gfn,
+            ChildReuse::GfnRole => key.gfn == gfn && key.role == role,
+        }
     }
 
     /// Drops a large leaf, or a link to a table that is not the one wanted.

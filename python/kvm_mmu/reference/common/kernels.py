@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import ScenarioError, cut
+from .fix_levels import FIX_LEVELS, changed_facts
 
 Plans = tuple[tuple[str, str], ...]
 
@@ -410,7 +411,8 @@ _RELEASE = re.compile(r"v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,4}))?")
 def kernel(name: str) -> KernelRules:
     """Find the row of a kernel: by its name, or by branch and patch level the branch's newest row that is not newer.
 
-    A patch level before the branch's first row gets that one. `ROW:fact=value` is that row with the fact changed.
+    A patch level before the branch's first row gets that one; what fixes are known to have changed between the row and
+    the patch level is changed. `ROW:fact=value` is that row with the fact changed.
 
     Args:
         name: a row's name, a branch (its newest row) or a release, and facts to change.
@@ -438,8 +440,13 @@ def _fact_value(fact: str, text: str) -> bool | int | str:
         if not (text.isascii() and text.isdigit()):
             raise ScenarioError(f"fact {fact} is {cut(text)}; expected a number")
         return int(text)
-    known = {"yes": True, "no": False} if isinstance(getattr(_V5_0, fact), bool) else {}
-    known |= {} if known else {str(getattr(rules, fact)): getattr(rules, fact) for rules in KERNELS.values()}
+    known: dict[str, bool | int | str] = (
+        {"yes": True, "no": False} if isinstance(getattr(_V5_0, fact), bool) else {}
+    )
+    if not known:
+        known |= {str(getattr(rules, fact)): getattr(rules, fact) for rules in KERNELS.values()}
+        levels = (value for level in FIX_LEVELS for value in level.facts.get(fact, ()))
+        known |= {str(value): value for value in levels}
     if text not in known:
         raise ScenarioError(f"fact {fact} is {cut(text)}; expected one of {', '.join(known)}")
     return known[text]
@@ -451,15 +458,29 @@ def _row(name: str) -> KernelRules:
         return KERNELS[name]
     release = _RELEASE.fullmatch(name)
     if release is not None:
+        branch = f"{release[1]}.{release[2]}"
         rows = [
             (int(number), rules)
             for rules in KERNELS.values()
-            for branch, _, number in [rules.release.rpartition(".")]
-            if branch == f"{release[1]}.{release[2]}" and "-" not in rules.name
+            for of, _, number in [rules.release.rpartition(".")]
+            if of == branch and "-" not in rules.name
         ]
-        if release[3] is not None:
-            oldest = rows[:1]
-            rows = [(number, rules) for number, rules in rows if number <= int(release[3])] or oldest
+        if rows and release[3] is None:
+            return rows[-1][1]
         if rows:
-            return max(rows, key=lambda row: row[0])[1]
+            patch = int(release[3])
+            older = [row for row in rows if row[0] <= patch]
+            number, rules = older[-1] if older else rows[0]
+            return _changed(rules, changed_facts(branch, number, patch))
     raise ScenarioError(f"unknown kernel {cut(name)}; expected one of {', '.join(KERNELS)}")
+
+
+def _changed(rules: KernelRules, facts: dict[str, Any]) -> KernelRules:
+    """Change facts of a row; its name says each, in the order of the facts."""
+    changes = [f"{fact}={value_text(facts[fact])}" for fact in _FACTS if fact in facts]
+    return replace(rules, name=":".join((rules.name, *changes)), **facts)
+
+
+def value_text(value: object) -> str:
+    """Write a value as a kernel's text has it."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

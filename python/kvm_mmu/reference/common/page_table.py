@@ -36,6 +36,14 @@ def child_of(kvm: Kvm, spte: int) -> ShadowPage:
     return kvm.pages[word.spte_to_pfn(spte)]
 
 
+def is_child_kept(kvm: Kvm, child: ShadowPage, gfn: int, role: int) -> bool:
+    """Whether a fault of 6.x keeps the table that an entry links, where it wants one with this gfn and role."""
+    kept = kvm.rules.child_reuse
+    if kept == "gfn":
+        return child.gfn == gfn
+    return kept != "gfn_role" or (child.gfn == gfn and child.role == role)
+
+
 PAGE_STATS = {1: "pages_4k", 2: "pages_2m", 3: "pages_1g"}
 
 

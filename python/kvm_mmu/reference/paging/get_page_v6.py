@@ -9,7 +9,7 @@ from ..common import spte as word
 from ..common.constants import PT_PAGE_TABLE_LEVEL
 from ..common.events import note_get_page
 from ..common.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
-from ..common.page_table import child_of
+from ..common.page_table import child_of, is_child_kept
 from ..common.role import role_address_space, role_is_direct, role_level
 from ..common.slots import gfn_to_memslot
 from ..common.state import Kvm, ShadowPage, Vcpu
@@ -76,6 +76,6 @@ def kvm_mmu_get_child_sp(
     spte = sp.sptes.get(index, 0)
     if word.is_shadow_present_pte(kvm.masks, spte) and not word.is_large_pte(spte):
         child = child_of(kvm, spte)
-        if kvm.rules.child_reuse != "gfn_role" or (child.gfn == gfn and child.role == role):
+        if is_child_kept(kvm, child, gfn, role):
             return child, True
     return kvm_mmu_get_shadow_page_v6(kvm, vcpu, gfn, role), False

@@ -31,7 +31,7 @@ from ..common.make_spte import make_spte
 from ..common.mmio import encode_mmio_spte, mmio_generation
 from ..common.nx_huge_page import account_nx_huge_page, is_huge_page_disallowed
 from ..common.page_fault import PageFault
-from ..common.page_table import child_of, kvm_mmu_page_get_gfn, write_spte
+from ..common.page_table import child_of, is_child_kept, kvm_mmu_page_get_gfn, write_spte
 from ..common.pin import PFN_NOSLOT, PinnedPfn
 from ..common.role import role_access, role_is_ad_disabled, role_is_direct, role_level, shown_access
 from ..common.slots import vcpu_address_space
@@ -76,7 +76,7 @@ def table_below(kvm: Kvm, vcpu: Vcpu, sp: ShadowPage, fault: PageFault) -> Shado
     is_present = word.is_shadow_present_pte(kvm.masks, spte)
     if is_present and not word.is_large_pte(spte):
         child = child_of(kvm, spte)
-        if kvm.rules.child_reuse != "gfn_role" or (child.gfn == child_gfn and child.role == role):
+        if is_child_kept(kvm, child, child_gfn, role):
             return child
     child = kvm_mmu_get_page(kvm, child_gfn, role)
     make_room_for_table(kvm, sp, index)
