@@ -34,7 +34,7 @@ endef
 export requirements
 install = $(PY) -c "$$requirements" $(1) > $@.txt && $(PIP) -r $@.txt && touch $@
 
-.PHONY: help demo test lint bench soak mutants wheel sdist docs clean constraints build FORCE
+.PHONY: help demo test test-crate lint bench soak mutants wheel sdist docs clean constraints build FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -73,9 +73,13 @@ build: $(VENV)/.built
 demo: $(VENV)/.built
 	@$(BIN)/kvm-mmu demo
 
-test: $(VENV)/.test $(VENV)/.built
-	PROPTEST_RNG_SEED=20190110 cargo test --quiet
+# The module links with few threads at its end: the tests of the crate are built and run beside it.
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory -j2 build test-crate
 	$(PY) -m pytest -n auto --dist worksteal $(PYTEST)
+
+test-crate: | $(VENV)/.base
+	PROPTEST_RNG_SEED=20190110 cargo test --quiet
 
 lint: $(VENV)/.lint $(VENV)/.built
 	cargo fmt --check
