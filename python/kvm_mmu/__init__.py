@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from kvm_mmu.lab.compare import compare
     from kvm_mmu.lab.curve import curve
+    from kvm_mmu.lab.latency.run import latency
     from kvm_mmu.lab.ring import ring
     from kvm_mmu.lab.sweep.run import sweep
     from kvm_mmu.machine.generation import GenerationField, GenerationLayout, GenerationPolicy
@@ -66,6 +67,7 @@ _HOMES = {
     ),
     "kvm_mmu.lab.compare": ("compare",),
     "kvm_mmu.lab.curve": ("curve",),
+    "kvm_mmu.lab.latency.run": ("latency",),
     "kvm_mmu.lab.ring": ("ring",),
     "kvm_mmu.lab.sweep.run": ("sweep",),
     "kvm_mmu.scenario.language": ("Scenario", "run_scenario"),
@@ -139,6 +141,7 @@ __all__ = [
     "facts",
     "guest_permissions",
     "kernels",
+    "latency",
     "plans",
     "replay",
     "ring",

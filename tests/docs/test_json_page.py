@@ -24,6 +24,7 @@ COMMANDS = {
     "curve": [
         ("curve", "wrap", "--kernels", "v5.0", "--values", "64", "--jobs", "1", "-o", "{tmp}/c", "--json")
     ],
+    "latency": [("latency", "boot", "--pages", "64", "--kernels", "v5.0", "-o", "{tmp}/l", "--json")],
     "compare-sync": [("compare", "sparse", "--sync", "cr3", "--json")],
     "trace-summary": [("trace", "summary", BASIC, "--json")],
     "trace-decode": [("trace", "decode", BASIC, "--json")],
@@ -72,7 +73,7 @@ def test_no_schema_is_undocumented():
     for path in (ROOT / "python" / "kvm_mmu").rglob("*.py"):
         names |= set(
             re.findall(
-                r'"kvm-mmu/((?:trace-\w+)|check|sweep|curve|decode|encode|kernel|kernels-diff|compare-sync)/1"',
+                r'"kvm-mmu/((?:trace-\w+)|check|sweep|curve|latency|decode|encode|kernel|kernels-diff|compare-sync)/1"',
                 path.read_text(encoding="utf-8"),
             )
         )

@@ -15,6 +15,7 @@ import pytest
 SMALL: dict[str, list[str]] = {
     "custom_generation_policy.py": ["--updates", "40"],
     "custom_zap_plan.py": ["--tables", "200"],
+    "lock_latency.py": ["--pages", "128"],
     "paging_guest.py": [],
     "read_results.py": ["--tables", "100"],
     "recorded_trace.py": [],
@@ -68,6 +69,13 @@ def test_sweep_plan_space(root: Path, tmp_path: Path) -> None:
     assert len(found) > 1000
     assert {"sweep.csv", "sweep.json", "sweep.svg"} <= {path.name for path in tmp_path.iterdir()}
     assert {outcome.split(":")[0] for outcome in found.column("outcome")} >= {"done", "livelock"}
+
+
+def test_lock_latency(root: Path) -> None:
+    found = example(root, "lock_latency.py")(SMALL["lock_latency.py"])
+    verdicts = {name: {row["plan"]: row["verdict"] for row in one.rows} for name, one in found.items()}
+    assert {one["own"] for one in verdicts.values()} == {one["seed"] for one in verdicts.values()} == {"ends"}
+    assert verdicts["adversarial"]["zap-all"] == verdicts["adversarial"]["merged"] == "livelock"
 
 
 @pytest.mark.parametrize("kernel", ["v6.1", "v7.3"])

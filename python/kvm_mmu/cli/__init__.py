@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "check": "search for unsound states: exhaustively, or at random",
     "compare": "compare zap plans on a workload",
     "sweep": "many comparisons as one table",
+    "latency": "how long zaps hold the lock and vCPUs wait, simulated",
     "curve": "what an event costs a guest, over its size",
     "view": "a run step by step, as a page for a browser",
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",

@@ -82,7 +82,8 @@ def parse_kernels(text: str | None) -> list[str]:
     return [name for word in words(text) for name in (kernels if word == "all" else [word])]
 
 
-def _plans(text: str) -> list[Plan | str]:
+def parse_plans(text: str) -> list[Plan | str]:
+    """Plans of a list; `all` means every named one."""
     found: list[Plan | str] = []
     for word in words(text):
         found += (
@@ -93,7 +94,12 @@ def _plans(text: str) -> list[Plan | str]:
     return found
 
 
-def _numbers(name: str, texts: Sequence[str]) -> list[int]:
+def parse_numbers(name: str, texts: Sequence[str]) -> list[int]:
+    """Whole numbers of a list.
+
+    Raises:
+        UsageError: something else; the message says of which option.
+    """
     if not all(text.isdecimal() for text in texts):
         raise UsageError(f"{name} {','.join(texts)!r}: expected numbers as 1,2,8")
     return [int(text) for text in texts]
@@ -107,11 +113,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     result = sweep(
         args.inputs,
-        _plans(args.plans),
+        parse_plans(args.plans),
         kernels=parse_kernels(args.kernels),
         pages=words(args.pages),
         mmio=[parse_share(word) for word in words(args.mmio)],
-        vcpus=_numbers("--vcpus", words(args.vcpus)),
+        vcpus=parse_numbers("--vcpus", words(args.vcpus)),
         seeds=args.seeds,
         at=args.at,
         contend=args.contend,

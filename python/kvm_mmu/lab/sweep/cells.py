@@ -41,17 +41,21 @@ def run_group(group: Group, skip: Sequence[str] = ()) -> list[dict[str, Any]]:
         if digest in skip:
             continue
         try:
-            mmu, chosen = _on(plan, group.setting)
+            mmu, chosen = placed(plan, group.setting)
             if mmu not in made:
-                made[mmu] = _made(group.setting, mmu)
+                made[mmu] = made_for(group.setting, mmu)
             rows.append(_row(group.setting, made[mmu], digest, name, chosen))
         except (KvmMmuError, MemoryError) as error:
             rows.append(failed_row(group.setting, digest, name, error))
     return rows
 
 
-def _on(plan: Plan | str, setting: Setting) -> tuple[str, Plan]:
-    """The page table that a plan is run on, and the plan: a kernel's own is on the one that it serves guests with."""
+def placed(plan: Plan | str, setting: Setting) -> tuple[str, Plan]:
+    """The page table that a plan is run on, and the plan: a kernel's own is on the one that it serves guests with.
+
+    Raises:
+        UsageError: the setting's kernel has no such page table.
+    """
     event = page_tables.OWN[setting.at]
     if isinstance(plan, str):
         profile = kernel_profile(_kernel(setting))
@@ -77,8 +81,12 @@ def _kernel(setting: Setting) -> str:
     return found
 
 
-def _made(setting: Setting, mmu: str) -> Workload:
-    """The workload of a setting; of a guest whose slot goes, without what it touched there: that cannot come again."""
+def made_for(setting: Setting, mmu: str) -> Workload:
+    """The workload of a setting; of a guest whose slot goes, without what it touched there: that cannot come again.
+
+    Raises:
+        KvmMmuError: the input cannot be read, or not be run.
+    """
     workload = _workload(setting, mmu)
     if setting.at == "slot-removal" and workload.removed is not None:
         slot = next(slot for as_id, slot in workload.vm.memslots if (as_id, slot.id) == workload.removed)
