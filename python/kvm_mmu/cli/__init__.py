@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "trace": "real ftrace recordings: summary, decode, replay, stalls, export",
     "live": "the MMU of real VMs: a crash dump, the running host, QEMU",
     "gallery": "claims and figures answered by runs",
+    "study": "articles made by runs of the model",
 }
 
 

@@ -34,7 +34,17 @@ class Table:
 
 @dataclass
 class Answer:
-    """One claim and what the model says to it."""
+    """One claim and what the model says to it.
+
+    Attributes:
+        claim: its number.
+        title: what it is about.
+        said: the claim, or the question.
+        lines: sentences with numbers.
+        tables: numbers of several runs.
+        verdict: the answer in a sentence.
+        command: what gives the same numbers with the general commands; "": none of them does.
+    """
 
     claim: str
     title: str
@@ -42,6 +52,7 @@ class Answer:
     lines: list[Line] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     verdict: str = ""
+    command: str = ""
 
     def to_text(self) -> str:
         """For a terminal."""
@@ -51,6 +62,8 @@ class Answer:
             parts += [f"    {table.caption}", text_table(table.columns, indent="      ")]
         if self.verdict:
             parts.append(f"    answer: {self.verdict}")
+        if self.command:
+            parts.append(f"    by hand: {self.command}")
         return "\n".join(parts)
 
     def to_markdown(self) -> str:
@@ -62,6 +75,8 @@ class Answer:
             parts.append("\n".join(f"- {line.text} `{line.digest}`" for line in self.lines))
         for table in self.tables:
             parts += [f"{table.caption}:", markdown_table(table.columns)]
+        if self.command:
+            parts.append(f"By hand: `{self.command}`.")
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +88,7 @@ class Answer:
             "lines": [{"text": line.text, "digest": line.digest} for line in self.lines],
             "tables": [{"caption": table.caption, "rows": records(table.columns)} for table in self.tables],
             "answer": self.verdict,
+            **({"command": self.command} if self.command else {}),
         }
 
 

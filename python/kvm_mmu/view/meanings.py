@@ -120,7 +120,7 @@ WORK: dict[str, str] = {
     "pages_freed": "pages freed by a commit",
     "sptes_cleared": "entries that were not empty and went with their page",
     "rmap_steps": "reverse-map entries added, removed, or come to by a handler that may change them",
-    "parent_steps": "parent entries added, removed or passed on the way",
+    "parent_steps": "parent entries added or removed",
     "hash_probes": "pages compared in hash buckets",
     "flushes": "full TLB flushes",
     "flushes_ranged": "flushes of a range",
