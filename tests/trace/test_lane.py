@@ -15,9 +15,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from kvm_mmu.trace import Report, replay
 from kvm_mmu.trace.replay import lane as lane_of_replay
 from kvm_mmu.trace.replay.lane import LaneResult
+from kvm_mmu.trace.replay.replaying import Report, replay
 from kvm_mmu.trace.text.source import read_lines
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "traces"

@@ -1,15 +1,17 @@
 """What the replay knows of a recorder: how it finds out what must be known beforehand, and how it drives a model.
 
-Owns the interface and the list of recorders; `kvm_mmu.recorders` puts its own there. The replay knows no marker, no
-probe and no guest program of any of them.
+Owns the interface and the list of recorders; the packages of `kvm_mmu.trace.RECORDERS` put theirs there. The replay
+knows no marker, no probe and no guest program of any of them.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kvm_mmu.trace import RECORDERS
 from kvm_mmu.trace.replay.engine import EngineFactory
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.text.host import HostFacts
@@ -85,13 +87,19 @@ def register(recorder: Recorder) -> None:
     _recorders.append(recorder)
 
 
+def _listed() -> list[Recorder]:
+    for package in RECORDERS:
+        importlib.import_module(package)
+    return _recorders
+
+
 def recorder_of(kernel: str) -> Recorder:
     """Find the recorder whose recordings of this kernel are.
 
     Raises:
         LookupError: no recorder on the list is for it.
     """
-    for recorder in _recorders:
+    for recorder in _listed():
         if recorder.fits(kernel):
             return recorder
     raise LookupError(f"no recorder for kernel {kernel}")
@@ -99,4 +107,4 @@ def recorder_of(kernel: str) -> Recorder:
 
 def others(recorder: Recorder) -> list[Recorder]:
     """List the recorders besides this one."""
-    return [known for known in _recorders if known is not recorder]
+    return [known for known in _listed() if known is not recorder]
