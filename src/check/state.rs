@@ -255,6 +255,9 @@ impl State {
                     owner: "slot walk",
                 });
             }
+            Err(error @ Error::WalkDepth { .. }) => {
+                applied.violations.push(Violation { property: "walk_depth", detail: error.to_string(), owner: "" });
+            }
             Err(error) => {
                 applied.violations.push(Violation { property: "no_bug", detail: error.to_string(), owner: "" });
             }

@@ -174,6 +174,13 @@ words! {
         /// One whose gfn and role are those wanted.
         GfnRole = "gfn_role",
     }
+    /// What bounds the walk of a guest's tables.
+    WalkBound {
+        /// Nothing: more levels than it has room for are written past its end.
+        None = "none",
+        /// Its own template: such a walk is empty and the VM is dead.
+        Template = "template",
+    }
     /// What becomes of a large leaf where a table is wanted.
     LargeInWay {
         /// The leaf is dropped and its range flushed.
@@ -445,6 +452,14 @@ facts! {
     spte_flush: SpteFlush, "Which change of an SPTE needs a flush.", Source;
     copies_ad_on_zap: bool, "A zapped leaf hands its accessed and dirty bits to the host page.", Source;
     has_guest_tables: bool, "Guests with page tables of their own are modelled; by the reference only.", Vector;
+    walk_levels: u32, "How many levels of a guest's tables the kernel's own walk has room for.", Source;
+    walk_bound: WalkBound, "What a walk of a guest's tables does that has more levels than that.", Source,
+        cve "CVE-2026-99343";
+    init_resets: bool, "INIT of a vCPU resets its MMU context, else what was loaded in SMM stays in use.", Assumed,
+        cve "CVE-2026-99312";
+    max_parents: u32, "How many parent entries a shadow page may have; 0: any number.", Assumed,
+        commit "e4558c3d7198", cve "CVE-2026-99710";
+    keys_obey_wp: bool, "A supervisor's writes obey protection keys by CR0.WP as it is, else also after it was cleared while CR4.PKE stays on.", Source;
     invlpg_warn_line: u32, "The line of paging_tmpl.h that warns of an INVLPG without a root; 0: none does.", Vector;
     self_map_is_small: bool, "A large guest page that holds one of the tables that map it is mapped small.", Vector;
     sync_keeps_same_access: bool, "A sync leaves an entry alone whose gfn and access are the same, else it is made anew.", Vector;

@@ -13,8 +13,8 @@ mod rows;
 pub use facts::{
     AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FACTS, Fact, FaultReturns, Kernel, Known,
     LargeInWay, LogOnFlush, MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush,
-    StaleTest, TdpAtomicZap, TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, Value, Valued, ZapRangeBlocks,
-    ZapRangeFlush,
+    StaleTest, TdpAtomicZap, TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, Value, Valued, WalkBound,
+    ZapRangeBlocks, ZapRangeFlush,
 };
 pub use fix_levels::{Change, FIX_LEVELS, FixLevel};
 pub use layouts::{GenerationKind, RoleLayout, SpteKind};

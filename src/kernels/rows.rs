@@ -3,7 +3,7 @@
 use super::facts::{
     AccessBits, ChildReuse, Collapse, CollapseFlush, DirtyLogFlush, FaultReturns, Kernel, LargeInWay, LogOnFlush,
     MmioCacheAccess, MmioCacheSpace, MmioOverLeaf, OldEntryExempts, PteListOrder, SpteFlush, StaleTest, TdpAtomicZap,
-    TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, ZapRangeBlocks, ZapRangeFlush,
+    TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, WalkBound, ZapRangeBlocks, ZapRangeFlush,
 };
 use super::layouts::{GenerationKind, RoleLayout, SpteKind};
 use crate::mmu::{Plans, ZapPlan};
@@ -96,6 +96,11 @@ impl Kernel {
         spte_flush: SpteFlush::AnyBit,
         copies_ad_on_zap: true,
         has_guest_tables: true,
+        walk_levels: 4,
+        walk_bound: WalkBound::None,
+        init_resets: false,
+        max_parents: 0,
+        keys_obey_wp: false,
         invlpg_warn_line: 876,
         self_map_is_small: true,
         sync_keeps_same_access: false,
@@ -249,6 +254,8 @@ impl Kernel {
         collapse: Collapse::ByTable,
         limit_on_resize: true,
         has_eager_split: true,
+        walk_levels: 5,
+        keys_obey_wp: true,
         has_tdp_mmu: true,
         ..Self::V5_10
     };
@@ -323,6 +330,7 @@ impl Kernel {
         track_all_spaces: true,
         mmio_cache_space: MmioCacheSpace::Own,
         collapse: Collapse::ByTableInSlot,
+        walk_bound: WalkBound::Template,
         ..Self::V6_12_0
     };
 
@@ -391,8 +399,13 @@ impl Kernel {
     };
 
     /// Linux 7.3.
-    pub const V7_3: Self =
-        Self { name: "v7.3", release: "7.3.4", title: "Linux 7.3 (7.3.4): rules as in 7.2.12", ..Self::V7_2 };
+    pub const V7_3: Self = Self {
+        name: "v7.3",
+        release: "7.3.4",
+        title: "Linux 7.3 (7.3.4): rules as in 7.2.12; the walk of a guest's tables is bounded",
+        walk_bound: WalkBound::Template,
+        ..Self::V7_2
+    };
 
     /// Every kernel, oldest first.
     pub const ALL: [Self; 15] = [

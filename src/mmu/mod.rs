@@ -56,6 +56,8 @@ pub use words::work::Work;
 use ghost::operations::OpKind;
 use vm::state::MmuState;
 use words::addr::{Gfn, Pfn};
+use words::guest_mode::CR0_AFTER_INIT;
+use words::mutants::{Mutant, is_chosen};
 
 /// One VM's MMU. `Clone` is a deep, independent copy.
 #[derive(Clone, Debug)]
@@ -203,7 +205,7 @@ impl Mmu {
     pub fn emulator_walk(&mut self, vcpu: u16, gva: u64, error_code: u64) -> Result<Option<u64>> {
         self.check_shadows_guest("guest_walk")?;
         let vcpu = self.state.check_vcpu(vcpu)?;
-        Ok(self.told(OpKind::Access, |state| state.emulator_walk(vcpu, gva, error_code)))
+        self.told(OpKind::Access, |state| state.emulator_walk(vcpu, gva, error_code))
     }
 
     /// The processor stores through the shadow tables it has, stale ones too; false where they do not let it.
@@ -311,6 +313,24 @@ impl Mmu {
         Ok(())
     }
 
+    /// INIT: registers have their values after it, and system management mode is left. Kernels that do not reset the MMU
+    /// context there go on with the roots and the role they have.
+    pub fn init(&mut self, vcpu: u16) -> Result<()> {
+        let index = self.state.check_vcpu(vcpu)?;
+        self.told(OpKind::Vcpu, |state| {
+            let of_vcpu = &mut state.vcpus[index];
+            let was_smm = std::mem::take(&mut of_vcpu.smm);
+            (of_vcpu.cr0, of_vcpu.cr3, of_vcpu.cr4, of_vcpu.efer, of_vcpu.ac) = (CR0_AFTER_INIT, 0, 0, 0, false);
+            if state.config.kernel.init_resets && !is_chosen(Mutant::InitKeepsRoots) {
+                state.reset_context(index);
+            } else {
+                // What is mapped from here on stands in the lists of one space, and says it is of the other.
+                state.has_dangling |= was_smm;
+            }
+        });
+        Ok(())
+    }
+
     /// Sets registers and resets the MMU context, also when nothing changes: 0, or 2 if the guest's PDPTEs are refused.
     pub fn set_regs(
         &mut self,
@@ -338,6 +358,14 @@ impl Mmu {
         });
         // From v6.1 on the processor's own check is not told to who sets registers from outside.
         Ok(if is_loaded || is_first { 0 } else { 2 })
+    }
+
+    /// The guest writes its rights of protection keys: what is mapped stays as it is.
+    pub fn set_pkru(&mut self, vcpu: u16, pkru: u32) -> Result<()> {
+        self.check_shadows_guest("set_pkru")?;
+        let vcpu = self.state.check_vcpu(vcpu)?;
+        self.state.vcpus[vcpu].pkru = pkru;
+        Ok(())
     }
 
     /// Forgets the vCPU's cached MMIO gva and gfn; access and generation stay.

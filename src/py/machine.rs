@@ -332,6 +332,10 @@ impl Mmu {
         self.try_call(py, |mmu| mmu.set_smm(vcpu, on))
     }
 
+    fn init(&self, py: Python<'_>, vcpu: u16) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.init(vcpu))
+    }
+
     #[pyo3(signature = (vcpu, cr0, cr4, efer, smm))]
     fn set_regs(
         &self,
@@ -371,6 +375,10 @@ impl Mmu {
     fn registers(&self, py: Python<'_>, vcpu: u16) -> PyResult<(u64, u64, u64, u64)> {
         let found = self.try_call(py, |mmu| mmu.registers(vcpu))?;
         Ok((found.cr0, found.cr3, found.cr4, found.efer))
+    }
+
+    fn set_pkru(&self, py: Python<'_>, vcpu: u16, pkru: u32) -> PyResult<()> {
+        self.try_call(py, |mmu| mmu.set_pkru(vcpu, pkru))
     }
 
     fn store_regs(&self, py: Python<'_>, vcpu: u16, cr3: Option<u64>, ac: Option<bool>) -> PyResult<()> {

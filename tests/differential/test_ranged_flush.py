@@ -97,7 +97,7 @@ def test_the_table_of_bugs_names_these_kernels() -> None:
 
 @pytest.mark.parametrize("kernel", ROWS)
 def test_an_mmio_spte_over_a_leaf(kernel: str) -> None:
-    """`mmio.fault.7`: over a leaf it leaves the leaf in the TLB; where the leaf is dropped first it is flushed."""
+    """`mmio.fault.7`: over a leaf it leaves that in the TLB and in its list; dropped first, it is flushed."""
     one = MachineEngine(f"{kernel}:invalid_slot_retries=no", {"family": "npt", "tdp_mmu": 0}, None, 1)
     one.apply({"op": "set_memslot", "id": 0, "gpa": 0, "size": M2, "hva": HVA})
     one.apply({"op": "access", "gpa": 0, "kind": "w"})
@@ -105,4 +105,4 @@ def test_an_mmio_spte_over_a_leaf(kernel: str) -> None:
     one.vm.install_slot(0, generation + 2, (slot.id, slot.base, slot.npages, slot.hva, KVM_MEMSLOT_INVALID))
     one.apply({"op": "fault", "gpa": 0, "err": 4})
     is_stale = kernels[kernel].facts["mmio_over_leaf"] == "overwrite"
-    assert [name for name, _ in one.vm.audit()] == ["tlb_stale"] * is_stale
+    assert [name for name, _ in one.vm.audit()] == ["rmap_leaf", "tlb_stale"] * is_stale

@@ -98,11 +98,21 @@ BUGS = (
     ),
     KernelBug(
         "A fault without a memslot writes its MMIO SPTE over a present leaf, with no flush. The leaf's entry in the"
-        " reverse map dangles: it names an SPTE that maps no page, and goes only with its table. The audit says"
-        " `tlb_stale`. CVE-2026-23401",
+        " reverse map dangles: it names an SPTE that maps no page. Walks pass it over, and it goes with its table"
+        " (assumed: what the kernel reads there nobody can say). The audit says `tlb_stale` and `rmap_leaf`."
+        " CVE-2026-23401",
         {"mmio_over_leaf": "overwrite"},
         ("mmio.fault.7",),
         "`kvm-mmu scenario sample --fact mmio_over_leaf`, tests/differential/test_ranged_flush.py",
+    ),
+    KernelBug(
+        "Where a guest's table changed behind the kernel's back, a fault keeps the linked table although it is of"
+        " another gfn, or is the part of a large page. What is mapped there stands at the place of another gfn. The"
+        " audit says `leaf_gfn`, the judge `child_expected`; that such a leaf is still found in its list is assumed."
+        " CVE-2026-46113, CVE-2026-53359",
+        {"child_reuse": "any"},
+        ("shadow.child.1",),
+        "`kvm-mmu scenario sample --fact child_reuse`, tests/differential/test_shadow_fixes.py",
     ),
     KernelBug(
         "With EPT masks the access stored in an MMIO SPTE decodes as 0",

@@ -215,6 +215,24 @@ class Vcpu:
         """
         self._core.set_smm(self.index, flag("on", on))
 
+    def init(self) -> None:
+        """Send INIT: control registers have their values after it (no paging), and system management mode is left.
+
+        Whether the MMU context is reset too is the kernel's fact `init_resets`.
+        """
+        self._core.init(self.index)
+
+    def set_pkru(self, pkru: int) -> None:
+        """Write the rights of protection keys; what is mapped stays until it faults again.
+
+        Args:
+            pkru: two bits a key, from key 0 on: no access, no write.
+
+        Raises:
+            UsageError: the guest's page tables are not shadowed.
+        """
+        self._core.set_pkru(self.index, integer("pkru", pkru))
+
     def set_regs(
         self,
         cr0: int | None = None,

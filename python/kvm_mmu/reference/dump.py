@@ -171,7 +171,7 @@ def dump_state_6(kvm: Kvm) -> dict[str, Any]:
         "vcpus": [dump_vcpu_6(kvm, vcpu) for vcpu in kvm.vcpus],
         "stat": dict(kvm.stat),
         "invalidate": [kvm.invalidation.sequence, kvm.invalidation.in_progress],
-        "vm_bugged": 0,
+        "vm_bugged": int(kvm.is_bugged),
     }
 
 

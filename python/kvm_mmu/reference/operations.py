@@ -2,6 +2,8 @@
 
 Owns the mapping from operation names to the kernel's functions; an operation gives its return value and, for some,
 an `out`. Operations come here already checked by `scenario`.
+
+Long: a short function for each operation, and RUN takes them by their names.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .common.constants import (
+    CR0_AFTER_INIT,
     EFER_LMA,
     EINVAL,
     ENOENT,
@@ -41,7 +44,7 @@ from .paging.roots import kvm_set_cr3, set_guest_registers
 from .paging.roots_v6 import kvm_set_cr3_v6, set_guest_registers_v6
 from .shadow.guest_memory import kvm_vcpu_read_guest, write_guest, write_host
 from .shadow.guest_mode import mode_of
-from .shadow.guest_walk import walk_addr
+from .shadow.guest_walk import has_room_for_walk, walk_addr
 from .shadow.reclaim import (
     kvm_mmu_change_mmu_pages,
     kvm_mmu_zap_oldest_mmu_pages,
@@ -228,6 +231,8 @@ def op_guest_walk(kvm: Kvm, op: Op) -> Result:
     vcpu = vcpu_of(kvm, op)
     if mode_of(vcpu).name == "none":
         return DONE
+    if not has_room_for_walk(kvm, vcpu):
+        return 1, {"error_code": 0}
     walk = walk_addr(kvm, vcpu, op["gva"], op["err"])
     return (0, None) if walk.error_code is None else (1, {"error_code": walk.error_code})
 
@@ -251,6 +256,12 @@ def op_sync_roots(kvm: Kvm, op: Op) -> Result:
     vcpu = vcpu_of(kvm, op)
     vcpu.requests |= KVM_REQ_MMU_SYNC
     return vcpu_enter_guest(kvm, vcpu), None
+
+
+def op_set_pkru(kvm: Kvm, op: Op) -> Result:
+    """The guest writes its rights of protection keys; the tables stay as they are."""
+    vcpu_of(kvm, op).pkru = op["pkru"]
+    return DONE
 
 
 def op_unprotect(kvm: Kvm, op: Op) -> Result:
@@ -290,6 +301,18 @@ def op_set_regs(kvm: Kvm, op: Op) -> Result:
         set_registers = set_guest_registers_v6 if kvm.rules.is_level_requested else set_guest_registers
         return set_registers(kvm, vcpu), None
     kvm_mmu_reset_context(kvm, vcpu)
+    return DONE
+
+
+def op_init(kvm: Kvm, op: Op) -> Result:
+    """INIT: the registers are those of a processor that starts anew, and SMM is left."""
+    vcpu = vcpu_of(kvm, op)
+    was_smm = vcpu.smm
+    vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer, vcpu.smm, vcpu.ac = CR0_AFTER_INIT, 0, 0, 0, 0, 0
+    if kvm.rules.init_resets:
+        kvm_mmu_reset_context(kvm, vcpu)
+    elif was_smm:
+        kvm.has_dangling = True  # pages of one space, and leaves in the lists of the other
     return DONE
 
 

@@ -182,6 +182,7 @@ OPS: dict[str, Fields] = {
         "efer": (read_u64, None),
         "smm": (read_flag, None),
     },
+    "init": VCPU,
     "get_dirty_log": SLOT,
     "clear_dirty_log": {
         **SLOT,
@@ -269,6 +270,7 @@ SHADOW_OPS: dict[str, Fields] = {
     "emul_write": {**VCPU, "gpa": (read_u64, REQUIRED), "val": (read_u64, REQUIRED), **BYTES},
     "invlpg": {**VCPU, "gva": (read_u64, REQUIRED)},
     "set_cr3": {**VCPU, "cr3": (read_u64, REQUIRED)},
+    "set_pkru": {**VCPU, "pkru": (below(1 << 32, "32 bits"), REQUIRED)},
     "unprotect": {"gfn": (read_u64, REQUIRED)},
     # What a recording shows of the emulator and of entries.
     "guest_walk": {**VCPU, "gva": (read_u64, REQUIRED), "err": (read_u64, 0)},

@@ -64,6 +64,11 @@ def _set_cr3(vm: Vm, op: Values) -> Result:
     return ret
 
 
+def _set_pkru(vm: Vm, op: Values) -> Result:
+    vm.core.set_pkru(op["vcpu"], op["pkru"])
+    return 0
+
+
 def _unprotect(vm: Vm, op: Values) -> Result:
     return int(vm.core.unprotect(op["gfn"]))
 
@@ -92,6 +97,7 @@ GUEST_OPERATIONS: dict[str, Callable[[Vm, Values], Result]] = {
     "peek": _peek,
     "poke": _poke,
     "set_cr3": _set_cr3,
+    "set_pkru": _set_pkru,
     "sync_roots": _sync_roots,
     "unprotect": _unprotect,
     "vaccess": _vaccess,

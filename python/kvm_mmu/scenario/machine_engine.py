@@ -324,6 +324,10 @@ class MachineEngine:
         self._vcpu(op).set_smm(bool(op["on"]))
         return 0
 
+    def _init(self, op: Values) -> int:
+        self._vcpu(op).init()
+        return 0
+
     def _set_regs(self, op: Values) -> int:
         regs = {key: op[key] for key in ("cr0", "cr4", "efer") if op[key] is not None}
         smm = None if op["smm"] is None else bool(op["smm"])
@@ -557,6 +561,7 @@ OPERATIONS: dict[str, Handler] = {
     "set_memslot": MachineEngine._set_memslot,
     "set_nr_mmu_pages": MachineEngine._set_nr_mmu_pages,
     "set_nx": MachineEngine._set_nx,
+    "init": MachineEngine._init,
     "set_regs": MachineEngine._set_regs,
     "shrink": MachineEngine._shrink,
     "slot": MachineEngine._slot,

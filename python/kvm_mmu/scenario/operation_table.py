@@ -176,6 +176,12 @@ TABLE: tuple[Operation, ...] = (
         ),
         "sets registers (those left out stay) and resets the MMU context",
     ),
+    Operation(
+        "init",
+        (VCPU,),
+        "INIT of a vCPU: its control registers are those after INIT (no paging), SMM is left; whether the MMU context "
+        "is reset too is the fact `init_resets` (ours)",
+    ),
     Operation("clear_mmio_info", (VCPU,), "forgets the vCPU's cached MMIO address"),
     Operation("get_dirty_log", SLOT, "KVM_GET_DIRTY_LOG; `out.bitmap`: see below"),
     Operation(
@@ -339,6 +345,12 @@ TABLE: tuple[Operation, ...] = (
                 "set_cr3",
                 (VCPU, Field("cr3")),
                 "MOV CR3: through the cache of roots; up to v5.4 `ret` 1: the same value, 2: PDPTEs refused",
+            ),
+            (
+                "set_pkru",
+                (VCPU, Field("pkru", limit=1 << 32)),
+                "WRPKRU: two bits a protection key, no access and no write; what is mapped stays until it faults again "
+                "(ours)",
             ),
             ("unprotect", (Field("gfn"),), "zaps the shadow of a guest's table; `ret` 1: there was one"),
             (

@@ -33,6 +33,8 @@ FLAGS = (
     0xA7,
     0x8000_0000_0000_0067,
     0x8000_0000_0000_0025,
+    0x0800_0000_0000_0067,
+    0x1000_0000_0000_0067,
     0x66,
     0,
 )
@@ -57,6 +59,8 @@ MODES: dict[str, tuple[dict[str, str], ...]] = {
         {**LONG, "cr0": "0x80000001", "cr4": "0x100020"},
         {**LONG, "cr4": "0x300020"},
         {**LONG, "efer": "0x500"},
+        {**LONG, "cr4": "0x400020"},
+        {**LONG, "cr0": "0x80000001", "cr4": "0x400020"},
     ),
     "pae": (PAE, PAE, {**PAE, "cr0": "0x80000001"}, {**PAE, "cr4": "0x200020"}, {**PAE, "efer": "0x0"}),
     "p32": (P32, P32, {**P32, "cr0": "0x80000001"}, {**P32, "cr4": "0x0"}, {**P32, "cr4": "0x100010"}),
@@ -108,6 +112,8 @@ class PagingGenerator(Generator):
             (8, self.invlpg),
             (3, self.unprotect),
             (2, self.paging_regs),
+            (2, self.set_pkru),
+            (1, self.init),
             # From v6.1 on a fault without a root is one that the kernel warns of.
             (0 if kernels[kernel].facts["is_role_fixed"] else 2, self.guest_fault),
             (1, self.peek),
@@ -221,6 +227,18 @@ class PagingGenerator(Generator):
             **self._one(self._modes),
             "ac": self.random.randrange(2),
         }
+
+    def set_pkru(self) -> Op:
+        """Rights of protection keys: of key 0, of another one, of all."""
+        return {
+            "op": "set_pkru",
+            "vcpu": self._vcpu(),
+            "pkru": hex(self._one((0, 0, 1, 2, 8, 0x20, 0x5555_5554))),
+        }
+
+    def init(self) -> Op:
+        """INIT; registers of the world's modes come after it, sooner or later."""
+        return {"op": "init", "vcpu": self._vcpu()}
 
     def guest_fault(self) -> Op:
         """A page fault without an entry before it."""

@@ -100,6 +100,9 @@ impl MmuState {
     /// Whether a fault keeps the table that is linked.
     pub(in crate::mmu) fn is_reused(&self, child: PageIdx, gfn: Gfn, role: Role) -> bool {
         let key = self.arena.key(child);
+        if is_chosen(Mutant::AnyChildKept) {
+            return true;
+        }
         match self.config.kernel.child_reuse {
             ChildReuse::Access | ChildReuse::Any => true,
             ChildReuse::Gfn => key.gfn == gfn,

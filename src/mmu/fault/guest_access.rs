@@ -4,6 +4,7 @@
 //! Models the requests of `vcpu_enter_guest` and `kvm_mmu_load`, v5.0 to v6.12; the processor's walk of the shadow tables is
 //! the environment of the vectors. Syncing the roots may drop the lock: then the run waits and is resumed where it was.
 
+use crate::mmu::fault::guest_fault::EIO;
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_last, pfn_of};
 use crate::mmu::shadow::invalid_list::InvalidList;
@@ -87,6 +88,11 @@ impl MmuState {
         let vcpu = run.vcpu;
         match run.stage {
             GuestStage::Enter => {
+                if self.is_bugged {
+                    run.result.ret = -EIO;
+                    run.result.outcome = Outcome::Error;
+                    return Ok(false);
+                }
                 if run.result.faults == MAX_FAULTS {
                     run.result.outcome = Outcome::Stuck;
                     return Ok(false);
@@ -178,11 +184,15 @@ impl MmuState {
     }
 
     /// A walk of the guest's own tables on behalf of the emulator; the error code of the fault that it finds.
-    pub(in crate::mmu) fn emulator_walk(&mut self, vcpu: usize, gva: u64, error_code: u64) -> Option<u64> {
+    pub(in crate::mmu) fn emulator_walk(&mut self, vcpu: usize, gva: u64, error_code: u64) -> Result<Option<u64>> {
         if self.vcpus[vcpu].mode.paging == Paging::None {
-            return None;
+            return Ok(None);
         }
-        self.walk_guest(vcpu, gva, error_code).error_code
+        // An empty walk leads nowhere.
+        if !self.has_room_for_walk(vcpu)? {
+            return Ok(Some(0));
+        }
+        Ok(self.walk_guest(vcpu, gva, error_code).error_code)
     }
 
     /// A store of the processor through the shadow tables; false where they do not let it.

@@ -4,6 +4,7 @@
 //! Models `kvm_mmu_page_fault` and `FNAME(page_fault)`, v5.0 to v6.12, `is_self_change_mapping`,
 //! `shadow_page_table_clear_flood`.
 
+use crate::kernels::WalkBound;
 use crate::mmu::fault::guest_fetch::GuestGoal;
 use crate::mmu::fault::mmio_fault::MmioCheck;
 use crate::mmu::fault::page_fault::{Answer, EMULTYPE_ALLOW_RETRY, Handled};
@@ -15,7 +16,7 @@ use crate::mmu::vm::events::Event;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::access::{ACC_EXEC, ACC_USER, ACC_WRITE, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
 use crate::mmu::words::addr::Gfn;
-use crate::mmu::words::error::Result;
+use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::guest_mode::Paging;
 use crate::mmu::words::level::{PAGE_TABLE, table_index};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
@@ -23,6 +24,9 @@ use crate::mmu::words::views::HostLookup;
 
 /// The write hit one of the tables that map it.
 const EMULTYPE_WRITE_PF_TO_SP: u16 = 0x100;
+
+/// The VM is dead.
+pub(in crate::mmu) const EIO: i32 = 5;
 
 /// How a guest's fault ended.
 #[derive(Clone, Copy, Debug)]
@@ -157,29 +161,47 @@ impl MmuState {
         (walk.pte_access | ACC_WRITE) & !ACC_USER & !no_exec
     }
 
+    /// Whether the kernel's walk has room for the levels of a guest's tables. Without a bound the kernel writes past its
+    /// end; with one it finds nothing, and the VM is dead from then on.
+    pub(in crate::mmu) fn has_room_for_walk(&mut self, vcpu: usize) -> Result<bool> {
+        let kernel = &self.config.kernel;
+        let (levels, most) = (self.vcpus[vcpu].mode.paging.root_level(), kernel.walk_levels);
+        if u32::from(levels) <= most {
+            return Ok(true);
+        }
+        if kernel.walk_bound == WalkBound::None {
+            return Err(Error::WalkDepth { kernel: kernel.name, most, levels });
+        }
+        self.is_bugged = true;
+        Ok(false)
+    }
+
     /// Walks, and answers what needs no mapping: the guest's own fault, or a write to what is tracked.
     fn walk_or_answer(
         &mut self,
         vcpu: usize,
         gva: u64,
         error_code: u64,
-    ) -> std::result::Result<GuestWalk, GuestHandled> {
+    ) -> Result<std::result::Result<GuestWalk, GuestHandled>> {
+        if !self.has_room_for_walk(vcpu)? {
+            return Ok(Err(Handled::Errno(EIO).into()));
+        }
         let walk = self.walk_guest(vcpu, gva, error_code);
         if let Some(code) = walk.error_code {
-            return Err(self.inject_page_fault(vcpu, gva, code));
+            return Ok(Err(self.inject_page_fault(vcpu, gva, code)));
         }
         let write_present = PFERR_WRITE | PFERR_PRESENT;
         let slot = self.find_visible_slot(self.vcpus[vcpu].as_id(), walk.gfn);
         if error_code & write_present == write_present && self.needs_write_protect(slot, walk.gfn) {
             self.clear_flood(vcpu, gva);
-            return Err(Handled::WriteProtected.into());
+            return Ok(Err(Handled::WriteProtected.into()));
         }
-        Ok(walk)
+        Ok(Ok(walk))
     }
 
     /// The handler up to v5.10.
     fn shadow_page_fault(&mut self, vcpu: usize, gva: u64, error_code: u64) -> Result<GuestHandled> {
-        let walk = match self.walk_or_answer(vcpu, gva, error_code) {
+        let walk = match self.walk_or_answer(vcpu, gva, error_code)? {
             Ok(walk) => walk,
             Err(answered) => return Ok(answered),
         };
@@ -222,7 +244,7 @@ impl MmuState {
         error_code: u64,
         host: &HostLookup,
     ) -> Result<GuestHandled> {
-        let walk = match self.walk_or_answer(vcpu, gva, error_code) {
+        let walk = match self.walk_or_answer(vcpu, gva, error_code)? {
             Ok(walk) => walk,
             Err(answered) => return Ok(answered),
         };

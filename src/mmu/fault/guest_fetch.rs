@@ -6,9 +6,10 @@
 
 use std::cell::Cell;
 
+use crate::kernels::ChildReuse;
 use crate::mmu::fault::page_fault::{Handled, PTE_PREFETCH_NUM};
 use crate::mmu::pages::mapping::{Backing, Mapping};
-use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::page_arena::{PageIdx, PageKey, Sptep};
 use crate::mmu::pages::walk::{child_of, is_large, is_last, is_shadow_present};
 use crate::mmu::shadow::guest_walk::GuestWalk;
 use crate::mmu::shadow::requested_leaf::Set;
@@ -18,6 +19,7 @@ use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::error::{Error, Result};
 use crate::mmu::words::level::{PAGE_TABLE, table_index};
 use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::role::Role;
 use crate::mmu::words::views::HostLookup;
 
 /// Entries of a guest's page table, read together.
@@ -52,13 +54,18 @@ impl MmuState {
 
     /// Drops a table for a part of a large page that was made for another access.
     fn validate_direct_spte(&mut self, sptep: Sptep, access: u8) {
+        self.drop_child_unless(sptep, |key| key.role.access() == access);
+    }
+
+    /// Drops a linked table that is not to be kept, up to v5.10.
+    fn drop_child_unless(&mut self, sptep: Sptep, is_kept: impl Fn(&PageKey) -> bool) {
         let spte = self.arena.spte(sptep);
         if !is_shadow_present(&self.masks, spte) || is_large(spte) {
             return;
         }
         let child = child_of(spte);
         let key = *self.arena.key(child);
-        if key.role.access() != access {
+        if !is_kept(&key) {
             self.drop_parent_pte(child, sptep);
             self.flush_remote_tlbs_with_address(key.gfn, 1);
         }
@@ -78,22 +85,27 @@ impl MmuState {
             self.reset_flood(page);
             let sptep = page.sptep(table_index(gva, level));
             let is_direct = level <= walk.level;
-            if is_direct {
-                self.validate_direct_spte(sptep, mapping.access);
+            let (gfn, access) = if is_direct {
+                (mapping.gfn.align_down(level), mapping.access)
+            } else {
+                (walk.entry(level - 1).table, walk.pt_access)
+            };
+            let role = self.guest_child_role(vcpu, gva, (page, sptep.index()), level - 1, (is_direct, access));
+            match self.config.kernel.child_reuse {
+                ChildReuse::Any => {}
+                ChildReuse::Access if is_direct => self.validate_direct_spte(sptep, access),
+                ChildReuse::Access => {}
+                // No kernel of these is known to: assumed to go as a table of another access does.
+                ChildReuse::Gfn => self.drop_child_unless(sptep, |key| key.gfn == gfn),
+                ChildReuse::GfnRole => self.drop_child_unless(sptep, |key| key.gfn == gfn && key.role == role),
             }
             self.drop_large_spte(sptep);
             let spte = self.arena.spte(sptep);
             let kept = is_shadow_present(&self.masks, spte).then(|| child_of(spte));
             let next = if let Some(child) = kept {
+                self.note_kept_child(sptep, child, gfn, role);
                 child
             } else {
-                let (gfn, access) = if is_direct {
-                    (mapping.gfn.align_down(level), mapping.access)
-                } else {
-                    (walk.entry(level - 1).table, walk.pt_access)
-                };
-                let at = (page, sptep.index());
-                let role = self.guest_child_role(vcpu, gva, at, level - 1, (is_direct, access));
                 self.get_guest_page(vcpu, gfn, role)?
             };
             if !is_direct && self.is_gpte_changed(vcpu, walk, level - 1, &mut group) {
@@ -115,6 +127,26 @@ impl MmuState {
             self.prefetch_guest_group(vcpu, sptep, group.as_ref(), None);
         }
         Ok(if emulate { Handled::Emulate } else { Handled::Retry })
+    }
+
+    /// A ghost is told where a table stays that is not the one wanted.
+    fn note_kept_child(&mut self, sptep: Sptep, child: PageIdx, gfn: Gfn, role: Role) {
+        if self.ghost.is_none() {
+            return;
+        }
+        let key = self.arena.key(child);
+        let is_wanted = key.gfn == gfn
+            && key.role.direct() == role.direct()
+            && key.role.level() == role.level()
+            && (!self.config.kernel.is_role_fixed || key.role.smm() == role.smm());
+        let (id, above) = (key.id, self.arena.key(sptep.page()).id);
+        if let Some(ghost) = self.ghost.as_mut().filter(|_| !is_wanted) {
+            let index = sptep.index();
+            ghost.breaks(
+                "child_expected",
+                format!("page {above} entry {index} keeps page {id}, which is not that of gfn {:#x}", gfn.0),
+            );
+        }
     }
 
     /// A kernel stops where it would put a gfn into the direct table of another.
@@ -249,6 +281,7 @@ impl MmuState {
         if is_shadow_present(&self.masks, spte) && !is_last(spte, level) {
             let child = child_of(spte);
             if self.is_reused(child, gfn, role) {
+                self.note_kept_child(sptep, child, gfn, role);
                 return Ok(Ok(child));
             }
         }

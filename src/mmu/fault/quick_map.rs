@@ -59,6 +59,9 @@ impl MmuState {
             self.push_fast_pf(vcpu, gpa, error_code, &walked, (0, 0), false);
         }
         self.spte_set(sptep, usual.spte);
+        if self.config.kernel.has_set_spte_event && self.events.is_on() {
+            self.push_set_spte(sptep, &usual.mapping(vcpu, error_code), usual.spte);
+        }
         // Nothing is mapped ahead into a slot that logs dirty pages.
         if !usual.is_logged || is_chosen(Mutant::PrefetchIntoLoggedSlot) {
             self.direct_pte_prefetch(&usual.mapping(vcpu, error_code), sptep);
@@ -133,6 +136,7 @@ impl MmuState {
             || is_shadow && self.available_mmu_pages() < KVM_MIN_FREE_MMU_PAGES
             || self.nr_indirect != 0
             || self.has_high_pages
+            || self.has_dangling
             || gfn.0 >> self.root_gfn_bits != 0
             || self.needs_write_protect(Some(slot), gfn)
         {

@@ -3,7 +3,7 @@
 //! Models v5.0 to v7.3 `kvm_mmu_available_pages`, `kvm_mmu_free_shadow_page` and `tdp_mmu_free_sp`. Invariant: no entry
 //! links to a table that is freed, and no TLB can come to it: the caller has flushed.
 
-use crate::mmu::pages::page_arena::{PageIdx, Place};
+use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::vm::state::MmuState;
 
 /// No room for a root.
@@ -23,6 +23,31 @@ impl MmuState {
             ghost.freed(page.0, self.arena.page(page).place == Place::Tdp);
         }
         self.forget_last_path();
+        if self.has_dangling {
+            self.forget_dangling(page);
+        }
         self.arena.release(page);
+    }
+
+    /// Takes what an old kernel left behind of a table out of every list: the table is freed, and its place used anew. The
+    /// kernel keeps it; what it reads there from then on nobody can say.
+    #[cold]
+    fn forget_dangling(&mut self, page: PageIdx) {
+        for space in &mut self.spaces {
+            for at in 0..space.specs().len() {
+                for heads in &mut space.body_mut(at).rmap {
+                    let found: Vec<(u64, Sptep)> = heads
+                        .iter()
+                        .flat_map(|(index, head)| self.pte_lists.iter(head).map(move |sptep| (index, sptep)))
+                        .filter(|&(_, sptep)| sptep.page() == page)
+                        .collect();
+                    for (index, sptep) in found {
+                        if let Some(head) = heads.get_mut(index) {
+                            self.pte_lists.remove(head, sptep);
+                        }
+                    }
+                }
+            }
+        }
     }
 }

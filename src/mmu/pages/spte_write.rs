@@ -97,7 +97,7 @@ impl MmuState {
     ) -> (u64, bool) {
         let heads = &self.spaces[usize::from(slot.as_id & 1)].body(slot.at).rmap[usize::from(level) - 1];
         // A ghost is told of one word at a time.
-        let is_plain = self.masks.dirty != 0 && self.ghost.is_none();
+        let is_plain = self.masks.dirty != 0 && self.ghost.is_none() && !self.has_dangling;
         let Some(heads) = heads.rest_of_chunk(index).filter(|_| is_plain) else { return (0, false) };
         let (mut done, mut steps, mut flush) = (0, 0, false);
         let (mut page, mut table) = (PageIdx::NONE, self.arena.table_mut(PageIdx::NONE));

@@ -132,7 +132,8 @@ impl MmuState {
         let mut any = false;
         self.for_each_hva_head(hva, hva.saturating_add(1), |state, at| {
             let head = state.slot_body(at.slot).rmap[usize::from(at.level) - 1].get(at.index);
-            any = any || state.pte_lists.iter(head).any(|sptep| is_accessed(&state.masks, state.arena.spte(sptep)));
+            let is_young = |sptep| state.is_mapped(sptep) && is_accessed(&state.masks, state.arena.spte(sptep));
+            any = any || state.pte_lists.iter(head).any(is_young);
         });
         any
     }
@@ -182,6 +183,9 @@ impl MmuState {
         let mut any = false;
         while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
             self.work.rmap_steps += 1;
+            if !self.is_mapped(sptep) {
+                continue;
+            }
             any = true;
             let old = self.arena.spte(sptep);
             let lost = if is_chosen(Mutant::ChangedPteWritable) { 0 } else { WRITABLE | self.masks.host_writeable };

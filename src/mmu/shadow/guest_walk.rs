@@ -32,6 +32,7 @@ use crate::mmu::words::guest_mode::{
     GPTE_ACCESSED, GPTE_DIRTY, GPTE_PRESENT, GuestMode, Paging, Registers, gpte_access, protect_clean_gpte,
 };
 use crate::mmu::words::guest_permission::Wanted;
+use crate::mmu::words::mutants::{Mutant, is_chosen};
 
 /// Levels a walk can have.
 const MAX_LEVELS: usize = 5;
@@ -208,7 +209,7 @@ impl GuestWalk {
         let reason = mode.refusal(self.pte_access, mode.key_of(leaf), self.wanted, pkru, ac);
         if reason != 0 {
             self.refuse(mode, reason);
-        } else if !self.wanted.is_write {
+        } else if !self.wanted.is_write && !is_chosen(Mutant::CleanLeafWritable) {
             self.pte_access = protect_clean_gpte(self.pte_access, leaf);
         }
     }
@@ -322,6 +323,10 @@ impl WalkedMemory for VcpuMemory<'_> {
     }
 
     fn write(&mut self, gpa: u64, value: u64, size: u8) {
+        if is_chosen(Mutant::WalkedTableNotDirty) {
+            self.state.poke_guest(self.as_id, gpa, value, size);
+            return;
+        }
         self.state.write_guest(self.as_id, gpa, value, size);
     }
 

@@ -143,7 +143,7 @@ impl MmuState {
         let mut any = false;
         while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
             self.work.rmap_steps += 1;
-            any |= handle(self, sptep);
+            any |= self.is_mapped(sptep) && handle(self, sptep);
         }
         any
     }
@@ -189,7 +189,7 @@ impl MmuState {
             let mut cursor = PteCursor::default();
             while let Some(sptep) = self.pte_lists.at(head, &mut cursor) {
                 self.work.rmap_steps += 1;
-                if self.is_collapsible(slot, sptep) {
+                if self.is_mapped(sptep) && self.is_collapsible(slot, sptep) {
                     self.spte_clear_track_bits(sptep);
                     self.remove_from_head(slot, index, level, sptep);
                     if self.config.flush_range {

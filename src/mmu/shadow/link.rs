@@ -11,7 +11,6 @@ use crate::mmu::vm::vcpu_mmu::REQ_TLB_FLUSH;
 use crate::mmu::words::access::ACC_WRITE;
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::level::{PAGE_TABLE, pages_per};
-#[cfg(feature = "mutants")]
 use crate::mmu::words::mutants::{Mutant, is_chosen};
 use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::make::{Leaf, make_access_track, make_leaf, make_link};
@@ -30,6 +29,7 @@ pub(in crate::mmu) struct SetSpte {
 impl MmuState {
     /// Links a child table.
     pub(in crate::mmu) fn link_shadow_page(&mut self, sptep: Sptep, child: PageIdx) {
+        self.bound_parents(child);
         let ad_disabled = self.arena.key(child).role.ad_disabled();
         let spte = make_link(&self.masks, child.0, ad_disabled);
         self.spte_set(sptep, spte);
@@ -41,6 +41,18 @@ impl MmuState {
         header.parents = parents;
         if header.unsync || header.unsync_children != 0 {
             self.mark_unsync(sptep);
+        }
+    }
+
+    /// A page with as many parents as it may have loses them all before it gets another one. What a kernel does there is
+    /// not known: assumed to be what it does with a reverse map that grew too long.
+    fn bound_parents(&mut self, child: PageIdx) {
+        let most = self.config.kernel.max_parents as usize + usize::from(is_chosen(Mutant::ParentsOneMore));
+        if self.config.kernel.max_parents != 0
+            && self.pte_lists.iter(self.arena.page(child).parents).take(most).count() == most
+        {
+            self.unlink_parents(child);
+            self.flush_remote_tlbs();
         }
     }
 

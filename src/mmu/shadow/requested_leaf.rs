@@ -53,8 +53,8 @@ impl MmuState {
                 }
                 was_mapped = true;
             } else if frame.is_none() && self.config.kernel.mmio_over_leaf == MmioOverLeaf::Overwrite {
-                // The kernel leaves the leaf in its list, where it dangles once the table is freed.
-                self.rmap_remove(sptep);
+                // The kernel leaves it in its list.
+                self.has_dangling = true;
             } else {
                 self.drop_spte(sptep);
                 flush = true;

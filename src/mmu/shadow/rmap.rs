@@ -5,7 +5,7 @@
 
 use crate::mmu::pages::page_arena::Sptep;
 use crate::mmu::pages::pte_list::{PteHead, PteLists};
-use crate::mmu::pages::walk::is_shadow_present;
+use crate::mmu::pages::walk::{is_last, is_shadow_present};
 use crate::mmu::vm::slots::{AddressSpace, SlotAt};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::Gfn;
@@ -56,10 +56,12 @@ impl MmuState {
 
     /// Adds a leaf to its gfn's list; the kernel's count of entries before it.
     pub(in crate::mmu) fn rmap_add(&mut self, slot: Option<SlotAt>, sptep: Sptep, gfn: Gfn, level: u8) -> u32 {
-        if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 {
+        if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 || self.config.shadows_guest() {
             self.note_alias(sptep, gfn, level);
         }
         self.work.rmap_steps += 1;
+        let slot =
+            if self.has_dangling { self.find_slot(self.arena.key(sptep.page()).role.as_id(), gfn) } else { slot };
         let Some(slot) = slot else { return 0 };
         let space = &mut self.spaces[usize::from(slot.as_id & 1)];
         let index = space.specs()[slot.at].index(gfn, level);
@@ -135,6 +137,14 @@ impl MmuState {
             }
         }
         any
+    }
+
+    /// Whether a place that a reverse map names holds a leaf. What an old kernel left behind need not.
+    #[inline]
+    pub(in crate::mmu) fn is_mapped(&self, sptep: Sptep) -> bool {
+        let spte = self.arena.spte(sptep);
+        !self.has_dangling
+            || is_shadow_present(&self.masks, spte) && is_last(spte, self.arena.key(sptep.page()).role.level())
     }
 
     fn zap_rmap_in_order(&mut self, slot: SlotAt, index: u64, level: u8) -> bool {

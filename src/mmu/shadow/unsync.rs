@@ -91,7 +91,7 @@ impl MmuState {
     #[cold]
     fn unsync_pages_of(&mut self, gfn: Gfn, can_unsync: bool, is_prefetch: bool) -> i32 {
         for page in self.indirect_pages_of(gfn) {
-            if !can_unsync || !self.config.kernel.has_unsync {
+            if !can_unsync && !is_chosen(Mutant::SyncUnsyncs) || !self.config.kernel.has_unsync {
                 return -EPERM;
             }
             if self.arena.page(page).unsync {

@@ -86,7 +86,7 @@ impl MmuState {
             return false;
         }
         let crosses = (offset ^ offset.wrapping_add(write.bytes).wrapping_sub(1)) & !(size - 1) != 0;
-        crosses || write.bytes < 4
+        (crosses || write.bytes < 4) && !is_chosen(Mutant::MisalignedTaken)
     }
 
     /// One write more to a table above the lowest; whether they are too many without a use of the table.
@@ -185,6 +185,9 @@ impl MmuState {
             }
             self.prepare_zap_page(page, &mut invalid);
             any = true;
+            if is_chosen(Mutant::UnprotectFirstOnly) {
+                break;
+            }
         }
         if self.config.kernel.unprotect_counts_freed {
             any = !invalid.is_empty();

@@ -214,7 +214,7 @@ impl MmuState {
         }
     }
 
-    fn unlink_parents(&mut self, page: PageIdx) {
+    pub(in crate::mmu) fn unlink_parents(&mut self, page: PageIdx) {
         let mut parents = self.arena.page(page).parents;
         while let Some(sptep) = self.pte_lists.first(parents) {
             self.work.parent_steps += 1;

@@ -67,6 +67,7 @@ fn corrupt(state: &mut MmuState, invariant: &str) {
         "parent_link" => state.spte_set(upper.sptep(0), 0),
         "leaf_rmap" => state.rmap_remove(table.sptep(1)),
         "rmap_leaf" => state.spte_set(table.sptep(1), 0),
+        "leaf_gfn" => drop(state.aliased.insert(table.sptep(1), Gfn(5))),
         "pte_list_descs" => {
             let mut head = crate::mmu::pages::pte_list::PteHead::EMPTY;
             for index in 0..2 {

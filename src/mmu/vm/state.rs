@@ -95,6 +95,10 @@ pub struct MmuState {
     pub(in crate::mmu) zapped_obsolete: InvalidList,
     /// gfns of leaves whose table was made for another gfn, which an address above the root's range does.
     pub(in crate::mmu) aliased: BTreeMap<Sptep, Gfn>,
+    /// Reverse maps may name entries that map nothing, or another gfn: an old kernel left them there.
+    pub(in crate::mmu) has_dangling: bool,
+    /// The VM is dead: the kernel met what it holds impossible.
+    pub(in crate::mmu) is_bugged: bool,
     /// Calls reported that their callers must flush this, and no such flush has come since.
     pub(in crate::mmu) owed: Debt,
     /// A root was loaded over another, whose count stays.
@@ -161,6 +165,8 @@ impl MmuState {
             tlbs_dirty: 0,
             zapped_obsolete: InvalidList::default(),
             aliased: BTreeMap::new(),
+            has_dangling: false,
+            is_bugged: false,
             owed: Debt::NONE,
             is_root_leaked: false,
             is_log_initially_set: false,

@@ -217,8 +217,11 @@ impl VcpuMmu {
         if from == self.built_from {
             return;
         }
+        // Older kernels only ever add to the table of protection keys while they are on.
+        let kept = self.mode.keys_obey_wp && self.built_from[1] & self.cr4 & CR4_PKE != 0 && !facts.keys_obey_wp;
         self.built_from = from;
         self.mode = GuestMode::of(&self.registers(), phys_bits, false);
+        self.mode.keys_obey_wp |= kept;
         let paging = self.mode.paging;
         let (wp, smep, smap) = (self.cr0 & CR0_WP != 0, self.cr4 & CR4_SMEP != 0, self.cr4 & CR4_SMAP != 0);
         let is_none = matches!(paging, Paging::None);

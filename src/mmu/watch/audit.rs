@@ -11,13 +11,14 @@ use crate::mmu::pages::walk::{child_of, is_last, is_shadow_present, pfn_of};
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::tlb::Translation;
 use crate::mmu::vm::vcpu_mmu::{REQ_MMU_RELOAD, REQ_TLB_FLUSH, VcpuMmu};
+use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::{PAGE_TABLE, pages_per};
 use crate::mmu::words::spte::layout::WRITABLE;
 use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::Finding;
 
 /// Every invariant the audit knows, with its sentence.
-pub const INVARIANTS: [(&str, &str); 27] = [
+pub const INVARIANTS: [(&str, &str); 28] = [
     ("active_links", "the active list reads the same from both ends and has the length it says"),
     ("active_place", "exactly the pages on the active list are marked as on it"),
     ("used_pages", "used_mmu_pages is the number of pages on the active list, and of zapped roots that left it (v6.1)"),
@@ -35,6 +36,7 @@ pub const INVARIANTS: [(&str, &str); 27] = [
     ("parent_link", "every parent entry is a link to the page"),
     ("leaf_rmap", "every present leaf stands once in the reverse map of its gfn"),
     ("rmap_leaf", "every reverse-map entry is a present leaf of that gfn and level"),
+    ("leaf_gfn", "a leaf of a direct page maps the gfn that its place says"),
     ("pte_list_descs", "every descriptor in use belongs to a list"),
     (
         "unsync_marks",
@@ -281,10 +283,19 @@ impl MmuState {
                     report.check(times == expected, "leaf_rmap", || {
                         format!("page {} entry {index} is listed {times} times", self.id(page))
                     });
+                    report.check(!self.is_misplaced(sptep), "leaf_gfn", || {
+                        format!("page {} entry {index} maps gfn {:#x}", self.id(page), self.gfn_of(sptep).0)
+                    });
                     self.audit_writable(report, sptep, spte);
                 }
             }
         }
+    }
+
+    /// Whether a leaf maps another gfn than its direct page has there, where both are in reach of the roots.
+    pub(in crate::mmu) fn is_misplaced(&self, sptep: Sptep) -> bool {
+        let is_near = |gfn: Gfn| gfn.0 >> self.root_gfn_bits == 0;
+        self.aliased.get(&sptep).is_some_and(|&gfn| is_near(gfn) && is_near(self.arena.key(sptep.page()).gfn))
     }
 
     fn audit_writable(&self, report: &mut Report, sptep: Sptep, spte: u64) {
@@ -320,7 +331,8 @@ impl MmuState {
                 let role = self.arena.key(root).role.with_invalid(false);
                 let is_listed = matches!(self.arena.page(root).place, Place::Active | Place::Root | Place::Tdp);
                 // Of four roots each has a level or a quadrant of its own.
-                let is_its = self.config.shadows_guest() || role.with_quadrant(0) == vcpu.role.with_quadrant(0);
+                let is_its = (self.config.shadows_guest() || role.with_quadrant(0) == vcpu.role.with_quadrant(0))
+                    && role.as_id() == vcpu.as_id();
                 report.check(is_listed && is_its, "root_alive", || format!("vcpu {number}: root {}", self.id(root)));
             }
         }

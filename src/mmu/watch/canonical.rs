@@ -86,7 +86,10 @@ impl MmuState {
         }
         to.add(self.max << 32 ^ self.requested);
         to.add(
-            u64::from(self.config.nx_huge_pages) | u64::from(self.is_root_leaked) << 1 | self.tdp.nr_nx_possible << 2,
+            u64::from(self.config.nx_huge_pages)
+                | u64::from(self.is_root_leaked) << 1
+                | u64::from(self.is_bugged) << 2
+                | self.tdp.nr_nx_possible << 3,
         );
         for page in self.nx_list.iter() {
             to.add(number(page));

@@ -16,7 +16,7 @@ use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::views::Finding;
 
 /// Every property the judge knows: its name, its sentence, and when it must hold.
-pub const PROPERTIES: [(&str, &str, &str); 30] = [
+pub const PROPERTIES: [(&str, &str, &str); 32] = [
     ("stale_ram", "memory of a slot that was removed is not mapped", "when an operation has returned"),
     ("mmio_as_ram", "a gfn without a slot is not mapped", "when an operation has returned"),
     ("host_taken", "a page that the host took back is not mapped", "when the notifier has returned"),
@@ -46,6 +46,8 @@ pub const PROPERTIES: [(&str, &str, &str); 30] = [
     ),
     ("no_page_under_invalid", "no valid page hangs below an invalid one", "when the lock is free"),
     ("slot_bounds", "a slot's arrays are read inside the slot", "always"),
+    ("walk_depth", "a guest's tables have no more levels than the kernel's walk has room for", "at each walk"),
+    ("bounded_parents", "a shadow page has no more parents than it may have", "when the lock is free"),
     ("rooted_kept", "a page in use as root is on no invalid list", "when the lock is free"),
     (
         "one_place",
@@ -270,7 +272,7 @@ impl MmuState {
             }
             for root in vcpu.roots() {
                 let role = self.arena.key(root).role.with_invalid(false);
-                let is_own = role.with_quadrant(0) == vcpu.role.with_quadrant(0);
+                let is_own = role.with_quadrant(0) == vcpu.role.with_quadrant(0) && role.as_id() == vcpu.as_id();
                 verdict.check(is_own, "root_role", || format!("vCPU {number}"));
             }
         }

@@ -28,6 +28,9 @@ impl MmuState {
             verdict.check(header.place != Place::Invalid || header.root_count == 0, "rooted_kept", || {
                 format!("page {} is a root in use, and waits to be freed", key.id)
             });
+            let most = self.config.kernel.max_parents as usize;
+            let is_bounded = most == 0 || self.pte_lists.iter(header.parents).take(most + 1).count() <= most;
+            verdict.check(is_bounded, "bounded_parents", || format!("page {} has more than {most}", key.id));
             self.judge_table(verdict, page, is_idle);
         }
         let mut places = vec![0_u8; self.arena.nr_indices()];
@@ -92,7 +95,7 @@ impl MmuState {
             if is_last(spte, level) {
                 let frame = pfn_of(spte);
                 let is_aligned = frame.0 & (pages_per(level) - 1) == 0;
-                verdict.check(is_aligned, "leaf_gfn", at);
+                verdict.check(is_aligned && !self.is_misplaced(page.sptep(index)), "leaf_gfn", at);
                 continue;
             }
             let child = child_of(spte);
@@ -103,7 +106,8 @@ impl MmuState {
             let below = self.arena.key(child);
             let is_expected = below.role.level() + 1 == level
                 && below.role.smm() == key.role.smm()
-                && below.role.direct() == key.role.direct()
+                // Below a table of the guest's stands one, or a part of a large page; which is asked when it is kept.
+                && (!key.role.direct() || below.role.direct())
                 && (!key.role.direct() || is_high || below.gfn == gfn);
             verdict.check(is_expected, "child_expected", || {
                 format!("page {} entry {index} leads to page {}", key.id, below.id)

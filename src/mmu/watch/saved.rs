@@ -28,7 +28,7 @@ use crate::mmu::words::stats::Stats;
 use crate::mmu::words::work::Work;
 
 const MAGIC: &[u8; 8] = b"KVMMMU\x1a\n";
-const SCHEMA: u16 = 7;
+const SCHEMA: u16 = 8;
 const CHECKSUM: usize = 4;
 
 /// What is before the state.
@@ -61,7 +61,7 @@ struct Body {
     aliased: Vec<(Sptep, Gfn)>,
     invalidation: Invalidation,
     nx_list: NxList,
-    facts: [bool; 2],
+    facts: [bool; 4],
     owed: Debt,
     tdp: TdpMmu,
 }
@@ -118,7 +118,7 @@ impl MmuState {
             aliased: twin.aliased.into_iter().collect(),
             invalidation: twin.invalidation,
             nx_list: twin.nx_list,
-            facts: [twin.is_root_leaked, twin.is_log_initially_set],
+            facts: [twin.is_root_leaked, twin.is_log_initially_set, twin.has_dangling, twin.is_bugged],
             owed: twin.owed,
             tdp: twin.tdp,
         };
@@ -175,7 +175,7 @@ impl MmuState {
         state.invalidation = body.invalidation;
         state.nx_list = body.nx_list;
         state.tdp = body.tdp;
-        [state.is_root_leaked, state.is_log_initially_set] = body.facts;
+        [state.is_root_leaked, state.is_log_initially_set, state.has_dangling, state.is_bugged] = body.facts;
         state.owed = body.owed;
         state.check_saved()?;
         let is_high = |page| state.arena.key(page).gfn.0 >> state.root_gfn_bits != 0;

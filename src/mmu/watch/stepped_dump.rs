@@ -52,7 +52,8 @@ impl MmuState {
         self.put_tables(&mut out);
         put!(out, r#","used":{},"valid_gen":{},"vcpus":"#, self.used, self.valid_gen);
         put_list(&mut out, self.vcpus.iter(), |out, vcpu| self.put_stepped_vcpu(out, vcpu));
-        put!(out, r#","vm_bugged":0,"zapped_obsolete":{}}}"#, self.zapped_obsolete.iter().count());
+        let is_bugged = u8::from(self.is_bugged);
+        put!(out, r#","vm_bugged":{is_bugged},"zapped_obsolete":{}}}"#, self.zapped_obsolete.iter().count());
         out
     }
 

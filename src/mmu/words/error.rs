@@ -84,6 +84,19 @@ pub enum Error {
         /// The line of its mmu.c.
         line: u32,
     },
+    /// The kernel's walk of a guest's tables has no room for so many levels.
+    #[error(
+        "kernel {kernel}: its walk has room for {most} levels of a guest's tables, this guest's have {levels}: the kernel \
+         writes past the end there"
+    )]
+    WalkDepth {
+        /// The kernel that does so.
+        kernel: &'static str,
+        /// Levels there is room for.
+        most: u32,
+        /// Levels of the guest's tables.
+        levels: u8,
+    },
     /// There is no such memslot.
     #[error("no memslot {id} in address space {as_id}")]
     NoSlot {

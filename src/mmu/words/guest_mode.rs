@@ -20,6 +20,8 @@ use crate::mmu::words::access::{ACC_EXEC, ACC_USER, ACC_WRITE};
 pub const CR0_WP: u64 = 1 << 16;
 /// CR0: the guest pages.
 pub const CR0_PG: u64 = 1 << 31;
+/// CR0 after INIT: no paging, no protection, caches off.
+pub const CR0_AFTER_INIT: u64 = 0x6000_0010;
 /// CR4: large pages of tables with 4-byte entries.
 pub const CR4_PSE: u64 = 1 << 4;
 /// CR4: entries have 8 bytes.

@@ -190,6 +190,22 @@ mutants! {
     WriteThroughWpForUser "write-through-wp-for-user",
     /// Shadow paging, fault: the guest gets a fault of rights, and the entry that it came by stays.
     FaultLeavesEntry "fault-leaves-entry",
+    /// Shadow paging, guest walk: a leaf that the guest has not written yet is mapped writable.
+    CleanLeafWritable "clean-leaf-writable",
+    /// Shadow paging, guest walk: accessed and dirty bits are stored, and the table's page is not marked dirty.
+    WalkedTableNotDirty "walked-table-not-dirty",
+    /// Shadow paging, emulated write: one that is no whole entry is taken for one.
+    MisalignedTaken "misaligned-taken",
+    /// Shadow paging, unprotect: one shadow of a table goes, and the others stay.
+    UnprotectFirstOnly "unprotect-first-only",
+    /// Shadow paging, unsync: a sync, too, makes pages unsync.
+    SyncUnsyncs "sync-unsyncs",
+    /// Shadow paging, fault: a linked table stays, whatever is wanted.
+    AnyChildKept "any-child-kept",
+    /// Shadow paging, bound of parents: a page gets one more.
+    ParentsOneMore "parents-one-more",
+    /// INIT: the roots stay where they should go.
+    InitKeepsRoots "init-keeps-roots",
 }
 
 #[cfg(feature = "mutants")]

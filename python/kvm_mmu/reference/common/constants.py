@@ -87,6 +87,7 @@ KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: Final = 1 << 39  # what a reload is from v6 on
 
 EMULTYPE_RETRY: Final = 8
 EMULTYPE_WRITE_PF_TO_SP: Final = 0x100
+CR0_AFTER_INIT: Final = 0x60000010  # no paging, no protection, caches off
 X86_CR0_WP: Final = 1 << 16
 X86_CR0_PG: Final = 1 << 31
 X86_CR4_PSE: Final = 1 << 4

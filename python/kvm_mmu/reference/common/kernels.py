@@ -133,6 +133,11 @@ class KernelRules:
     tdp_subtree_first: bool = False  # the change of a link is reported after those of its table
     # Guests with page tables of their own.
     has_guest_tables: bool = False  # they are modelled
+    walk_levels: int = 4  # levels of a guest's tables that the kernel's walk has room for
+    walk_bound: str = "none"  # of a walk of more levels: none, template
+    init_resets: bool = False  # INIT resets the MMU context too
+    max_parents: int = 0  # entries that lead to a shadow page; 0: any number
+    keys_obey_wp: bool = False  # protection keys go by CR0.WP as it is, else also by one cleared since
     invlpg_warn_line: int = 0  # of paging_tmpl.h, where there is no root
     self_map_is_small: bool = True  # a large page that holds a table of its own walk is mapped small
     sync_keeps_same_access: bool = False  # a sync leaves an entry alone whose gfn and access are the same
@@ -275,6 +280,8 @@ _V6_1_0 = replace(
     collapse="by_table",
     limit_on_resize=True,
     has_eager_split=True,
+    walk_levels=5,
+    keys_obey_wp=True,
     has_tdp_mmu=True,
     walk_skips_empty_heads=True,
     notifier_by_hva=True,
@@ -345,6 +352,7 @@ _V6_12 = replace(
     track_all_spaces=True,
     mmio_cache_space="own",
     collapse="by_table_in_slot",
+    walk_bound="template",
 )
 _V6_18 = replace(
     _V6_12_0,
@@ -393,7 +401,7 @@ _V7_2_6 = replace(
     tdp_subtree_first=True,
 )
 _V7_2 = replace(_V7_2_6, name="v7.2", release="7.2.12", mmio_cache_space="own")
-_V7_3 = replace(_V7_2, name="v7.3", release="7.3.4")
+_V7_3 = replace(_V7_2, name="v7.3", release="7.3.4", walk_bound="template")
 
 KERNELS: dict[str, KernelRules] = {
     rules.name: rules

@@ -141,6 +141,7 @@ class GuestMode:
     smap: bool
     pse: bool
     pke: bool
+    keys_obey_wp: bool  # a supervisor's writes obey protection keys
     rsvd: tuple[dict[int, int], dict[int, int]]
     signature: tuple[int, ...]
 
@@ -241,6 +242,8 @@ class Kvm:
     n_max_mmu_pages: int = 0
     n_requested_mmu_pages: int = 0
     indirect_shadow_pages: int = 0
+    has_dangling: bool = False  # reverse maps may name entries that map nothing, or another gfn
+    is_bugged: bool = False  # dead
     tlbs_dirty: int = 0  # entries that a sync dropped since the last full flush
     mmu_valid_gen: int = 0
     nx_huge_pages: bool = False

@@ -14,6 +14,7 @@ from ..common.constants import (
     ACC_EXEC_MASK,
     ACC_USER_MASK,
     ACC_WRITE_MASK,
+    EIO,
     PAGE_SHIFT,
     PFERR_RSVD,
     PFERR_USER,
@@ -36,7 +37,7 @@ from ..common.slots import kvm_vcpu_gfn_to_memslot, page_fault_handle_page_track
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.guest_memory import kvm_vcpu_read_guest
 from ..shadow.guest_mode import mode_of, shadow_page_role
-from ..shadow.guest_walk import GuestWalk, walk_addr
+from ..shadow.guest_walk import GuestWalk, has_room_for_walk, walk_addr
 from ..shadow.page import drop_parent_pte, link_shadow_page
 from ..shadow.reclaim import make_mmu_pages_available
 from ..shadow.rmap import drop_spte
@@ -49,6 +50,8 @@ from .prefetch import pte_prefetch
 def paging_page_fault(kvm: Kvm, vcpu: Vcpu, gva: int, error_code: int) -> int:
     """A RET_PF value or a negative errno."""
     error_code &= ~PFERR_RSVD
+    if not has_room_for_walk(kvm, vcpu):
+        return -EIO
     walk = walk_addr(kvm, vcpu, gva, error_code)
     if walk.error_code is not None:
         inject_page_fault(kvm, vcpu, gva, walk.error_code)
@@ -186,19 +189,31 @@ def shadow_table_below(kvm: Kvm, vcpu: Vcpu, gva: int, walk: GuestWalk, sp: Shad
     level = role_level(sp.role)
     index = spte_index(gva, level)
     sp.write_flooding_count = 0
+    role = shadow_page_role(kvm, vcpu, gva, level - 1, False, walk.pt_access)
+    wanted = walk.table_gfn[level - 1]
+    drop_other_child(kvm, sp, index, wanted, role)
     drop_large_spte(kvm, sp, index)
     spte = sp.sptes.get(index, 0)
     is_present = word.is_shadow_present_pte(kvm.masks, spte)
-    if is_present:
-        child = child_of(kvm, spte)
-    else:
-        role = shadow_page_role(kvm, vcpu, gva, level - 1, False, walk.pt_access)
-        child = kvm_mmu_get_shadow_page(kvm, vcpu, walk.table_gfn[level - 1], role)
+    child = child_of(kvm, spte) if is_present else kvm_mmu_get_shadow_page(kvm, vcpu, wanted, role)
     if gpte_changed(kvm, vcpu, walk, level - 1):
         return None
     if not is_present:
         link_shadow_page(kvm, sp, index, child)
     return child
+
+
+def drop_other_child(kvm: Kvm, sp: ShadowPage, index: int, gfn: int, role: int) -> None:
+    """Unlink a table that is not the one wanted. No kernel here does: assumed to be as for a table of other rights."""
+    reuse = kvm.rules.child_reuse
+    spte = sp.sptes.get(index, 0)
+    is_link = word.is_shadow_present_pte(kvm.masks, spte) and not word.is_large_pte(spte)
+    if reuse not in ("gfn", "gfn_role") or not is_link:
+        return
+    child = child_of(kvm, spte)
+    if child.gfn != gfn or (reuse == "gfn_role" and child.role != role):
+        drop_parent_pte(kvm, child, sp, index)
+        kvm_flush_remote_tlbs_with_address(kvm, child.gfn, 1)
 
 
 def validate_direct_spte(kvm: Kvm, sp: ShadowPage, index: int, access: int) -> None:
@@ -217,14 +232,15 @@ def direct_table_below(kvm: Kvm, vcpu: Vcpu, gva: int, walk: GuestWalk, sp: Shad
     level = role_level(sp.role)
     index = spte_index(gva, level)
     sp.write_flooding_count = 0
-    validate_direct_spte(kvm, sp, index, walk.pte_access)
+    gfn = walk.gfn & ~(kvm_pages_per_hpage(level) - 1)
+    role = shadow_page_role(kvm, vcpu, gva, level - 1, True, walk.pte_access)
+    if kvm.rules.child_reuse == "access":
+        validate_direct_spte(kvm, sp, index, walk.pte_access)
+    drop_other_child(kvm, sp, index, gfn, role)
     drop_large_spte(kvm, sp, index)
     spte = sp.sptes.get(index, 0)
     if word.is_shadow_present_pte(kvm.masks, spte):
         return child_of(kvm, spte)
-    gfn = walk.gfn & ~(kvm_pages_per_hpage(level) - 1)
-    child = kvm_mmu_get_shadow_page(
-        kvm, vcpu, gfn, shadow_page_role(kvm, vcpu, gva, level - 1, True, walk.pte_access)
-    )
+    child = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
     link_shadow_page(kvm, sp, index, child)
     return child

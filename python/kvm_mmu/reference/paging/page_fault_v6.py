@@ -13,6 +13,7 @@ from ..common.constants import (
     ACC_EXEC_MASK,
     ACC_USER_MASK,
     ACC_WRITE_MASK,
+    EIO,
     ENOSPC,
     KVM_REQ_MMU_RELOAD,
     PFERR_PRESENT,
@@ -35,7 +36,7 @@ from ..common.role import role_level
 from ..common.slots import kvm_vcpu_gfn_to_memslot, memslot_is_visible, page_fault_handle_page_track
 from ..common.state import Kvm, ShadowPage, Vcpu
 from ..shadow.guest_mode import child_page_role, mode_of
-from ..shadow.guest_walk import GuestWalk, walk_addr
+from ..shadow.guest_walk import GuestWalk, has_room_for_walk, walk_addr
 from ..shadow.page import link_shadow_page
 from ..shadow.reclaim import make_mmu_pages_available
 from ..v6.fault import direct_page_fault, kvm_mmu_hugepage_adjust, was_invalidated
@@ -63,6 +64,8 @@ def nonpaging_page_fault_v6(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
 def paging_page_fault_v6(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> int:
     """A RET_PF value or a negative errno."""
     fault.error_code &= ~PFERR_RSVD
+    if not has_room_for_walk(kvm, vcpu):
+        return -EIO
     walk = walk_addr(kvm, vcpu, fault.gpa, fault.error_code)
     if walk.error_code is not None:
         if walk.error_code & (PFERR_PRESENT | PFERR_RSVD) == PFERR_PRESENT:

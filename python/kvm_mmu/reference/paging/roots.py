@@ -37,7 +37,6 @@ from .get_page import kvm_mmu_get_shadow_page
 from .sync_roots import kvm_mmu_sync_roots
 
 PAE_ROOT_LEVEL = 2
-PT64_ROOT_4LEVEL = 4
 PDPTRS = 4
 # What MOV to CR3 came to.
 CR3_SWITCHED = 0
@@ -82,7 +81,7 @@ def load_shadow_roots(kvm: Kvm, vcpu: Vcpu) -> int:
     if mode.name != "none" and not mmu_check_root(kvm, vcpu, vcpu.cr3 >> PAGE_SHIFT):
         return ROOT_NOT_VISIBLE
     roots = []
-    level = PT64_ROOT_4LEVEL if mode.name == "long" else PAE_ROOT_LEVEL
+    level = mode.root_level if mode.name == "long" else PAE_ROOT_LEVEL
     for gfn, gva, is_direct in wanted_roots(kvm, vcpu):
         if gfn is None:
             roots.append(0)
@@ -185,7 +184,7 @@ def fast_cr3_switch(kvm: Kvm, vcpu: Vcpu, cr3: int) -> bool:
 
 def cached_root_available(kvm: Kvm, vcpu: Vcpu, cr3: int) -> bool:
     """Rotate the roots until the wanted one is current; else the oldest is."""
-    wanted_role = vcpu.base_role & ~ROLE_SMEP_SMAP_ANDNOT_WP | PT64_ROOT_4LEVEL | ACC_ALL << 8
+    wanted_role = vcpu.base_role & ~ROLE_SMEP_SMAP_ANDNOT_WP | mode_of(vcpu).root_level | ACC_ALL << 8
     current = (vcpu.root_cr3, vcpu.roots[0]) if vcpu.roots else None
     is_found = False
     for i, previous in enumerate(vcpu.prev_roots):

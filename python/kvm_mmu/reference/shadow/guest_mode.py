@@ -12,6 +12,8 @@ v6.12. The context is built anew only when its signature changed.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..common.constants import (
     ACC_ALL,
     EFER_LMA,
@@ -26,7 +28,6 @@ from ..common.constants import (
     X86_CR4_SMAP,
     X86_CR4_SMEP,
 )
-from ..common.errors import ScenarioError
 from ..common.masks import bits
 from ..common.role import child_role, direct_page_role
 from ..common.state import GuestMode, Kvm, ShadowPage, Vcpu
@@ -86,9 +87,12 @@ def kvm_init_shadow_mmu(kvm: Kvm, vcpu: Vcpu) -> None:
 
 def make_guest_mode(kvm: Kvm, vcpu: Vcpu, signature: tuple[int, ...]) -> GuestMode:
     mode = guest_mode(vcpu.cr0, vcpu.cr4, vcpu.efer, kvm.config.phys_bits, signature)
-    if mode.root_level == 5 and not kvm.rules.is_role_fixed:
-        raise ScenarioError(f"kernel {kvm.rules.name}: a guest with tables of five levels is not modelled")
-    return mode
+    before = vcpu.mode
+    if kvm.rules.keys_obey_wp or before is None or not before.keys_obey_wp:
+        return mode
+    # Older kernels only add to the table of protection keys, as long as the guest leaves them on.
+    was_on = before.signature[2] & X86_CR4_PKE != 0
+    return replace(mode, keys_obey_wp=True) if was_on and vcpu.cr4 & X86_CR4_PKE else mode
 
 
 def guest_mode(cr0: int, cr4: int, efer: int, phys_bits: int, signature: tuple[int, ...] = ()) -> GuestMode:
@@ -115,6 +119,7 @@ def guest_mode(cr0: int, cr4: int, efer: int, phys_bits: int, signature: tuple[i
         smap=cr4 & X86_CR4_SMAP != 0,
         pse=pse,
         pke=name == "long" and cr4 & X86_CR4_PKE != 0,
+        keys_obey_wp=cr0 & X86_CR0_WP != 0,
         rsvd=reset_rsvds_bits_mask(name, phys_bits, nx, pse),
         signature=signature,
     )

@@ -25,6 +25,7 @@ from ..common.constants import (
     PT_PAGE_SIZE_MASK,
     PT_PAGE_TABLE_LEVEL,
 )
+from ..common.errors import ScenarioError
 from ..common.events import note_guest_walk
 from ..common.masks import bits
 from ..common.slots import kvm_vcpu_mark_page_dirty, memslot_is_readonly
@@ -79,7 +80,7 @@ def permission_fault(
     is_binding = is_user or mode.wp  # whether what forbids writes forbids this one
     if mode.pke and is_user_page and not is_fetch:
         no_access, no_write = pkru >> 2 * key & 1, pkru >> 2 * key + 1 & 1
-        if no_access or (is_write and no_write and is_binding):
+        if no_access or (is_write and no_write and (is_user or mode.keys_obey_wp)):
             return PFERR_PRESENT | PFERR_PK
     if is_write and not access & ACC_WRITE_MASK and is_binding:
         return PFERR_PRESENT
@@ -113,6 +114,23 @@ def gpte_index(mode: GuestMode, gva: int, level: int) -> int:
 def pse36_gfn_delta(entry: int) -> int:
     """Bits 13 to 16 of a large entry of 4 bytes are address bits 32 to 35."""
     return (entry >> 13 & 0xF) << 32 - PAGE_SHIFT
+
+
+def has_room_for_walk(kvm: Kvm, vcpu: Vcpu) -> bool:
+    """Whether the kernel's walk has room for the levels of the guest's tables.
+
+    A kernel without a bound writes past the end of its walk; one with a bound finds nothing, and its VM is dead.
+    """
+    levels, most = mode_of(vcpu).root_level, kvm.rules.walk_levels
+    if levels <= most:
+        return True
+    if kvm.rules.walk_bound == "none":
+        raise ScenarioError(
+            f"kernel {kvm.rules.name}: its walk has room for {most} levels of a guest's tables, this guest's have"
+            f" {levels}: the kernel writes past the end there"
+        )
+    kvm.is_bugged = True
+    return False
 
 
 def walk_addr(kvm: Kvm, vcpu: Vcpu, gva: int, error_code: int) -> GuestWalk:

@@ -14,8 +14,15 @@ from collections.abc import Iterator
 from ..common import spte as word
 from ..common.constants import GOLDEN_RATIO_64, KVM_MMU_HASH_SHIFT, U64
 from ..common.events import note_get_page
+from ..common.flush import kvm_flush_remote_tlbs
 from ..common.page_table import is_obsolete_sp, write_spte
-from ..common.pte_list import pte_list_add, pte_list_first, pte_list_remove
+from ..common.pte_list import (
+    pte_list_add,
+    pte_list_entries,
+    pte_list_first,
+    pte_list_is_empty,
+    pte_list_remove,
+)
 from ..common.role import (
     child_role,
     direct_page_role,
@@ -104,12 +111,36 @@ def kvm_mmu_free_page(kvm: Kvm, sp: ShadowPage) -> None:
     kvm.page_hash[bucket].remove(sp.id)
     if not kvm.page_hash[bucket]:
         del kvm.page_hash[bucket]
+    if kvm.has_dangling:
+        forget_dangling(kvm, sp)
     del kvm.pages[sp.id]
     kvm.work["pages_freed"] += 1
     kvm.ctr["freed"] += 1
 
 
+def forget_dangling(kvm: Kvm, sp: ShadowPage) -> None:
+    """Lists forget the entries of a page that goes; the kernel's do not, and what it reads then nobody can say."""
+    for memslots in kvm.memslots:
+        for slot in memslots.memslots:
+            for heads in slot.rmap.values():
+                for number in list(heads):
+                    for sptep in pte_list_entries(heads[number]):
+                        if sptep[0] == sp.id:
+                            pte_list_remove(kvm.rules, heads[number], sptep)
+                    if pte_list_is_empty(heads[number]):
+                        del heads[number]
+
+
+def bound_parents(kvm: Kvm, child: ShadowPage) -> None:
+    """A page that has as many parents as it may have loses all: what a kernel does is not known, this is assumed."""
+    most = kvm.rules.max_parents
+    if most and len(pte_list_entries(child.parent_ptes)) >= most:
+        kvm_mmu_unlink_parents(kvm, child)
+        kvm_flush_remote_tlbs(kvm)
+
+
 def link_shadow_page(kvm: Kvm, parent: ShadowPage, index: int, child: ShadowPage) -> None:
+    bound_parents(kvm, child)
     write_spte(parent, index, word.make_link_spte(kvm.masks, child.id, role_is_ad_disabled(child.role)))
     kvm.work["parent_steps"] += 1
     pte_list_add(kvm.rules, child.parent_ptes, (parent.id, index))

@@ -159,7 +159,15 @@ def rmap_entries(kvm: Kvm, head: PteList) -> Iterator[tuple[ShadowPage, int, int
     entries: list[Sptep] = pte_list_entries(head)
     for page, index in entries:
         kvm.work["rmap_steps"] += 1
-        yield kvm.pages[page], index, kvm.pages[page].sptes.get(index, 0)
+        if is_mapped(kvm, kvm.pages[page], index):
+            yield kvm.pages[page], index, kvm.pages[page].sptes.get(index, 0)
+
+
+def is_mapped(kvm: Kvm, sp: ShadowPage, index: int) -> bool:
+    """Whether an entry that a list names holds a leaf; what an old kernel left in a list need not."""
+    spte = sp.sptes.get(index, 0)
+    is_leaf = word.is_shadow_present_pte(kvm.masks, spte) and word.is_last_spte(spte, role_level(sp.role))
+    return is_leaf or not kvm.has_dangling
 
 
 def spte_write_protect(kvm: Kvm, sp: ShadowPage, index: int, pt_protect: bool) -> bool:

@@ -36,9 +36,15 @@ from ..common.pin import PFN_NOSLOT, PinnedPfn
 from ..common.role import role_access, role_is_ad_disabled, role_is_direct, role_level, shown_access
 from ..common.slots import vcpu_address_space
 from ..common.state import Kvm, ShadowPage, Vcpu
-from ..shadow.page import drop_parent_pte, kvm_mmu_get_page, link_shadow_page, note_mmio_cached, role_below
+from ..shadow.page import (
+    drop_parent_pte,
+    kvm_mmu_get_page,
+    link_shadow_page,
+    note_mmio_cached,
+    role_below,
+)
 from ..shadow.prefetch import empty_runs, pin_run
-from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle, rmap_remove
+from ..shadow.rmap import drop_spte, is_rmap_too_long, mmu_spte_update, rmap_add, rmap_recycle
 from ..shadow.try_unsync import mmu_try_to_unsync_pages
 
 
@@ -194,7 +200,7 @@ def replace_by_mmio_spte(
     if is_dropped:
         drop_spte(kvm, sp, index)
     elif was_mapped:
-        rmap_remove(kvm, sp, index)  # the kernel forgets to, and the entry outlives the table
+        kvm.has_dangling = True  # the kernel forgets the reverse map, which keeps the entry
     vcpu.stat["pf_mmio_spte_created"] += 1
     old = sp.sptes.get(index, 0)
     mark_mmio_spte(kvm, vcpu, sp, index, gfn, access)

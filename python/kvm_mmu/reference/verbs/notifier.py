@@ -29,7 +29,7 @@ from ..common.lock import NESTED_IN_INVALIDATION, run_nested_ops
 from ..common.page_table import kvm_set_pfn_dirty, write_spte
 from ..common.pte_list import PteList, pte_list_entries, pte_list_first
 from ..common.state import Kvm, KvmMemorySlot, Op, ShadowPage
-from ..shadow.rmap import drop_spte, kvm_zap_rmapp, mmu_spte_clear_track_bits, rmap_entries
+from ..shadow.rmap import drop_spte, is_mapped, kvm_zap_rmapp, mmu_spte_clear_track_bits, rmap_entries
 from ..shadow.slot_walk import (
     WalkRange,
     flush_walked,
@@ -131,7 +131,8 @@ def kvm_age_hva(kvm: Kvm, start: int, end: int, flush_when_young: int) -> int:
 
 def test_age_head(kvm: Kvm, _slot: KvmMemorySlot, head: PteList, _level: int, _gfn: int) -> bool:
     for page_id, index in pte_list_entries(head):  # only looks, so it is no reverse-map work
-        if word.is_accessed_spte(kvm.masks, kvm.pages[page_id].sptes.get(index, 0)):
+        sp = kvm.pages[page_id]
+        if is_mapped(kvm, sp, index) and word.is_accessed_spte(kvm.masks, sp.sptes.get(index, 0)):
             return True
     return False
 

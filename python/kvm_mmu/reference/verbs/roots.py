@@ -12,6 +12,7 @@ there is no root.
 from __future__ import annotations
 
 from ..common.constants import (
+    EIO,
     KVM_REQ_LOAD_CR3,
     KVM_REQ_MMU_RELOAD,
     KVM_REQ_MMU_SYNC,
@@ -102,6 +103,8 @@ def has_obsolete_root(kvm: Kvm, vcpu: Vcpu) -> bool:
 
 def vcpu_enter_guest(kvm: Kvm, vcpu: Vcpu) -> int:
     """Handle the requests and see that there is a root."""
+    if kvm.is_bugged:
+        return -EIO
     if vcpu.requests & KVM_REQ_MMU_RELOAD:
         vcpu.requests &= ~KVM_REQ_MMU_RELOAD
         if has_guest_tables(kvm) and kvm.rules.reload_keeps_valid_root:
