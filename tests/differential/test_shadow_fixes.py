@@ -207,3 +207,25 @@ def test_a_leaf_that_is_mapped_the_quick_way_has_its_event(kernel: str, flags: i
     _, lines, _ = lockstep(kernel, again, "npt")
     has_event = kernels[kernel].facts["has_set_spte_event"]
     assert any(event[0] == "set_spte" for event in lines[-1]["events"]) is has_event
+
+
+@pytest.mark.parametrize("kernel", SHADOWING)
+@pytest.mark.parametrize("registers", [{}, {"cr0": 1, "cr4": 0, "efer": 0}], ids=["long", "none"])
+def test_a_fault_without_a_root_makes_room_first_where_the_row_does(
+    kernel: str, registers: dict[str, int]
+) -> None:
+    """Room is made before a missing root is seen, or after; without any room left it is an errno or a retry."""
+    begin: Ops = [
+        slot(),
+        poke(0x1000, 0x1067),
+        poke(0x1028, 0x6067),
+        {"op": "set_regs", **registers},
+        read(0x5000),
+    ]
+    full: Ops = [{"op": "unload"}, {"op": "set_max_raw", "n": 1}, {"op": "fault", "gpa": 0x5000, "err": 0}]
+    line = lockstep(kernel, [*begin, *full])[1][-1]
+    is_first = kernels[kernel].facts["stale_test"] != "before_reclaim"
+    assert any(event[0] == "prepare_zap" for event in line["events"]) is is_first
+    none_left: Ops = [{"op": "set_max_raw", "n": 0}, {"op": "fault", "gpa": 0x5000, "err": 0}]
+    line = lockstep(kernel, [*begin, full[0], *none_left])[1][-1]
+    assert line["ret"] == (-28 if is_first and kernels[kernel].facts["enospc_to_user"] else 1)

@@ -3,8 +3,8 @@ collide.
 
 Owns nothing beyond `Generator`'s state; the same seed gives the same operations. A world is one slot that holds every
 table, a second that comes and goes, and gfns without a slot; the guest has two roots, and frames that are tables of
-more than one level or mode. System management mode is left out: there the modelled kernels crash (a table in a space
-without a slot) or warn.
+more than one level or mode. System management mode is entered only where both spaces have the slot of the tables: the
+modelled kernels crash on a table in a space without a slot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.testing.operations import MIB2, Generator, Op, Universe
 
 #: Frames that are tables: two roots, upper tables, page tables.
@@ -88,9 +87,12 @@ class PagingGenerator(Generator):
         kernel: whose operations.
         config: the header's; its vCPUs are those of the operations.
         mode: the guest's: `long`, `pae`, `p32`, `none`, or `mixed` with all of them over the same frames.
+        with_smm: the tables' memory is there in both address spaces, and vCPUs enter system management mode.
     """
 
-    def __init__(self, seed: int, kernel: str, config: dict[str, Any], mode: str = "long") -> None:
+    def __init__(
+        self, seed: int, kernel: str, config: dict[str, Any], mode: str = "long", *, with_smm: bool = False
+    ) -> None:
         universe = Universe(
             vcpus=int(config.get("vcpus", 1)),
             places=WORLD.places,
@@ -101,6 +103,7 @@ class PagingGenerator(Generator):
         )
         super().__init__(seed, universe, kernel)
         self._modes = MODES[mode]
+        self._with_smm = with_smm
         gone = {"access", "access_again", "smm", "set_regs", "raw_fault"}
         self._weighted = [(weight, make) for weight, make in self._weighted if make.__name__ not in gone]
         self._weighted += [
@@ -114,15 +117,16 @@ class PagingGenerator(Generator):
             (2, self.paging_regs),
             (2, self.set_pkru),
             (1, self.init),
-            # From v6.1 on a fault without a root is one that the kernel warns of.
-            (0 if kernels[kernel].facts["is_role_fixed"] else 2, self.guest_fault),
+            (2, self.guest_fault),
+            (1, self.limit),
+            (4 if with_smm else 0, self.smm),
             (1, self.peek),
         ]
         self._total = sum(weight for weight, _ in self._weighted)
 
     def beginning(self) -> Iterator[Op]:
         """The first operations: memory, tables, and the vCPUs in the guest's mode."""
-        yield {
+        tables = {
             "op": "set_memslot",
             "id": 0,
             "gpa": "0x0",
@@ -130,6 +134,9 @@ class PagingGenerator(Generator):
             "hva": "0x200000000",
             "flags": 0,
         }
+        yield tables
+        if self._with_smm:
+            yield {**tables, "as": 1}
         for table, child in zip(
             (*ROOTS, 0x2000, 0x3000, 0x6000), (0x2000, 0x2000, 0x3000, 0x4000, 0x7000), strict=True
         ):
@@ -239,6 +246,10 @@ class PagingGenerator(Generator):
     def init(self) -> Op:
         """INIT; registers of the world's modes come after it, sooner or later."""
         return {"op": "init", "vcpu": self._vcpu()}
+
+    def limit(self) -> Op:
+        """The limit of pages, seldom one that leaves no room."""
+        return {"op": "set_max_raw", "n": self._one((0, 1, 3, 5, 8, 64, 64, 64))}
 
     def guest_fault(self) -> Op:
         """A page fault without an entry before it."""

@@ -59,10 +59,10 @@ impl MmuState {
         if self.has_high_pages || gfn.0 >> self.root_gfn_bits != 0 || self.config.shadows_guest() {
             self.note_alias(sptep, gfn, level);
         }
-        self.work.rmap_steps += 1;
         let slot =
             if self.has_dangling { self.find_slot(self.arena.key(sptep.page()).role.as_id(), gfn) } else { slot };
         let Some(slot) = slot else { return 0 };
+        self.work.rmap_steps += 1;
         let space = &mut self.spaces[usize::from(slot.as_id & 1)];
         let index = space.specs()[slot.at].index(gfn, level);
         let heads = space.body_mut(slot.at).rmap.get_mut(usize::from(level).wrapping_sub(1));
@@ -97,13 +97,14 @@ impl MmuState {
         }
         let gfn = self.gfn_of(sptep);
         let role = self.arena.key(sptep.page()).role;
-        self.work.rmap_steps += 1;
         if let Some((head, lists)) = self.rmap_head_mut(role.as_id(), gfn, role.level()) {
-            if *head == PteHead::one(sptep) {
+            let is_there = if *head == PteHead::one(sptep) {
                 *head = PteHead::EMPTY;
+                true
             } else {
-                lists.remove(head, sptep);
-            }
+                lists.remove(head, sptep)
+            };
+            self.work.rmap_steps += u64::from(is_there);
         }
         if !self.aliased.is_empty() {
             self.aliased.remove(&sptep);

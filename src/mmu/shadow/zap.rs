@@ -117,6 +117,7 @@ impl MmuState {
                 if level == PAGE_TABLE
                     && role.direct()
                     && self.aliased.is_empty()
+                    && !self.has_dangling
                     && !(self.config.probes && self.events.is_on()) =>
             {
                 self.unlink_leaves(page, &words);

@@ -115,7 +115,12 @@ def allow_supervisor_write(vcpu: Vcpu, walk: GuestWalk, fault: PageFault) -> Non
 
 
 def is_page_fault_stale(kvm: Kvm, vcpu: Vcpu, root: int | None, fault: PageFault) -> bool:
-    """Whether the root went, or the page did. Of four roots and of the dummy only a pending request can tell."""
+    """Whether the root went, or the page did. Of four roots and of the dummy only a pending request can tell.
+
+    No root at all counts as one that went (assumed: a kernel warns of such a fault).
+    """
+    if not vcpu.roots:
+        return True
     if root is None or len(vcpu.roots) > 1:
         is_root_gone = vcpu.requests & KVM_REQ_MMU_RELOAD != 0
     else:

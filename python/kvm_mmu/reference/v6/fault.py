@@ -98,17 +98,17 @@ def was_invalidated(kvm: Kvm, fault: PageFault) -> bool:
 def map_pinned(kvm: Kvm, vcpu: Vcpu, fault: PageFault, pinned: PinnedPfn) -> int:
     """Everything under mmu_lock, after the page was pinned."""
     root = vcpu_root(vcpu, fault.gpa)
-    if root is None:
-        return RET_PF_RETRY
     if kvm.rules.retry_before_pin and was_invalidated(kvm, fault):
         return RET_PF_RETRY
     if kvm.rules.stale_test == "before_reclaim" and is_page_fault_stale(kvm, root, fault):
         return RET_PF_RETRY
-    if kvm.rules.stale_test == "none" and was_invalidated(kvm, fault):
+    if kvm.rules.stale_test == "none" and (root is None or was_invalidated(kvm, fault)):
         return RET_PF_RETRY
     if not kvm.config.tdp_mmu and make_mmu_pages_available(kvm) < 0:
         return -ENOSPC if kvm.rules.enospc_to_user else RET_PF_RETRY
     if kvm.rules.stale_test == "after_reclaim" and is_page_fault_stale(kvm, root, fault):
+        return RET_PF_RETRY
+    if root is None:
         return RET_PF_RETRY
     kvm_mmu_hugepage_adjust(kvm, fault, pinned)
     note_requested(kvm, fault.gfn, pinned.pfn, fault.goal_level)
@@ -117,8 +117,9 @@ def map_pinned(kvm: Kvm, vcpu: Vcpu, fault: PageFault, pinned: PinnedPfn) -> int
     return direct_map(kvm, vcpu, root, fault, pinned)
 
 
-def is_page_fault_stale(kvm: Kvm, root: int, fault: PageFault) -> bool:
-    return is_obsolete_sp(kvm, kvm.pages[root]) or was_invalidated(kvm, fault)
+def is_page_fault_stale(kvm: Kvm, root: int | None, fault: PageFault) -> bool:
+    """Whether the root went, or the page did. No root at all counts as one that went (assumed: a kernel warns)."""
+    return root is None or is_obsolete_sp(kvm, kvm.pages[root]) or was_invalidated(kvm, fault)
 
 
 def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault, pinned: PinnedPfn) -> None:
