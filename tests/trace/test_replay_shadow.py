@@ -12,6 +12,7 @@ from kvm_mmu import reference
 from kvm_mmu.errors import TraceError
 from kvm_mmu.recorders.guest_program import GuestProgram, Step, command_of
 from kvm_mmu.recorders.guest_tables import GuestTables
+from kvm_mmu.scenario.machine_engine import MachineEngine
 from kvm_mmu.trace.replay.engine import engine_factory, shadows_guest
 from kvm_mmu.trace.replay.fidelity import kept
 from kvm_mmu.trace.replay.guest_memory import with_guest_memory
@@ -81,12 +82,13 @@ def test_every_shared_recording_is_equal(shared: Path, kernel: str):
             assert report.is_equal, report.as_text()
 
 
-def test_the_reference_is_taken_where_the_core_shadows_no_tables():
+def test_the_core_is_taken_where_a_guests_tables_are_shadowed():
     assert shadows_guest({"family": "shadow", "guest_paging": 1}) and shadows_guest({"family": "shadow"})
     assert not shadows_guest({"family": "shadow", "guest_paging": 0})
     assert not shadows_guest({"family": "npt"})
     made = engine_factory("auto")("v6.12", {"family": "shadow"})
-    assert isinstance(made, reference.Engine)
+    assert isinstance(made, MachineEngine)
+    assert isinstance(engine_factory("reference")("v6.12", {"family": "shadow"}), reference.Engine)
 
 
 # -- recordings that cannot be predicted --------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="the model to drive (auto: the core, the reference for what the core does not model)",
+        help="the model to drive (auto: the core)",
     )
     parser.add_argument(
         "--emit", action="store_true", help="print each predicted line after its cause's line number"
@@ -224,7 +224,7 @@ def _add_fidelity(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="the model to drive (auto: the core, the reference for what the core does not model)",
+        help="the model to drive (auto: the core)",
     )
     counts = parser.add_mutually_exclusive_group()
     counts.add_argument(

@@ -18,7 +18,7 @@ class Engine(Protocol):
         """Execute one operation: `ret`, `events`, ..."""
 
 
-#: The models that a trace can drive; `auto`: the core, and the reference for what the core does not model.
+#: The models that a trace can drive; `auto` is the core, which models all that the reference does.
 BACKENDS = ("auto", "core", "reference")
 #: (kernel, configuration as in a scenario header) -> a fresh VM
 EngineFactory = Callable[[str, Mapping[str, object]], Engine]
@@ -37,7 +37,7 @@ def engine_factory(backend: str) -> EngineFactory:
         raise UsageError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
 
     def make(kernel: str, config: Mapping[str, object]) -> Engine:
-        if backend == "reference" or (backend == "auto" and shadows_guest(config)):
+        if backend == "reference":
             from kvm_mmu import reference
 
             return reference.Engine(kernel=kernel, config=dict(config))
