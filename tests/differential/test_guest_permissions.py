@@ -17,6 +17,8 @@ import pytest
 from kvm_mmu.reference.common.state import GuestMode
 from kvm_mmu.reference.shadow.guest_mode import guest_mode
 from kvm_mmu.reference.shadow.guest_walk import walk_entries
+from kvm_mmu.scenario.language import Scenario, make_engine
+from kvm_mmu.scenario.verify import plain
 
 U64 = npt.NDArray[np.uint64]
 
@@ -398,3 +400,46 @@ def test_every_mode_has_its_levels() -> None:
         answer = km.guest_permissions(entries, kind, cr0=cr0, cr4=cr4, efer=efer)
         marks = [entry & A != 0 for entry in answer.entries[0].tolist()]
         assert answer.allowed.all() and marks == [False] * (5 - levels) + [True] * levels, (name, kind)
+
+
+SHADOWING = [name for name, row in km.kernels.items() if row.facts["has_guest_tables"]]
+TABLES = (0x1000, 0x2000, 0x3000, 0x4000)
+
+
+@pytest.mark.parametrize("number", range(len(SHADOWING)), ids=SHADOWING)
+def test_every_row_gives_the_verdict_through_its_shadow_tables(number: int) -> None:
+    """A whole VM of each row: what its guest is refused, and with which code, is what the rules say; on core and
+    reference alike, whose roles differ (SMEP by itself or without WP, access with a read bit)."""
+    kernel, rows = SHADOWING[number], every_right()
+    rng = np.random.default_rng(7 + number)
+    which = np.concatenate(
+        [rng.integers(0, len(rows.access), 40), np.flatnonzero(rows.cr4 & SMEP)[:: 1 << 14]]
+    )
+    sample = Rows(*(column[which] for column in rows))
+    sample.entries[:, 1:4] |= np.array(TABLES[1:], np.uint64)
+    sample.entries[:, 4] |= np.uint64(0x6000)
+    codes = by_the_rules(sample).error_code.tolist()
+    scenario = Scenario(kernel=kernel, config={"family": "shadow"})
+    core, reference = (make_engine(scenario, kernel, backend) for backend in ("core", "reference"))
+    words = {READ: "r", WRITE: "w", FETCH: "x"}
+    assert {-1} < set(codes)
+    for engine in (core, reference):
+        engine.apply({"op": "set_memslot", "id": 0, "gpa": 0, "size": 0x10000, "hva": 0x1000_0000})
+    for row, code in zip(zip(*(column.tolist() for column in sample), strict=True), codes, strict=True):
+        entries, access, cr0, cr4, efer, _, ac, _ = row
+        ops = [
+            *(
+                {"op": "poke", "gpa": table, "val": entry}
+                for table, entry in zip(TABLES, entries[1:], strict=True)
+            ),
+            {"op": "set_regs", "cr0": cr0, "cr4": cr4, "efer": efer, "ac": ac},
+            {"op": "zap_all"},
+            {"op": "vaccess", "gva": 0, "kind": words[access & ~USER], "user": int(bool(access & USER))},
+        ]
+        lines = [(core.apply(op), reference.apply(op)) for op in ops]
+        assert all(plain(one) == plain(other) for one, other in lines), row
+        done = lines[-1][0]
+        injected = [int(str(event[3]), 0) for event in done["events"] if event[0] == "inject_pf"]
+        assert injected == ([] if code < 0 else [code]), row
+        assert done["out"]["outcome"] == ("hit" if code < 0 else "guest_fault"), row
+    assert plain(core.state()) == plain(reference.state())

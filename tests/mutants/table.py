@@ -10,6 +10,7 @@ from __future__ import annotations
 CORE_VECTOR = "tests/vectors/test_vectors.py::test_core[{}.jsonl.xz]"
 
 
+FIXES = "tests/differential/test_shadow_fixes.py::"
 KILLS = "tests/mutants/test_kills.py::"
 SCENARIO = "tests/differential/test_scenarios.py::test_the_recorded_results_are_equal[core-{}]"
 
@@ -113,6 +114,14 @@ CORE: dict[str, str] = {
     "no-gpte-prefetch": vector("v5.2/shadow_basic.shadow"),
     "write-through-wp-for-user": vector("v5.0/sx_perm_wp0_smep1_smap1_nx1.shadow"),  # fault
     "fault-leaves-entry": vector("v6.1/random_61_shadow_200.shadow.tdp0"),
+    "clean-leaf-writable": vector("v5.2/shadow_accessed_dirty_in_guest.shadow"),  # guest walk
+    "walked-table-not-dirty": vector("v5.2/sk_slots_p32.shadow"),
+    "misaligned-taken": vector("v5.2/sx_emulwrite_l1.shadow"),  # misalignment
+    "unprotect-first-only": vector("v5.2/sx_p32.shadow"),  # unprotect
+    "sync-unsyncs": vector("v5.2/sx_sync_rules.shadow"),
+    "any-child-kept": FIXES + "test_a_child_of_another_gfn_or_role",  # the repairs of 2026
+    "parents-one-more": FIXES + "test_a_bound_on_parents",
+    "init-keeps-roots": FIXES + "test_init_in_smm",
 }
 
 #: Policy mutant -> the test that kills it.
