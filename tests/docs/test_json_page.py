@@ -29,6 +29,7 @@ COMMANDS = {
     "trace-summary": [("trace", "summary", BASIC, "--json")],
     "trace-decode": [("trace", "decode", BASIC, "--json")],
     "trace-stalls": [("trace", "stalls", UPDATES, "--json")],
+    "trace-fleet-stalls": [("trace", "stalls", UPDATES.rpartition("/")[0], "--json")],
     "trace-replay": [("trace", "replay", BASIC, "--json")],
     "trace-diff": [("trace", "diff", BASIC, "--kernel-b", "v5.2", "--json")],
     "trace-export": [("trace", "export", BASIC, "--chrome", "{tmp}/c.json", "--json")],

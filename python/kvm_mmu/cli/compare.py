@@ -16,9 +16,11 @@ from typing import Any
 from kvm_mmu.cli import compare_sync
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.compare import compare
+from kvm_mmu.lab.comparison import Comparison
 from kvm_mmu.lab.comparison_text import sentence
 from kvm_mmu.lab.cost import MODELS
 from kvm_mmu.lab.forced_event import EVENTS, Plan
+from kvm_mmu.lab.sampling import compared as errors_of
 from kvm_mmu.lab.scale import MMIO_PLACES
 from kvm_mmu.machine.profiles import kernels
 from kvm_mmu.machine.zap_plan import ZapPlan, plans
@@ -26,6 +28,7 @@ from kvm_mmu.terminal import directly, folded, one_line
 from kvm_mmu.trace.text.host import facts_from
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder
+from kvm_mmu.view.tables import records, text_table
 
 _UNITS = {"k": 1_000, "m": 1_000_000}
 #: More than any list has pages, and more tables than a lock break could ever see added.
@@ -81,6 +84,14 @@ def add_parser(subparsers: Any) -> None:
         help="when the event is forced: at the end, or when most shadow pages lived (default: end; of a recording "
         "at whose end none lives: peak)",
     )
+    parser.add_argument(
+        "--sample",
+        metavar="P",
+        help="run only this share of the guest's memory, as 1%%, and scale the counts: estimates",
+    )
+    parser.add_argument(
+        "--against-full", action="store_true", help="with --sample: run all of it, too, and print the error"
+    )
     parser.add_argument("-o", "--out", metavar="DIR", help="write CSV, JSON and SVG here")
     parser.add_argument(
         "--wide", action="store_true", help="every column, the workloads, and the scaled run beside its input"
@@ -106,7 +117,7 @@ def parse_sizes(text: str) -> list[int]:
     return sizes
 
 
-def parse_share(text: str) -> float:
+def parse_share(text: str, option: str = "--mmio-share") -> float:
     """`1%` or `0.01` as a fraction.
 
     Raises:
@@ -115,9 +126,9 @@ def parse_share(text: str) -> float:
     try:
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
-        raise UsageError(f"--mmio-share {text!r}: expected a share as 1% or 0.01") from None
+        raise UsageError(f"{option} {text!r}: expected a share as 1% or 0.01") from None
     if not 0.0 <= value <= 1.0:
-        raise UsageError(f"--mmio-share {text!r}: expected 0 to 1, or 0% to 100%")
+        raise UsageError(f"{option} {text!r}: expected 0 to 1, or 0% to 100%")
     return value
 
 
@@ -191,12 +202,16 @@ def run(args: argparse.Namespace) -> int:
     for name, given, most in (("--contend", args.contend, _CONTEND_MAX), ("--add", args.add, _ADD_MAX)):
         if given is not None and not 1 <= given <= most:
             raise UsageError(f"{name} {given}: expected 1 to {most:,}")
+    if args.against_full and args.sample is None:
+        raise UsageError("--against-full: expected --sample with it")
     with nullcontext() if args.out is None else OutFolder(args.out) as folder:
         return _run(args, share, sizes, folder)
 
 
-def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder: OutFolder | None) -> int:
-    result = compare(
+def _compared(
+    args: argparse.Namespace, share: float | None, sizes: list[int], sample: float | None
+) -> Comparison:
+    return compare(
         args.inputs,
         None if args.kernel and not args.plan else parse_plans(args.plan),
         at=args.at,
@@ -210,17 +225,28 @@ def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder
         contend=args.contend or 0,
         added=args.add or 0,
         cost=args.cost,
+        sample=sample,
         progress=reporter(),
     )
+
+
+def _run(args: argparse.Namespace, share: float | None, sizes: list[int], folder: OutFolder | None) -> int:
+    sample = None if args.sample is None else parse_share(args.sample, "--sample")
+    result = _compared(args, share, sizes, sample)
+    errors = errors_of(_compared(args, share, sizes, None).rows, result.rows) if args.against_full else None
     clear_progress()
     written = [str(path) for path in result.write(folder)] if folder is not None else []
     lacks = charts.missing() if folder is not None else None
     if lacks is not None:
         print(f"no picture: {lacks}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps({**result.to_dict(), "written": written}, indent=1))
+        more = {} if errors is None else {"sampling_error": records(errors)}
+        print(json.dumps({**result.to_dict(), **more, "written": written}, indent=1))
     else:
         print(result.to_text(wide=args.wide, measured=args.measured))
+        if errors is not None:
+            print("estimates against the full run; errors are fractions of its counts")
+            print(text_table(errors, indent="  "))
         if written:
             print(written_lines(written))
         for text in result.finding_lines():

@@ -54,6 +54,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--contend", type=int, default=0, metavar="N", help="every N-th offer of the lock is taken"
     )
+    parser.add_argument(
+        "--sample", metavar="P", help="run only this share of a file's gfns, as 1%%: counts are estimates"
+    )
     add_executor(parser)
     parser.add_argument(
         "-o", "--out", metavar="DIR", help="the table as JSON lines, CSV and Parquet; rows as they finish"
@@ -121,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         at=args.at,
         contend=args.contend,
+        sample=None if args.sample is None else parse_share(args.sample, "--sample"),
         executor=args.executor,
         jobs=args.jobs,
         out=args.out,

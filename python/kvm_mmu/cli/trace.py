@@ -12,7 +12,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from kvm_mmu.cli import trace_diff
+from kvm_mmu.cli import trace_diff, trace_fleet
 from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError, UsageError
 from kvm_mmu.terminal import passing
@@ -99,8 +99,13 @@ def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         "summary", help="what is in a trace: events, kernel, pages, generations, MMIO"
     )
-    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="ftrace text, .gz or .xz, - for stdin; or a fleet: a folder, or a pattern",
+    )
     parser.add_argument("--strict", action="store_true", help="a line that is not understood is an error")
+    trace_fleet.add_arguments(parser, "summary")
     _add_window(parser)
     parser.add_argument(
         "--sort",
@@ -181,7 +186,12 @@ def _add_stalls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "stalls", help="which MMU work kept vCPUs from making progress, and for how long"
     )
-    parser.add_argument("file", metavar="FILE", help="ftrace text, .gz or .xz, - for stdin")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="ftrace text, .gz or .xz, - for stdin; or a fleet: a folder, or a pattern",
+    )
+    trace_fleet.add_arguments(parser, "stalls")
     _add_window(parser)
     parser.add_argument(
         "--sort",
@@ -298,6 +308,9 @@ def run_strip(args: argparse.Namespace) -> int:
 
 def run_summary(args: argparse.Namespace) -> int:
     """`kvm-mmu trace summary`"""
+    if trace_fleet.is_fleet(args):
+        _refuse_of_fleet(args, args.strict)
+        return trace_fleet.run(args, "summary")
     from kvm_mmu.trace.analysis.summary import summarize
 
     found = summarize(args.file, strict=args.strict, only=_window(args))
@@ -383,6 +396,9 @@ def run_sample(args: argparse.Namespace) -> int:
 
 def run_stalls(args: argparse.Namespace) -> int:
     """`kvm-mmu trace stalls`"""
+    if trace_fleet.is_fleet(args):
+        _refuse_of_fleet(args)
+        return trace_fleet.run(args, "stalls")
     from kvm_mmu.trace.analysis.stalls import stalls
 
     found = stalls(iter_lines(args.file), display_name(args.file), _window(args), args.sort)
@@ -454,6 +470,13 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
         metavar="PID[,PID]",
         help="only events of these processes, or tasks where the trace names no process",
     )
+
+
+def _refuse_of_fleet(args: argparse.Namespace, is_strict: bool = False) -> None:
+    if is_strict or any(value is not None for value in (args.from_, args.to, args.cpu, args.vm)):
+        raise UsageError(
+            f"{args.file}: a fleet is read whole; expected none of --strict, --from, --to, --cpu, --vm"
+        )
 
 
 def _window(args: argparse.Namespace) -> Window | None:

@@ -27,6 +27,7 @@ from kvm_mmu.lab.fit import fit_power
 from kvm_mmu.lab.forced_event import EventRun, Plan
 from kvm_mmu.lab.input_names import InputNames
 from kvm_mmu.lab.inputs import open_input, recorded_scenario
+from kvm_mmu.lab.sampling import Sample, estimated, sampled
 from kvm_mmu.lab.scale import Scaled, scaled, side_by_side
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
 from kvm_mmu.machine.vm import Vm
@@ -45,11 +46,14 @@ FITTED = ("nodes_visited", "longest_hold")
 
 
 class _Setting(NamedTuple):
-    """What rows share: every `contend`-th offer of the lock is taken, `added` tables are built then, the cost model."""
+    """What rows share: every `contend`-th offer of the lock is taken, `added` tables are built then, the cost model,
+    and which share of the input's memory was run.
+    """
 
     contend: int
     added: int
     cost: CostModel | None = None
+    sample: Sample | None = None
 
 
 def state_digest(vm: Vm) -> str:
@@ -148,6 +152,8 @@ def _row(
         "faults_per_update": None if again is None else again.faults / updates,
         "digest": digest,
     }
+    if setting.sample is not None:
+        row = estimated(row, work, workload.vm, setting.sample, _is_of_marked(plan))
     if setting.cost is not None:
         # The models are fitted to what zaps of shadow pages took.
         modelled = None if vm.tdp_mmu else setting.cost.nanoseconds(work, population[0]) / 1e6
@@ -157,6 +163,10 @@ def _row(
             "modelled_ms_per_update": None if modelled is None else modelled / updates,
         }
     return row, seconds
+
+
+def _is_of_marked(plan: Plan) -> bool:
+    return isinstance(plan, ZapPlan) and plan.only == "mmio_cached"
 
 
 def _marks(chosen: Sequence[Plan], kernel: str) -> list[str]:
@@ -318,6 +328,7 @@ def compare(
     contend: int = 0,
     added: int = 0,
     cost: str | None = None,
+    sample: float | None = None,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Comparison:
     """Compare zap plans on what a guest did.
@@ -343,6 +354,8 @@ def compare(
         contend: every n-th offer of the lock is taken (0: none).
         added: MMIO tables that a running vCPU adds in each of those lock breaks.
         cost: name of a cost model that turns counts into modelled time, in columns of its own.
+        sample: run only this share of the gfns that the guest comes to, above 0 and up to 1, and scale the counts to
+            all of them: estimates, for huge inputs.
         progress: told what is being done.
 
     Returns:
@@ -369,6 +382,10 @@ def compare(
         raise UsageError(f"contend={contend}: expected 0 (nobody wants the lock) or every n-th offer")
     if added < 0 or (added and not contend):
         raise UsageError(f"added={added}: expected 0, or contend with it: pages are added in lock breaks")
+    if sample is not None and (sizes or cost is not None):
+        raise UsageError(
+            "sample: not with scale, which repeats an input, nor with a cost model: its lists are short"
+        )
     model = None if cost is None else cost_model(cost)
     setting = _Setting(contend, added, model)
     result = Comparison([])
@@ -386,16 +403,21 @@ def compare(
             if isinstance(source, Scenario):
                 changed += [(source, text) for text in source.changes]
             if isinstance(source, Workload):
-                if sizes:
+                if sizes or sample is not None:
+                    done = "scaled" if sizes else "sampled"
                     raise UsageError(
-                        f"{source.name}: a workload that was made to a size is not scaled; make others"
+                        f"{source.name}: a workload that was made to a size is not {done}; make others"
                     )
                 _compare_one(result, source, event, mine, setting, progress)
                 continue
             progress(f"running {source.name}")
             if not sizes:
-                workload = run_scenario_workload(source, target, moment=moment)
-                _compare_one(result, workload, event, mine, setting, progress, source)
+                run, here = source, setting
+                if sample is not None:
+                    run, kept = sampled(source, sample)
+                    here = setting._replace(sample=kept)
+                workload = run_scenario_workload(run, target, moment=moment)
+                _compare_one(result, workload, event, mine, here, progress, run)
                 continue
             first = len(result.rows)
             for n in sizes:
@@ -415,6 +437,28 @@ def compare(
         if any(row["mmu"] == "tdp" for row in result.rows):
             result.notes.append(f"{model.name} was fitted to zaps of shadow pages: none for the TDP MMU")
     return result
+
+
+def compare_made(
+    workload: Workload, plan: Plan, at: str, contend: int = 0, sample: Sample | None = None
+) -> dict[str, Any]:
+    """The row of one plan on a workload that is made.
+
+    Args:
+        workload: the guest.
+        plan: what zaps.
+        at: the event.
+        contend: every n-th offer of the lock is taken (0: none).
+        sample: what of the input was run to make the workload; the row then has estimates.
+
+    Raises:
+        UsageError: a plan in Python raised, or the plan is of the other page table.
+    """
+    if sample is None:
+        return compare(workload, [plan], at=at, contend=contend).rows[0]
+    result = Comparison([])
+    _compare_one(result, workload, at, [plan], _Setting(contend, 0, sample=sample), lambda _text: None)
+    return result.rows[0]
 
 
 def _kernels(kernel: str | Sequence[str] | None) -> list[str | None]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import comparison_page, comparison_text
 from kvm_mmu.lab.fit import Fit
+from kvm_mmu.lab.sampling import SAMPLED
 from kvm_mmu.machine.zap_plan import plans
 from kvm_mmu.view import charts
 from kvm_mmu.view.out_folder import OutFolder, write_all
@@ -132,7 +133,8 @@ class Comparison:
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that this comparison has, in order."""
-        return COLUMNS + (MODELLED if self.rows and MODELLED[0] in self.rows[0] else ())
+        first = self.rows[0] if self.rows else {}
+        return COLUMNS + tuple(name for more in (SAMPLED, MODELLED) if more[0] in first for name in more)
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:

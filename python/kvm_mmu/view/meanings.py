@@ -146,6 +146,9 @@ COLUMNS: dict[str, str] = {
     "plan": "which pages were zapped, and in which order",
     "pages": "shadow pages (or tables) that lived before the event",
     "mmio_pages": "those of them that cached MMIO",
+    "sample_share": "the share of the guest's memory that was asked for: the counts are estimates for the whole",
+    "sample_gfns": "gfns that the guest comes to",
+    "sample_kept": "those of them that were run",
     "outcome": "how the plan ended",
     "sound": "yes: nothing is left of what the event needs gone; no: something is; -: the run does not show it",
     "to_go": "what the event needs gone, before the plan: stale MMIO SPTEs, mappings of the slot, or tables",
@@ -177,6 +180,7 @@ COLUMNS: dict[str, str] = {
     "pages_asked": "pages that were asked for",
     "mmio_asked": "share of pages that cache MMIO that was asked for",
     "vcpus": "vCPUs of the guest",
+    "sample": "the share of the guest's gfns that was run, where the counts are estimates",
     "seed": "of what the workload draws by chance",
     "error": "why the cell failed; empty where it did not",
 }

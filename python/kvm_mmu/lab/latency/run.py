@@ -190,7 +190,7 @@ def _row(setting: Setting, name: str, plan: Plan | str, asked: Asked) -> dict[st
     for seed in range(asked.first_seed, asked.first_seed + (asked.runs if is_drawn else 1)):
         if made is None or setting.seed is not None:
             here = setting if setting.seed is None else replace(setting, seed=seed)
-            made = made_for(here, mmu)
+            made, _ = made_for(here, mmu)
         runs.append(_simulated(made, setting.at, chosen, asked, seed))
     assert made is not None
     return {

@@ -8,11 +8,12 @@ from typing import Any
 
 from kvm_mmu.errors import KvmMmuError, UsageError
 from kvm_mmu.lab import page_tables
-from kvm_mmu.lab.compare import compare
+from kvm_mmu.lab.compare import compare_made
 from kvm_mmu.lab.comparison import COLUMNS
 from kvm_mmu.lab.forced_event import Plan
 from kvm_mmu.lab.inputs import open_input, recorded_scenario
 from kvm_mmu.lab.named_workloads import DEFAULT_PAGES, WORKLOADS, named_workload
+from kvm_mmu.lab.sampling import SAMPLED, Sample, sampled
 from kvm_mmu.lab.scale import scaled
 from kvm_mmu.lab.sweep.grid import OWN_SHADOW, Group, Setting, parse_pages
 from kvm_mmu.machine.profiles import kernel_profile
@@ -20,7 +21,7 @@ from kvm_mmu.scenario.language import Scenario
 from kvm_mmu.scenario.workload import Batch, Workload, run_scenario_workload
 
 #: A row's place in the grid.
-PLACE = ("cell", "input", "kernel", "at", "plan", "pages_asked", "mmio_asked", "vcpus", "seed")
+PLACE = ("cell", "input", "kernel", "at", "plan", "pages_asked", "mmio_asked", "vcpus", "seed", "sample")
 #: Every column of a row, in order. `error` is empty unless the cell failed; then the counts are absent.
 ROW = (*PLACE, *(name for name in COLUMNS if name not in PLACE), "error")
 
@@ -35,7 +36,7 @@ def run_group(group: Group, skip: Sequence[str] = ()) -> list[dict[str, Any]]:
     Returns:
         A row for each other cell, in the order of the plans. A cell that failed has its error as a row.
     """
-    made: dict[str, Workload] = {}
+    made: dict[str, tuple[Workload, Sample | None]] = {}
     rows = []
     for digest, name, plan in group.cells():
         if digest in skip:
@@ -44,7 +45,7 @@ def run_group(group: Group, skip: Sequence[str] = ()) -> list[dict[str, Any]]:
             mmu, chosen = placed(plan, group.setting)
             if mmu not in made:
                 made[mmu] = made_for(group.setting, mmu)
-            rows.append(_row(group.setting, made[mmu], digest, name, chosen))
+            rows.append(_row(group.setting, *made[mmu], digest, name, chosen))
         except (KvmMmuError, MemoryError) as error:
             rows.append(failed_row(group.setting, digest, name, error))
     return rows
@@ -81,13 +82,13 @@ def _kernel(setting: Setting) -> str:
     return found
 
 
-def made_for(setting: Setting, mmu: str) -> Workload:
+def made_for(setting: Setting, mmu: str) -> tuple[Workload, Sample | None]:
     """The workload of a setting; of a guest whose slot goes, without what it touched there: that cannot come again.
 
     Raises:
         KvmMmuError: the input cannot be read, or not be run.
     """
-    workload = _workload(setting, mmu)
+    workload, sample = _workload(setting, mmu)
     if setting.at == "slot-removal" and workload.removed is not None:
         slot = next(slot for as_id, slot in workload.vm.memslots if (as_id, slot.id) == workload.removed)
         first, last = slot.base << 12, (slot.base + slot.npages << 12) - 1
@@ -96,13 +97,13 @@ def made_for(setting: Setting, mmu: str) -> Workload:
             for batch in workload.touches
         ]
         workload.touches = [batch for batch in kept if batch.gpas.size]
-    return workload
+    return workload, sample
 
 
-def _workload(setting: Setting, mmu: str) -> Workload:
+def _workload(setting: Setting, mmu: str) -> tuple[Workload, Sample | None]:
     size = parse_pages(setting.pages) if setting.pages else 1.0
     if setting.input in WORKLOADS:
-        return named_workload(
+        made = named_workload(
             setting.input,
             pages=size if isinstance(size, int) else max(1, round(size * DEFAULT_PAGES)),
             mmio_share=setting.mmio or 0.0,
@@ -111,23 +112,30 @@ def _workload(setting: Setting, mmu: str) -> Workload:
             kernel=setting.kernel,
             tdp_mmu=mmu == "tdp",
         )
+        return made, None
     kernel = setting.kernel or None
     source = open_input(setting.input)
     scenario = source if isinstance(source, Scenario) else recorded_scenario(source, kernel)
     scenario = replace(scenario, config={**scenario.config, "tdp_mmu": int(mmu == "tdp")})
     if not setting.pages:
-        return run_scenario_workload(scenario, kernel)
+        sample = None
+        if setting.sample is not None:
+            scenario, sample = sampled(scenario, setting.sample)
+        return run_scenario_workload(scenario, kernel), sample
     if isinstance(size, float):
         own = run_scenario_workload(scenario, kernel, moment="peak").population().pages
         size = max(1, round(size * own))
-    return scaled(scenario, size, kernel, setting.mmio).workload
+    return scaled(scenario, size, kernel, setting.mmio).workload, None
 
 
-def _row(setting: Setting, workload: Workload, digest: str, name: str, plan: Plan) -> dict[str, Any]:
+def _row(
+    setting: Setting, workload: Workload, sample: Sample | None, digest: str, name: str, plan: Plan
+) -> dict[str, Any]:
     try:
-        found = compare(workload, [plan], at=setting.at, contend=setting.contend).rows[0]
+        found = compare_made(workload, plan, setting.at, setting.contend, sample)
     except (KvmMmuError, MemoryError) as error:
         return failed_row(setting, digest, name, error, workload.vm.kernel)
+    found = {key: value for key, value in found.items() if key not in SAMPLED}
     return {**dict.fromkeys(ROW), **found, **_place(setting, digest, name, workload.vm.kernel), "error": ""}
 
 
@@ -151,6 +159,7 @@ def _place(setting: Setting, digest: str, name: str, kernel: str) -> dict[str, A
         "mmio_asked": setting.mmio,
         "vcpus": setting.vcpus,
         "seed": setting.seed,
+        "sample": setting.sample,
     }
 
 

@@ -42,6 +42,7 @@ class Setting:
         seed: of a workload by name; None of a file, which needs none.
         at: the event that is forced at the end.
         contend: every n-th offer of the lock is taken; 0: none.
+        sample: the share of a file's gfns that is run, the counts scaled to the whole; None: all of them.
     """
 
     input: str
@@ -53,6 +54,7 @@ class Setting:
     seed: int | None
     at: str
     contend: int
+    sample: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Group:
 
 def _without_path(setting: Setting) -> dict[str, object]:
     found = asdict(setting)
+    if setting.sample is None:
+        del found["sample"]  # as it was before there were samples
     if setting.content:
         found["input"] = Path(setting.input).name
     return found
@@ -109,6 +113,7 @@ def make_grid(
     seeds: int,
     at: str,
     contend: int,
+    sample: float | None = None,
 ) -> list[Group]:
     """Every setting with its plans, in the order in which the table shows them.
 
@@ -127,6 +132,10 @@ def make_grid(
     groups = []
     for name in dict.fromkeys(inputs):
         is_named = name in WORKLOADS
+        if sample is not None and (is_named or pages):
+            raise UsageError(
+                f"{name}: a sample is of a file's own memory; a workload that is made to a size has none"
+            )
         if vcpus and not is_named:
             raise UsageError(f"{name}: vcpus vary in workloads by name only; a file has its own")
         if mmio and not pages and not is_named:
@@ -142,7 +151,7 @@ def make_grid(
             range(1, seeds + 1) if is_named else [None],
         )
         groups += [
-            Group(Setting(name, content, kernel, size, share, count, seed, at, contend), named)
+            Group(Setting(name, content, kernel, size, share, count, seed, at, contend, sample), named)
             for kernel, size, share, count, seed in axes
         ]
     return groups

@@ -33,6 +33,7 @@ def sweep(
     seeds: int = 1,
     at: str = "slot-removal",
     contend: int = 0,
+    sample: float | None = None,
     executor: str | Executor | None = None,
     jobs: int | None = None,
     out: str | Path | None = None,
@@ -53,6 +54,7 @@ def sweep(
         seeds: how many seeds of each workload by name, from 1.
         at: the event that is forced at the end.
         contend: every n-th offer of the lock is taken; 0: none.
+        sample: the share of a file's gfns that is run, above 0 and up to 1; counts are then estimates for the whole.
         executor: a `concurrent.futures.Executor`, or `processes`, `dask://HOST:PORT` or `module:object`.
         jobs: processes, where no executor is given.
         out: a folder for the table; rows are there as soon as they are finished.
@@ -77,6 +79,7 @@ def sweep(
         seeds=integer("seeds", seeds, 1, 1_000_000),
         at=at,
         contend=integer("contend", contend, 0, 1_000_000_000),
+        sample=None if sample is None else _share(sample),
     )
     check_plans(groups)
     resume = flag("resume", resume)

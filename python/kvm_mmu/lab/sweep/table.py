@@ -19,7 +19,7 @@ from kvm_mmu.view.whole_file import Content
 
 SCHEMA = "kvm-mmu/sweep/1"
 #: Columns that the table for a terminal shows, where they say more than one thing; and those it always shows.
-_AXES = ("input", "kernel", "plan", "pages_asked", "mmio_asked", "vcpus", "seed")
+_AXES = ("input", "kernel", "plan", "pages_asked", "mmio_asked", "vcpus", "seed", "sample")
 _SHORT = {
     "pages_asked": "asked",
     "mmio_asked": "MMIO",
