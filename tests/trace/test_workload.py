@@ -326,5 +326,5 @@ def test_host_memory_is_stated_for_whoever_asks_later() -> None:
 
 def test_a_guest_whose_tables_are_shadowed_is_no_workload() -> None:
     for name in ("5.0.1/legacy32", "6.1/npt0_pt_writes_long"):
-        with pytest.raises(UsageError, match="such a recording is replayed, and not yet a workload"):
+        with pytest.raises(UsageError, match="such a recording is replayed, but is no workload"):
             km.compare(path_of(name), ["merged"], at="wrap")

@@ -14,7 +14,9 @@ from kvm_mmu.view.svg import frame, svg_text
 
 #: Tables of a column and rows of a table that are drawn.
 MAX_TABLES, MAX_ROWS = 12, 8
-_COLUMN, _WIDTH, _HEAD, _ROW, _GAP = 360, 330, 20, 16, 10
+_COLUMN, _WIDTH, _HEAD, _MARKS, _ROW, _GAP = 360, 330, 20, 14, 16, 10
+#: Characters of a row and of a box's name that are sure to fit its width.
+_ROW_FITS, _NAME_FITS = 52, 54
 _GUEST, _SHADOW, _UNSYNC, _INVALID, _REVERSE, _NEW = (
     "#eef6e8",
     "#e8f1fa",
@@ -23,7 +25,7 @@ _GUEST, _SHADOW, _UNSYNC, _INVALID, _REVERSE, _NEW = (
     "#f2f2f2",
     "#ffb74d",
 )
-_MONO = "font-family='DejaVu Sans Mono, monospace' font-size='10'"
+_MONO = "font-family='DejaVu Sans Mono, monospace' font-size='10' xml:space='preserve'"
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,20 @@ class GuestView:
 
 @dataclass(frozen=True)
 class _Box:
-    """A table of a column: what stands above it, its colour and its rows."""
+    """A table of a column: what stands above it, its colour, its rows, what it is marked with, and what it is the same
+    table by at another moment (its name, where nothing is said)."""
 
     name: str
     fill: str
     rows: Sequence[str]
+    marks: str = ""
+    same_by: str = ""
+
+    @property
+    def height(self) -> int:
+        """In pixels, the row that counts what is left out included."""
+        shown = min(len(self.rows), MAX_ROWS) + (len(self.rows) > MAX_ROWS)
+        return _HEAD + (_MARKS if self.marks else 0) + _ROW * shown + 4
 
 
 def _guest_boxes(view: GuestView) -> list[_Box]:
@@ -64,20 +75,33 @@ def _guest_boxes(view: GuestView) -> list[_Box]:
 def _shadow_boxes(view: GuestView) -> list[_Box]:
     """The shadow pages, the highest level first, then by creation."""
     boxes = []
+    quartered = {(page["level"], page["gfn"]) for page in view.snapshot["active"] if _quadrant(page)}
     for page in sorted(view.snapshot["active"], key=lambda page: (-page["level"], page["id"])):
         marks = [name for name in ("unsync", "invalid") if page.get(name)]
         marks += [f"unsync children {page['unsync_children']}"] if page.get("unsync_children") else []
         marks += [f"writes {page['flood']}"] if page.get("flood") else []
         kind = "direct, " if page["direct"] else ""
-        name = f"page {page['id']}: level {page['level']}, {kind}gfn {page['gfn']:#x}"
-        name += f" ({', '.join(marks)})" if marks else ""
+        name = (
+            f"page {page['id']}: level {page['level']}, {kind}gfn {page['gfn']:#x}, {_rights(page['access'])}"
+        )
+        name += f", part {_quadrant(page)}" if (page["level"], page["gfn"]) in quartered else ""
         fill = _INVALID if page["invalid"] else _UNSYNC if page.get("unsync") else _SHADOW
         rows = [
             f"{spte[0]:>4} " + (f"page {spte[2]}" if len(spte) > 2 and spte[2] is not None else str(spte[1]))
             for spte in page["sptes"]
         ]
-        boxes.append(_Box(name, fill, rows))
+        boxes.append(_Box(name, fill, rows, ", ".join(marks), f"page {page['id']}"))
     return boxes
+
+
+def _rights(access: int) -> str:
+    """What a page gives, as the guest's entries are written."""
+    return "r" + "".join(letter if access & bit else "-" for letter, bit in (("w", 2), ("u", 4), ("x", 1)))
+
+
+def _quadrant(page: Mapping[str, Any]) -> int:
+    """Which part of a table of 4-byte entries a page shadows; 0 where it shadows all."""
+    return int(str(page["role"]), 16) >> 5 & 3
 
 
 def _reverse_boxes(view: GuestView) -> list[_Box]:
@@ -106,25 +130,35 @@ _COLUMNS = (
 )
 
 
+def _cut(text: str, most: int) -> str:
+    """A text that fits, its end left out where it is longer."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def _drawn(box: _Box, x: int, y: int, other: set[str]) -> Iterator[str]:
     """A box; rows that the other moment has not are marked."""
     rows = list(box.rows[:MAX_ROWS])
     left = len(box.rows) - len(rows)
-    height = _HEAD + _ROW * (len(rows) + (left > 0)) + 4
-    yield f"<rect x='{x}' y='{y}' width='{_WIDTH}' height='{height}' fill='{box.fill}' stroke='#333333'/>"
-    yield f"<text x='{x + 6}' y='{y + 14}' font-size='11'>{svg_text(box.name)}</text>"
-    for number, row in enumerate(rows):
-        top = y + _HEAD + number * _ROW
+    yield f"<rect x='{x}' y='{y}' width='{_WIDTH}' height='{box.height}' fill='{box.fill}' stroke='#333333'/>"
+    name = svg_text(_cut(box.name, _NAME_FITS))
+    yield f"<text x='{x + 6}' y='{y + 14}' font-size='11'>{name}</text>"
+    top = y + _HEAD
+    if box.marks:
+        marks = svg_text(_cut(box.marks, _NAME_FITS))
+        yield f"<text x='{x + 6}' y='{top + 9}' font-size='10' fill='#8a5a00'>{marks}</text>"
+        top += _MARKS
+    for row in rows:
         if other and row_name(box, row) not in other:
             yield f"<rect x='{x + 3}' y='{top}' width='{_WIDTH - 6}' height='{_ROW - 1}' fill='{_NEW}'/>"
-        yield f"<text x='{x + 6}' y='{top + 12}' {_MONO}>{svg_text(row)}</text>"
+        yield f"<text x='{x + 6}' y='{top + 12}' {_MONO}>{svg_text(_cut(row, _ROW_FITS))}</text>"
+        top += _ROW
     if left:
-        yield f"<text x='{x + 6}' y='{y + _HEAD + MAX_ROWS * _ROW + 12}' font-size='10'>... {left:,} more</text>"
+        yield f"<text x='{x + 6}' y='{top + 12}' font-size='10'>... {left:,} more</text>"
 
 
 def row_name(box: _Box, row: str) -> str:
     """What makes a row the same in two moments: its table, without the marks of it, and its text."""
-    return f"{box.name.split(' (')[0]}: {row}"
+    return f"{box.same_by or box.name}: {row}"
 
 
 def _moment(view: GuestView, other: GuestView | None, y: int) -> tuple[int, list[str]]:
@@ -138,8 +172,7 @@ def _moment(view: GuestView, other: GuestView | None, y: int) -> tuple[int, list
         body.append(f"<text x='{x}' y='{y + 12}' font-size='12' fill='#555555'>{title}</text>")
         for box in boxes[:MAX_TABLES]:
             body += _drawn(box, x, at, known)
-            shown = min(len(box.rows), MAX_ROWS) + (len(box.rows) > MAX_ROWS)
-            at += _HEAD + _ROW * shown + 4 + _GAP
+            at += box.height + _GAP
         if len(boxes) > MAX_TABLES:
             body.append(
                 f"<text x='{x}' y='{at + 10}' font-size='11'>and {len(boxes) - MAX_TABLES:,} more</text>"

@@ -87,7 +87,9 @@ class Recording:
         if shadows_guest(taken.config):
             raise UsageError(
                 f"{self.path}: VM {number}: the page tables of its guest are shadowed: such a recording is replayed, "
-                "and not yet a workload; expected a guest without tables of its own, or two-dimensional paging"
+                "but is no workload: it has the guest's writes to its tables as its kernel took them, some as faults, "
+                "some seen by nobody, and another kernel or plan takes others; expected a guest without tables of its "
+                "own, or two-dimensional paging"
             )
         ops, returns = taken.ops[: taken.teardown], taken.returns[: taken.teardown]
         made = translate(taken.config, ops, returns, self.kernel, target, as_accesses=as_accesses)
