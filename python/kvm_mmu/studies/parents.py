@@ -15,8 +15,8 @@ from kvm_mmu.studies.gallery import Answer, Table, facts_digest
 from kvm_mmu.studies.study import Study
 from kvm_mmu.types import GIB, MIB, PAGE_SIZE
 
-#: How many parents.
-SIZES = (32, 64, 128, 256)
+#: How many parents, and the bound that is tried: kernels with the fix have 1,000, the growth is the same.
+SIZES, BOUND = (32, 64, 128, 256), 16
 #: Kernels whose lists differ: descriptors of three, of fourteen at the end, of fourteen at the front.
 KERNELS = ("v5.2", "v6.1", "v6.12")
 ORDERS = ("ascending", "mixed")
@@ -164,10 +164,48 @@ def p2() -> Answer:
     )
 
 
+def p3() -> Answer:
+    """What a bound does, and what it costs."""
+    rows: dict[str, list[object]] = {
+        name: []
+        for name in ("bound", "order", "parents", "looked at", "grows as", "flushes before", "digest")
+    }
+    exponents = []
+    for bound in (0, BOUND):
+        for order in ORDERS:
+            found = []
+            for size in SIZES:
+                vm = guest(f"v6.12:max_parents={bound}", size, order)
+                flushes = vm.work["flushes"]
+                looked, _, digest = taken_apart(vm)
+                found.append((looked, flushes, digest))
+            fit = fit_power(SIZES, [looked for looked, *_ in found])
+            exponents += [fit.exponent] if bound and fit is not None else []
+            for size, (looked, flushes, digest) in zip(SIZES, found, strict=True):
+                grows = str(fit) if size == SIZES[-1] else ""
+                values = (bound or "none", order, size, looked, grows, flushes, digest)
+                for name, value in zip(rows, values, strict=True):
+                    rows[name].append(value)
+    return Answer(
+        "P3",
+        "before and after a bound",
+        "a shadow page has at most so many parents; one that is full loses all of them before it gets another",
+        tables=[
+            Table(
+                f"v6.12 as it is, and with `max_parents={BOUND}`; *flushes before*: while the guest ran", rows
+            )
+        ],
+        verdict=f"The teardown no longer grows as the square (exponent {max(exponents):.2f} at most). What is saved "
+        "there the guest pays while it runs: links that were dropped are faulted in again, after a flush. What a "
+        "kernel does with a full page is assumed, not known.",
+        command="kvm-mmu scenario sample --fact max_parents",
+    )
+
+
 STUDY = Study(
     "parents",
     "Parents without bound",
-    "what very many parents of one shadow page cost, and in which order",
+    "what very many parents of one shadow page cost, in which order, before and after a bound",
     """
 A guest may let any number of its directory entries lead to the same page table. Under shadow paging all of
 these are links to one shadow page, which keeps a list of its parents. In November 2026 CVE-2026-99710
@@ -179,5 +217,5 @@ directories lead to it in the order in which they were made; *mixed*: in another
 off the list itself: before each removal, at which place of the list the entry stands. It is bookkeeping on the
 model; nothing here was run on a host.
 """,
-    {"P1": p1, "P2": p2},
+    {"P1": p1, "P2": p2, "P3": p3},
 )
