@@ -34,7 +34,7 @@ STATE_EVERY = 10
 def expected_findings(kernel: str) -> frozenset[str]:
     """What the kernel itself breaks: a list names what is no leaf, a leaf stands at another gfn's place."""
     rules = kernel_profile(kernel).facts
-    found = {"root_alive"} if not rules["init_resets"] else set()
+    found: set[str] = set()
     if rules["mmio_over_leaf"] == "overwrite":
         found |= {"rmap_leaf", "leaf_rmap"}
     if rules["child_reuse"] in ("any", "gfn"):

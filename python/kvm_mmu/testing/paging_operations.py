@@ -116,7 +116,8 @@ class PagingGenerator(Generator):
             (3, self.unprotect),
             (2, self.paging_regs),
             (2, self.set_pkru),
-            (1, self.init),
+            # After INIT in SMM a kernel goes on with roots of the other space.
+            (0 if with_smm else 1, self.init),
             (2, self.guest_fault),
             (1, self.limit),
             (4 if with_smm else 0, self.smm),
