@@ -38,7 +38,9 @@ _CONTEND_MAX, _ADD_MAX = 1_000_000_000, 100_000
 def add_parser(subparsers: Any) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser("compare", help="compare zap plans on a workload", description=__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="scenario or result file, or a recording")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="scenario or result file, recording, or dump"
+    )
     parser.add_argument(
         "--plan",
         action="append",

@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help=f"a workload by name ({', '.join(WORKLOADS)}), a scenario, or a recording",
+        help=f"a workload by name ({', '.join(WORKLOADS)}), a scenario, a recording, or a dump",
     )
     parser.add_argument(
         "--plans",

@@ -7,9 +7,8 @@ import glob
 import json
 from pathlib import Path
 
-from kvm_mmu.cli.compare import clear_progress, reporter
 from kvm_mmu.errors import UsageError
-from kvm_mmu.lab.fleet import SORTS, fleet
+from kvm_mmu.lab.fleet_columns import SORTS
 
 
 def add_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -43,6 +42,9 @@ def is_fleet(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace, what: str, jobs: int | None = None) -> int:
     """Read the fleet and print; exit status 1 when a file could not be read."""
+    from kvm_mmu.cli.compare import clear_progress, reporter
+    from kvm_mmu.lab.fleet import fleet
+
     found = fleet(what, args.file, sort=args.worst, executor=args.executor, jobs=jobs, progress=reporter())
     clear_progress()
     print(json.dumps(found.as_json(), indent=1) if args.json else found.as_text())

@@ -27,6 +27,7 @@ from kvm_mmu.lab.fit import fit_power
 from kvm_mmu.lab.forced_event import EventRun, Plan
 from kvm_mmu.lab.input_names import InputNames
 from kvm_mmu.lab.inputs import open_input, recorded_scenario
+from kvm_mmu.lab.live_input import is_dump, live_workload
 from kvm_mmu.lab.sampling import Sample, estimated, sampled
 from kvm_mmu.lab.scale import Scaled, scaled, side_by_side
 from kvm_mmu.machine.profiles import as_plan, kernel_profile
@@ -262,6 +263,23 @@ class _Asked(NamedTuple):
     plans: list[Plan]
 
 
+def _of_workload(
+    source: Workload,
+    chosen: Sequence[Plan] | None,
+    at: str,
+    left_out: dict[tuple[tuple[Plan, ...], str], list[str]],
+) -> Iterator[_Asked]:
+    """A workload that is made, with the plans of its own page table."""
+    if chosen is None and not source.vm.tdp_mmu:
+        chosen = [getattr(source.vm.profile, page_tables.OWN[at])]
+    for mmu, mine in page_tables.plans_by_mmu(chosen, source.vm.profile, at, source.vm.family):
+        if mmu == page_tables.name_of(source.vm):
+            yield _Asked(source, None, mmu, mine)
+        else:
+            why = f"made on {page_tables.WORDS[page_tables.name_of(source.vm)]}"
+            left_out.setdefault((tuple(mine), why), []).append(source.name)
+
+
 def _asked(
     one: Input,
     names: InputNames,
@@ -276,14 +294,15 @@ def _asked(
 
     `left_out` gets the plans that are not run, why, and where.
     """
+    if isinstance(one, str | Path) and is_dump(one):
+        for kernel in kernels:
+            real = live_workload(one, kernel, vm)
+            real.name = names.give(one, real.name)
+            yield from _of_workload(real, chosen, at, left_out)
+        return
     source = open_input(one, host, vm) if isinstance(one, str | Path) else one
     if isinstance(source, Workload):
-        for mmu, mine in page_tables.plans_by_mmu(chosen, source.vm.profile, at, source.vm.family):
-            if mmu == page_tables.name_of(source.vm):
-                yield _Asked(source, None, mmu, mine)
-            else:
-                why = f"made on {page_tables.WORDS[page_tables.name_of(source.vm)]}"
-                left_out.setdefault((tuple(mine), why), []).append(source.name)
+        yield from _of_workload(source, chosen, at, left_out)
         return
     name = ""
     for kernel in kernels:

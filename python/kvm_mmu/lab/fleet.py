@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvm_mmu.errors import KvmMmuError, UsageError
+from kvm_mmu.lab.fleet_columns import SORTS
 from kvm_mmu.lab.sweep.executors import opened
 from kvm_mmu.terminal import folded
 from kvm_mmu.trace.analysis.operation_table import percentile
@@ -26,11 +27,6 @@ from kvm_mmu.view.tables import text_table
 #: Files beside a recording that are none.
 _BESIDE = (".json", ".jsonl", ".jsonl.xz", ".jsonl.gz", ".md", ".csv", ".html")
 _MOST_FACTS = 1 << 20
-#: What a table can be ordered by, the first where nobody says: column, largest first.
-SORTS = {
-    "stalls": ("stalled_ns", "longest_ns", "p99_ns", "stalls", "waited_ns", "files"),
-    "summary": ("pages_zapped", "pages_created", "memslot_updates", "mmio_stale_checks", "lines", "files"),
-}
 #: What a host's row adds up of its files, for a summary.
 _ADDED = ("lines", "not_understood", "pages_created", "pages_zapped", "memslot_updates", "mmio_stale_checks")
 
@@ -222,7 +218,7 @@ def fleet(
     Args:
         what: `stalls` (which vCPUs waited for MMU work, nanoseconds of trace time) or `summary` (events and pages).
         where: a folder, with all folders below it, or a pattern; the workers must see the same files.
-        sort: the column to order by, the largest first; one of `SORTS`.
+        sort: the column to order by, the largest first; one of `fleet_columns.SORTS`.
         executor: who computes: an executor, `processes`, `dask://HOST:PORT` or `module:object`.
         jobs: processes, where no executor is given.
         progress: told what has been done, at what rate, and the time that is left.

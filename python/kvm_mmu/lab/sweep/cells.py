@@ -12,6 +12,7 @@ from kvm_mmu.lab.compare import compare_made
 from kvm_mmu.lab.comparison import COLUMNS
 from kvm_mmu.lab.forced_event import Plan
 from kvm_mmu.lab.inputs import open_input, recorded_scenario
+from kvm_mmu.lab.live_input import is_dump, live_workload
 from kvm_mmu.lab.named_workloads import DEFAULT_PAGES, WORKLOADS, named_workload
 from kvm_mmu.lab.sampling import SAMPLED, Sample, sampled
 from kvm_mmu.lab.scale import scaled
@@ -58,6 +59,11 @@ def placed(plan: Plan | str, setting: Setting) -> tuple[str, Plan]:
         UsageError: the setting's kernel has no such page table.
     """
     event = page_tables.OWN[setting.at]
+    if isinstance(plan, str) and setting.input not in WORKLOADS and is_dump(setting.input):
+        vm = live_workload(setting.input, setting.kernel or None).vm
+        if plan == OWN_SHADOW or not vm.tdp_mmu:
+            return "shadow", vm.profile.plans[event]
+        return "tdp", page_tables.own_plan(vm.profile, setting.at, vm.family)
     if isinstance(plan, str):
         profile = kernel_profile(_kernel(setting))
         if plan == OWN_SHADOW or not profile.facts["has_tdp_mmu"]:
@@ -114,6 +120,8 @@ def _workload(setting: Setting, mmu: str) -> tuple[Workload, Sample | None]:
         )
         return made, None
     kernel = setting.kernel or None
+    if is_dump(setting.input):
+        return _live(setting, mmu), None
     source = open_input(setting.input)
     scenario = source if isinstance(source, Scenario) else recorded_scenario(source, kernel)
     scenario = replace(scenario, config={**scenario.config, "tdp_mmu": int(mmu == "tdp")})
@@ -126,6 +134,20 @@ def _workload(setting: Setting, mmu: str) -> tuple[Workload, Sample | None]:
         own = run_scenario_workload(scenario, kernel, moment="peak").population().pages
         size = max(1, round(size * own))
     return scaled(scenario, size, kernel, setting.mmio).workload, None
+
+
+def _live(setting: Setting, mmu: str) -> Workload:
+    if setting.pages or setting.sample is not None:
+        raise UsageError(
+            f"{setting.input}: a real VM has the size that it has; expected neither pages nor a sample"
+        )
+    found = live_workload(setting.input, setting.kernel or None)
+    own = page_tables.name_of(found.vm)
+    if own != mmu:
+        raise UsageError(
+            f"{setting.input}: made on {page_tables.WORDS[own]}: no plan of {page_tables.WORDS[mmu]} runs there"
+        )
+    return found
 
 
 def _row(

@@ -43,8 +43,8 @@ def sweep(
     """Run every combination of inputs, kernels, sizes and plans, and put the counts into one table.
 
     Args:
-        inputs: workloads by name (`boot`, `churn`, `migration`, `virtio-mem`, `gpu-bar`), and paths of scenarios and
-            recordings.
+        inputs: workloads by name (`boot`, `churn`, `migration`, `virtio-mem`, `gpu-bar`), and paths of scenarios,
+            recordings and dumps.
         plans: zap plans, their names, functions that zap, `own` for each kernel's own on the page table
             that it serves guests with, or `own-shadow` for its own on shadow pages.
         kernels: rows or releases; default v6.12 for a workload by name, its own kernel for a file.
