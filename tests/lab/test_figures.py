@@ -75,8 +75,8 @@ def test_the_quirk_saves_faults_and_says_what_is_assumed() -> None:
     assert found["huge pages save a larger share"].error == "agrees"
     assert found["many removals save the largest"].error == "agrees"
     for point in figure.points[:3]:
-        # The size within a factor of two of what was published.
-        assert 0.5 < float(point.ours) / float(point.published) < 2, point
+        # One assumed number gives three sizes, each near what was published.
+        assert 0.85 < float(point.ours) / float(point.published) < 1.15, point
 
 
 def test_the_tdp_mmu_holds_nobody_up() -> None:

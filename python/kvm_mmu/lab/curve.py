@@ -16,7 +16,7 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.sweep.grid import OWN, OWN_SHADOW
 from kvm_mmu.lab.sweep.run import sweep
 from kvm_mmu.lab.sweep.table import Sweep
-from kvm_mmu.machine.profiles import kernels
+from kvm_mmu.machine.profiles import kernel_profile, kernels
 from kvm_mmu.terminal import folded
 from kvm_mmu.view import charts
 from kvm_mmu.view.document import definitions, document, figure, table
@@ -39,6 +39,8 @@ AXES: dict[str, tuple[str, tuple[str, ...]]] = {
     "vcpus": ("vCPUs", ("1", "2", "4", "8", "16")),
 }
 SCHEMA = "kvm-mmu/curve/1"
+#: What a removal does where a VMM has switched the quirk of 6.12 off: a curve of its own for each kernel that has it.
+QUIRK_OFF = "tdp-slot"
 
 
 @dataclass
@@ -211,7 +213,22 @@ def curve(
     found = sweep(
         [input], [plan], kernels=rows, at=event, executor=executor, jobs=jobs, progress=progress, **axes
     )
-    return Curve(event, of, over, input, _points(found, of, over), found)
+    points = _points(found, of, over)
+    off = [name for name in rows if kernel_profile(name).facts["has_slot_zap_all_quirk"]]
+    if event == "slot-removal" and mmu == "own" and off:
+        spared = sweep(
+            [input],
+            [QUIRK_OFF],
+            kernels=off,
+            at=event,
+            executor=executor,
+            jobs=jobs,
+            progress=progress,
+            **axes,
+        )
+        points |= {f"{name}-quirk-off": line for name, line in _points(spared, of, over).items()}
+        found.rows += spared.rows
+    return Curve(event, of, over, input, points, found)
 
 
 def _every_row() -> Sequence[str]:

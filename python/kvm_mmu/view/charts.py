@@ -27,6 +27,8 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 #: Curves nearer than this share of their height at every point are drawn as one.
 NEAR = 0.01
+#: How many times the smallest value the largest is where an axis ends beside them, not at powers of ten.
+_WIDE = 6
 #: Bars of a chart, and characters of a line of a name.
 MAX_BARS, MAX_NAME = 60, 36
 #: What is fixed beside matplotlib's own defaults.
@@ -291,12 +293,19 @@ def _decades(values: Sequence[float]) -> tuple[int, int]:
 
 
 def _logarithmic(axis: Any, values: Sequence[float]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     name = axis.axis_name
     getattr(axis.axes, f"set_{name}scale")("log")
     low, high = _decades(values)
-    getattr(axis.axes, f"set_{name}lim")(10.0**low / 1.06, 10.0**high * 1.06)
+    first, last = 10.0**low / 1.06, 10.0**high * 1.06
+    if max(values) >= _WIDE * min(
+        values
+    ):  # wide enough for a labelled tick or two between the first and the last value
+        first, last = min(values) / 1.25, max(values) * 1.25
+    getattr(axis.axes, f"set_{name}lim")(first, last)
+    if last < 100 * first:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _at: _power(value)))
     axis.set_minor_formatter(NullFormatter())
 
