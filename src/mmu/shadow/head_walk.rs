@@ -7,7 +7,8 @@
 use crate::kernels::Collapse;
 use crate::mmu::pages::page_arena::Sptep;
 use crate::mmu::pages::pte_list::{PteCursor, PteHead};
-use crate::mmu::pages::walk::{can_be_made_writable, is_ad_disabled, pfn_of};
+use crate::mmu::pages::walk::{can_be_made_writable, is_ad_disabled, is_shadow_present, pfn_of};
+use crate::mmu::vm::debt::Debt;
 use crate::mmu::vm::runs::{Handler, HeadWalk, Step};
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
@@ -158,7 +159,13 @@ impl MmuState {
             return false;
         }
         let keep = if pt_protect { !(WRITABLE | self.masks.mmu_writeable) } else { !WRITABLE };
-        self.spte_update_from(sptep, spte, spte & keep)
+        let flush = self.spte_update_from(sptep, spte, spte & keep);
+        if !flush && is_shadow_present(&self.masks, spte) {
+            // Where a lost W alone asks for no flush, whoever protects for a log flushes all the same.
+            let key = self.arena.key(sptep.page());
+            self.owe(Debt::of(key.gfn_of(sptep.index()), pages_per(key.role.level())));
+        }
+        flush
     }
 
     pub(in crate::mmu) fn spte_clear_dirty(&mut self, sptep: Sptep) -> bool {
