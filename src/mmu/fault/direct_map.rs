@@ -178,6 +178,9 @@ impl MmuState {
         };
         let is_over_hole = is_chosen(Mutant::PrefetchOverHole);
         let found = (0..len).take_while(|&at| is_found(first.plus(at)) || is_over_hole).count();
+        if self.map_ahead(mapping, slot, (page, start), found) {
+            return found != 0;
+        }
         for (gfn, index) in (0..len).map(|at| first.plus(at)).zip(start..end).take(found) {
             let frame = self.host.frame(page_of(gfn));
             self.set_leaf(page.sptep(index), &mapping.neighbour(slot, gfn, frame), None);

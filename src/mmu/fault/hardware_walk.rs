@@ -217,7 +217,7 @@ impl MmuState {
     }
 
     #[inline]
-    fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, places: &[Sptep], leaf: u64) {
+    pub(super) fn set_accessed_dirty(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, places: &[Sptep], leaf: u64) {
         if self.masks.accessed == 0 {
             return;
         }

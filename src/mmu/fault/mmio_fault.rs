@@ -43,9 +43,10 @@ impl MmuState {
     }
 
     /// The guest's access was taken for MMIO, by the vCPU's cache or by an entry.
+    #[inline]
     pub(in crate::mmu) fn tell_mmio(&mut self, vcpu: usize, gfn: Gfn, is_by_cache: bool) {
-        let as_id = self.vcpus[vcpu].as_id();
         if let Some(ghost) = &mut self.ghost {
+            let as_id = self.vcpus[vcpu].as_id();
             ghost.mmio_answered(as_id, gfn.0, is_by_cache);
         }
     }
@@ -66,6 +67,7 @@ impl MmuState {
     }
 
     /// A fault whose code says that a reserved bit was set, and to which the vCPU's cache has no answer.
+    #[inline]
     pub(in crate::mmu) fn handle_mmio_page_fault(&mut self, vcpu: usize, gpa: u64) -> MmioCheck {
         let root = self.root_for(vcpu, gpa);
         if root == PageIdx::NONE {

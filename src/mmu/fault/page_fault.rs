@@ -99,43 +99,42 @@ impl MmuState {
         host: &HostLookup,
     ) -> Result<Answer> {
         self.work.faults += 1;
+        if error_code & (PFERR_RSVD | PFERR_PRESENT) == 0 {
+            return self.page_fault_on_absent(vcpu, gpa, error_code, host);
+        }
         if error_code & PFERR_RSVD == 0 {
-            return self.page_fault_elsewhere(vcpu, gpa, error_code, host);
+            return self.page_fault_below(vcpu, gpa, error_code, host);
         }
         self.work.mmio_faults += 1;
         // The vCPU's cache answers before anything is walked.
-        let is_cached = self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa));
-        if is_cached && !self.events.is_on() && self.ghost.is_none() {
-            return Ok(Answer::EMULATED);
+        if self.match_mmio_gpa(vcpu, Gfn::of_gpa(gpa)) {
+            if !self.events.is_on() && self.ghost.is_none() {
+                return Ok(Answer::EMULATED);
+            }
+            return Ok(self.answer_from_cache(vcpu, gpa));
         }
-        self.page_fault_on_mmio(vcpu, gpa, error_code, host, is_cached)
+        self.page_fault_on_mmio(vcpu, gpa, error_code, host)
     }
 
-    /// A fault whose code says that no reserved bit was set.
+    /// A fault whose code says that an entry was not present.
     #[inline(never)]
-    fn page_fault_elsewhere(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
-        if error_code & PFERR_PRESENT == 0
-            && let Some(handled) = self.map_quickly(vcpu, gpa, error_code, host)
-        {
+    fn page_fault_on_absent(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
+        if let Some(handled) = self.map_quickly(vcpu, gpa, error_code, host) {
             return Ok(self.done(handled));
         }
         self.page_fault_below(vcpu, gpa, error_code, host)
     }
 
-    /// A fault whose code says that a reserved bit was set, and whether the vCPU's cache has the answer.
+    /// The vCPU's cache has the answer, and somebody listens.
+    #[cold]
+    fn answer_from_cache(&mut self, vcpu: usize, gpa: u64) -> Answer {
+        self.tell_mmio(vcpu, Gfn::of_gpa(gpa), true);
+        self.emulate(vcpu, gpa, 0)
+    }
+
+    /// A fault whose code says that a reserved bit was set, and to which the vCPU's cache has no answer.
     #[inline(never)]
-    fn page_fault_on_mmio(
-        &mut self,
-        vcpu: usize,
-        gpa: u64,
-        error_code: u64,
-        host: &HostLookup,
-        is_cached: bool,
-    ) -> Result<Answer> {
-        if is_cached {
-            self.tell_mmio(vcpu, Gfn::of_gpa(gpa), true);
-            return Ok(self.emulate(vcpu, gpa, 0));
-        }
+    fn page_fault_on_mmio(&mut self, vcpu: usize, gpa: u64, error_code: u64, host: &HostLookup) -> Result<Answer> {
         match self.handle_mmio_page_fault(vcpu, gpa) {
             MmioCheck::Emulate => {
                 self.tell_mmio(vcpu, Gfn::of_gpa(gpa), false);
@@ -443,6 +442,9 @@ impl MmuState {
             return false;
         }
         let pinned = (0..len).take_while(|&at| self.host.pin_atomic(Pfn::of_hva(spec.hva_of(first.plus(at))))).count();
+        if self.map_ahead(mapping, slot, (page, start), pinned) {
+            return pinned != 0;
+        }
         for (at, index) in (0_u64..).zip(start..end).take(pinned) {
             let gfn = first.plus(at);
             let next = mapping.neighbour(slot, gfn, Pfn::of_hva(spec.hva_of(gfn)));

@@ -174,11 +174,11 @@ impl MmuState {
 }
 
 impl MmuState {
-    /// So many neighbours from a gfn on get their first mappings.
-    pub(super) fn add_usual_heads(&mut self, usual: &Usual, count: usize) {
-        let body = self.spaces[usize::from(usual.slot.as_id & 1)].body_mut(usual.slot.at);
-        if let Some(heads) = body.rmap[0].rest_of_chunk_mut(usual.index) {
-            PteHead::fill_one_each(&mut heads[..count], usual.sptep);
+    /// So many neighbours from an index of a slot on get their first mappings, from a place on.
+    pub(super) fn add_usual_heads(&mut self, slot: SlotAt, index: u64, first: Sptep, count: usize) {
+        let body = self.spaces[usize::from(slot.as_id & 1)].body_mut(slot.at);
+        if let Some(heads) = body.rmap[0].rest_of_chunk_mut(index) {
+            PteHead::fill_one_each(&mut heads[..count], first);
         }
         self.work.rmap_steps += count as u64;
     }

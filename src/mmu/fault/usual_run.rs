@@ -1,18 +1,25 @@
 //! Many faults of the usual kind at once: writes, reads or fetches of ascending neighbours that are absent in one page table.
 //!
+//! And accesses that fault no more, and entries that a fault maps ahead, both in one table.
+//!
 //! Ours; it does what so many guest accesses would do one after the other, where nobody listens: the same entries, reverse
 //! maps, dirty bits, translations and counts. What `quick_map` leaves to the steps of a fault it leaves, too, and beyond
 //! that every run whose faults would map something ahead.
 
 use crate::mmu::fault::quick_map::Usual;
+use crate::mmu::pages::mapping::Mapping;
 use crate::mmu::pages::page_arena::PageIdx;
-use crate::mmu::pages::walk::is_shadow_present;
+use crate::mmu::pages::walk::{is_large, is_shadow_present};
 use crate::mmu::tables::Tables;
+use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::vm::tlb::Translation;
-use crate::mmu::words::addr::Gfn;
-use crate::mmu::words::level::ENTRIES;
-use crate::mmu::words::spte::layout::PFN_FIELD;
+use crate::mmu::words::access::ACC_ALL;
+use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::level::{ENTRIES, PAGE_TABLE, table_index};
+use crate::mmu::words::mutants::{Mutant, is_chosen};
+use crate::mmu::words::spte::layout::{PFN_FIELD, WRITABLE};
+use crate::mmu::words::spte::make::{Leaf, make_leaf};
 use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::{AccessKind, AccessResult, Outcome};
 
@@ -37,7 +44,7 @@ impl MmuState {
         if self.tables() == Tables::Tdp {
             self.tdp_count_first_leaves(root, nr);
         } else {
-            self.add_usual_heads(&usual, count);
+            self.add_usual_heads(usual.slot, usual.index, usual.sptep, count);
         }
         self.set_neighbours(usual.sptep, usual.spte, count);
         self.mark_pages_dirty(usual.slot, usual.index, nr);
@@ -106,5 +113,75 @@ impl MmuState {
             count = heads.iter().take(count).take_while(|head| head.is_empty()).count();
         }
         count
+    }
+
+    /// How many of these addresses, from the first on, hit leaves of the table that the processor came to last.
+    pub(in crate::mmu) fn access_hits(&mut self, vcpu: usize, gpas: &[u64], kind: AccessKind) -> usize {
+        let of_vcpu = &self.vcpus[vcpu];
+        let Some(&first) = gpas.first() else { return 0 };
+        let table = self.last_hardware.get().table(of_vcpu.root, first);
+        let Some(table) = table.filter(|_| of_vcpu.requests == 0 && self.ghost.is_none()) else { return 0 };
+        let mut count = 0;
+        for &gpa in gpas.iter().take_while(|&&gpa| gpa >> 21 == first >> 21) {
+            let sptep = table.sptep(table_index(gpa, 1));
+            let leaf = self.arena.spte(sptep);
+            if self.allows_through(kind, leaf).is_err() {
+                break;
+            }
+            self.set_accessed_dirty(vcpu, gpa, kind, &[sptep], leaf);
+            self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gpa), leaf, level: 1 });
+            count += 1;
+        }
+        count
+    }
+
+    /// Maps so many absent neighbours that nobody asked for, from an entry of a page on, at once; false, and nothing done,
+    /// where anything about one of them is unusual. The host has their pages.
+    pub(super) fn map_ahead(&mut self, mapping: &Mapping, slot: SlotAt, at: (PageIdx, u16), count: usize) -> bool {
+        let (page, index) = at;
+        let sptep = page.sptep(index);
+        let (spec, body) = (*self.slot_spec(slot), self.slot_body(slot));
+        let gfn = self.arena.key(page).gfn.plus(index.into());
+        let in_slot = spec.index(gfn, PAGE_TABLE);
+        let last = gfn.plus(count as u64);
+        if mapping.access != ACC_ALL
+            || self.events.is_on()
+            || self.ghost.is_some()
+            || self.masks.accessed == 0
+            || self.nr_indirect != 0
+            || self.has_high_pages
+            || last.0 >> self.root_gfn_bits != 0
+            || !self.host.is_plain()
+            || !body.track.is_empty()
+            || self.config.kernel.track_all_spaces && !self.spaces[usize::from(slot.as_id & 1 ^ 1)].specs().is_empty()
+            || is_chosen(Mutant::PrefetchOverHole)
+        {
+            return false;
+        }
+        let heads = body.rmap[0].rest_of_chunk(in_slot).and_then(|heads| heads.get(..count));
+        let words = self.arena.table(page).full().and_then(|words| words.get(usize::from(index)..)?.get(..count));
+        let (Some(heads), Some(words)) = (heads, words) else { return false };
+        if words.iter().any(|&word| word != 0) || !heads.iter().all(|head| head.is_empty()) {
+            return false;
+        }
+        let pfn = Pfn((spec.hva_of(gfn) & PFN_FIELD) >> 12);
+        let leaf = Leaf {
+            access: ACC_ALL,
+            level: PAGE_TABLE,
+            pfn,
+            speculative: true,
+            host_writable: true,
+            ad_disabled: false,
+        };
+        let spte = make_leaf(&self.masks, &leaf) | WRITABLE | self.masks.mmu_writeable | self.masks.dirty;
+        let last = spte + (count as u64).saturating_sub(1) * PAGE;
+        let is_plain = |spte| is_shadow_present(&self.masks, spte) && !is_large(spte) && !is_mmio(&self.masks, spte);
+        if (spte ^ last) & !PFN_FIELD != 0 || !is_plain(spte) || !is_plain(last) {
+            return false;
+        }
+        self.add_usual_heads(slot, in_slot, sptep, count);
+        self.set_neighbours(sptep, spte, count);
+        self.mark_pages_dirty(slot, in_slot, count as u64);
+        true
     }
 }
