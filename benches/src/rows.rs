@@ -94,9 +94,23 @@ impl Table {
         let sizes = [(100_000, 1, "100k of one entry"), (1_000, 512, "1k full"), (10_000, 512, "10k full")];
         for (tables, leaves, name) in sizes {
             self.add(format!("clone/{name}"), "v5.0", 5, move || whole::clone("v5.0", tables, leaves));
+            self.add(format!("fork/{name}"), "v5.0", 5, move || whole::fork("v5.0", tables, leaves, false));
+            self.add(format!("fork-again/{name}"), "v5.0", 5, move || whole::fork("v5.0", tables, leaves, true));
+            self.add(format!("fork-step/{name}"), "v5.0", 5, move || {
+                whole::fork_and_step("v5.0", tables, leaves, false)
+            });
+            self.add(format!("fork-new-page/{name}"), "v5.0", 5, move || {
+                whole::fork_and_step("v5.0", tables, leaves, true)
+            });
             self.add(format!("clone-step/{name}"), "v5.0", 5, move || whole::clone_and_step("v5.0", tables, leaves));
         }
         for (tables, leaves, name) in [(10_000, 1, "10k of one entry"), (1_000, 512, "1k full")] {
+            self.add(format!("fingerprint/{name}"), "v5.0", 3, move || {
+                whole::fingerprint("v5.0", tables, leaves, false)
+            });
+            self.add(format!("fingerprint-again/{name}"), "v5.0", 3, move || {
+                whole::fingerprint("v5.0", tables, leaves, true)
+            });
             self.add(format!("digest/{name}"), "v5.0", 3, move || whole::digest("v5.0", tables, leaves, false));
             self.add(format!("digest-again/{name}"), "v5.0", 3, move || whole::digest("v5.0", tables, leaves, true));
         }

@@ -207,7 +207,7 @@ impl Mmu {
     }
 
     fn clone(&self, py: Python<'_>) -> PyResult<Self> {
-        Ok(Self::over(self.call(py, |mmu| mmu.clone())?))
+        Ok(Self::over(self.call(py, mmu::Mmu::fork)?))
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>, note: &str) -> PyResult<Bound<'py, PyBytes>> {
@@ -928,6 +928,10 @@ impl Mmu {
 
     fn digest(&self, py: Python<'_>) -> PyResult<String> {
         self.call(py, |mmu| mmu.digest())
+    }
+
+    fn fingerprint(&self, py: Python<'_>) -> PyResult<String> {
+        self.call(py, |mmu| format!("{:032x}", mmu.fingerprint()))
     }
 
     fn audit(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, String)>> {

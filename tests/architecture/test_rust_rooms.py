@@ -22,6 +22,7 @@ FLOORS: list[tuple[str, str]] = [
     (
         "nouns",
         "shadow_page page_arena page_hash active_pages mmio_pages pte_list slot_array slots vcpu_mmu tlb"
+        " shared shared_array"
         " indirect_page host_memory guest_memory invalid_list last_path invalidation runs slice lock_polls nx_list"
         " spte_table stats events debt state root_list tdp_walk told memory backing debts holders operations promises",
     ),
@@ -35,7 +36,10 @@ FLOORS: list[tuple[str, str]] = [
         " tell iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run"
         " driver",
     ),
-    ("watchers", "audit judge judge_pages canonical left_over numbers snapshot stepped_dump saved restored"),
+    (
+        "watchers",
+        "audit judge judge_pages canonical fingerprint left_over numbers snapshot stepped_dump saved restored",
+    ),
     ("facade", "mod"),
 ]
 # The rooms of src/mmu, lowest first; those of one row do not know each other. By `use` and by calls of methods. A noun

@@ -388,6 +388,18 @@ class Vm:
         """
         return self.core.digest()
 
+    def fingerprint(self) -> str:
+        """Hash the state at the cost of what was changed since it was last asked for, whatever the VM weighs.
+
+        VMs that went the same way have the same fingerprint, and VMs of one fingerprint have the same state but for
+        the order in reverse maps and lists of parents. Another version of the package may give other values; only
+        `digest` is that of the vectors. From the first call on, the first change of a part copies that part.
+
+        Returns:
+            32 hex digits.
+        """
+        return self.core.fingerprint()
+
     def audit(self) -> list[tuple[str, str]]:
         """Check every invariant.
 

@@ -4,6 +4,8 @@
 //! A page is kept in four arrays by how its parts are used together: the key (what a hash walk reads), the list links
 //! (what a list walk reads), the rest of the header, and the table. Invariant: a free index has an empty table, no parents
 //! and stands on no list.
+//!
+//! A copy of a VM shares the arrays until one of both writes to them.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,8 @@ use rustc_hash::FxHashMap;
 use crate::mmu::pages::indirect_page::Indirect;
 use crate::mmu::pages::pte_list::PteHead;
 use crate::mmu::pages::spte_table::SpteTable;
+use crate::mmu::vm::shared::Shared;
+use crate::mmu::vm::shared_array::SharedArray;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::level::level_shift;
 use crate::mmu::words::role::Role;
@@ -134,26 +138,30 @@ pub struct ShadowPage {
 /// Every shadow page of a VM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PageArena {
-    keys: Vec<PageKey>,
-    pages: Vec<ShadowPage>,
-    tables: Vec<SpteTable>,
+    keys: SharedArray<PageKey, 64>,
+    pages: SharedArray<ShadowPage, 64>,
+    tables: SharedArray<SpteTable, 16>,
     /// What only pages that shadow a guest's table have; shorter than the others, and empty where no guest pages.
-    indirect: Vec<Option<Box<Indirect>>>,
-    free: Vec<PageIdx>,
+    indirect: SharedArray<Option<Box<Indirect>>, 16>,
+    free: Shared<Vec<PageIdx>>,
     #[serde(skip)]
-    by_id: FxHashMap<u32, PageIdx>,
+    by_id: Shared<FxHashMap<u32, PageIdx>>,
     next_id: u32,
+}
+
+fn as_pages(indices: Vec<usize>) -> Vec<PageIdx> {
+    indices.into_iter().filter_map(|at| u32::try_from(at).ok().map(PageIdx)).collect()
 }
 
 impl Default for PageArena {
     fn default() -> Self {
         Self {
-            keys: vec![PageKey::default()],
-            pages: vec![ShadowPage::default()],
-            tables: vec![SpteTable::Empty],
-            indirect: Vec::new(),
-            free: Vec::new(),
-            by_id: FxHashMap::default(),
+            keys: vec![PageKey::default()].into(),
+            pages: vec![ShadowPage::default()].into(),
+            tables: vec![SpteTable::Empty].into(),
+            indirect: SharedArray::default(),
+            free: Shared::default(),
+            by_id: Shared::default(),
             next_id: 1,
         }
     }
@@ -164,7 +172,7 @@ impl PageArena {
     pub fn alloc(&mut self, gfn: Gfn, role: Role, valid_gen: u64) -> Option<PageIdx> {
         let id = self.next_id;
         let next_id = id.checked_add(1)?;
-        let page = match self.free.pop() {
+        let page = match self.free.own().pop() {
             Some(page) => page,
             None if self.keys.len() < MAX_PAGES => {
                 self.reserve();
@@ -177,9 +185,10 @@ impl PageArena {
             None => return None,
         };
         self.next_id = next_id;
-        self.keys[page.at()] = PageKey { gfn, valid_gen, role, id, hash_next: PageIdx::NONE, hash_prev: PageIdx::NONE };
-        self.pages[page.at()] = ShadowPage::default();
-        self.by_id.insert(id, page);
+        *self.keys.at_mut(page.at()) =
+            PageKey { gfn, valid_gen, role, id, hash_next: PageIdx::NONE, hash_prev: PageIdx::NONE };
+        *self.pages.at_mut(page.at()) = ShadowPage::default();
+        self.by_id.own().insert(id, page);
         if !role.direct() {
             self.add_indirect(page);
         }
@@ -188,10 +197,10 @@ impl PageArena {
 
     #[cold]
     fn add_indirect(&mut self, page: PageIdx) {
-        if self.indirect.len() <= page.at() {
-            self.indirect.resize_with(page.at() + 1, || None);
+        while self.indirect.len() <= page.at() {
+            self.indirect.push(None);
         }
-        self.indirect[page.at()] = Some(Box::default());
+        *self.indirect.at_mut(page.at()) = Some(Box::default());
     }
 
     /// What only a page that shadows a guest's table has.
@@ -204,28 +213,28 @@ impl PageArena {
     /// The same, to change.
     #[inline]
     pub fn indirect_mut(&mut self, page: PageIdx) -> Option<&mut Indirect> {
-        self.indirect.get_mut(page.at())?.as_deref_mut()
+        // A direct page has none, and nothing is taken back for it.
+        self.indirect.get(page.at())?.as_ref()?;
+        self.indirect.at_mut(page.at()).as_deref_mut()
     }
 
     /// Grows by a quarter, not by half: headers count in what a page costs.
     fn reserve(&mut self) {
-        if self.keys.len() == self.keys.capacity() {
-            let more = (self.keys.len() / 4).max(64);
-            self.keys.reserve_exact(more);
-            self.pages.reserve_exact(more);
-            self.tables.reserve_exact(more);
-        }
+        let more = (self.keys.len() / 4).max(64);
+        self.keys.reserve(more);
+        self.pages.reserve(more);
+        self.tables.reserve(more);
     }
 
     /// Gives an index back; only `zap` calls this, after the flush.
     pub fn release(&mut self, page: PageIdx) {
-        self.by_id.remove(&self.keys[page.at()].id);
-        self.tables[page.at()] = SpteTable::Empty;
-        self.pages[page.at()] = ShadowPage::default();
-        if let Some(indirect) = self.indirect.get_mut(page.at()) {
-            *indirect = None;
+        self.by_id.own().remove(&self.keys.at(page.at()).id);
+        *self.tables.at_mut(page.at()) = SpteTable::Empty;
+        *self.pages.at_mut(page.at()) = ShadowPage::default();
+        if page.at() < self.indirect.len() {
+            *self.indirect.at_mut(page.at()) = None;
         }
-        self.free.push(page);
+        self.free.own().push(page);
     }
 
     /// The page with this id, while it lives.
@@ -238,46 +247,46 @@ impl PageArena {
     #[inline]
     #[must_use]
     pub fn key(&self, page: PageIdx) -> &PageKey {
-        &self.keys[page.at()]
+        self.keys.at(page.at())
     }
 
     /// The same, to change.
     #[inline]
     pub fn key_mut(&mut self, page: PageIdx) -> &mut PageKey {
-        &mut self.keys[page.at()]
+        self.keys.at_mut(page.at())
     }
 
     /// The rest of the header.
     #[inline]
     #[must_use]
     pub fn page(&self, page: PageIdx) -> &ShadowPage {
-        &self.pages[page.at()]
+        self.pages.at(page.at())
     }
 
     /// The same, to change.
     #[inline]
     pub fn page_mut(&mut self, page: PageIdx) -> &mut ShadowPage {
-        &mut self.pages[page.at()]
+        self.pages.at_mut(page.at())
     }
 
     /// The table.
     #[inline]
     #[must_use]
     pub fn table(&self, page: PageIdx) -> &SpteTable {
-        &self.tables[page.at()]
+        self.tables.at(page.at())
     }
 
     /// The same, to change; only `spte_write` calls this.
     #[inline]
     pub fn table_mut(&mut self, page: PageIdx) -> &mut SpteTable {
-        &mut self.tables[page.at()]
+        self.tables.at_mut(page.at())
     }
 
     /// The word at a place.
     #[inline]
     #[must_use]
     pub fn spte(&self, sptep: Sptep) -> u64 {
-        self.tables[sptep.page().at()].get(sptep.index())
+        self.tables.at(sptep.page().at()).get(sptep.index())
     }
 
     /// Whether the index was ever used.
@@ -293,7 +302,7 @@ impl PageArena {
 
     /// How many indices there are, the one that means none included.
     #[must_use]
-    pub const fn nr_indices(&self) -> usize {
+    pub fn nr_indices(&self) -> usize {
         self.keys.len()
     }
 
@@ -304,7 +313,7 @@ impl PageArena {
 
     /// Finds live pages by id again, after they were read from bytes.
     pub fn index_ids(&mut self) {
-        self.by_id = self.live().map(|page| (self.key(page).id, page)).collect();
+        self.by_id = Shared::Own(self.live().map(|page| (self.key(page).id, page)).collect());
     }
 
     /// Whether lengths agree, every link is an index, levels are levels and no hash chain or id stands twice.
@@ -331,17 +340,58 @@ impl PageArena {
             })
     }
 
+    /// Which pages' headers may differ from what they were, those of `more` included; nothing if that is not known.
+    #[must_use]
+    pub fn headers_changed_since(&self, known: &Self, more: Vec<usize>) -> Option<Vec<PageIdx>> {
+        let mut changed = more;
+        changed.extend(self.keys.changed_since(&known.keys)?);
+        changed.extend(self.pages.changed_since(&known.pages)?);
+        changed.sort_unstable();
+        changed.dedup();
+        Some(as_pages(changed))
+    }
+
+    /// The same of their tables.
+    #[must_use]
+    pub fn tables_changed_since(&self, known: &Self) -> Option<Vec<PageIdx>> {
+        self.tables.changed_since(&known.tables).map(as_pages)
+    }
+
+    /// The same of what only pages of a guest's tables have.
+    #[must_use]
+    pub fn indirect_changed_since(&self, known: &Self) -> Option<Vec<PageIdx>> {
+        self.indirect.changed_since(&known.indirect).map(as_pages)
+    }
+
+    /// Makes its arrays vectors again, where nobody else has them any more.
+    pub fn settle(&mut self) {
+        self.keys.settle();
+        self.pages.settle();
+        self.tables.settle();
+        self.indirect.settle();
+    }
+
+    /// Makes all of it common, so that a clone copies none of it.
+    pub fn lend(&mut self) {
+        self.keys.lend();
+        self.pages.lend();
+        self.tables.lend();
+        self.indirect.lend();
+        self.free.lend();
+        self.by_id.lend();
+    }
+
     /// Bytes of headers and of tables.
     #[must_use]
     pub fn size_bytes(&self) -> (usize, usize) {
-        let headers = self.keys.capacity() * size_of::<PageKey>()
-            + self.pages.capacity() * size_of::<ShadowPage>()
+        let headers = self.keys.size_bytes()
+            + self.pages.size_bytes()
             + self.free.capacity() * size_of::<PageIdx>()
             + self.by_id.capacity() * size_of::<(u32, PageIdx)>();
-        let tables = self.tables.capacity() * size_of::<SpteTable>()
-            + self.indirect.capacity() * size_of::<Option<Box<Indirect>>>()
-            + self.indirect.iter().flatten().map(|indirect| indirect.size_bytes()).sum::<usize>()
-            + self.tables.iter().map(SpteTable::heap_bytes).sum::<usize>();
+        let tables = self.tables.size_bytes()
+            + self.tables.iter().map(SpteTable::heap_bytes).sum::<usize>()
+            + self.indirect.size_bytes()
+            + self.indirect.iter().flatten().map(|indirect| indirect.size_bytes()).sum::<usize>();
         (headers, tables)
     }
 }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::mmu::pages::page_arena::PageIdx;
+use crate::mmu::vm::shared_array::SharedArray;
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Link {
@@ -17,7 +18,7 @@ struct Link {
 /// The active list.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ActivePages {
-    links: Vec<Link>,
+    links: SharedArray<Link, 64>,
     head: PageIdx,
     tail: PageIdx,
     len: usize,
@@ -63,14 +64,14 @@ impl ActivePages {
     #[must_use]
     #[inline]
     pub fn next(&self, page: PageIdx) -> PageIdx {
-        self.links[page.at()].next
+        self.links.at(page.at()).next
     }
 
     /// The page before this one, towards the newest.
     #[must_use]
     #[inline]
     pub fn prev(&self, page: PageIdx) -> PageIdx {
-        self.links[page.at()].prev
+        self.links.at(page.at()).prev
     }
 
     /// Whether the page was ever given an MMIO SPTE.
@@ -82,7 +83,7 @@ impl ActivePages {
 
     /// Notes that it was.
     pub fn set_mmio_cached(&mut self, page: PageIdx) {
-        self.links[page.at()].is_mmio_cached = true;
+        self.links.at_mut(page.at()).is_mmio_cached = true;
     }
 
     /// Goes on from a page of the list, itself included, until one was ever given an MMIO SPTE, at most so far: how many
@@ -92,7 +93,7 @@ impl ActivePages {
         let mut page = from;
         let mut seen = 0;
         while page != PageIdx::NONE && seen < most {
-            let link = &self.links[page.at()];
+            let link = self.links.at(page.at());
             seen += 1;
             if link.is_mmio_cached {
                 return (seen, page, PageIdx::NONE);
@@ -104,25 +105,23 @@ impl ActivePages {
 
     /// Puts a new page at the head.
     pub fn push_head(&mut self, page: PageIdx) {
-        if self.links.len() <= page.at() {
-            if self.links.capacity() <= page.at() {
-                self.links.reserve_exact((self.links.len() / 4).max(64).max(page.at() + 1 - self.links.len()));
-            }
-            self.links.resize(page.at() + 1, Link::default());
+        while self.links.len() <= page.at() {
+            self.links.reserve((self.links.len() / 4).max(64));
+            self.links.push(Link::default());
         }
-        self.links[page.at()].is_mmio_cached = false;
+        self.links.at_mut(page.at()).is_mmio_cached = false;
         self.link_head(page);
     }
 
     fn link_head(&mut self, page: PageIdx) {
         let next = self.head;
-        let link = &mut self.links[page.at()];
+        let link = self.links.at_mut(page.at());
         link.prev = PageIdx::NONE;
         link.next = next;
         if next == PageIdx::NONE {
             self.tail = page;
         } else {
-            self.links[next.at()].prev = page;
+            self.links.at_mut(next.at()).prev = page;
         }
         self.head = page;
         self.len += 1;
@@ -130,19 +129,19 @@ impl ActivePages {
 
     /// Takes a page off the list.
     pub fn remove(&mut self, page: PageIdx) {
-        let link = self.links[page.at()];
+        let link = *self.links.at(page.at());
         if link.prev == PageIdx::NONE {
             self.head = link.next;
         } else {
-            self.links[link.prev.at()].next = link.next;
+            self.links.at_mut(link.prev.at()).next = link.next;
         }
         if link.next == PageIdx::NONE {
             self.tail = link.prev;
         } else {
-            self.links[link.next.at()].prev = link.prev;
+            self.links.at_mut(link.next.at()).prev = link.prev;
         }
-        self.links[page.at()].prev = PageIdx::NONE;
-        self.links[page.at()].next = PageIdx::NONE;
+        self.links.at_mut(page.at()).prev = PageIdx::NONE;
+        self.links.at_mut(page.at()).next = PageIdx::NONE;
         self.len = self.len.saturating_sub(1);
     }
 
@@ -157,11 +156,11 @@ impl ActivePages {
     pub fn move_to_tail(&mut self, page: PageIdx) {
         self.remove(page);
         let prev = self.tail;
-        self.links[page.at()].prev = prev;
+        self.links.at_mut(page.at()).prev = prev;
         if prev == PageIdx::NONE {
             self.head = page;
         } else {
-            self.links[prev.at()].next = page;
+            self.links.at_mut(prev.at()).next = page;
         }
         self.tail = page;
         self.len += 1;
@@ -170,7 +169,7 @@ impl ActivePages {
     /// Forgets that a page was given an MMIO SPTE. For a mutant.
     #[cfg(feature = "mutants")]
     pub fn clear_mmio_cached(&mut self, page: PageIdx) {
-        self.links[page.at()].is_mmio_cached = false;
+        self.links.at_mut(page.at()).is_mmio_cached = false;
     }
 
     /// The pages from the newest to the oldest.
@@ -184,9 +183,25 @@ impl ActivePages {
         self.len = len;
     }
 
+    /// Which pages' links may differ from what they were; nothing if that is not known.
+    #[must_use]
+    pub fn changed_since(&self, known: &Self) -> Option<Vec<usize>> {
+        self.links.changed_since(&known.links)
+    }
+
+    /// Makes the links a vector again, if nobody else has them any more.
+    pub fn settle(&mut self) {
+        self.links.settle();
+    }
+
+    /// Makes the links common, so that a clone does not copy them.
+    pub fn lend(&mut self) {
+        self.links.lend();
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.links.capacity() * size_of::<Link>()
+        self.links.size_bytes()
     }
 }

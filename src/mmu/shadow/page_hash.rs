@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::mmu::pages::page_arena::{PageArena, PageIdx};
+use crate::mmu::vm::shared_array::SharedArray;
 use crate::mmu::words::addr::Gfn;
 use crate::mmu::words::config::GfnHash;
 
@@ -15,7 +16,7 @@ const GOLDEN_RATIO_64: u64 = 0x61C8_8646_80B5_83EB;
 /// Heads of the buckets; the links are in the pages' keys.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PageHash {
-    heads: Vec<PageIdx>,
+    heads: SharedArray<PageIdx, 256>,
     bits: u32,
     is_wide: bool,
     len: usize,
@@ -26,7 +27,7 @@ impl PageHash {
     #[must_use]
     pub fn new(kind: GfnHash) -> Self {
         Self {
-            heads: vec![PageIdx::NONE; 1 << KERNEL_SHIFT],
+            heads: vec![PageIdx::NONE; 1 << KERNEL_SHIFT].into(),
             bits: KERNEL_SHIFT,
             is_wide: kind == GfnHash::Wide,
             len: 0,
@@ -57,7 +58,7 @@ impl PageHash {
     #[must_use]
     #[inline]
     pub fn first(&self, gfn: Gfn) -> PageIdx {
-        self.heads[self.bucket(gfn)]
+        *self.heads.at(self.bucket(gfn))
     }
 
     /// Puts a page at the head of its bucket.
@@ -71,8 +72,8 @@ impl PageHash {
 
     fn link(&mut self, arena: &mut PageArena, page: PageIdx) {
         let bucket = self.bucket(arena.key(page).gfn);
-        let next = self.heads[bucket];
-        self.heads[bucket] = page;
+        let next = *self.heads.at(bucket);
+        *self.heads.at_mut(bucket) = page;
         let key = arena.key_mut(page);
         key.hash_next = next;
         key.hash_prev = PageIdx::NONE;
@@ -86,7 +87,7 @@ impl PageHash {
         let key = *arena.key(page);
         if key.hash_prev == PageIdx::NONE {
             let bucket = self.bucket(key.gfn);
-            self.heads[bucket] = key.hash_next;
+            *self.heads.at_mut(bucket) = key.hash_next;
         } else {
             arena.key_mut(key.hash_prev).hash_next = key.hash_next;
         }
@@ -98,7 +99,7 @@ impl PageHash {
 
     fn grow(&mut self, arena: &mut PageArena) {
         let mut order = Vec::with_capacity(self.len);
-        for &head in &self.heads {
+        for &head in self.heads.iter() {
             let start = order.len();
             let mut page = head;
             while page != PageIdx::NONE {
@@ -109,7 +110,7 @@ impl PageHash {
             order[start..].reverse();
         }
         self.bits += 2;
-        self.heads = vec![PageIdx::NONE; 1 << self.bits];
+        self.heads = vec![PageIdx::NONE; 1 << self.bits].into();
         for page in order {
             self.link(arena, page);
         }
@@ -121,16 +122,21 @@ impl PageHash {
         self.len
     }
 
+    /// Makes the heads common, so that a clone does not copy them.
+    pub fn lend(&mut self) {
+        self.heads.lend();
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.heads.capacity() * size_of::<PageIdx>()
+        self.heads.size_bytes()
     }
 
     /// The buckets' heads, for watchers.
     #[must_use]
-    pub fn heads(&self) -> &[PageIdx] {
-        &self.heads
+    pub fn heads(&self) -> impl Iterator<Item = PageIdx> {
+        self.heads.iter().copied()
     }
 
     /// The bucket of a gfn, for watchers.

@@ -55,6 +55,7 @@ fn calls() -> impl Strategy<Value = Call> {
     let id = 0_u32..3;
     prop_oneof![
         12 => (0_u16..2, gfn(), 0_u8..3).prop_map(|(vcpu, gfn, kind)| Call::Access(vcpu, gfn, kind)),
+        6 => (0_u16..2, gfn(), 0_u64..200, 0_u8..3).prop_map(|(vcpu, gfn, len, kind)| Call::Many(vcpu, gfn, len, kind)),
         4 => (0_u16..3, gfn(), prop_oneof![0_u64..32, any::<u64>()]).prop_map(|(vcpu, gfn, code)| Call::Fault(vcpu, gfn, code)),
         2 => (0_u16..3).prop_map(Call::Enter),
         1 => (0_u16..3).prop_map(Call::Unload),
@@ -86,12 +87,6 @@ fn calls() -> impl Strategy<Value = Call> {
         1 => (0_u64..3).prop_map(Call::Nx),
         1 => (0_u16..2, gfn(), 0_u64..9000).prop_map(|(vcpu, at, size)| Call::Prefault(vcpu, at, size)),
     ]
-}
-
-/// The same with runs of neighbours that are accessed in one call.
-fn calls_and_runs() -> impl Strategy<Value = Call> {
-    let many = (0_u16..2, gfn(), 0_u64..200, 0_u8..3);
-    prop_oneof![1 => many.prop_map(|(vcpu, gfn, len, kind)| Call::Many(vcpu, gfn, len, kind)), 9 => calls()]
 }
 
 /// What the caller of a fault says of the host: nothing found, or level, writable, and which of eight neighbours are there.
@@ -305,11 +300,46 @@ proptest! {
     }
 
     #[test]
+    fn a_fork_and_its_origin_go_their_own_ways(
+        kernel in 0..Kernel::ALL.len(),
+        is_tdp in any::<bool>(),
+        sequence in prop::collection::vec(calls(), 2..60),
+        split in 1_usize..30,
+        is_origin_first in any::<bool>(),
+    ) {
+        let mut origin = vm_with(Kernel::ALL[kernel].name, |config| {
+            config.vcpus = 2;
+            config.tdp_mmu = is_tdp && config.kernel.has_tdp_mmu;
+        });
+        let (before, after) = sequence.split_at(split.min(sequence.len() - 1));
+        before.iter().for_each(|one| call(&mut origin, one));
+        let mut fork = origin.fork();
+        let copy = fork.clone();
+        let mut early = copy.clone();
+        early.fingerprint();
+        let state = |mmu: &Mmu| (mmu.digest(), mmu.events_json_rich(), mmu.stats(), mmu.work(), mmu.to_bytes("").ok());
+        let (first, second) = if is_origin_first { (&mut origin, &mut fork) } else { (&mut fork, &mut origin) };
+        after.iter().for_each(|one| call(first, one));
+        prop_assert_eq!(state(second), state(&copy));
+        after.iter().for_each(|one| call(second, one));
+        prop_assert_eq!(state(second), state(first));
+        prop_assert_eq!(first.audit(), second.audit());
+        // A fingerprint carried on is one made anew, after each step.
+        for one in after {
+            call(&mut early, one);
+            let mut anew = early.clone();
+            anew.summed = None;
+            prop_assert_eq!(early.fingerprint(), anew.fingerprint());
+        }
+        prop_assert_eq!(early.fingerprint(), first.fingerprint());
+    }
+
+    #[test]
     fn events_and_hash_do_not_change_the_state(
         kernel in 0..Kernel::ALL.len(),
         is_tdp in any::<bool>(),
         family in 0..3_usize,
-        sequence in prop::collection::vec(calls_and_runs(), 1..60)) {
+        sequence in prop::collection::vec(calls(), 1..60)) {
         let modes = [(EventMode::All, GfnHash::Kernel), (EventMode::Off, GfnHash::Wide), (EventMode::Ring(3), GfnHash::Kernel)];
         let digests = modes.map(|(events, gfn_hash)| {
             let mut mmu = vm_with(Kernel::ALL[kernel].name, |config| {
@@ -477,6 +507,35 @@ fn neighbours_accessed_at_once_are_what_they_are_one_by_one() {
                 (ended, mmu.digest(), mmu.stats(), mmu.work(), mmu.vcpu(0).expect("vcpu 0"), bytes)
             });
             assert!(made[0] == made[1], "{} {tdp_mmu} {flags}", kernel.name);
+        }
+    }
+}
+
+#[test]
+fn whoever_protects_for_a_log_owes_a_flush_for_every_leaf() {
+    for kernel in Kernel::ALL {
+        for (tdp_mmu, pml) in [(false, false), (false, true), (true, false), (true, true)] {
+            if tdp_mmu && !kernel.has_tdp_mmu {
+                continue;
+            }
+            let mut base = vm_with(kernel.name, |config| {
+                config.family = Family::Npt;
+                config.tdp_mmu = tdp_mmu;
+                config.pml = pml;
+            });
+            put(&mut base, 0, 0, 64, 0);
+            touch(&mut base, 1);
+            let mut masked = base.clone();
+            masked.dirty_masked(0, 0, 0, 2).expect("the slot exists");
+            assert_clean(&masked);
+            for what in [PtMasked::WriteProtect, PtMasked::ClearDirty] {
+                let mut mmu = base.clone();
+                mmu.pt_masked(0, 0, 0, 2, what).expect("the slot exists");
+                assert_clean(&mmu);
+            }
+            let what = SlotWalk::RemoveWriteAccess;
+            finish(&mut base, Task::SlotWalk { as_id: 0, id: 0, what });
+            assert_clean(&base);
         }
     }
 }

@@ -114,6 +114,17 @@ proptest! {
                 *place = value;
             }
         }
+        // A copy that shares what is written to later stays as it is.
+        array.lend();
+        let (copy, as_it_was) = (array.clone(), plain.clone());
+        for (index, value) in [(0, 7), (len / 2, 7), (len - 1, 8)] {
+            array.set(index, value);
+            plain[usize::try_from(index).expect("it fits")] = value;
+        }
+        prop_assert_eq!(values(&copy), as_it_was);
+        drop(copy);
+        array.set(len / 2, 9);
+        plain[usize::try_from(len / 2).expect("it fits")] = 9;
         array.grow(len + more);
         let before = plain.len();
         plain.resize(usize::try_from(len + more).expect("it fits"), array.get(u64::MAX));

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
+use crate::mmu::vm::shared::Shared;
 use crate::mmu::words::config::EventMode;
 use crate::mmu::words::level::pages_per;
 
@@ -461,7 +462,7 @@ fn write_facts(page: &PageFacts, out: &mut String) -> std::fmt::Result {
 pub struct Events {
     is_on: bool,
     keep: usize,
-    log: VecDeque<Event>,
+    log: Shared<VecDeque<Event>>,
 }
 
 impl Events {
@@ -473,7 +474,7 @@ impl Events {
             EventMode::Ring(keep) => keep,
             EventMode::All => usize::MAX,
         };
-        Self { is_on: keep > 0, keep, log: VecDeque::new() }
+        Self { is_on: keep > 0, keep, log: Shared::default() }
     }
 
     /// Whether anything is kept.
@@ -499,7 +500,7 @@ impl Events {
         if let (
             Some(Event::Spte { as_id, gfn, level, old, new, old_child, new_child, n }),
             &Event::Spte { as_id: its_as_id, gfn: its_gfn, level: its_level, .. },
-        ) = (self.log.back_mut(), &event)
+        ) = (self.log.own().back_mut(), &event)
             && let Event::Spte { old: its_old, new: its_new, old_child: 0, new_child: 0, n: its_n, .. } = event
             && (*as_id, *level, *old, *new, *old_child, *new_child) == (its_as_id, its_level, its_old, its_new, 0, 0)
             && its_gfn == gfn.wrapping_add(u64::from(*n) * pages_per(its_level))
@@ -513,10 +514,11 @@ impl Events {
     #[cold]
     #[inline(never)]
     fn push_on(&mut self, event: Event) {
-        if self.log.len() >= self.keep {
-            self.log.pop_front();
+        let log = self.log.own();
+        if log.len() >= self.keep {
+            log.pop_front();
         }
-        self.log.push_back(event);
+        log.push_back(event);
     }
 
     /// The events kept, oldest first.
@@ -526,7 +528,15 @@ impl Events {
 
     /// Forgets them.
     pub fn clear(&mut self) {
-        self.log.clear();
+        match &mut self.log {
+            Shared::Own(log) => log.clear(),
+            Shared::Common(_) => self.log = Shared::default(),
+        }
+    }
+
+    /// Makes the log common, so that a clone does not copy it.
+    pub fn lend(&mut self) {
+        self.log.lend();
     }
 
     /// Bytes held.
@@ -539,7 +549,7 @@ impl Events {
     #[must_use]
     pub fn json(&self, write: fn(&Event, &mut String)) -> String {
         let mut out = String::from("[");
-        for event in &self.log {
+        for event in self.log.iter() {
             let before = out.len();
             write(event, &mut out);
             if out.len() > before {

@@ -8,6 +8,8 @@ pub(in crate::mmu) mod invalidation;
 pub(in crate::mmu) mod lock_polls;
 pub(in crate::mmu) mod nx_list;
 pub(in crate::mmu) mod runs;
+pub(in crate::mmu) mod shared;
+pub(in crate::mmu) mod shared_array;
 pub(in crate::mmu) mod slice;
 pub(in crate::mmu) mod slot_array;
 pub(in crate::mmu) mod slots;

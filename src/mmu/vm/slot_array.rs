@@ -4,12 +4,16 @@
 //! is cloned, dumped or walked. Models the arrays that the kernel allocates whole.
 //!
 //! Chunks stand one after the other in the order of their first use, and are named by number. So a lookup of an element
-//! waits for one number and then for the element, and a clone copies three arrays.
+//! waits for one number and then for the element. A copy of the VM shares the arrays until one of both writes to them.
 
 use serde::{Deserialize, Serialize};
 
+use crate::mmu::vm::shared_array::SharedArray;
+
 const CHUNK: usize = 64;
 const NODE: usize = 512;
+/// Chunks that a copy takes over together.
+const BLOCK: usize = 16;
 /// No array is longer; a slot has less than half as many pages.
 const LONGEST: u64 = 1 << 32;
 /// No table or no chunk: no array has so many elements, so a lookup with it ends there.
@@ -23,8 +27,8 @@ pub struct SlotArray<T: Copy + PartialEq> {
     /// Where the table of each 512 chunks begins among the numbers.
     nodes: Vec<u32>,
     /// Tables of numbers of chunks, 512 each; the table of a lone node is as long as the array needs.
-    numbers: Vec<u32>,
-    chunks: Vec<[T; CHUNK]>,
+    numbers: SharedArray<u32, NODE>,
+    chunks: SharedArray<[T; CHUNK], BLOCK>,
     len: u64,
     rest: T,
     /// The chunk written to last, counted from the array's beginning, and its number.
@@ -73,20 +77,18 @@ fn place(index: u64) -> (usize, usize, usize) {
     (index / (CHUNK * NODE), index / CHUNK % NODE, index % CHUNK)
 }
 
-/// Reserves room for `step` more where there is none: for an eighth of what there is, but for no more than `most` in all.
-fn reserve<E>(array: &mut Vec<E>, step: usize, most: usize) {
-    if array.capacity() - array.len() < step {
-        let more = (array.len() / 8).max(4 * step).min(most.saturating_sub(array.len())).max(step);
-        array.reserve_exact(more);
-    }
-}
-
 impl<T: Copy + PartialEq> SlotArray<T> {
     /// An array of one value.
     #[must_use]
     pub fn new(len: u64, rest: T) -> Self {
-        let mut array =
-            Self { nodes: Vec::new(), numbers: Vec::new(), chunks: Vec::new(), len: 0, rest, last: (0, NONE) };
+        let mut array = Self {
+            nodes: Vec::new(),
+            numbers: SharedArray::default(),
+            chunks: SharedArray::default(),
+            len: 0,
+            rest,
+            last: (0, NONE),
+        };
         array.grow(len);
         array
     }
@@ -98,7 +100,7 @@ impl<T: Copy + PartialEq> SlotArray<T> {
             self.nodes.resize(place(len - 1).0 + 1, NONE);
             // A lone table follows the array.
             if !self.numbers.is_empty() && self.numbers.len() < NODE {
-                self.numbers.resize(self.table_len(), NONE);
+                self.add_numbers(self.table_len());
             }
         }
     }
@@ -116,8 +118,8 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     /// Makes every element the value.
     pub fn fill(&mut self, value: T) {
         self.nodes.fill(NONE);
-        self.numbers = Vec::new();
-        self.chunks = Vec::new();
+        self.numbers = SharedArray::default();
+        self.chunks = SharedArray::default();
         self.last = (0, NONE);
         self.rest = value;
     }
@@ -128,10 +130,26 @@ impl<T: Copy + PartialEq> SlotArray<T> {
         self.len
     }
 
-    /// The numbers of a node's chunks, from one of them on.
-    fn numbers_from(&self, node: usize, chunk: usize) -> Option<&[u32]> {
-        let start = *self.nodes.get(node)? as usize;
-        self.numbers.get(start + chunk..start + self.table_len())
+    /// Makes all of it common, so that a clone copies little of it.
+    pub fn lend(&mut self) {
+        self.numbers.lend();
+        self.chunks.lend();
+    }
+
+    /// Makes room for numbers up to a length.
+    fn add_numbers(&mut self, len: usize) {
+        while self.numbers.len() < len {
+            self.numbers.push(NONE);
+        }
+    }
+
+    /// The numbers of a node's chunks, from one of them on; none where no chunk is used.
+    fn numbers_from(&self, node: usize, chunk: usize) -> Option<impl Iterator<Item = u32>> {
+        let start = *self.nodes.get(node)?;
+        (start != NONE).then(|| {
+            let start = start as usize;
+            (start + chunk..start + self.table_len()).map(|at| self.numbers.get(at).copied().unwrap_or(NONE))
+        })
     }
 
     /// The chunk that holds an index, where something was written to it.
@@ -167,7 +185,7 @@ impl<T: Copy + PartialEq> SlotArray<T> {
         // Neighbours are written one after the other.
         let number = if index / CHUNK as u64 == self.last.0 { self.last.1 } else { self.number_of(index) };
         if (number as usize) < self.chunks.len() {
-            return Some(&mut self.chunks[number as usize][place(index).2]);
+            return Some(&mut self.chunks.at_mut(number as usize)[place(index).2]);
         }
         self.add_chunk(index)
     }
@@ -175,7 +193,8 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     /// The elements from an index to the end of its chunk, to change; none where nothing was written, or beyond the end.
     pub fn rest_of_chunk_mut(&mut self, index: u64) -> Option<&mut [T]> {
         let number = if index < self.len { self.number_of(index) } else { NONE };
-        Some(&mut self.chunks.get_mut(number as usize)?[place(index).2..])
+        let is_used = (number as usize) < self.chunks.len();
+        is_used.then(|| &mut self.chunks.at_mut(number as usize)[place(index).2..])
     }
 
     /// Looks the number of an index's chunk up, and remembers it.
@@ -193,18 +212,25 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     fn add_chunk(&mut self, index: u64) -> Option<&mut T> {
         let (node, chunk, at) = place(index);
         let (nr_chunks, table_len) = (self.nr_chunks(), self.table_len());
-        let start = self.nodes.get_mut(node)?;
-        if *start == NONE {
-            *start = u32::try_from(self.numbers.len()).ok()?;
-            reserve(&mut self.numbers, table_len, nr_chunks.next_multiple_of(table_len));
-            self.numbers.resize(self.numbers.len() + table_len, NONE);
+        let mut start = *self.nodes.get(node)?;
+        if start == NONE {
+            start = u32::try_from(self.numbers.len()).ok()?;
+            *self.nodes.get_mut(node)? = start;
+            self.numbers.reserve((self.numbers.len() / 8 / table_len * table_len).max(table_len));
+            self.add_numbers(self.numbers.len() + table_len);
         }
         let number = u32::try_from(self.chunks.len()).ok()?;
-        *self.numbers.get_mut(*start as usize + chunk)? = number;
-        reserve(&mut self.chunks, 1, nr_chunks);
+        let place = start as usize + chunk;
+        if place >= self.numbers.len() {
+            return None;
+        }
+        *self.numbers.at_mut(place) = number;
+        // For an eighth of what there is, but for no more than there can be.
+        let used = self.chunks.len();
+        self.chunks.reserve((used / 8).max(4).min(nr_chunks.saturating_sub(used)).max(1));
         self.chunks.push([self.rest; CHUNK]);
         self.last = (index / CHUNK as u64, number);
-        Some(&mut self.chunks.last_mut()?[at])
+        Some(&mut self.chunks.at_mut(number as usize)[at])
     }
 
     /// Writes an element, where there is one.
@@ -229,7 +255,7 @@ impl<T: Copy + PartialEq> SlotArray<T> {
             let left = NODE - chunk;
             let empty = match self.numbers_from(node, chunk) {
                 None => left,
-                Some(numbers) => match numbers.iter().position(|&number| number != NONE) {
+                Some(mut numbers) => match numbers.position(|number| number != NONE) {
                     Some(empty) => empty,
                     None => left,
                 },
@@ -246,9 +272,9 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     /// Index and value of every element that differs from the rest.
     pub fn iter(&self) -> impl Iterator<Item = (u64, T)> + '_ {
         let tables = (0..self.nodes.len()).filter_map(|node| Some((node, self.numbers_from(node, 0)?)));
-        let chunks = tables.flat_map(|(node, numbers)| (node * NODE..).zip(numbers.iter()));
+        let chunks = tables.flat_map(|(node, numbers)| (node * NODE..).zip(numbers));
         chunks
-            .filter_map(|(chunk, &number)| Some((chunk, self.chunks.get(number as usize)?)))
+            .filter_map(|(chunk, number)| Some((chunk, self.chunks.get(number as usize)?)))
             .flat_map(|(chunk, values)| ((chunk * CHUNK) as u64..).zip(values.iter().copied()))
             .filter(|&(_, value)| value != self.rest)
     }
@@ -282,7 +308,6 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     /// Bytes held.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        (self.nodes.capacity() + self.numbers.capacity()) * size_of::<u32>()
-            + self.chunks.capacity() * size_of::<[T; CHUNK]>()
+        self.nodes.capacity() * size_of::<u32>() + self.numbers.size_bytes() + self.chunks.size_bytes()
     }
 }

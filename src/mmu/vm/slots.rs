@@ -152,6 +152,13 @@ impl SlotBody {
         }
     }
 
+    /// Makes its arrays common, so that a clone copies none of them.
+    fn lend(&mut self) {
+        self.rmap.iter_mut().for_each(SlotArray::lend);
+        self.disallow.iter_mut().for_each(SlotArray::lend);
+        self.dirty.iter_mut().for_each(SlotArray::lend);
+    }
+
     /// The veto count of a large page.
     #[inline]
     #[must_use]
@@ -194,6 +201,11 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
+    /// Makes the slots' arrays common, so that a clone copies none of them.
+    pub fn lend(&mut self) {
+        self.bodies.iter_mut().for_each(SlotBody::lend);
+    }
+
     /// Whether the slots are slots, in order, each with arrays of its size.
     #[must_use]
     pub fn is_well_formed(&self) -> bool {

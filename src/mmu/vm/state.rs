@@ -184,6 +184,16 @@ impl MmuState {
         })
     }
 
+    /// A copy that shares what is large until one of both writes to it.
+    pub(in crate::mmu) fn fork(&mut self) -> Self {
+        self.arena.lend();
+        self.hash.lend();
+        self.active.lend();
+        self.spaces.iter_mut().for_each(AddressSpace::lend);
+        self.events.lend();
+        self.clone()
+    }
+
     pub(in crate::mmu) fn check_vcpu(&self, vcpu: u16) -> Result<usize> {
         if vcpu < self.config.vcpus {
             Ok(usize::from(vcpu))

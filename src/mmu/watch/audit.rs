@@ -161,7 +161,7 @@ impl MmuState {
     fn audit_hash(&self, report: &mut Report) {
         let mut seen: BTreeMap<PageIdx, u32> = BTreeMap::new();
         let most = self.hash.len() + 1;
-        for (bucket, &head) in self.hash.heads().iter().enumerate() {
+        for (bucket, head) in self.hash.heads().enumerate() {
             let mut previous = PageIdx::NONE;
             let mut page = head;
             let mut steps = 0;

@@ -238,7 +238,7 @@ impl MmuState {
         });
     }
 
-    fn put_vcpu(&self, out: &mut String, vcpu: &VcpuMmu) {
+    pub(in crate::mmu) fn put_vcpu(&self, out: &mut String, vcpu: &VcpuMmu) {
         put!(
             out,
             r#"{{"cr3":"{:#x}","mmio":["{:#x}",{},{},"{:#x}"],"#,
