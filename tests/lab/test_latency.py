@@ -202,7 +202,9 @@ def test_the_command_says_so_and_writes_a_page(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert max(map(len, done.stdout.partition("written:")[0].splitlines())) <= 80
     assert "livelock" in done.stdout and "modelled us" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latency.csv", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("hold.svg", "latency.csv", "progress.svg", "report.html", "wait.svg")
+    ]
     again = subprocess.run(
         [sys.executable, "-m", "kvm_mmu", *words, "--json"], capture_output=True, check=False
     )

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvm_mmu.errors import UsageError
 from kvm_mmu.lab.latency.percentiles import RANKS
 from kvm_mmu.terminal import WIDTH, folded
-from kvm_mmu.view.document import document, table
+from kvm_mmu.view import charts
+from kvm_mmu.view.document import document, figure, table
 from kvm_mmu.view.document import text as as_html
 from kvm_mmu.view.out_folder import OutFolder, write_all
 from kvm_mmu.view.tables import csv_text, text_table
@@ -27,6 +29,8 @@ MEASURES = {
     "progress": "to get through",
     "end": "until it ends",
 }
+#: The percentiles that a figure shows: the longest of how many.
+ONE_IN = {"p50": 2, "p99": 100, "p999": 1000}
 _PLACE = (
     *("input", "kernel", "mmu", "at", "plan", "interleaving", "pages_asked", "mmio_asked", "vcpus", "pages"),
     *("runs", "first_seed", "every", "verdict", "ended", "livelocks", "lock_breaks", "shared_units"),
@@ -144,8 +148,39 @@ class Latency:
 
         return pandas.DataFrame(dict(self.columns))
 
+    def plot(self, of: str = "hold", ax: Any = None) -> Any:
+        """Draw a distribution into axes of matplotlib: how long the longest of two, of a hundred, of a thousand is.
+
+        Args:
+            of: a name of `MEASURES`.
+            ax: the axes; made when absent.
+
+        Returns:
+            The axes. Modelled time where every row has it, work units otherwise.
+
+        Raises:
+            UsageError: no such measure, or matplotlib (the extra `plot`) is not installed.
+        """
+        if of not in MEASURES:
+            raise UsageError(f"plot of {of!r}: expected one of {', '.join(MEASURES)}")
+        if ax is None:
+            ax = charts.axes()
+        good = [row for row in self.rows if not row["error"]]
+        is_modelled = all(row["cost_model"] for row in good)
+        series = []
+        for number, row in enumerate(good):
+            names = [row[name] for name in ("input", "kernel") if len({one[name] for one in good}) > 1]
+            name = ", ".join([row["plan"], *names]) + (" (livelock)" if row["livelocks"] else "")
+            place = f"modelled_{of}_us_" if is_modelled else f"{of}_units_"
+            values = [(one_in, row[place + rank]) for rank, one_in in ONE_IN.items()]
+            points = [(float(x), float(y)) for x, y in values if y is not None]
+            series.append(charts.Series(name, points, charts.look(number)))
+        said = "modelled us" if is_modelled else "work units"
+        charts.draw_curves(ax, series, f"{MEASURES[of]}, simulated", "the longest of so many", said)
+        return ax
+
     def write(self, folder: str | Path | OutFolder) -> list[Path]:
-        """Write the rows as CSV, and the distributions as a page for a browser.
+        """Write the rows as CSV, and the distributions as a page for a browser, with figures where matplotlib is.
 
         Args:
             folder: where; or a folder that the caller has claimed.
@@ -155,7 +190,14 @@ class Latency:
         """
         parts = [table(_distributions(rows), title) for title, rows in self._groups().items()]
         said = "".join(f"<p>{as_html(note)}</p>" for note in self.notes)
-        files: dict[str, Content] = {
+        files: dict[str, Content] = {}
+        if charts.missing() is None and self._groups():
+            for of, called in MEASURES.items():
+                if of != "end":  # one sample a run is no distribution
+                    title = f"{called}, simulated"
+                    files[f"{of}.svg"] = charts.to_svg(lambda ax, of=of: self.plot(of, ax), title)  # type: ignore[misc]
+                    parts.append(figure(str(files[f"{of}.svg"]), title))
+        files |= {
             "latency.csv": csv_text(self.columns),
             "report.html": document("Latency, simulated", [*parts, said]),
         }
