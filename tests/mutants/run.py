@@ -9,6 +9,7 @@ table and of the build differ.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -103,28 +104,57 @@ def kill(mutant: Mutant) -> tuple[bool, str]:
     return status == FAILED, said
 
 
+def findings(name: str) -> list[tuple[str, int]] | None:
+    """What the judge finds under a mutant, None if the search came to nothing."""
+    command = [sys.executable, str(HERE / "judged.py"), name]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environ("KVM_MMU_MUTANT", name),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        print(f"{name}: {error}\n{(error.stderr or '')[-1000:]}", file=sys.stderr)
+        return None
+    return [(found, steps) for found, steps in json.loads(done.stdout)]
+
+
 def by_the_judge(parts: list[str], jobs: int) -> int:
-    """Which faults the judge names, and that it lets those pass that are sound; how many it is wrong about."""
+    """The table of faults that the judge names or lets pass; how many it is wrong about."""
     chosen = [
         name for name in (*judged.KILLS, *judged.SOUND) if not parts or any(part in name for part in parts)
     ]
-    mutants = [
-        Mutant(name, "KVM_MMU_MUTANT", table.judged(name) if name in judged.KILLS else judged.SILENT)
-        for name in chosen
-    ]
-    wrong = 0
+    planted = {
+        name: one for name, one in judged.PLANTED.items() if not parts or any(part in name for part in parts)
+    }
+    wrong = number = killed = 0
+    print(f"{'#':>3}  {'planted fault':<34} {'expected':<22} {'killed by':<22} {'world':<28} steps")
+
+    def row(name: str, expected: str | None, where: str, found: list[tuple[str, int]] | None) -> None:
+        nonlocal wrong, number, killed
+        number += 1
+        steps = dict(found or [])
+        by = expected if expected in steps else next(iter(steps), None)
+        is_right = found is not None and by == expected
+        wrong += not is_right
+        killed += is_right and expected is not None
+        last = "" if is_right else "   WRONG"
+        said = f"{number:>3}  {name:<34} {expected or '(sound)':<22} {by or 'passes':<22} {where:<28}"
+        print(f"{said} {steps.get(by, '') if by else ''}{last}", flush=True)
+
     with ThreadPoolExecutor(jobs) as pool:
-        for mutant, (is_killed, said) in zip(mutants, pool.map(kill, mutants), strict=True):
-            where = judged.KILLS.get(mutant.name)
-            is_right = is_killed == (where is not None)
-            wrong += not is_right
-            word = "killed  " if is_killed else "passes  "
-            about = (
-                "a sound fault" if where is None else f"{where.name:<20} {where.kernel} {where.world.name}"
-            )
-            print(f"{word if is_right else 'WRONG   '}  {mutant.name:<30} judge: {about}", flush=True)
-            if not is_right:
-                print(said[-1000:], file=sys.stderr)
+        for name, found in zip(chosen, pool.map(findings, chosen), strict=True):
+            kill = judged.KILLS.get(name)
+            where = "v6.12 W1, W2" if kill is None else f"{kill.kernel} {kill.world.name}"
+            row(name, None if kill is None else kill.name, where, found)
+    for name, one in planted.items():
+        kernel = one.subject.kernel.partition(":")[0]
+        row(name, one.name, f"{kernel} {one.world.name}", judged.found_in(one.subject, one.world, one.depth))
+    print(f"{killed} faults named by a property, {number - killed - wrong} sound ones passed, {wrong} wrong")
     return wrong
 
 

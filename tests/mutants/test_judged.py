@@ -26,6 +26,8 @@ def _judged() -> Any:
 
 
 JUDGED = _judged()
+#: Faults that the judge names.
+KILLED = 54
 
 
 @pytest.mark.parametrize("name", sorted(JUDGED.KILLS))
@@ -33,6 +35,13 @@ def test_the_judge_is_silent(name: str) -> None:
     kill = JUDGED.KILLS[name]
     result = check(Subject(kill.kernel), kill.world, depth=kill.depth, keep=True)
     assert [finding.name for finding in result.found if finding.name == kill.name] == []
+
+
+@pytest.mark.parametrize("name", sorted(JUDGED.PLANTED))
+def test_what_needs_no_build_is_named_or_passes(name: str) -> None:
+    planted = JUDGED.PLANTED[name]
+    found = dict(JUDGED.found_in(planted.subject, planted.world, planted.depth))
+    assert planted.name in found if planted.name else not found
 
 
 @pytest.mark.parametrize("world", ["W1", "W2"])
@@ -43,3 +52,5 @@ def test_small_worlds_are_sound(world: str) -> None:
 def test_each_fault_is_killed_or_sound() -> None:
     assert set(JUDGED.KILLS).isdisjoint(JUDGED.SOUND)
     assert len(JUDGED.SOUND) >= 10
+    killed = [*JUDGED.KILLS, *(name for name, planted in JUDGED.PLANTED.items() if planted.name)]
+    assert len(killed) == len(set(killed)) >= KILLED

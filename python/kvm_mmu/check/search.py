@@ -140,6 +140,20 @@ def wraps(prepared: Prepared, as_id: int) -> bool:
     return False
 
 
+#: What an exhaustive search says before its first level.
+_NOTHING: Mapping[str, Any] = {
+    "states": 1,
+    "transitions": 0,
+    "depth": 0,
+    "closed": False,
+    "over": False,
+    "cut": False,
+    "found": [],
+    "goals": [],
+    "premises": {},
+}
+
+
 def _findings(rows: list[tuple[str, str, str, list[tuple[int, int]]]], shortest: bool) -> tuple[Finding, ...]:
     return tuple(
         Finding(name, detail, owner, tuple((action, poll) for action, poll in path), shortest)
@@ -193,10 +207,15 @@ def check(
         journal.load_levels(search, keep)
     interrupted = False
     complete = False
-    so_far: dict[str, Any] = search.so_far() or {"depth": 0, "states": 1, "over": False}
+
+    def now() -> dict[str, Any]:
+        return search.so_far() if journal is None else journal.with_past(search.so_far())
+
+    so_far: dict[str, Any] = now() or dict(_NOTHING)
     try:
         while True:
-            if so_far["over"] or (depth is not None and so_far["depth"] >= depth):
+            is_found = bool(so_far["found"]) and not keep
+            if so_far["over"] or is_found or (depth is not None and so_far["depth"] >= depth):
                 complete = True
                 break
             if states is not None and so_far["states"] >= states:
@@ -204,14 +223,14 @@ def check(
             left = seconds - (time.monotonic() - begun)
             if left <= 0 or not search.level(jobs, left, keep):
                 break
-            so_far = search.so_far()
+            so_far = now()
             if journal is not None:
                 journal.save_level(search, so_far)
             if progress is not None:
                 progress(f"{world.name} depth {so_far['depth']}: {so_far['states']:,} states")
     except KeyboardInterrupt:
         interrupted = True
-    so_far = search.so_far()
+    so_far = now() or so_far
     closed = bool(so_far["closed"]) and not so_far["cut"] and not interrupted
     return Result(
         prepared,
@@ -247,7 +266,12 @@ def _random(
     interrupted = False
     try:
         while True:
+            if journal is not None and journal.found and not keep:
+                so_far = so_far or journal.with_past({"steps": steps, "found": []})
+                break
             so_far = search.random_round(seed, jobs, keep)
+            if journal is not None:
+                so_far = journal.with_past(so_far)
             if journal is not None and so_far["round"] % 64 == 0:
                 journal.save_round(search, so_far)
             if so_far["steps"] >= steps or (so_far["found"] and not keep):
@@ -260,7 +284,7 @@ def _random(
                 )
     except KeyboardInterrupt:
         interrupted = True
-    if journal is not None and so_far:
+    if journal is not None and "round" in so_far:
         journal.save_round(search, so_far)
     return Result(
         prepared,
@@ -296,6 +320,7 @@ class _Journal:
             "seed": seed if mode == "random" else None,
         }
         self._header = json.dumps(about, sort_keys=True)
+        self._past: dict[str, Any] = {"goals": [], "premises": {}, "found": []}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / "header.json"
@@ -309,6 +334,28 @@ class _Journal:
                 write_whole(file, self._header)
         except OSError as error:
             raise UsageError(f"--resume {shown(str(folder))}: {error}") from None
+
+    @property
+    def found(self) -> bool:
+        """Whether what was done before found a violation."""
+        return bool(self._past["found"])
+
+    def with_past(self, so_far: Mapping[str, Any]) -> dict[str, Any]:
+        """What a search says, with what was met, counted and found before it was gone on with."""
+        past = self._past
+        if not so_far:
+            return {}
+        met = {goal: how for goal, how in past["goals"] if how is not None and how is not False}
+        goals = [(goal, met.get(goal, how)) for goal, how in so_far.get("goals", past["goals"])]
+        counts = dict(past["premises"])
+        for name, count in so_far.get("premises", {}).items():
+            counts[name] = counts.get(name, 0) + count
+        names = {row[0] for row in past["found"]}
+        found = [*past["found"], *(row for row in so_far["found"] if row[0] not in names)]
+        return {**so_far, "goals": goals, "premises": counts, "found": found}
+
+    def _remember(self, kept: Mapping[str, Any]) -> None:
+        self._past = {key: kept.get(key, self._past[key]) for key in self._past}
 
     def _read(self, name: str) -> dict[str, Any] | None:
         file = self._folder / name
@@ -334,6 +381,7 @@ class _Journal:
             raise UsageError(f"--resume {shown(str(file))}: it is not the file that was written")
         if not search.load(packed, level["first"], level["depth"], level["transitions"], keep):
             raise UsageError(f"--resume {shown(str(file))}: its states are not those of this world")
+        self._remember(level)
 
     def save_level(self, search: _core.Search, so_far: Mapping[str, Any]) -> None:
         """Keep a complete level."""
@@ -347,6 +395,7 @@ class _Journal:
             "first": first,
             "states": name,
             "sha256": hashlib.sha256(packed).hexdigest(),
+            **{key: so_far[key] for key in self._past},
         }
         write_whole(self._folder / "level.json", json.dumps(level))
         if before is not None and before["states"] != name:
@@ -356,10 +405,18 @@ class _Journal:
         """Go on from the last complete round."""
         rounds = self._read("rounds.json")
         if rounds is not None:
-            search.resume_random(rounds["seed"], rounds["round"], rounds["steps"], rounds["corpus"])
+            corpus = [[(action, poll) for action, poll in prefix] for prefix in rounds["corpus"]]
+            search.resume_random(rounds["seed"], rounds["round"], rounds["steps"], corpus)
+            self._remember(rounds)
 
     def save_round(self, search: _core.Search, so_far: Mapping[str, Any]) -> None:
         """Keep the complete rounds."""
         seed = json.loads(self._header)["seed"]
-        rounds = {"seed": seed, "round": so_far["round"], "steps": so_far["steps"], "corpus": search.corpus()}
+        rounds = {
+            "seed": seed,
+            "round": so_far["round"],
+            "steps": so_far["steps"],
+            "corpus": search.corpus(),
+            **{key: so_far[key] for key in self._past},
+        }
         write_whole(self._folder / "rounds.json", json.dumps(rounds))
