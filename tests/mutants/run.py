@@ -118,7 +118,7 @@ def findings(name: str) -> list[tuple[str, int]] | None:
             check=True,
         )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        print(f"{name}: {error}\n{(error.stderr or '')[-1000:]}", file=sys.stderr)
+        print(f"{name}: {error}\n{error.stderr!r}", file=sys.stderr)
         return None
     return [(found, steps) for found, steps in json.loads(done.stdout)]
 
