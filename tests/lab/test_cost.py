@@ -52,5 +52,7 @@ def test_modelled_time_has_its_own_columns() -> None:
     assert "not measured" in found.to_text() and "error on its rows" in found.to_text()
     assert found.to_polars().columns[-1] == "modelled_ms_per_update"
     assert "cost_model" not in km.compare(mix, ["seed"], at="wrap").columns
+    slot = km.compare(mix, ["v5.2-slot", "seed"], at="end", cost="kernel-c-5.0")
+    assert [row["modelled_ms"] is None for row in slot.rows] == [True, False]
     with pytest.raises(UsageError, match="kernel-c"):
         km.compare(mix, ["seed"], cost="guess")

@@ -22,7 +22,7 @@ from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import comparison_page, forced_event, page_tables, soundness
 from kvm_mmu.lab.collateral import Repeated, repeat
 from kvm_mmu.lab.comparison import Comparison
-from kvm_mmu.lab.cost import CostModel, cost_model
+from kvm_mmu.lab.cost import CostModel, cost_model, is_fitted_to
 from kvm_mmu.lab.fit import fit_power
 from kvm_mmu.lab.forced_event import EventRun, Plan
 from kvm_mmu.lab.input_names import InputNames
@@ -156,8 +156,7 @@ def _row(
     if setting.sample is not None:
         row = estimated(row, work, workload.vm, setting.sample, _is_of_marked(plan))
     if setting.cost is not None:
-        # The models are fitted to what zaps of shadow pages took.
-        modelled = None if vm.tdp_mmu else setting.cost.nanoseconds(work, population[0]) / 1e6
+        modelled = None if not is_fitted_to(vm, plan) else setting.cost.nanoseconds(work, population[0]) / 1e6
         row |= {
             "cost_model": setting.cost.name,
             "modelled_ms": modelled,
@@ -453,8 +452,10 @@ def compare(
     result.notes += _changes(changed)
     if model is not None:
         result.notes.append(f"modelled time, not measured: {model}")
-        if any(row["mmu"] == "tdp" for row in result.rows):
-            result.notes.append(f"{model.name} was fitted to zaps of shadow pages: none for the TDP MMU")
+        if any(row["modelled_ms"] is None for row in result.rows):
+            result.notes.append(
+                f"{model.name} was fitted to walks of lists of shadow pages: none for the TDP MMU and walks over a slot"
+            )
     return result
 
 

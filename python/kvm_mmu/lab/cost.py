@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from kvm_mmu.errors import UsageError
 from kvm_mmu.lab import forced_event
+from kvm_mmu.machine.vm import Vm
 from kvm_mmu.machine.zap_plan import plans
 from kvm_mmu.scenario.workload import Workload, mmio_mix
 
@@ -120,6 +121,16 @@ class CostModel:
     def nanoseconds(self, work: Mapping[str, int], pages: int) -> float:
         """Modelled time of a zap's work with so many live pages before it."""
         return float(np.dot(features(work, pages), self.coefficients))
+
+
+def is_fitted_to(vm: Vm, plan: object) -> bool:
+    """True if the models' rows say anything of a plan: of none that walks roots or a slot's reverse maps.
+
+    Args:
+        vm: the VM that it is run on.
+        plan: the plan, or a function that zaps.
+    """
+    return not vm.tdp_mmu and getattr(plan, "walk", "") != "slot"
 
 
 def features(work: Mapping[str, int], pages: int) -> npt.NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvm_mmu.errors import KvmMmuError, UsageError
 from kvm_mmu.lab import forced_event, page_tables
-from kvm_mmu.lab.cost import CostModel
+from kvm_mmu.lab.cost import CostModel, is_fitted_to
 from kvm_mmu.lab.cost import cost_model as model_named
 from kvm_mmu.lab.forced_event import Plan
 from kvm_mmu.lab.latency.interleaving import INTERLEAVINGS, guest_of
@@ -207,7 +207,7 @@ def _row(setting: Setting, name: str, plan: Plan | str, asked: Asked) -> dict[st
         "pages": made.population().pages,
         "first_seed": asked.first_seed,
         "every": asked.every,
-        **_of_runs(runs, None if made.vm.tdp_mmu else asked.model),
+        **_of_runs(runs, asked.model if is_fitted_to(made.vm, chosen) else None),
         "error": "",
     }
 
@@ -219,7 +219,7 @@ def _simulated(made: Workload, at: str, plan: ZapPlan, asked: Asked, seed: int) 
         raise UsageError(f"plan {plan}: {made.name} has no slot")
     forced_event.prepare(vm, at)
     guest = guest_of(asked.interleaving, vm, made.touches, seed)
-    model = None if vm.tdp_mmu else asked.model
+    model = asked.model if is_fitted_to(vm, plan) else None
     return simulate(vm, plan, guest, slot=slot, every=asked.every, model=model)
 
 
@@ -263,8 +263,11 @@ def _notes(found: Latency, asked: Asked) -> list[str]:
     ]
     if any(row["cost_model"] for row in found.rows):
         notes.append(f"modelled time, not measured: {asked.model}")
-    if any(row["mmu"] == "tdp" for row in found.rows):
-        notes.append(f"{asked.model.name} was fitted to shadow pages: the TDP MMU has work units only")
+    if any(not row["cost_model"] and not row["error"] for row in found.rows):
+        notes.append(
+            f"{asked.model.name} was fitted to walks of lists of shadow pages: the TDP MMU and walks over a slot have "
+            "work units only"
+        )
     if any(row["shared_units"] for row in found.rows):
         notes.append(
             "a zap that holds the lock for reading stops no fault: only what it does alone is a hold; a fault of the "

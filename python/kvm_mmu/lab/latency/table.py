@@ -98,7 +98,10 @@ class Latency:
         parts = []
         for title, rows in self._groups().items():
             parts += [folded(title), text_table(_distributions(rows))]
-        parts += [folded(f"failed: {row['plan']}, {row['kernel']}: {row['error']}") for row in self.failed]
+        parts += [
+            folded(f"failed: {', '.join(filter(None, (row['plan'], row['kernel'])))}: {row['error']}")
+            for row in self.failed
+        ]
         if measured and self.measured_rows:
             parts.append("measured wall time of this program (not a kernel's), seconds")
             names = tuple(self.measured_rows[0])
