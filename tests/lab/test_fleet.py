@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +11,7 @@ from random import Random
 
 import kvm_mmu as km
 import pytest
+from kvm_mmu.cli import main
 from kvm_mmu.lab.fleet import find, fleet
 from kvm_mmu.trace.analysis.stalls import stalls
 
@@ -105,14 +104,11 @@ def test_what_is_no_fleet_is_refused(hosts: Path, tmp_path: Path) -> None:
             fleet(**bad)
 
 
-def test_the_command(hosts: Path) -> None:
-    def command(*words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "kvm_mmu", "trace", *words]
-        return subprocess.run(line, capture_output=True, text=True, check=False)
-
-    done = command("stalls", str(hosts), "--executor", "processes")
-    assert done.returncode == 1 and "6 files, 2 of them cannot be read" in done.stdout, done.stderr
-    refused = command("stalls", str(hosts), "--cpu", "1")
-    assert refused.returncode == 2 and "a fleet is read whole" in refused.stderr
-    refused = command("stalls", str(hosts / "two" / "notes.txt"), "--executor", "processes")
-    assert refused.returncode == 2 and "expected a folder of recordings" in refused.stderr
+def test_the_command(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = "concurrent.futures:ThreadPoolExecutor"
+    assert main(["trace", "stalls", str(hosts), "--executor", pool]) == 1
+    assert "6 files, 2 of them cannot be read" in capsys.readouterr().out
+    assert main(["trace", "stalls", str(hosts), "--cpu", "1"]) == 2
+    assert "a fleet is read whole" in capsys.readouterr().err
+    assert main(["trace", "stalls", str(hosts / "two" / "notes.txt"), "--executor", pool]) == 2
+    assert "expected a folder of recordings" in capsys.readouterr().err

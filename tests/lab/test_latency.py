@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kvm_mmu as km
 import pytest
+from kvm_mmu.cli import main
 from kvm_mmu.lab.cost import MODELS
 from kvm_mmu.lab.latency.interleaving import INTERLEAVINGS, MOST_HITS, guest_of
 from kvm_mmu.lab.latency.percentiles import percentiles
@@ -193,21 +192,14 @@ def test_what_is_no_simulation_is_refused(more: dict[str, object], said: str) ->
         km.latency("boot", **{"pages": [64], "jobs": 1, **more})
 
 
-def test_the_command_says_so_and_writes_a_page(tmp_path: Path) -> None:
+def test_the_command_says_so_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "latency boot --kernels v5.0 --plans own,zap-all --pages 64 --interleaving adversarial".split()
-    done = subprocess.run(
-        [sys.executable, "-m", "kvm_mmu", *words, "-o", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert max(map(len, done.stdout.partition("written:")[0].splitlines())) <= 80
-    assert "livelock" in done.stdout and "modelled us" in done.stdout
+    assert main([*words, "-o", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert max(map(len, said.partition("written:")[0].splitlines())) <= 80
+    assert "livelock" in said and "modelled us" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("hold.svg", "latency.csv", "progress.svg", "report.html", "wait.svg")
     ]
-    again = subprocess.run(
-        [sys.executable, "-m", "kvm_mmu", *words, "--json"], capture_output=True, check=False
-    )
-    assert json.loads(again.stdout)["schema"] == "kvm-mmu/latency/1"
+    assert main([*words, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["schema"] == "kvm-mmu/latency/1"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import kvm_mmu as km
 import pytest
+from kvm_mmu.cli import main
 from kvm_mmu.lab.inputs import read_input
 from kvm_mmu.lab.sampling import compared, gfn_hash, sampled
 from kvm_mmu.scenario.language import Scenario
@@ -102,11 +101,12 @@ def test_what_is_no_sample_is_refused(more: dict[str, object], said: str) -> Non
         km.sweep(["boot"], pages=["64"], sample=0.5)
 
 
-def test_the_command_prints_the_error(root: Path) -> None:
-    path = "tests/data/traces/5.0.1-npt/basic/trace.txt.xz"
-    words = ["compare", path, "--plan", "zap-all", "--sample", "50%"]
-    command = [sys.executable, "-m", "kvm_mmu", *words, "--against-full"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
-    assert "estimates against the full run" in done.stdout and "faults_again" in done.stdout
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=root, check=True)
-    assert {row["count"] for row in json.loads(done.stdout)["sampling_error"]} >= {"pages", "faults_again"}
+def test_the_command_prints_the_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(root / "tests" / "data" / "traces" / "5.0.1-npt" / "basic" / "trace.txt.xz")
+    words = ["compare", path, "--plan", "zap-all", "--sample", "50%", "--against-full"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "estimates against the full run" in said and "faults_again" in said
+    assert main([*words, "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert {row["count"] for row in read["sampling_error"]} >= {"pages", "faults_again"}
