@@ -134,7 +134,6 @@ impl PageHash {
     }
 
     /// The buckets' heads, for watchers.
-    #[must_use]
     pub fn heads(&self) -> impl Iterator<Item = PageIdx> {
         self.heads.iter().copied()
     }

@@ -312,16 +312,22 @@ proptest! {
             config.tdp_mmu = is_tdp && config.kernel.has_tdp_mmu;
         });
         let (before, after) = sequence.split_at(split.min(sequence.len() - 1));
-        before.iter().for_each(|one| call(&mut origin, one));
+        for one in before {
+            call(&mut origin, one);
+        }
         let mut fork = origin.fork();
         let copy = fork.clone();
         let mut early = copy.clone();
         early.fingerprint();
         let state = |mmu: &Mmu| (mmu.digest(), mmu.events_json_rich(), mmu.stats(), mmu.work(), mmu.to_bytes("").ok());
         let (first, second) = if is_origin_first { (&mut origin, &mut fork) } else { (&mut fork, &mut origin) };
-        after.iter().for_each(|one| call(first, one));
+        for one in after {
+            call(first, one);
+        }
         prop_assert_eq!(state(second), state(&copy));
-        after.iter().for_each(|one| call(second, one));
+        for one in after {
+            call(second, one);
+        }
         prop_assert_eq!(state(second), state(first));
         prop_assert_eq!(first.audit(), second.audit());
         // A fingerprint carried on is one made anew, after each step.

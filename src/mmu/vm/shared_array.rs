@@ -136,9 +136,17 @@ impl<T: Clone, const BLOCK: usize> SharedArray<T, BLOCK> {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "a test before a write")]
     pub fn at_mut(&mut self, at: usize) -> &mut T {
-        if let Self::Common(_) = self {
-            self.try_own();
+        match self {
+            Self::Own(own) => &mut own[at],
+            Self::Common(_) => self.common_mut(at),
         }
+    }
+
+    /// The same where others have it, too, or had it.
+    #[cold]
+    #[inline(never)]
+    fn common_mut(&mut self, at: usize) -> &mut T {
+        self.try_own();
         match self {
             Self::Own(own) => &mut own[at],
             Self::Common(common) => &mut common.block_mut(at, BLOCK)[at % BLOCK],

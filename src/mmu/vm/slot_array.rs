@@ -177,15 +177,13 @@ impl<T: Copy + PartialEq> SlotArray<T> {
     }
 
     /// The element at an index, to change; none beyond the end.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "three times in a fault; what is seldom is out of line")]
     pub fn get_mut(&mut self, index: u64) -> Option<&mut T> {
-        if index >= self.len {
-            return None;
-        }
         // Neighbours are written one after the other.
-        let number = if index / CHUNK as u64 == self.last.0 { self.last.1 } else { self.number_of(index) };
-        if (number as usize) < self.chunks.len() {
-            return Some(&mut self.chunks.at_mut(number as usize)[place(index).2]);
+        let number = if index / CHUNK as u64 == self.last.0 { self.last.1 as usize } else { self.find_number(index) };
+        if index < self.len && number < self.chunks.len() {
+            return Some(&mut self.chunks.at_mut(number)[place(index).2]);
         }
         self.add_chunk(index)
     }
@@ -207,9 +205,19 @@ impl<T: Copy + PartialEq> SlotArray<T> {
         number
     }
 
+    /// The same out of line.
+    #[inline(never)]
+    fn find_number(&mut self, index: u64) -> usize {
+        self.number_of(index) as usize
+    }
+
     /// Makes a chunk where there was none; the element at an index.
     #[cold]
+    #[inline(never)]
     fn add_chunk(&mut self, index: u64) -> Option<&mut T> {
+        if index >= self.len {
+            return None;
+        }
         let (node, chunk, at) = place(index);
         let (nr_chunks, table_len) = (self.nr_chunks(), self.table_len());
         let mut start = *self.nodes.get(node)?;

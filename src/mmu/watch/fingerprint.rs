@@ -138,7 +138,9 @@ impl MmuState {
                 if let Some(words) = &body.dirty {
                     hash.add(u64::MAX);
                     for run in words.runs().into_iter().filter(|run| run.value != 0) {
-                        [run.first, run.count, run.value].into_iter().for_each(|word| hash.add(word));
+                        for word in [run.first, run.count, run.value] {
+                            hash.add(word);
+                        }
                     }
                 }
             }
