@@ -167,6 +167,11 @@ impl MmuState {
         let mut gone = LeavesGone::default();
         let mut first = 0_u16;
         while let Some(rest) = words.get(usize::from(first)..).filter(|rest| !rest.is_empty()) {
+            let empty = rest.iter().position(|&spte| spte != 0).unwrap_or(rest.len());
+            if empty > 0 {
+                first += u16::try_from(empty).unwrap_or(1);
+                continue;
+            }
             let space = &mut self.spaces[usize::from(as_id & 1)];
             let gfn = base.plus(first.into());
             // Without a slot or a chunk there is no list that an entry could stand in.
