@@ -96,7 +96,8 @@ impl MmuState {
             hash.add(u64::from(next) << 3 | flags);
             sum = sum.wrapping_add(hash.value());
         }
-        if which[1] {
+        // A page may be made where another's empty table is left as it is: that has no term.
+        if which[1] && !arena.table(page).is_empty() {
             let mut hash = begun(1);
             let level = key.role.level();
             for (index, spte) in arena.table(page).iter() {
