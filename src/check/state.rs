@@ -4,7 +4,8 @@
 use super::update::{Rules, Stand, Update};
 use super::world::{Action, Choice, GO_ON, World};
 use crate::mmu::{
-    DirtyLogTask, Error, Finding, Hash128, Mmu, Outcome, Premises, Progress, Result, RunId, SlotSpec, Task,
+    AccessKind, AccessResult, DirtyLogTask, Error, Finding, GuestWork, Hash128, Mmu, Outcome, Premises, Progress,
+    Registers, Result, RunId, SlotSpec, Task,
 };
 
 /// An operation that waits.
@@ -14,6 +15,8 @@ enum Waiting {
     Update(Update),
     /// A run at a lock break; whether it holds `slots_lock`.
     Run { run: RunId, has_slots_lock: bool, range: Option<(u64, u64)> },
+    /// A vCPU that is entered, and waits at a lock break.
+    Guest { run: RunId, vcpu: u16 },
     /// A notifier whose mappings are gone, and the memory not yet.
     Notifier { start: u64, end: u64 },
 }
@@ -56,7 +59,7 @@ pub struct Applied {
 }
 
 /// Names of the goals, by bit.
-pub const GOALS: [&str; 20] = [
+pub const GOALS: [&str; 24] = [
     "a slot with leaves is removed, and no wrap is in it",
     "the generation wraps in space 0",
     "the generation wraps in space 1",
@@ -77,6 +80,10 @@ pub const GOALS: [&str; 20] = [
     "a notifier takes mapped memory",
     "a fault meets a notifier",
     "an MMIO entry is stale",
+    "the guest gets a page fault of its own",
+    "a write to a table is emulated",
+    "a table is out of sync",
+    "a table is synced",
 ];
 
 impl State {
@@ -176,6 +183,23 @@ impl State {
                 }
                 _ => false,
             }),
+            Action::Poke { vcpu, gpa, value } => self.mmu.peek(vcpu, gpa, 8).is_ok_and(|now| now != Some(value)),
+            Action::EmulWrite { vcpu, gpa, value } => {
+                self.mmu.peek(vcpu, gpa, 8).is_ok_and(|now| now.is_some_and(|now| now != value))
+            }
+            Action::Gwrite { vcpu, gva, gpa, value } => {
+                !self.is_entered(vcpu)
+                    && self.mmu.find_gpa(vcpu, gva).is_ok_and(|leads_to| leads_to == Some(gpa))
+                    && self.mmu.peek(vcpu, gpa, 8).is_ok_and(|now| now != Some(value))
+            }
+            Action::Vaccess { vcpu, .. } | Action::Invlpg { vcpu, .. } | Action::SyncRoots { vcpu } => {
+                !self.is_entered(vcpu)
+            }
+            Action::SetCr3 { vcpu, .. } | Action::Init { vcpu } => !self.is_entered(vcpu),
+            Action::SetRegs { vcpu, cr0, cr4, efer } => {
+                let is_other = |now: Registers| (now.cr0, now.cr4, now.efer) != (cr0, cr4, efer);
+                !self.is_entered(vcpu) && self.mmu.registers(vcpu).is_ok_and(is_other)
+            }
             Action::ChangePte { .. } => self.mmu.config().kernel.has_change_pte,
             Action::Shrink { .. } => self.mmu.config().kernel.has_shrinker,
             _ => true,
@@ -189,7 +213,7 @@ impl State {
         let kind = match self.paused.last().map(|paused| &paused.what) {
             None => 0,
             Some(Waiting::Update(update)) if !update.is_at_lock() => 1,
-            Some(Waiting::Update(_) | Waiting::Run { .. }) => 2,
+            Some(Waiting::Update(_) | Waiting::Run { .. } | Waiting::Guest { .. }) => 2,
             Some(Waiting::Notifier { .. }) => 3,
         };
         (depth, kind)
@@ -208,6 +232,7 @@ impl State {
                     to.add(u64::from(*has_slots_lock) | 2);
                     to.add(range.map_or(0, |range| range.0));
                 }
+                Waiting::Guest { vcpu, .. } => to.add(u64::from(*vcpu) << 2 | 1),
                 Waiting::Notifier { start, end } => {
                     to.add(*start);
                     to.add(*end);
@@ -229,7 +254,7 @@ impl State {
 
     /// Applies a choice.
     pub fn apply(&mut self, world: &World, choice: Choice) -> Applied {
-        let before = (self.mmu.work(), self.mmu.premises());
+        let before = (self.mmu.work(), self.mmu.premises(), self.mmu.nr_unsync());
         let mut applied = Applied::default();
         let poll = u64::from(choice.poll);
         self.mmu.set_lock_break(poll, poll);
@@ -277,6 +302,9 @@ impl State {
         applied.note(8, premises.harvests > before.1.harvests);
         applied.note(9, work.pages_zapped > before.0.pages_zapped);
         applied.note(10, work.pages_freed > before.0.pages_freed);
+        let unsync = self.mmu.nr_unsync();
+        applied.note(22, unsync > 0);
+        applied.note(23, unsync < before.2);
         applied
     }
 
@@ -289,10 +317,47 @@ impl State {
                 self.settle(world, progress, has_slots_lock, range);
                 Ok(())
             }
+            Waiting::Guest { run, vcpu } => {
+                let progress = self.mmu.resume(run)?;
+                self.settle_guest(vcpu, progress, applied).map(drop)
+            }
             Waiting::Notifier { start, end } => {
                 self.mmu.finish_unmap(start, end);
                 Ok(())
             }
+        }
+    }
+
+    /// Whether a vCPU is entered already, and waits.
+    fn is_entered(&self, vcpu: u16) -> bool {
+        self.paused.iter().any(|paused| matches!(paused.what, Waiting::Guest { vcpu: other, .. } if other == vcpu))
+    }
+
+    /// A vCPU is entered for something; how that ended, unless it waits.
+    fn guest(&mut self, vcpu: u16, work: GuestWork, applied: &mut Applied) -> Result<Option<Outcome>> {
+        let progress = self.mmu.start(Task::Guest { vcpu, work })?;
+        self.settle_guest(vcpu, progress, applied)
+    }
+
+    fn settle_guest(&mut self, vcpu: u16, progress: Progress, applied: &mut Applied) -> Result<Option<Outcome>> {
+        if let Progress::LockBreak(run) | Progress::Slice(run) = progress {
+            self.paused.push(Paused { what: Waiting::Guest { run, vcpu }, inside: 0 });
+            return Ok(None);
+        }
+        let done = self.mmu.take_guest_result()?;
+        self.note_access(vcpu, done, applied);
+        Ok(Some(done.outcome))
+    }
+
+    /// How an access ended.
+    fn note_access(&self, vcpu: u16, done: AccessResult, applied: &mut Applied) {
+        applied.note(11, done.outcome == Outcome::Hit && done.faults == 0);
+        applied.note(12, done.outcome == Outcome::Emulate);
+        let is_disturbed = self.paused.iter().any(|paused| !matches!(paused.what, Waiting::Run { range: None, .. }));
+        applied.note(18, is_disturbed && done.faults > 1);
+        if done.outcome == Outcome::Stuck && !is_disturbed {
+            let detail = format!("vCPU {vcpu}: eight faults, and none got through");
+            applied.violations.push(Violation { property: "progress", detail, owner: "access" });
         }
     }
 
@@ -352,15 +417,47 @@ impl State {
         match action {
             Action::Access { vcpu, gpa, kind } => {
                 let done = self.mmu.access(vcpu, gpa, kind)?;
-                applied.note(11, done.outcome == Outcome::Hit && done.faults == 0);
-                applied.note(12, done.outcome == Outcome::Emulate);
-                let is_disturbed =
-                    self.paused.iter().any(|paused| !matches!(paused.what, Waiting::Run { range: None, .. }));
-                applied.note(18, is_disturbed && done.faults > 1);
-                if done.outcome == Outcome::Stuck && !is_disturbed {
-                    let detail = format!("vCPU {vcpu}, gpa {gpa:#x}: eight faults, and none got through");
-                    applied.violations.push(Violation { property: "progress", detail, owner: "access" });
+                self.note_access(vcpu, done, applied);
+            }
+            Action::Vaccess { vcpu, gva, kind, is_user } => {
+                let ended = self.guest(vcpu, GuestWork::Access { gva, kind, is_user }, applied)?;
+                applied.note(20, ended == Some(Outcome::GuestFault));
+            }
+            Action::Poke { vcpu, gpa, value } => {
+                self.mmu.poke(vcpu, gpa, value, 8)?;
+            }
+            Action::EmulWrite { vcpu, gpa, value } => {
+                self.mmu.emulate_write(vcpu, gpa, value, 8)?;
+            }
+            Action::Gwrite { vcpu, gva, gpa, value } => {
+                let work = GuestWork::Access { gva, kind: AccessKind::Write, is_user: false };
+                match self.guest(vcpu, work, applied)? {
+                    Some(Outcome::Hit) => {
+                        self.mmu.poke(vcpu, gpa, value, 8)?;
+                    }
+                    Some(Outcome::Emulate) => {
+                        self.mmu.emulate_write(vcpu, gpa, value, 8)?;
+                        applied.note(21, true);
+                    }
+                    _ => {}
                 }
+            }
+            Action::Invlpg { vcpu, gva } => {
+                self.guest(vcpu, GuestWork::Invlpg { gva }, applied)?;
+            }
+            Action::SetCr3 { vcpu, cr3 } => {
+                let ret = self.mmu.set_cr3(vcpu, cr3)?;
+                if ret == 1 && !self.mmu.config().kernel.is_role_fixed {
+                    self.guest(vcpu, GuestWork::SyncRoots, applied)?;
+                }
+            }
+            Action::SyncRoots { vcpu } => {
+                self.mmu.request_sync(vcpu)?;
+                self.guest(vcpu, GuestWork::Enter, applied)?;
+            }
+            Action::Init { vcpu } => self.mmu.init(vcpu)?,
+            Action::SetRegs { vcpu, cr0, cr4, efer } => {
+                self.mmu.set_regs(vcpu, Some(cr0), Some(cr4), Some(efer), None)?;
             }
             Action::SetSlot { as_id, id, base, npages, hva, flags } => {
                 let old = self.slot(as_id, id);
@@ -455,5 +552,7 @@ const fn has_polls(action: &Action) -> bool {
             | Action::ZapAll
             | Action::SetNx { .. }
             | Action::Recover
+            | Action::Vaccess { .. }
+            | Action::SyncRoots { .. }
     )
 }

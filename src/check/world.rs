@@ -9,6 +9,24 @@ use crate::mmu::{AccessKind, HostHuge, HostState};
 pub enum Action {
     /// A guest access.
     Access { vcpu: u16, gpa: u64, kind: AccessKind },
+    /// A guest with tables of its own touches an address.
+    Vaccess { vcpu: u16, gva: u64, kind: AccessKind, is_user: bool },
+    /// Guest memory is changed without the MMU being told.
+    Poke { vcpu: u16, gpa: u64, value: u64 },
+    /// The guest writes memory at an address that leads there.
+    Gwrite { vcpu: u16, gva: u64, gpa: u64, value: u64 },
+    /// The guest writes memory, and the emulator does it.
+    EmulWrite { vcpu: u16, gpa: u64, value: u64 },
+    /// The guest invalidates an address.
+    Invlpg { vcpu: u16, gva: u64 },
+    /// The guest writes CR3.
+    SetCr3 { vcpu: u16, cr3: u64 },
+    /// The roots of a vCPU are synced.
+    SyncRoots { vcpu: u16 },
+    /// INIT of a vCPU.
+    Init { vcpu: u16 },
+    /// Control registers are set.
+    SetRegs { vcpu: u16, cr0: u64, cr4: u64, efer: u64 },
     /// A memslot is created, moved or gets other flags.
     SetSlot { as_id: u8, id: u32, base: u64, npages: u64, hva: u64, flags: u32 },
     /// A memslot is deleted.

@@ -407,6 +407,9 @@ impl Mmu {
     /// Stores 1 to 8 bytes at a guest-physical address without telling the MMU: 0, or -EFAULT without a slot.
     pub fn poke(&mut self, vcpu: u16, gpa: u64, value: u64, size: u8) -> Result<i32> {
         let as_id = self.state.vcpus[self.state.check_vcpu(vcpu)?].as_id();
+        if self.state.ghost.is_some() && self.state.read_guest(as_id, gpa, size) != Some(value) {
+            self.state.tell_behind(Gfn::of_gpa(gpa));
+        }
         Ok(self.state.poke_guest(as_id, gpa, value, size))
     }
 
@@ -414,6 +417,11 @@ impl Mmu {
     pub fn write_guest(&mut self, vcpu: u16, gpa: u64, value: u64, size: u8) -> Result<i32> {
         let as_id = self.state.vcpus[self.state.check_vcpu(vcpu)?].as_id();
         Ok(self.state.write_guest(as_id, gpa, value, size))
+    }
+
+    /// Where the guest's own tables lead an address; nothing is marked, and no rights are asked.
+    pub fn find_gpa(&self, vcpu: u16, gva: u64) -> Result<Option<u64>> {
+        Ok(self.state.find_gpa(self.state.check_vcpu(vcpu)?, gva))
     }
 
     /// Walks the guest's own tables for what an error code wants, as a page fault does: accessed and dirty bits are set.
@@ -926,6 +934,15 @@ impl Mmu {
         let slot = self.state.find_slot(as_id, Gfn(gfn))?;
         let index = gfn - self.state.slot_spec(slot).base;
         Some(self.state.slot_body(slot).track.contains_key(&index))
+    }
+
+    /// How many pages that shadow a guest's tables are out of sync.
+    #[must_use]
+    pub fn nr_unsync(&self) -> usize {
+        if self.state.nr_indirect == 0 {
+            return 0;
+        }
+        self.state.active.iter().filter(|&page| self.state.arena.page(page).unsync).count()
     }
 
     /// Whether a vCPU has a root.

@@ -38,6 +38,17 @@ fn action(py: Python<'_>, (name, numbers, word): &Operation) -> PyResult<Action>
     let id = || u32::try_from(at(1)).unwrap_or(u32::MAX);
     Ok(match name.as_str() {
         "access" => Action::Access { vcpu: vcpu(), gpa: at(1), kind: arguments::access_kind(py, word)? },
+        "vaccess" => {
+            Action::Vaccess { vcpu: vcpu(), gva: at(1), kind: arguments::access_kind(py, word)?, is_user: at(2) != 0 }
+        }
+        "poke" => Action::Poke { vcpu: vcpu(), gpa: at(1), value: at(2) },
+        "gwrite" => Action::Gwrite { vcpu: vcpu(), gva: at(1), gpa: at(2), value: at(3) },
+        "emul_write" => Action::EmulWrite { vcpu: vcpu(), gpa: at(1), value: at(2) },
+        "invlpg" => Action::Invlpg { vcpu: vcpu(), gva: at(1) },
+        "set_cr3" => Action::SetCr3 { vcpu: vcpu(), cr3: at(1) },
+        "sync_roots" => Action::SyncRoots { vcpu: vcpu() },
+        "init" => Action::Init { vcpu: vcpu() },
+        "set_regs" => Action::SetRegs { vcpu: vcpu(), cr0: at(1), cr4: at(2), efer: at(3) },
         "set_memslot" => Action::SetSlot {
             as_id: as_id(),
             id: id(),

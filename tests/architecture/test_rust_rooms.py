@@ -38,7 +38,8 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "watchers",
-        "audit judge judge_pages canonical fingerprint left_over numbers snapshot stepped_dump saved restored",
+        "audit judge judge_guest judge_pages canonical fingerprint left_over numbers snapshot stepped_dump saved"
+        " restored",
     ),
     ("facade", "mod"),
 ]

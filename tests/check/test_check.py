@@ -63,7 +63,7 @@ def test_a_plan_that_leaves_the_slot_is_found_out() -> None:
 
 
 def test_a_plan_that_cannot_serve_an_event_is_no_verdict() -> None:
-    with pytest.raises(UsageError, match="walks a slot"):
+    with pytest.raises(UsageError, match="is for a slot"):
         check(Subject("v6.12", as_plan("v6.12-slot"), "wrap"), WORLDS["W1"])
 
 

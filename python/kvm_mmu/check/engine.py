@@ -120,14 +120,14 @@ def plans_of(subject: Subject) -> dict[str, ZapPlan]:
     profile = kernel_profile(subject.kernel)
     plans = {event: getattr(profile, event) for event in EVENTS}
     if subject.plan is not None:
-        needs_slot = subject.plan.walk == "slot"
+        needs_slot = subject.plan.needs_slot
         events = [subject.event] if subject.event else ["slot_removal"] if needs_slot else list(EVENTS)
         for event in events:
             if event not in EVENTS:
                 raise UsageError(f"--at {shown(event)}: expected one of {', '.join(EVENTS)}")
             if needs_slot and event != "slot_removal":
                 raise UsageError(
-                    f"--at {event}: the plan {subject.plan} walks a slot, and there is none then"
+                    f"--at {event}: the plan {subject.plan} is for a slot, and there is none then"
                 )
             plans[event] = subject.plan
     elif subject.event is not None:
@@ -147,6 +147,8 @@ def _numbers(op: Operation) -> tuple[str, list[int], str]:
 
     if name == "access":
         return name, [value("vcpu"), value("gpa")], str(op.get("kind", "r"))
+    if name == "vaccess":
+        return name, [value("vcpu"), value("gva"), value("user")], str(op.get("kind", "r"))
     if name == "set_memslot":
         if not value("size"):
             return "delete", [value("as"), value("id")], ""
@@ -156,6 +158,14 @@ def _numbers(op: Operation) -> tuple[str, list[int], str]:
             "",
         )
     keys = {
+        "poke": ("vcpu", "gpa", "val"),
+        "gwrite": ("vcpu", "gva", "gpa", "val"),
+        "emul_write": ("vcpu", "gpa", "val"),
+        "invlpg": ("vcpu", "gva"),
+        "set_cr3": ("vcpu", "cr3"),
+        "sync_roots": ("vcpu",),
+        "init": ("vcpu",),
+        "set_regs": ("vcpu", "cr0", "cr4", "efer"),
         "unmap_hva": ("start", "end"),
         "age_hva": ("start", "end"),
         "change_pte": ("hva", "pfn", "write"),
@@ -194,10 +204,13 @@ class Prepared:
     constants: Mapping[str, Any]
 
 
-def fits(world: World, kernel: str) -> bool:
-    """Whether a kernel can have this world."""
+def fits(world: World, kernel: str, plan: ZapPlan | None = None) -> bool:
+    """Whether a kernel can have this world, and its page table the plan."""
+    if plan is not None and plan.is_of_roots != world.is_tdp:
+        return False
     facts = kernel_profile(kernel).facts
-    return not world.is_tdp or bool(facts["has_tdp_mmu"])
+    needs = {"has_tdp_mmu": world.is_tdp, "has_guest_tables": world.is_shadowed}
+    return all(bool(facts[fact]) for fact, is_needed in needs.items() if is_needed)
 
 
 def prepare(subject: Subject, world: World) -> Prepared:
@@ -209,7 +222,11 @@ def prepare(subject: Subject, world: World) -> Prepared:
     profile = kernel_profile(subject.kernel)
     facts = profile.facts
     if not fits(world, subject.kernel):
-        raise UsageError(f"world {world.name}: {profile.name} has no TDP MMU")
+        what = "TDP MMU" if world.is_tdp else "guest tables that are shadowed"
+        raise UsageError(f"world {world.name}: {profile.name} has no {what}")
+    if subject.plan is not None and subject.plan.is_of_roots != world.is_tdp:
+        other = "the TDP MMU" if subject.plan.is_of_roots else "shadow pages"
+        raise UsageError(f"world {world.name}: the plan {subject.plan} is one of {other}, which it has not")
     wanted = subject.policy or profile.generation
     policy, bits = scaled(wanted, world.bits)
     plans = plans_of(subject)

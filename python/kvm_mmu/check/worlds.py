@@ -62,6 +62,11 @@ class World:
         """Whether the TDP MMU serves its guest."""
         return bool(self.config.get("tdp_mmu"))
 
+    @property
+    def is_shadowed(self) -> bool:
+        """Whether the guest has page tables of its own that are shadowed."""
+        return self.config.get("family") == "shadow"
+
 
 def access(gpa: int, kind: str = "r", vcpu: int = 0) -> Operation:
     """A guest access."""
@@ -104,6 +109,106 @@ def track(gfn: int, on: int, as_id: int = 0) -> Operation:
 def get_log(id: int, as_id: int = 0) -> Operation:
     """A dirty log is read."""
     return {"op": "get_dirty_log", "as": as_id, "id": id}
+
+
+def vaccess(gva: int, kind: str = "r", vcpu: int = 0, user: int = 0) -> Operation:
+    """A guest access through the guest's own tables."""
+    return {"op": "vaccess", "vcpu": vcpu, "gva": gva, "kind": kind, "user": user}
+
+
+def poke(gpa: int, val: int) -> Operation:
+    """Guest memory changes, and the MMU is not told."""
+    return {"op": "poke", "vcpu": 0, "gpa": gpa, "val": val, "bytes": 8}
+
+
+def gwrite(gpa: int, val: int, vcpu: int = 0) -> Operation:
+    """The guest writes to memory that lies where its address says."""
+    return {"op": "gwrite", "vcpu": vcpu, "gva": gpa, "gpa": gpa, "val": val, "bytes": 8, "user": 0}
+
+
+def _shadowed() -> tuple[World, ...]:
+    """Worlds of guests with page tables of their own, in long mode. Entries: 67 is writable, 25 and 65 are not."""
+    fault = "the guest gets a page fault of its own"
+    zapped, mmio = "pages are zapped", "MMIO is answered"
+    s1 = (
+        vaccess(0),
+        vaccess(0x5000),
+        vaccess(0x5000, "w"),
+        vaccess(0x8000),
+        poke(0x1000, 0x1067),
+        poke(0x1000, 0x2067),
+        poke(0x1028, 0x6025),
+        poke(0x1028, 0x900_0067),
+        poke(0x2000, 0x3067),
+        poke(0x3000, 0x40_00E7),
+        poke(0x3000, 0x6067),
+        poke(0x3000, 0x40_0067),
+        poke(0x6000, 0x5067),
+        poke(0x40_0000, 0x5067),
+        {"op": "invlpg", "vcpu": 0, "gva": 0x5000},
+        {"op": "set_cr3", "vcpu": 0, "cr3": 0x1000},
+    )
+    tables = (
+        slot(0, 0, 0x80_0000),
+        slot(0, 0, 0x80_0000, as_id=1),
+        poke(0x1000, 0x2067),
+        poke(0x2000, 0x3067),
+        poke(0x3000, 0x4067),
+        poke(0x4018, 0x3067),
+        poke(0x4020, 0x4067),
+        poke(0x4028, 0x6067),
+        poke(0x7000, 0x2067),
+    )
+    regs = {"op": "set_regs", "vcpu": 0, "cr4": 0x20, "efer": 0xD00}
+    s2 = (
+        vaccess(0x5000, "w"),
+        vaccess(0x5000, "r", 1, 1),
+        gwrite(0x4028, 0x6067),
+        gwrite(0x4028, 0x6025),
+        gwrite(0x4028, 0x8067),
+        gwrite(0x4028, 0),
+        gwrite(0x3000, 0x4067),
+        gwrite(0x3000, 0x4065),
+        gwrite(0x3000, 0x40_00E7),
+        {"op": "invlpg", "vcpu": 0, "gva": 0x5000},
+        {"op": "set_cr3", "vcpu": 0, "cr3": 0x1000},
+        {"op": "set_cr3", "vcpu": 0, "cr3": 0x7000},
+        {"op": "sync_roots", "vcpu": 1},
+        smm(1, 1),
+        smm(0, 1),
+        {**regs, "cr0": 0x8001_0001},
+        {**regs, "cr0": 0x8000_0001},
+        unmap(0x6000),
+    )
+    shadow = {"family": "shadow"}
+    return (
+        World(
+            "S1",
+            "a guest's own tables, changed behind the MMU's back",
+            s1,
+            shadow,
+            start=(slot(0, 0, 0x80_0000),),
+            depth=7,
+            goals=(mmio, fault),
+        ),
+        World(
+            "S2",
+            "a guest's own tables, written by the guest: out of sync, synced, two vCPUs in two address spaces",
+            s2,
+            {"vcpus": 2, **shadow},
+            start=tables,
+            depth=5,
+            polls=1,
+            nesting=1,
+            goals=(
+                "a table is out of sync",
+                "a table is synced",
+                "a write to a table is emulated",
+                fault,
+                zapped,
+            ),
+        ),
+    )
 
 
 def _all() -> tuple[World, ...]:
@@ -246,6 +351,7 @@ def _all() -> tuple[World, ...]:
         World(
             "R1", "four pages at most: a fault whose own root is reclaimed", r1, goals=("pages are zapped",)
         ),
+        *_shadowed(),
     )
 
 

@@ -81,9 +81,9 @@ def _positive(given: str) -> int:
     return value
 
 
-def _worlds(args: argparse.Namespace) -> list[World]:
+def _worlds(args: argparse.Namespace, subject: Subject) -> list[World]:
     if not args.world:
-        return [world for world in WORLDS.values() if fits(world, args.kernel)]
+        return [world for world in WORLDS.values() if fits(world, args.kernel, subject.plan)]
     return [WORLDS[name] if name in WORLDS else _file(name) for name in args.world]
 
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         args.at,
         None if args.policy is None else load_policy(args.policy),
     )
-    worlds = _worlds(args)
+    worlds = _worlds(args, subject)
     if args.resume and len(worlds) != 1:
         raise UsageError("--resume: give one world: --world W")
     around = _ring(args, subject)

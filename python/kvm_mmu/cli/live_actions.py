@@ -117,12 +117,10 @@ def _cost(action: str, kernel: LiveKernel, vm: LiveVm, args: argparse.Namespace)
     gone = soundness.NEEDS[action]
     print("work, longest: units under the lock, in all and in the longest hold")
     print(folded(f"left: of {rows[0]['to_go']} {gone}, those that stay"))
-    if rows[0]["broken"] is None:
-        print("the judge is not asked: it cannot judge tables that shadow the guest's yet")
     for row in rows:
-        for name, what in (row["broken"] or ())[:JUDGED]:
+        for name, what in row["broken"][:JUDGED]:
             print(folded(f"{row['plan']}: {name}: {what}"))
-        if len(row["broken"] or ()) > JUDGED:
+        if len(row["broken"]) > JUDGED:
             print(f"{row['plan']}: and {len(row['broken']) - JUDGED:,} findings more of the judge")
     print(*report.remarks(vm), sep="\n", end="\n" if report.remarks(vm) else "")
     return 0

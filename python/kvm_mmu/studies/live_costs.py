@@ -52,26 +52,24 @@ def costs(vm: Vm, at: str, slot: tuple[int, int] | None = None) -> list[dict[str
     Returns:
         One row a plan, the kernel's own first: `plan`, `is_own`, exact counts, `units`, `longest_hold`, `to_go` and
         `left_over` (of what the event needs gone), `sound` (yes, no, or None where the run shows nothing), `broken`
-        (what the judge found; None where tables of the guest are shadowed, which it cannot judge yet).
+        (what the judge found).
     """
     own = own_plan(vm.profile, at, vm.family if vm.tdp_mmu else "shadow")
     chosen = [own] + [plan for plan in plans.values() if plan.is_of_roots == vm.tdp_mmu and plan != own]
-    # What the ghost remembers of an entry is the gfn of its place, and a table that shadows the guest's has others.
-    is_judged = not vm.snapshot()["indirect"]
     found = []
     for plan in chosen:
         if plan.needs_slot and slot is None:
             continue
-        found.append(_run(vm, at, slot, plan, is_judged) | {"is_own": plan == own})
+        found.append(_run(vm, at, slot, plan) | {"is_own": plan == own})
     return found
 
 
-def _run(vm: Vm, at: str, slot: tuple[int, int] | None, plan: ZapPlan, is_judged: bool) -> dict[str, Any]:
+def _run(vm: Vm, at: str, slot: tuple[int, int] | None, plan: ZapPlan) -> dict[str, Any]:
     twin = vm.clone()
     prepare(twin, at)
     last_page = len(vm.core.active_page_ids()) + sum(vm.core.nr_tdp_tables) + 1
     to_go = soundness.to_go(twin, at, slot, last_page)
-    twin.set_judged(is_judged)
+    twin.set_judged()
     run = twin.zap(plan, slot=slot if plan.needs_slot else None)
     left = soundness.to_go(twin, at, slot, last_page)
     work = run.work
@@ -88,5 +86,5 @@ def _run(vm: Vm, at: str, slot: tuple[int, int] | None, plan: ZapPlan, is_judged
         "to_go": to_go,
         "left_over": left,
         "sound": soundness.verdict(to_go, left, did),
-        "broken": [list(one) for one in twin.judge()] if is_judged else None,
+        "broken": [list(one) for one in twin.judge()],
     }

@@ -125,19 +125,37 @@ impl MmuState {
                 run.result.outcome = Outcome::Error;
                 return Ok(false);
             }
-            GuestStage::Run => match run.work {
-                GuestWork::Enter | GuestWork::Load | GuestWork::SyncRoots => return Ok(false),
-                GuestWork::Invlpg { gva } => {
-                    self.invlpg(vcpu, gva);
-                    return Ok(false);
-                }
-                GuestWork::Access { gva, kind, is_user } => {
-                    run.stage = GuestStage::Enter;
-                    return self.access_once(run, gva, kind, is_user);
-                }
-            },
+            GuestStage::Run => {
+                self.tell_entered(vcpu);
+                return self.run_guest(run);
+            }
         }
         Ok(true)
+    }
+
+    /// A vCPU is in the guest.
+    fn tell_entered(&mut self, vcpu: usize) {
+        if self.vcpus[vcpu].roots().next().is_some()
+            && let Some(ghost) = &mut self.ghost
+        {
+            ghost.entered(vcpu);
+        }
+    }
+
+    /// What the vCPU is entered for; false at the end.
+    fn run_guest(&mut self, run: &mut GuestRun) -> Result<bool> {
+        let vcpu = run.vcpu;
+        match run.work {
+            GuestWork::Enter | GuestWork::Load | GuestWork::SyncRoots => Ok(false),
+            GuestWork::Invlpg { gva } => {
+                self.invlpg(vcpu, gva);
+                Ok(false)
+            }
+            GuestWork::Access { gva, kind, is_user } => {
+                run.stage = GuestStage::Enter;
+                self.access_once(run, gva, kind, is_user)
+            }
+        }
     }
 
     /// Requests that come before the roots are synced; true if they are to be.
@@ -153,6 +171,9 @@ impl MmuState {
         }
         if requests & (REQ_TLB_FLUSH | REQ_TLB_FLUSH_CURRENT | REQ_TLB_FLUSH_GUEST) != 0 {
             self.vcpus[vcpu].tlb.flush();
+            if let Some(ghost) = &mut self.ghost {
+                ghost.vcpu_flushed(vcpu);
+            }
         }
         self.vcpus[vcpu].requests & REQ_MMU_SYNC != 0
     }
@@ -277,9 +298,17 @@ impl MmuState {
         {
             let dirty = self.masks.dirty;
             self.spte_set_by_hardware(leaf, dirty);
+            self.tell_guest_stored(vcpu, leaf, gva);
         }
         let (leaf, level) = (path.leaf, path.level);
         self.vcpus[vcpu].tlb.fill(Translation { gfn: Gfn::of_gpa(gva), leaf, level });
         Ok((leaf, level))
+    }
+
+    /// The guest wrote through a leaf.
+    fn tell_guest_stored(&mut self, vcpu: usize, leaf: Sptep, gva: u64) {
+        let Some(first) = self.ghost.as_ref().and_then(|ghost| ghost.gfn_at(leaf.0)) else { return };
+        let within = pages_per(self.arena.key(leaf.page()).role.level()) - 1;
+        self.tell_written(vcpu, Gfn(first & !within | gva >> PAGE_SHIFT & within), leaf);
     }
 }

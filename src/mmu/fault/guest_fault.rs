@@ -72,6 +72,9 @@ impl MmuState {
             self.work.mmio_faults += 1;
             let is_known =
                 if is_none { self.match_mmio_gpa(vcpu, Gfn::of_gpa(gva)) } else { self.match_mmio_gva(vcpu, gva) };
+            if is_known {
+                self.tell_mmio(vcpu, self.vcpus[vcpu].mmio.gfn, true);
+            }
             let check = if is_known { MmioCheck::Emulate } else { self.handle_mmio_page_fault(vcpu, gva) };
             match check {
                 MmioCheck::Emulate => return Ok(plain(self.emulate(vcpu, gva, 0))),

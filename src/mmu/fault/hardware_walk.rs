@@ -113,6 +113,12 @@ impl MmuState {
 
     /// The guest wrote through a leaf.
     fn tell_guest_write(&mut self, vcpu: usize, gfn: Gfn, path: &HardwarePath) {
+        let leaf = path.places[..path.len].last().copied().unwrap_or(Sptep(0));
+        self.tell_written(vcpu, gfn, leaf);
+    }
+
+    /// The guest wrote a gfn through the leaf at a place.
+    pub(super) fn tell_written(&mut self, vcpu: usize, gfn: Gfn, leaf: Sptep) {
         if self.ghost.is_none() {
             return;
         }
@@ -120,9 +126,8 @@ impl MmuState {
             let (spec, body) = (self.slot_spec(at), self.slot_body(at));
             (at.as_id, spec.id, gfn.0 - spec.base, body.dirty.is_some())
         });
-        let leaf = path.places[..path.len].last().map_or(0, |sptep| sptep.0);
         if let Some(ghost) = &mut self.ghost {
-            ghost.guest_wrote(gfn.0, leaf, slot);
+            ghost.guest_wrote(gfn.0, leaf.0, slot);
         }
     }
 

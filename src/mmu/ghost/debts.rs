@@ -20,6 +20,8 @@ pub enum Class {
     Split,
     /// The accessed bit: never.
     Age,
+    /// What the guest's own tables do not say any more: its flush is the guest's until the memory itself goes.
+    Guest,
 }
 
 impl Class {
@@ -34,6 +36,7 @@ impl Class {
             Self::Pml => "pml",
             Self::Split => "split",
             Self::Age => "age",
+            Self::Guest => "guest",
         }
     }
 }
@@ -132,10 +135,18 @@ impl Debts {
         self.open.retain(|debt| debt.holders != 0);
     }
 
+    /// A vCPU holds nothing any more of an entry.
+    pub fn pay_entry(&mut self, place: u32, bit: u64) {
+        for debt in self.open.iter_mut().filter(|debt| debt.place == place && debt.table == 0) {
+            debt.holders &= !bit;
+        }
+        self.open.retain(|debt| debt.holders != 0);
+    }
+
     /// The operation has returned.
     pub fn are_due(&mut self, op: u32) {
         for debt in &mut self.open {
-            debt.is_due |= debt.op == op && debt.class != Class::Age && !debt.is_left;
+            debt.is_due |= debt.op == op && !matches!(debt.class, Class::Age | Class::Guest) && !debt.is_left;
         }
     }
 
@@ -177,7 +188,7 @@ impl Debts {
     #[must_use]
     pub fn shared_with(&self, op: u32, as_id: u8, gfn: u64, pages: u64, vcpus: u64) -> Vec<Debt> {
         let is_shared = |debt: &&Debt| {
-            debt.class == Class::Taken
+            matches!(debt.class, Class::Taken | Class::Guest)
                 && debt.op != op
                 && debt.as_id == as_id
                 && debt.holders & vcpus != 0

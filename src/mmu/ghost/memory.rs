@@ -3,7 +3,7 @@
 //! Holding is speculative: a vCPU that was in the guest may hold everything that was reachable from its root since its last
 //! flush. What it holds beyond the tables is exactly what open debts say, so that nothing else is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
@@ -37,9 +37,36 @@ pub struct Ghost {
     pub broken: Vec<Broken>,
     /// How often a property could have been broken.
     pub premises: Premises,
+    /// The entry that is about to be made, and the gfn for which.
+    making: Option<(u32, u64)>,
+    /// What goes now goes because the guest's own entry does not say it any more: until the memory goes, too, the flush is
+    /// the guest's to ask for.
+    pub is_guests: bool,
+    /// Tables in sync whose guest's memory was changed without the MMU being told.
+    pub behind: BTreeSet<u32>,
 }
 
 impl Ghost {
+    /// An entry is about to be made for a gfn.
+    pub const fn makes(&mut self, place: u32, gfn: u64) {
+        self.making = Some((place, gfn));
+    }
+
+    /// The gfn for which the leaf at a place was made, if one is there.
+    #[must_use]
+    pub fn gfn_at(&self, place: u32) -> Option<u64> {
+        match self.entries.get(&place) {
+            Some(Entry::Leaf(held)) => Some(held.leaf.gfn),
+            _ => None,
+        }
+    }
+
+    /// The gfn for which a leaf is made at a place, if somebody said so.
+    #[must_use]
+    pub fn gfn_made(&self, place: u32) -> Option<u64> {
+        self.making.filter(|making| making.0 == place).map(|making| making.1)
+    }
+
     /// A moment passes.
     fn tick(&mut self) -> u64 {
         self.now += 1;
@@ -90,6 +117,7 @@ impl Ghost {
                 self.parents.entry(link.table).or_default().push(place);
             }
             Told::Leaf(leaf) => {
+                self.making = None;
                 let kept = match (old, before) {
                     (Told::Leaf(was), Some(Entry::Leaf(held))) if was.frame == leaf.frame => Some(held),
                     _ => None,
@@ -133,7 +161,13 @@ impl Ghost {
                 (!is_whole).then_some((Class::Split, old.as_id, old.gfn, old.pages(), 0))
             }
             (Told::Leaf(old), Told::Nothing) => {
-                let class = if how.is_table_taken { Class::Page } else { Class::Taken };
+                let class = if how.is_table_taken {
+                    Class::Page
+                } else if self.is_guests {
+                    Class::Guest
+                } else {
+                    Class::Taken
+                };
                 Some((class, old.as_id, old.gfn, old.pages(), 0))
             }
             (Told::Leaf(old), Told::Leaf(new)) if (old.frame, old.level) != (new.frame, new.level) => {
@@ -191,6 +225,11 @@ impl Ghost {
         for table in self.debts.pay_range(gfn, pages) {
             self.holders.made(table);
         }
+    }
+
+    /// A vCPU holds nothing any more of an entry.
+    pub fn entry_flushed(&mut self, vcpu: usize, place: u32) {
+        self.debts.pay_entry(place, Holders::bit(vcpu));
     }
 
     /// A vCPU was flushed.
@@ -258,6 +297,7 @@ impl Ghost {
     /// A table is made: its place may have been another's.
     pub fn made(&mut self, table: u32) {
         self.holders.made(table);
+        self.behind.remove(&table);
     }
 
     /// The lock is dropped: tables that were freed with the flush still to come must have had it.
@@ -298,6 +338,11 @@ impl Ghost {
             let by = if is_by_cache { "the vCPU's cache" } else { "an MMIO entry" };
             self.breaks("stale_mmio", format!("gfn {gfn:#x} of space {as_id} is memory, and {by} answered for it"));
         }
+    }
+
+    /// The guest's memory under a table was changed without the MMU being told.
+    pub fn changed_behind(&mut self, table: u32) {
+        self.behind.insert(table);
     }
 
     /// The guest wrote through a leaf; of the slot: address space, id, page, whether it has a log.

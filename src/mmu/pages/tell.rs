@@ -14,8 +14,8 @@ use crate::mmu::words::spte::mmio::is_mmio;
 use crate::mmu::words::views::HostState;
 
 impl MmuState {
-    /// What a word at a place means.
-    fn told(&self, sptep: Sptep, spte: u64) -> Told {
+    /// What a word at a place means, where a leaf maps this gfn.
+    fn told(&self, sptep: Sptep, spte: u64, leaf_gfn: u64) -> Told {
         if !is_shadow_present(&self.masks, spte) {
             return Told::Nothing;
         }
@@ -31,7 +31,7 @@ impl MmuState {
             | if is_executable { EXEC } else { 0 };
         Told::Leaf(Leaf {
             as_id: role.as_id(),
-            gfn: self.told_gfn(sptep).0,
+            gfn: leaf_gfn,
             level: role.level(),
             frame: pfn_of(spte).0,
             rights,
@@ -39,7 +39,23 @@ impl MmuState {
         })
     }
 
-    /// The gfn of a leaf; a table of the guest's says it of each entry.
+    /// An entry is about to be made for a gfn.
+    #[inline]
+    pub(in crate::mmu) fn tell_making(&mut self, sptep: Sptep, gfn: Gfn) {
+        if let Some(ghost) = &mut self.ghost {
+            ghost.makes(sptep.0, gfn.0);
+        }
+    }
+
+    /// What is dropped from now on is dropped because the guest's own entry does not say it any more, or not so.
+    #[inline]
+    pub(in crate::mmu) fn tell_guests(&mut self, on: bool) {
+        if let Some(ghost) = &mut self.ghost {
+            ghost.is_guests = on;
+        }
+    }
+
+    /// The gfn that the place of a leaf gives, for leaves that nobody told of; a table of the guest's says it of each entry.
     fn told_gfn(&self, sptep: Sptep) -> Gfn {
         if let Some(&gfn) = self.aliased.get(&sptep) {
             return gfn;
@@ -60,7 +76,12 @@ impl MmuState {
         if old == new {
             return;
         }
-        let (was, is) = (self.told(sptep, old), self.told(sptep, new));
+        // What a leaf maps is what it was made for: its place says it only of leaves that nobody told of.
+        let of_place = || self.told_gfn(sptep).0;
+        let known = self.ghost.as_ref().and_then(|ghost| ghost.gfn_at(sptep.0));
+        let made = self.ghost.as_ref().and_then(|ghost| ghost.gfn_made(sptep.0));
+        let was = self.told(sptep, old, known.unwrap_or_else(of_place));
+        let is = self.told(sptep, new, made.or(known).unwrap_or_else(of_place));
         let is_exempt = self.config.kernel.old_entry_exempts != OldEntryExempts::None && old & WRITABLE != 0;
         let is_readonly = matches!(is, Told::Leaf(leaf) if self.is_read_only(&leaf));
         let place = sptep.0;

@@ -53,6 +53,7 @@ impl MmuState {
             }
             let of_vcpu = &mut self.vcpus[vcpu];
             (of_vcpu.has_dummy_root, of_vcpu.root_cr3) = (true, cr3);
+            self.tell_loaded(vcpu);
             return Ok(0);
         }
         let mut quarters = self.quarter_gfns(vcpu, root_gfn);
@@ -77,6 +78,7 @@ impl MmuState {
             let of_vcpu = &mut self.vcpus[vcpu];
             self.is_root_leaked |= of_vcpu.root != PageIdx::NONE;
             (of_vcpu.root, of_vcpu.root_cr3) = (root, cr3);
+            self.tell_loaded(vcpu);
             return Ok(0);
         }
         let mut roots = [PageIdx::NONE; 4];
@@ -106,6 +108,7 @@ impl MmuState {
         self.is_root_leaked |= of_vcpu.has_four_roots;
         [of_vcpu.root, of_vcpu.pae_roots[0], of_vcpu.pae_roots[1], of_vcpu.pae_roots[2]] = roots;
         (of_vcpu.has_four_roots, of_vcpu.root_cr3) = (true, cr3);
+        self.tell_loaded(vcpu);
         Ok(0)
     }
 
@@ -147,6 +150,9 @@ impl MmuState {
         of_vcpu.pae_roots = [PageIdx::NONE; 3];
         (of_vcpu.has_four_roots, of_vcpu.has_dummy_root, of_vcpu.root_cr3) = (false, false, 0);
         of_vcpu.tlb.flush();
+        if let Some(ghost) = &mut self.ghost {
+            ghost.root_dropped(vcpu);
+        }
         for root in roots {
             self.release_root(root, invalid);
         }

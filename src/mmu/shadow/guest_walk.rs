@@ -358,6 +358,21 @@ impl MmuState {
         Some(self.guest_memory.read(self.find_hva(as_id, gpa)?, size))
     }
 
+    /// Where the guest's own tables lead an address, whatever its rights; nothing is marked. `None` where they do not.
+    pub(in crate::mmu) fn find_gpa(&self, vcpu: usize, gva: u64) -> Option<u64> {
+        let of_vcpu = &self.vcpus[vcpu];
+        let (mode, as_id) = (&of_vcpu.mode, of_vcpu.as_id());
+        let pdpte = of_vcpu.pdptes[usize::from(gva >> 30 & 1 != 0) + 2 * usize::from(gva >> 31 & 1 != 0)];
+        let mut walk = GuestWalk::start(mode, of_vcpu.cr3, pdpte, gva, Wanted::default());
+        while walk.error_code.is_none() && walk.top_level > 0 {
+            let entry = self.read_guest(as_id, walk.entry(walk.level).gpa, mode.paging.entry_size());
+            if !walk.take(mode, entry, true) {
+                break;
+            }
+        }
+        walk.error_code.is_none().then(|| walk.gfn.gpa() | gva & 0xfff)
+    }
+
     /// Stores without telling anybody: 0, or -EFAULT without a slot.
     pub(in crate::mmu) fn poke_guest(&mut self, as_id: u8, gpa: u64, value: u64, size: u8) -> i32 {
         let Some(hva) = self.find_hva(as_id, gpa) else { return -EFAULT };

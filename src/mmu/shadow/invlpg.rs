@@ -73,6 +73,9 @@ impl MmuState {
             } else if is_leaf && is_unsync {
                 self.zap_and_fill(vcpu, page, table_index(gva, level));
             }
+            if let Some(ghost) = &mut self.ghost {
+                ghost.entry_flushed(vcpu, sptep.0);
+            }
             let is_below = !is_leaf && is_present && has_unsync;
             page = if is_below { child_of(spte) } else { PageIdx::NONE };
         }

@@ -109,6 +109,7 @@ impl MmuState {
                 flush = true;
             }
         }
+        self.tell_making(sptep, mapping.gfn);
         let set = match mapping.backing {
             Backing::NoSlot => {
                 let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;

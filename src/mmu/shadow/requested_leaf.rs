@@ -60,6 +60,7 @@ impl MmuState {
                 flush = true;
             }
         }
+        self.tell_making(sptep, mapping.gfn);
         let Some((pfn, host_writable)) = frame else {
             let slots_gen = self.spaces[usize::from(self.vcpus[mapping.vcpu].as_id())].slots_gen;
             self.vcpus[mapping.vcpu].faults.mmio_spte_created += 1;
@@ -149,6 +150,7 @@ impl MmuState {
     /// Writes a leaf anew that stays where it is and keeps its frame, as a sync does; whether TLBs may hold what it was.
     pub(in crate::mmu) fn remake_leaf(&mut self, sptep: Sptep, mapping: &Mapping) -> bool {
         let Backing::Frame { pfn, host_writable } = mapping.backing else { return false };
+        self.tell_making(sptep, mapping.gfn);
         let before = self.arena.spte(sptep);
         if !self.config.kernel.is_role_fixed {
             return self.set_spte(sptep, before, mapping, pfn, host_writable).flush;

@@ -131,6 +131,7 @@ impl MmuState {
             of_vcpu.requests |= REQ_LOAD_CR3 | if is_synced { REQ_MMU_SYNC } else { 0 };
             of_vcpu.mmio.gva = 0;
             of_vcpu.tlb.flush();
+            self.tell_loaded(vcpu);
         } else {
             self.drop_current_roots(vcpu, &mut invalid);
         }

@@ -111,7 +111,9 @@ impl MmuState {
 
     /// The flush that this needs may come late up to v5.10: the unmap notifier asks whether one is still to come.
     fn drop_unsynced(&mut self, sptep: Sptep) -> SyncedEntry {
+        self.tell_guests(!self.config.kernel.is_role_fixed);
         self.drop_spte(sptep);
+        self.tell_guests(false);
         self.tlbs_dirty += 1;
         SyncedEntry::Dropped
     }

@@ -5,7 +5,7 @@
 //! it is marked in each of its parents; marks go only when a walk finds nothing behind them or what was found is synced.
 
 use crate::mmu::pages::indirect_page::Indirect;
-use crate::mmu::pages::page_arena::{PageIdx, Sptep};
+use crate::mmu::pages::page_arena::{PageIdx, Place, Sptep};
 use crate::mmu::pages::walk::{child_of, is_large, is_shadow_present};
 use crate::mmu::vm::events::Event;
 use crate::mmu::vm::slots::SlotAt;
@@ -103,6 +103,20 @@ impl MmuState {
             self.unsync_page(page);
         }
         0
+    }
+
+    /// Guest memory is changed without the MMU being told: pages in sync that shadow it do not say any more what it says.
+    pub(in crate::mmu) fn tell_behind(&mut self, gfn: Gfn) {
+        let is_of = |&page: &PageIdx| {
+            let (key, header) = (self.arena.key(page), self.arena.page(page));
+            header.place != Place::Free && key.gfn == gfn && !key.role.direct() && !header.unsync
+        };
+        let changed: Vec<PageIdx> = self.arena.indices().filter(is_of).collect();
+        for page in changed {
+            if let Some(ghost) = &mut self.ghost {
+                ghost.changed_behind(page.0);
+            }
+        }
     }
 
     fn unsync_page(&mut self, page: PageIdx) {

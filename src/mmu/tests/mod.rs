@@ -4,6 +4,7 @@
 mod audit;
 mod facade;
 mod guest_walk;
+mod judge;
 mod newer;
 mod nouns;
 mod shadow_paging;

@@ -107,6 +107,9 @@ impl MmuState {
                 to.add(vcpu.mmio.gfn.0 << 2 | tags);
             }
         }
+        if self.config.shadows_guest() {
+            self.canonical_guest(to, &pages, &number);
+        }
         self.host.add_to(|word| to.add(word));
         to.add(self.invalidation.in_progress);
         if self.invalidation.in_progress > 0 {
@@ -124,7 +127,8 @@ impl MmuState {
         let invalid = self.zapped_obsolete.iter().chain(self.prepared_elsewhere());
         let held = self.vcpus.iter().flat_map(crate::mmu::vm::vcpu_mmu::VcpuMmu::roots);
         let roots = self.tdp.roots.iter().map(|root| root.page);
-        for page in self.active.iter().chain(invalid).chain(roots).chain(held) {
+        let cached = self.vcpus.iter().flat_map(|vcpu| vcpu.prev_roots).filter_map(|prev| prev.root.some());
+        for page in self.active.iter().chain(invalid).chain(roots).chain(held).chain(cached) {
             if numbers[page.at()] == 0 {
                 pages.push(page);
                 numbers[page.at()] = u32::try_from(pages.len()).unwrap_or(u32::MAX);
@@ -179,6 +183,46 @@ impl MmuState {
                         to.add(span.value);
                     }
                 }
+            }
+        }
+    }
+
+    /// What decides where a guest's own tables are shadowed: its memory, registers and cached roots, what each entry was made
+    /// for, and which tables are out of sync.
+    fn canonical_guest(&self, to: &mut Hash128, pages: &[PageIdx], number: &impl Fn(PageIdx) -> u64) {
+        self.guest_memory.add_to(|word| to.add(word));
+        to.add(self.tlbs_dirty.min(1));
+        for vcpu in &self.vcpus {
+            for word in vcpu.built_from {
+                to.add(word);
+            }
+            for word in [vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.root_cr3, u64::from(vcpu.ac), vcpu.pkru.into()] {
+                to.add(word);
+            }
+            for pdpte in vcpu.pdptes {
+                to.add(pdpte);
+            }
+            to.add(u64::from(vcpu.has_four_roots) | u64::from(vcpu.has_dummy_root) << 1 | vcpu.mmio.gva);
+            for prev in vcpu.prev_roots {
+                to.add(number(prev.root));
+                to.add(prev.cr3);
+            }
+        }
+        for &page in pages {
+            let Some(indirect) = self.arena.indirect(page) else { continue };
+            to.add(number(page) << 32 | u64::from(indirect.flood));
+            for index in indirect.unsync_children() {
+                to.add(index.into());
+            }
+            for (index, _) in self.arena.table(page).iter().filter(|&(_, spte)| is_shadow_present(&self.masks, spte)) {
+                to.add(indirect.gfn(index).0 << 16 | u64::from(indirect.access(index)) << 12 | u64::from(index));
+            }
+        }
+        if let Some(ghost) = &self.ghost {
+            let mut behind: Vec<u64> = ghost.behind.iter().map(|&table| number(PageIdx(table))).collect();
+            behind.sort_unstable();
+            for table in behind {
+                to.add(table);
             }
         }
     }

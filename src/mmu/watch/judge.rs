@@ -13,10 +13,12 @@ use crate::mmu::pages::walk::is_shadow_present;
 use crate::mmu::vm::slots::MEM_LOG_DIRTY_PAGES;
 use crate::mmu::vm::state::MmuState;
 use crate::mmu::words::addr::{Gfn, Pfn};
+use crate::mmu::words::guest_mode::Paging;
+use crate::mmu::words::role::Role;
 use crate::mmu::words::views::Finding;
 
 /// Every property the judge knows: its name, its sentence, and when it must hold.
-pub const PROPERTIES: [(&str, &str, &str); 32] = [
+pub const PROPERTIES: [(&str, &str, &str); 34] = [
     ("stale_ram", "memory of a slot that was removed is not mapped", "when an operation has returned"),
     ("mmio_as_ram", "a gfn without a slot is not mapped", "when an operation has returned"),
     ("host_taken", "a page that the host took back is not mapped", "when the notifier has returned"),
@@ -28,6 +30,11 @@ pub const PROPERTIES: [(&str, &str, &str); 32] = [
     ("freed_reachable", "no table is freed that a processor may still come to", "when a table is freed"),
     ("debt_overdue", "every flush is paid in time", "when the operation that owes it returns"),
     ("debt_shared", "no operation relies on a flush that another still owes", "when an operation returns"),
+    (
+        "guest_rights",
+        "a leaf gives no more than the guest's own tables do",
+        "when an operation has returned, of tables in sync",
+    ),
     ("nx_exec", "with the workaround on, no large leaf is executable", "always"),
     ("progress", "a guest access that nothing disturbs ends within eight faults", "at each access"),
     ("no_bug", "the model comes to no state in which the kernel stops", "always"),
@@ -38,6 +45,7 @@ pub const PROPERTIES: [(&str, &str, &str); 32] = [
     ),
     ("child_expected", "a link leads to the table that its place asks for", "when the lock is free"),
     ("leaf_gfn", "a leaf maps the gfn of its place, with the frame of that gfn", "when the lock is free"),
+    ("tables_protected", "a table that is shadowed and in sync is not mapped writable", "when the lock is free"),
     ("tracked_all_spaces", "no space maps a tracked gfn writable", "when the lock is free"),
     (
         "mmio_cache_space",
@@ -113,7 +121,9 @@ impl MmuState {
         for vcpu in 0..self.vcpus.len() {
             self.tell_loaded(vcpu);
         }
+        let unlike = self.tables_unlike_memory();
         if let Some(ghost) = &mut self.ghost {
+            ghost.behind.extend(unlike);
             ghost.backing.settle();
             ghost.broken.clear();
             // Leaves of a real VM have frames that this model of host memory does not know: what is there is sound.
@@ -210,6 +220,7 @@ impl MmuState {
         self.judge_leaves(verdict, ghost);
         self.judge_vcpus(verdict, ghost);
         self.judge_pages(verdict);
+        self.judge_guest(verdict, ghost);
         self.judge_entries(verdict, ghost);
     }
 
@@ -225,6 +236,7 @@ impl MmuState {
 
     fn judge_leaf(&self, verdict: &mut Verdict, ghost: &Ghost, place: u32, held: &HeldLeaf, is_harvest_open: bool) {
         let leaf = &held.leaf;
+        self.judge_leaf_gfn(verdict, place, leaf);
         // What an update or a notifier under way takes is still being taken.
         if let Some(property) = ghost.backing.is_stale(leaf, held.made_at)
             && !ghost.ops.open_kinds().any(|kind| matches!(kind, OpKind::Update | OpKind::Unmap))
@@ -264,15 +276,23 @@ impl MmuState {
 
     fn judge_vcpus(&self, verdict: &mut Verdict, ghost: &Ghost) {
         for (number, vcpu) in self.vcpus.iter().enumerate() {
-            let gfn = vcpu.mmio.gfn;
-            if gfn != Gfn(0) && self.match_mmio_gpa(number, gfn) {
+            let (gva, gfn) = (vcpu.mmio.gva, vcpu.mmio.gfn);
+            let answers = if self.config.shadows_guest() && !matches!(vcpu.mode.paging, Paging::None) {
+                self.match_mmio_gva(number, gva)
+            } else {
+                gfn != Gfn(0) && self.match_mmio_gpa(number, gfn)
+            };
+            if answers {
                 verdict.check(ghost.backing.may_be_absent(vcpu.as_id(), gfn.0), "mmio_cache_space", || {
                     format!("vCPU {number} would answer for gfn {:#x} of space {}", gfn.0, vcpu.as_id())
                 });
             }
             for root in vcpu.roots() {
-                let role = self.arena.key(root).role.with_invalid(false);
-                let is_own = role.with_quadrant(0) == vcpu.role.with_quadrant(0) && role.as_id() == vcpu.as_id();
+                // Of four roots each has a level of its own.
+                let level = |role: Role| if vcpu.has_four_roots { 0 } else { role.level() };
+                let of_root = |role: Role| role.with_invalid(false).with_quadrant(0).with_level(level(role));
+                let role = self.arena.key(root).role;
+                let is_own = of_root(role) == of_root(vcpu.role) && role.as_id() == vcpu.as_id();
                 verdict.check(is_own, "root_role", || format!("vCPU {number}"));
             }
         }

@@ -106,8 +106,9 @@ impl MmuState {
             let below = self.arena.key(child);
             let is_expected = below.role.level() + 1 == level
                 && below.role.smm() == key.role.smm()
-                // Below a table of the guest's stands one, or a part of a large page; which is asked when it is kept.
+                // Below a table of the guest's stands one, or a part of a large page: `judge_guest` knows which.
                 && (!key.role.direct() || below.role.direct())
+                && !below.role.invalid()
                 && (!key.role.direct() || is_high || below.gfn == gfn);
             verdict.check(is_expected, "child_expected", || {
                 format!("page {} entry {index} leads to page {}", key.id, below.id)
