@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,37 +66,51 @@ def rows() -> list[str]:
     ]
 
 
-def compare(other: Path, ours: Path, parts: list[str], pairs: int) -> list[dict[str, Any]]:
-    """Run both in turn and print a line a case."""
-    report = []
-    print(f"{'':<34}{'':>10} {'other':>10} {'ours':>10}   ours / other (least-most), {pairs} pairs")
-    for part in parts:
-        seen: dict[Case, list[tuple[float, float]]] = {}
-        for pair in range(pairs):
-            # Turn about: neither is always the first.
-            programs = (other, ours) if pair % 2 == 0 else (ours, other)
+def compare(
+    other: Path, ours: Path, parts: list[str], pairs: int, minutes: float = math.inf
+) -> list[dict[str, Any]]:
+    """Run both in turn, row after row, pair after pair, and print a line a case.
+
+    No pair is begun when the last one would not have fitted into so many minutes; a row has one pair at least.
+    """
+    seen: dict[Case, list[tuple[float, float]]] = {}
+    begun = time.monotonic()
+    longest = 0.0
+    for pair in range(pairs):
+        before = time.monotonic()
+        if pair and before - begun + longest > minutes * 60:
+            break
+        # Turn about: neither is always the first.
+        programs = (other, ours) if pair % 2 == 0 else (ours, other)
+        for part in parts:
             runs = {program: once(program, part) for program in programs}
             for case in runs[ours]:
                 if case in runs[other]:
                     seen.setdefault(case, []).append((runs[other][case], runs[ours][case]))
-        for (name, kernel), times in seen.items():
-            ratios = [mine / theirs for theirs, mine in times if theirs]
-            if not ratios:
-                continue
-            theirs, mine = (statistics.median(column) for column in zip(*times, strict=True))
-            ratio = statistics.median(ratios)
-            spread = f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-            print(f"{name:<34}{kernel:>10} {theirs:>10.4g} {mine:>10.4g}   {spread}", flush=True)
-            report.append(
-                {
-                    "case": name,
-                    "kernel": kernel,
-                    "other": theirs,
-                    "ours": mine,
-                    "ratio": ratio,
-                    "ratios": ratios,
-                }
-            )
+        longest = max(longest, time.monotonic() - before)
+        print(f"pair {pair + 1} took {time.monotonic() - before:.0f} s", file=sys.stderr, flush=True)
+    report = []
+    print(f"{'':<34}{'':>10} {'other':>10} {'ours':>10}   ours / other (least-most), pairs")
+    for (name, kernel), times in seen.items():
+        ratios = [mine / theirs for theirs, mine in times if theirs]
+        if not ratios:
+            continue
+        theirs, mine = (statistics.median(column) for column in zip(*times, strict=True))
+        ratio = statistics.median(ratios)
+        spread = f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        print(
+            f"{name:<34}{kernel:>10} {theirs:>10.4g} {mine:>10.4g}   {spread:<22} {len(ratios)}", flush=True
+        )
+        report.append(
+            {
+                "case": name,
+                "kernel": kernel,
+                "other": theirs,
+                "ours": mine,
+                "ratio": ratio,
+                "ratios": ratios,
+            }
+        )
     return report
 
 
@@ -103,6 +119,9 @@ def main() -> int:
     parser.add_argument("ref", help="the other commit, or a built core-speed of it")
     parser.add_argument("part", nargs="*", help="only cases whose row/case name contains one of these")
     parser.add_argument("--pairs", type=int, default=5, help="how often each is run (default: 5)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no pair that would not fit into so many"
+    )
     parser.add_argument("--processor", type=int, default=max(os.sched_getaffinity(0)), help="which to run on")
     parser.add_argument("--ours", type=Path, help="a built core-speed instead of this tree's")
     parser.add_argument("-o", type=Path, help="where a JSON report goes")
@@ -111,14 +130,16 @@ def main() -> int:
     is_program = Path(args.ref).is_file()
     other = Path(args.ref).resolve() if is_program else other_commit(args.ref)
     ours = args.ours.resolve() if args.ours else build(ROOT, TARGET / "benches")
+    load = round(os.getloadavg()[0], 2)
     os.sched_setaffinity(0, {args.processor})
-    report = compare(other, ours, args.part or rows(), args.pairs)
+    report = compare(other, ours, args.part or rows(), args.pairs, args.minutes)
     if args.o:
         args.o.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "schema": "kvm_mmu-against/1",
             "other": args.ref,
             "ours": git("rev-parse", "HEAD"),
+            "load_at_start": load,
             "cases": report,
         }
         args.o.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -1,9 +1,11 @@
 """Write the measured part of docs/speed.md from the reports of one run.
 
-    python benches/run.py                             # bench-out/speed.json
+    python benches/page.py --measure REF [--minutes 7]     # runs the two below, then writes
+    python benches/run.py                                  # bench-out/speed.json
     python benches/against.py REF -o bench-out/against.json
     python benches/page.py [--speed FILE] [--against FILE]
 
+A machine whose load was above half a processor when a run began is said to have been busy.
 What stands outside the two marks of the page is kept as it is.
 """
 
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "speed.md"
+BUSY = 0.5
 BEGIN, END = "<!-- measured: benches/page.py -->", "<!-- measured: end -->"
 
 
@@ -49,11 +54,30 @@ def core_rows(report: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def busy(load: float) -> list[str]:
+    """What to say of a machine that had something else to do."""
+    if load <= BUSY:
+        return []
+    said = f"The machine was busy with other work (load {load} when the run began): read ratios, not times."
+    return [f"**{said}**", ""]
+
+
+def waits(report: dict[str, Any]) -> list[str]:
+    """The rows that a dependent read limits, each once, and how many such reads an operation makes."""
+    rows = {one["row"]: one["waits"] for one in report["rows"] if one.get("waits")}
+    if not rows:
+        return []
+    reads = ", ".join(f"{size} {run.ns(spent)}" for size, spent in report["random_read_ns"].items())
+    lines = [f"One dependent random read of a buffer, in the same run: {reads}. Rows that it limits:", ""]
+    return [*lines, *table(["Row", "Dependent reads"], [list(row) for row in rows.items()]), ""]
+
+
 def speed_lines(report: dict[str, Any]) -> list[str]:
     about = report["machine"]
     reads = ", ".join(f"{size} {run.ns(spent)}" for size, spent in report["random_read_ns"].items())
     memory = ", ".join(f"{case} {count:,}" for case, count in report["bytes_per_page"].items() if count)
     lines = [
+        *busy(about["load_at_start"]),
         f"Run of {report['date']}, commit {report['commit'][:12]}: {about['cpu']}, {about['cores']} processors, "
         f"{about['memory_gib']} GiB, {about['rustc']}, Python {about['python']}; load {about['load_at_start']} at its "
         f"start. One dependent random read then: {reads}.",
@@ -63,12 +87,20 @@ def speed_lines(report: dict[str, Any]) -> list[str]:
             core_rows(report),
         ),
         "",
+        *waits(report),
         "Rows that the kernel's figures do not have:",
         "",
         *table(
-            ["Row", "Case", "Kernel", "Core", "Counted, an operation"],
+            ["Row", "Case", "Kernel", "Core", "Reference", "Counted, an operation"],
             [
-                [one["name"], one["case"], one["kernel"], run.ns(one["ns"]), run.counts(one)]
+                [
+                    one["name"],
+                    one["case"],
+                    one["kernel"],
+                    run.ns(one["ns"]),
+                    run.ns(one["reference_ns"]) if one.get("reference_ns") else "",
+                    run.counts(one),
+                ]
                 for one in report["ours"]
             ],
         ),
@@ -98,15 +130,31 @@ def against_lines(report: dict[str, Any]) -> list[str]:
     for one in report["cases"]:
         spread = f"{one['ratio']:.2f} ({min(one['ratios']):.2f}-{max(one['ratios']):.2f})"
         rows.append([one["case"], one["kernel"], spread])
-    head = f"Against {report['other'][:12]}, alternating pairs on one processor, time over its time (least-most):"
-    return [head, "", *table(["Case", "Kernel", "Ratio"], rows)]
+    pairs = max(len(one["ratios"]) for one in report["cases"])
+    head = f"Against {report['other'][:12]}, {pairs} alternating pairs on one processor: time over its (least-most):"
+    return [*busy(report.get("load_at_start", 0)), head, "", *table(["Case", "Kernel", "Ratio"], rows)]
+
+
+def measure(ref: str, minutes: float, speed: Path, against: Path) -> None:
+    """Run the table, then pairs against the other commit for what is left of the time."""
+    begun = time.monotonic()
+    here = Path(__file__).resolve().parent
+    subprocess.run([sys.executable, str(here / "run.py"), "-o", str(speed)], check=True)
+    left = max(minutes - (time.monotonic() - begun) / 60, 0.1)
+    command = [sys.executable, str(here / "against.py"), ref, "--minutes", f"{left:.2f}", "-o", str(against)]
+    subprocess.run(command, check=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--measure", metavar="REF", help="measure first: this tree, and against that commit")
+    parser.add_argument("--minutes", type=float, default=7.0, help="how long both may take (default: 7)")
     parser.add_argument("--speed", type=Path, default=run.OUT / "speed.json")
     parser.add_argument("--against", type=Path, help="a report of against.py, too")
     args = parser.parse_args()
+    if args.measure:
+        args.against = args.against or run.OUT / "against.json"
+        measure(args.measure, args.minutes, args.speed, args.against)
     text = PAGE.read_text(encoding="utf-8")
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)

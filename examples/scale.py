@@ -2,9 +2,14 @@
 
     python examples/scale.py [--pages 1000000] [--memslots 32000] [--vcpus 64]
     python examples/scale.py --pages 4000000 --memslots 32764 --gfn-hash wide
+    python examples/scale.py --curve scale.svg
 
 The kernel has at most 509 memslots for user space; more are a switch of this model (`max_memslots`), and said so. Times
 are measured wall time of this program on this machine; memory is the model's own account and the process's peak.
+
+`--curve` draws what a page costs from 1,000 of them to `--pages`, with the wide hash: the kernel's hash has 4,096
+buckets, and their collisions are a result of another kind. Small sizes are measured several times over; a point is the
+least of some rounds.
 """
 
 from __future__ import annotations
@@ -12,8 +17,10 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import kvm_mmu as km
 import numpy as np
@@ -31,8 +38,8 @@ def timed(what: str) -> Iterator[None]:
     print(f"{what:<44} {time.perf_counter() - start:8.2f} s measured")
 
 
-def main(argv: list[str] | None = None) -> km.Vm:
-    """Run; returns the VM after its teardown."""
+def main(argv: list[str] | None = None) -> km.Vm | None:
+    """Run; returns the VM after its teardown, nothing of a curve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, default=1_000_000, help="level-1 shadow pages")
     parser.add_argument("--memslots", type=int, default=32_000)
@@ -41,7 +48,11 @@ def main(argv: list[str] | None = None) -> km.Vm:
     parser.add_argument(
         "--gfn-hash", choices=("kernel", "wide"), default="kernel", help="wide: ours, fewer collisions"
     )
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="draw the cost of a page by size instead")
     args = parser.parse_args(argv)
+    if args.curve is not None:
+        draw(curve(args.pages), args.curve)
+        return None
 
     if args.memslots > KERNEL_MEMSLOTS:
         print(f"{args.memslots:,} memslots: above the kernel's {KERNEL_MEMSLOTS}, by the switch max_memslots")
@@ -85,6 +96,83 @@ def main(argv: list[str] | None = None) -> km.Vm:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of the process: {peak:,.0f} MiB")
     return vm
+
+
+#: What is measured at each size, in its order.
+STEPS = ("map the first page of a table", "touch it again", "zap everything")
+#: Pages that a point is measured over at least: a size below is built several times.
+MEASURED = 32_000
+ROUNDS = 3
+
+
+def curve(most: int) -> dict[int, list[float]]:
+    """Returns nanoseconds of processor time a level-1 shadow page for each step, by how many there are.
+
+    Args:
+        most: The largest number of pages; the sizes are powers of four from 1,000 on.
+    """
+    found: dict[int, list[float]] = {}
+    sizes = [1000]
+    while sizes[-1] * 4 <= most:
+        sizes.append(sizes[-1] * 4)
+    if most > sizes[-1]:
+        sizes.append(most)
+    print(f"{'shadow pages':>12}" + "".join(f"{step:>32}" for step in STEPS))
+    for size in sizes:
+        least = [float("inf")] * len(STEPS)
+        for _ in range(ROUNDS):
+            spent = [0] * len(STEPS)
+            times = max(MEASURED // size, 1)
+            for _ in range(times):
+                spent = [a + b for a, b in zip(spent, once(size), strict=True)]
+            least = [min(a, b / times / size) for a, b in zip(least, spent, strict=True)]
+        found[size] = least
+        print(f"{size:>12,}" + "".join(f"{ns:>29.1f} ns" for ns in least), flush=True)
+    for at, step in enumerate(STEPS):
+        column = [row[at] for row in found.values()]
+        print(f"{step}: most / least {max(column) / min(column):.2f}")
+    return found
+
+
+def once(pages: int) -> list[int]:
+    """Nanoseconds of processor time of each step, on a VM of its own."""
+    vm = km.Vm(kernel="v5.2", family="npt", events="off", gfn_hash="wide")
+    vm.memslots.create(slot=0, gpa=0, size=pages * TABLE)
+    vm.set_nr_mmu_pages(2 * pages + 4096)
+    gpas = np.arange(pages, dtype=np.uint64) * np.uint64(TABLE)
+    works: list[Callable[[], object]] = [
+        lambda: vm.vcpus[0].access_many(gpas, "w"),
+        lambda: vm.vcpus[0].access_many(gpas, "r"),
+        lambda: vm.zap("zap-all"),
+    ]
+    spent = []
+    for work in works:
+        start = time.thread_time_ns()
+        work()
+        spent.append(time.thread_time_ns() - start)
+    return spent
+
+
+def draw(found: dict[int, list[float]], path: Path) -> None:
+    """Write the curve as SVG.
+
+    Args:
+        found: What `curve` gives.
+        path: Where it goes.
+    """
+    from kvm_mmu.view.charts import to_svg
+
+    def plot(axes: Any) -> None:
+        for at, step in enumerate(STEPS):
+            axes.plot(list(found), [row[at] for row in found.values()], marker="o", label=step)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("live level-1 shadow pages")
+        axes.set_ylabel("ns of processor time a page")
+        axes.legend()
+
+    path.write_text(to_svg(plot, "what a shadow page costs, by how many there are"), encoding="utf-8")
+    print(f"wrote {path}")
 
 
 def install(vm: km.Vm, count: int, per_slot: int) -> None:

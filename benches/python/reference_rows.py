@@ -196,6 +196,81 @@ def get_page(kernel: str) -> float:
     return timed(PAGES, find)
 
 
+ENTRY, ROOTS, DATA, OWN, LEAVES = 0x67, (0x1000, 0x5000, 0x6000, 0x7000), 1 << 20, 1 << 30, 0x10000
+
+
+class Guest:
+    """A guest in long mode with one last-level table full of pages from address 0 on, and that table at 1 GiB.
+
+    Args:
+        kernel: Whose rules.
+    """
+
+    def __init__(self, kernel: str):
+        self.engine = Engine(kernel, {"family": "shadow"})
+        self.do("set_memslot", id=0, gpa=0, size=1 << 24, hva=1 << 36, flags=0)
+        entries = [(root, 0x2000) for root in ROOTS] + [(0x2000, 0x3000), (0x2008, 0x4000), (0x3000, LEAVES)]
+        entries += [(0x4000, 0x8000), (0x8000, LEAVES)]
+        entries += [(LEAVES + 8 * page, DATA + (page << 12)) for page in range(TABLE)]
+        for at, to in entries:
+            self.do("poke", vcpu=0, gpa=at, val=to | ENTRY)
+        self.engine.kvm.n_max_mmu_pages = 1 << 30
+        self.engine.kvm.events = NoEvents()
+
+    def do(self, op: str, **given: object) -> dict[str, Any]:
+        return self.engine.apply({"op": op, **given})
+
+    def touch(self, gva: int) -> None:
+        self.do("vaccess", vcpu=0, gva=gva, kind="w", user=1)
+
+    def touch_all(self) -> None:
+        for page in range(TABLE):
+            self.touch(page << 12)
+
+
+def shadow_fault(kernel: str) -> float:
+    guest = Guest(kernel)
+    return timed(TABLE, guest.touch_all)
+
+
+def shadow_sync(kernel: str) -> float:
+    guest = Guest(kernel)
+    guest.touch_all()
+
+    def rounds() -> None:
+        for page in range(64):
+            guest.touch(OWN)
+            guest.do("poke", vcpu=0, gpa=LEAVES + 8 * page, val=DATA + ((page ^ 1) << 12) | ENTRY)
+            guest.do("set_cr3", vcpu=0, cr3=ROOTS[0])
+
+    return timed(64, rounds)
+
+
+def shadow_switch(kernel: str) -> float:
+    guest = Guest(kernel)
+
+    def switch() -> None:
+        for root in ROOTS:
+            guest.do("set_cr3", vcpu=0, cr3=root)
+            guest.do("enter", vcpu=0)
+
+    for _ in range(2):
+        switch()
+    return timed(256 * len(ROOTS), lambda: [switch() for _ in range(256)])
+
+
+def shadow_emulated(kernel: str) -> float:
+    guest = Guest(kernel)
+    guest.touch_all()
+
+    def writes() -> None:
+        for page in range(TABLE):
+            value = DATA + ((page ^ 1) << 12) | ENTRY
+            guest.do("emul_write", vcpu=0, gpa=LEAVES + 8 * page, val=value)
+
+    return timed(TABLE, writes)
+
+
 def rows() -> dict[str, Callable[[], float]]:
     """Case name -> what measures it, v5.0 (the reference's speed does not depend on the kernel)."""
     kernel = "v5.0"
@@ -218,6 +293,12 @@ def rows() -> dict[str, Callable[[], float]]:
         "fast-page-fault/": lambda: fast_page_fault(kernel),
         "rmap/": lambda: rmap_row(kernel),
         "get-page/1k": lambda: get_page(kernel),
+    }
+    found |= {
+        "shadow-fault/64 tables": lambda: shadow_fault(kernel),
+        "shadow-sync/16 tables": lambda: shadow_sync(kernel),
+        "shadow-switch/four roots": lambda: shadow_switch(kernel),
+        "shadow-emulated/last level": lambda: shadow_emulated(kernel),
     }
     for length in (1, 4, 16, 64, 256):
         found[f"pte-list-add/chain of {length}"] = lambda length=length: pte_list(length)[0]

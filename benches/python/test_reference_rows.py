@@ -19,14 +19,23 @@ _SPEC.loader.exec_module(reference_rows)
 ROWS = reference_rows.rows()
 FIGURES = json.loads((HERE.parent / "kernel_speed.json").read_text(encoding="utf-8"))
 NAMES = {f"{row['row']}/{case['case']}" for row in FIGURES["rows"] for case in row["cases"]}
+OURS = {row["row"] for row in FIGURES["ours"]}
 
 
 def test_rows_are_rows_of_the_table() -> None:
-    assert set(ROWS) <= NAMES
+    assert {name for name in ROWS if name.partition("/")[0] not in OURS} <= NAMES
 
 
 @pytest.mark.parametrize(
-    "name", ["map/1 GiB", "mmio-hit/random", "mmio-stale/", "rmap/", "pte-list-add/chain of 4"]
+    "name",
+    [
+        "map/1 GiB",
+        "mmio-hit/random",
+        "mmio-stale/",
+        "rmap/",
+        "pte-list-add/chain of 4",
+        "shadow-sync/16 tables",
+    ],
 )
 def test_reference(benchmark: Any, name: str) -> None:
     benchmark.group = name

@@ -10,6 +10,7 @@ pub mod machine;
 pub mod map;
 pub mod mmio;
 pub mod rows;
+pub mod shadow;
 pub mod whole;
 pub mod zap;
 

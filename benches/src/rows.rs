@@ -3,7 +3,7 @@
 use kvm_mmu::mmu::GfnHash;
 
 use crate::map::{Order, fast_page_fault, map, write_protect};
-use crate::{Timed, guest, lists, machine, mmio, whole, zap};
+use crate::{Timed, guest, lists, machine, mmio, shadow, whole, zap};
 
 const KERNELS: [&str; 2] = ["v5.0", "v5.2"];
 const WITH_SEED: [&str; 3] = ["v5.0", "v5.2", "v5.0-seed"];
@@ -73,6 +73,16 @@ impl Table {
         for (tables, runs, name) in [(1_000, 7, "1k"), (10_000, 7, "10k"), (100_000, 3, "100k")] {
             self.add(format!("zap-sparse/{name}"), kernel, runs, move || zap::everything(kernel, tables, 1));
             self.add(format!("zap-15/{name}"), kernel, runs, move || zap::everything(kernel, tables, 15));
+        }
+    }
+
+    /// Guests with page tables of their own.
+    fn shadows(&mut self) {
+        for kernel in ["v5.0", "v6.12"] {
+            self.add("shadow-fault/64 tables", kernel, 5, move || shadow::fault(kernel, 64));
+            self.add("shadow-sync/16 tables", kernel, 5, move || shadow::unsync_and_sync(kernel));
+            self.add("shadow-switch/four roots", kernel, 5, move || shadow::switch(kernel));
+            self.add("shadow-emulated/last level", kernel, 5, move || shadow::emulated_write(kernel));
         }
     }
 
@@ -150,5 +160,6 @@ pub fn cases() -> Vec<Case> {
     table.wraps("v5.2", "indexed", "indexed");
     KERNELS.into_iter().for_each(|kernel| table.lists(kernel));
     table.ours();
+    table.shadows();
     table.0
 }

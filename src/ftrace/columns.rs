@@ -69,7 +69,7 @@ pub struct Timeline {
 }
 
 /// The columns of a trace, or of a batch of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Columns {
     tables: Vec<Option<Box<Table>>>,
     /// All events in order.
@@ -77,6 +77,20 @@ pub struct Columns {
     tasks: Vec<Vec<u8>>,
     task_numbers: FxHashMap<Vec<u8>, u32>,
     last_task: u32,
+    tasks_max: usize,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self {
+            tables: Vec::new(),
+            timeline: Timeline::default(),
+            tasks: Vec::new(),
+            task_numbers: FxHashMap::default(),
+            last_task: 0,
+            tasks_max: TASKS_MAX,
+        }
+    }
 }
 
 /// No kind has more wordings than this.
@@ -106,6 +120,38 @@ impl Columns {
         table.cpu.push(record.line.cpu);
         table.task.push(task);
         table.push(event);
+    }
+
+    /// Columns of a part, which are put to those of the parts before it.
+    pub(super) fn of_part() -> Self {
+        Self { tasks_max: usize::MAX, ..Self::default() }
+    }
+
+    /// Put the rows of the part behind so many lines to these.
+    pub(super) fn absorb(&mut self, part: Columns, lines: u64) {
+        let tasks: Vec<u32> = part.tasks.iter().map(|name| self.task_number(name)).collect();
+        let number = |task: u32| tasks.get(task as usize).copied().unwrap_or(TASK_UNKNOWN);
+        let Timeline { line, time_ns, cpu, task, kind } = part.timeline;
+        let timeline = &mut self.timeline;
+        timeline.line.extend(line.into_iter().map(|line| line + lines));
+        timeline.time_ns.extend(time_ns);
+        timeline.cpu.extend(cpu);
+        timeline.task.extend(task.into_iter().map(number));
+        timeline.kind.extend(kind);
+        if self.tables.is_empty() {
+            self.tables.resize(part.tables.len(), None);
+        }
+        for (mine, mut theirs) in self.tables.iter_mut().zip(part.tables) {
+            if let Some(theirs) = &mut theirs {
+                theirs.line.iter_mut().for_each(|line| *line += lines);
+                theirs.task.iter_mut().for_each(|task| *task = number(*task));
+            }
+            match (mine, theirs) {
+                (Some(mine), Some(theirs)) => mine.append(*theirs),
+                (mine @ None, theirs) => *mine = theirs,
+                (Some(_), None) => {}
+            }
+        }
     }
 
     /// The tables that have rows.
@@ -141,7 +187,7 @@ impl Columns {
         if let Some(number) = self.task_numbers.get(name) {
             return *number;
         }
-        if self.tasks.len() >= TASKS_MAX {
+        if self.tasks.len() >= self.tasks_max {
             return TASK_UNKNOWN;
         }
         let number = u32::try_from(self.tasks.len()).unwrap_or(TASK_UNKNOWN);
@@ -188,6 +234,17 @@ impl Table {
         }
     }
 
+    /// Put the rows of a later table of the same wording behind these.
+    fn append(&mut self, later: Table) {
+        self.line.extend(later.line);
+        self.time_ns.extend(later.time_ns);
+        self.cpu.extend(later.cpu);
+        self.task.extend(later.task);
+        for ((_, mine), (_, theirs)) in self.fields.iter_mut().zip(later.fields) {
+            mine.append(theirs);
+        }
+    }
+
     fn push(&mut self, event: &Event<'_>) {
         if let Some(page) = event.page() {
             for ((_, column), value) in self.fields.iter_mut().zip(page_values(page)) {
@@ -208,6 +265,21 @@ impl Table {
 }
 
 impl Column {
+    fn append(&mut self, later: Column) {
+        match (self, later) {
+            (Self::U64(mine), Self::U64(theirs)) => mine.extend(theirs),
+            (Self::I64(mine), Self::I64(theirs)) => mine.extend(theirs),
+            (Self::U8(mine), Self::U8(theirs)) => mine.extend(theirs),
+            (Self::Text { ends, bytes }, Self::Text { ends: later_ends, bytes: later_bytes }) => {
+                let from = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+                ends.extend(later_ends.into_iter().map(|end| end.saturating_add(from)));
+                bytes.extend(later_bytes);
+            }
+            // Tables of one wording have the same columns.
+            _ => {}
+        }
+    }
+
     #[inline]
     fn push(&mut self, value: u64) {
         match self {

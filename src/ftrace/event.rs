@@ -4,7 +4,7 @@
 //! [`super::wording`]. Nothing is copied: texts borrow from the line.
 
 use super::page_text::PageText;
-use super::wording::{self, Field, Kind, Token, Wording};
+use super::wording::{Field, Kind, Token, Wording};
 
 /// Most numbers an event has.
 pub const MAX_NUMBERS: usize = 9;
@@ -12,7 +12,7 @@ pub const MAX_NUMBERS: usize = 9;
 pub const MAX_TEXTS: usize = 3;
 
 /// The values of one event. One is filled again and again while a trace is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
     /// What it is.
     pub kind: Kind,
@@ -77,7 +77,7 @@ impl<'a> Event<'a> {
         for (index, candidate) in self.kind.wordings().iter().enumerate() {
             self.wording = candidate;
             self.wording_index = index;
-            if wording::match_body(self, candidate, body).is_some() {
+            if (candidate.read)(self, body).is_some() {
                 return true;
             }
         }

@@ -123,6 +123,11 @@ impl Eras {
         self.0 &= allowed;
     }
 
+    /// Take what others exclude.
+    pub(super) fn exclude(&mut self, others: Eras) {
+        self.0 &= others.0;
+    }
+
     /// Those that are left; none when the trace contradicts itself.
     pub fn iter(self) -> impl Iterator<Item = Era> {
         Era::ALL.into_iter().filter(move |era| self.0 & era.bit() != 0)

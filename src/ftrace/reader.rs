@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use super::columns::Columns;
 use super::event::{Event, Outcome};
 use super::kernel::Eras;
 use super::line::{Line, lost_events};
+use super::parts::parts;
 use super::scan::trim_end;
 use super::wording::Kind;
 
@@ -63,6 +65,11 @@ pub struct Summary {
     pub plugin: u64,
     /// Kernels that can have printed it.
     pub eras: Eras,
+    /// Of each kind, the wordings that `eras` was told of, a bit each.
+    told: [u16; Kind::ALL.len()],
+    /// The names of `opaque` in the order of the text, and how many are counted apart.
+    opaque_names: Vec<Vec<u8>>,
+    opaque_max: usize,
 }
 
 impl Default for Summary {
@@ -84,6 +91,9 @@ impl Default for Summary {
             raw: 0,
             plugin: 0,
             eras: Eras::default(),
+            told: [0; Kind::ALL.len()],
+            opaque_names: Vec::new(),
+            opaque_max: OPAQUE_NAMES,
         }
     }
 }
@@ -133,6 +143,47 @@ impl Reader {
             }
         }
         self.keep(&chunk[start..]);
+    }
+
+    /// As [`Reader::feed`] into columns, the whole lines of the chunk split by so many threads. The result is the same.
+    pub fn feed_parts(&mut self, chunk: &[u8], threads: usize, columns: &mut Option<Columns>) {
+        let sink = |columns: &mut Option<Columns>, record: &Record<'_>| {
+            if let Some(columns) = columns.as_mut() {
+                columns.push(record);
+            }
+        };
+        if threads < 2 {
+            return self.feed(chunk, &mut |record| sink(columns, record));
+        }
+        let is_in_line = self.skipping || !self.carry.is_empty();
+        let from = if is_in_line { memchr::memchr(b'\n', chunk).map_or(chunk.len(), |end| end + 1) } else { 0 };
+        let (before, rest) = chunk.split_at(from);
+        let (lines, behind) = rest.split_at(memchr::memrchr(b'\n', rest).map_or(0, |end| end + 1));
+        self.feed(before, &mut |record| sink(columns, record));
+        let has_columns = columns.is_some();
+        let read = |part: &[u8]| {
+            let mut reader = Reader::new();
+            reader.summary.opaque_max = usize::MAX;
+            let mut own = has_columns.then(Columns::of_part);
+            reader.feed(part, &mut |record| {
+                if let Some(own) = own.as_mut() {
+                    own.push(record);
+                }
+            });
+            (reader.summary, own)
+        };
+        let parts = parts(lines, threads);
+        let read: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = parts.iter().map(|part| scope.spawn(|| read(part))).collect();
+            running.into_iter().map(|one| one.join().unwrap_or_else(|err| std::panic::resume_unwind(err))).collect()
+        });
+        for (summary, own) in read {
+            if let (Some(columns), Some(own)) = (columns.as_mut(), own) {
+                columns.absorb(own, self.summary.lines);
+            }
+            self.summary.absorb(&summary);
+        }
+        self.feed(behind, &mut |record| sink(columns, record));
     }
 
     /// Read what is left when the trace ends without a line feed.
@@ -186,7 +237,7 @@ impl Reader {
         let event = match values.read(line.event, line.body) {
             Outcome::Known => {
                 summary.events[values.kind as usize] += 1;
-                summary.eras.note(values);
+                summary.note_era(values);
                 if values.wording_index() > 0 || values.kind.wordings()[0].kernels == "raw" {
                     summary.note_wording(values.wording().kernels);
                 }
@@ -197,7 +248,7 @@ impl Reader {
                 return;
             }
             Outcome::Opaque => {
-                summary.opaque(line.event);
+                summary.opaque(line.event, 1);
                 None
             }
         };
@@ -229,19 +280,63 @@ impl Summary {
         }
     }
 
+    /// A wording tells of eras once, but for those whose values tell, too.
+    #[inline]
+    fn note_era(&mut self, event: &Event<'_>) {
+        let told = &mut self.told[event.kind as usize];
+        let bit = 1_u16 << event.wording_index().min(15);
+        if *told & bit == 0 || event.kind == Kind::FastPageFault || event.page().is_some() {
+            *told |= bit;
+            self.eras.note(event);
+        }
+    }
+
     /// Every kind's first wording is a kernel's text, but for markers and the like.
     fn note_wording(&mut self, kernels: &str) {
         self.raw += u64::from(kernels.starts_with("raw"));
         self.plugin += u64::from(kernels.starts_with("plugin"));
     }
 
-    fn opaque(&mut self, name: &[u8]) {
+    fn opaque(&mut self, name: &[u8], times: u64) {
         if let Some(count) = self.opaque.get_mut(name) {
-            *count += 1;
+            *count += times;
+        } else if self.opaque_names.len() < self.opaque_max {
+            self.opaque_names.push(name.to_vec());
+            self.opaque.insert(name.to_vec(), times);
         } else {
-            let name: &[u8] = if self.opaque.len() < OPAQUE_NAMES { name } else { b"(others)" };
-            *self.opaque.entry(name.to_vec()).or_default() += 1;
+            *self.opaque.entry(b"(others)".to_vec()).or_default() += times;
         }
+    }
+
+    /// Take in what was counted of the part that comes next.
+    fn absorb(&mut self, part: &Summary) {
+        if self.first_overlong == 0 && part.first_overlong > 0 {
+            self.first_overlong = self.lines + part.first_overlong;
+        }
+        for example in part.examples.iter().take(EXAMPLES - self.examples.len()) {
+            self.examples.push(Example { line: self.lines + example.line, text: example.text.clone() });
+        }
+        self.lines += part.lines;
+        self.bytes += part.bytes;
+        for (mine, theirs) in self.events.iter_mut().zip(part.events) {
+            *mine += theirs;
+        }
+        for name in &part.opaque_names {
+            self.opaque(name, part.opaque.get(name).copied().unwrap_or_default());
+        }
+        self.not_understood += part.not_understood;
+        self.notes += part.notes;
+        self.blank += part.blank;
+        self.overlong += part.overlong;
+        self.lost_notes += part.lost_notes;
+        self.lost = self.lost.saturating_add(part.lost);
+        self.span_ns = match (self.span_ns, part.span_ns) {
+            (Some((first, _)), Some((_, last))) => Some((first, last)),
+            (mine, theirs) => mine.or(theirs),
+        };
+        self.raw += part.raw;
+        self.plugin += part.plugin;
+        self.eras.exclude(part.eras);
     }
 
     /// A line that names no event.
@@ -271,6 +366,13 @@ fn is_note(text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Summary {
+        /// What was told of eras is no result.
+        fn without_told(&self) -> Summary {
+            Summary { told: [0; Kind::ALL.len()], ..self.clone() }
+        }
+    }
 
     const TRACE: &[u8] = b"# tracer: nop\n\n            init-1     [000] ....     2.120776: kvm_page_fault: address 100000 error_code 6\r\n\
 CPU:0 [LOST 42 EVENTS]\n            init-1     [000] .N..     2.133073: kvm_mmu_get_page: sp gen 0 gfn 0 l3 q0 direct wux nxe ad root 0 sync\0 new\n\
@@ -303,6 +405,33 @@ garbage\n            init-1     [000] ....     2.412345: kvm_mmu_set_accessed_bi
             let kinds =
                 [(3, Some(Kind::PageFault)), (5, Some(Kind::GetPage)), (6, None), (9, Some(Kind::SetAccessedBit))];
             assert_eq!(seen, kinds);
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let mut trace = TRACE.to_vec();
+        trace.push(b'\n');
+        for i in 0..1100 {
+            let name = i % 1050;
+            trace.extend_from_slice(format!("            t-{i}     [000] ....     2.4: event_{name}: x\n").as_bytes());
+        }
+        trace.extend_from_slice(TRACE);
+        let read = |size: usize, threads: usize| {
+            let (mut reader, mut columns) = (Reader::new(), Some(Columns::default()));
+            for part in trace.chunks(size) {
+                reader.feed_parts(part, threads, &mut columns);
+            }
+            let mut columns = columns.expect("columns");
+            reader.finish(&mut |record| columns.push(record));
+            let tasks = columns.tasks().to_vec();
+            format!("{:?} {:?} {tasks:?}", reader.summary.without_told(), columns.take())
+        };
+        let whole = read(trace.len(), 1);
+        for size in [trace.len(), 40_000, 8192, 1000, 77] {
+            for threads in [2, 3, 7] {
+                assert_eq!(read(size, threads), whole, "{size} {threads}");
+            }
         }
     }
 

@@ -68,6 +68,19 @@ impl<'a> Cursor<'a> {
         self.take_number(value, digits, 16)
     }
 
+    /// A hexadecimal number behind `0x`.
+    #[inline]
+    pub(super) fn hex_after_0x(&mut self) -> Option<u64> {
+        self.literal(b"0x")?;
+        self.hex()
+    }
+
+    /// Hexadecimal behind `0x`, else decimal.
+    #[inline]
+    pub(super) fn raw(&mut self) -> Option<u64> {
+        if self.has(b"0x") { self.hex() } else { self.decimal() }
+    }
+
     /// A decimal number that fits 64 bits.
     #[inline]
     pub(super) fn decimal(&mut self) -> Option<u64> {

@@ -70,12 +70,14 @@ pub enum Token {
 }
 
 /// One wording of an event.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Wording {
     /// Kernels known to print it, for people.
     pub kernels: &'static str,
     /// Its pieces, in order.
     pub tokens: &'static [Token],
+    /// The same pieces as code.
+    pub(super) read: Match,
 }
 
 impl Wording {
@@ -96,54 +98,8 @@ impl Wording {
     }
 }
 
-/// Match a whole body against one wording, filling the event's values on the way.
-#[inline]
-pub(super) fn match_body<'a>(event: &mut Event<'a>, wording: &Wording, body: &'a [u8]) -> Option<()> {
-    let mut cursor = Cursor::new(body);
-    let (mut numbers, mut texts) = (0, 0);
-    let mut tokens = wording.tokens.iter();
-    while let Some(token) = tokens.next() {
-        let field = match token {
-            Token::Literal(text) => {
-                cursor.literal(text.as_bytes())?;
-                continue;
-            }
-            Token::Page => {
-                event.set_page(PageText::parse(body)?);
-                return Some(());
-            }
-            Token::Value(field) => field,
-        };
-        let number = match field {
-            Field::Text(_) => {
-                let end: &[u8] = match tokens.as_slice().first() {
-                    Some(Token::Literal(text)) => text.as_bytes(),
-                    _ => b"",
-                };
-                event.set_text(texts, cursor.until(end)?)?;
-                texts += 1;
-                continue;
-            }
-            Field::Hex(_) => cursor.hex()?,
-            Field::Hex0x(_) | Field::Hex0x8(_) | Field::Hex0x16(_) | Field::HexAlt16(_) => {
-                cursor.literal(b"0x")?;
-                cursor.hex()?
-            }
-            Field::Dec(_) => cursor.decimal()?,
-            Field::Signed(_) => cursor.signed()?,
-            Field::Raw(_) => {
-                if cursor.has(b"0x") {
-                    cursor.hex()?
-                } else {
-                    cursor.decimal()?
-                }
-            }
-        };
-        event.set_number(numbers, number)?;
-        numbers += 1;
-    }
-    cursor.is_empty().then_some(())
-}
+/// Code that matches a whole body against one wording, filling the event's values on the way.
+type Match = for<'a> fn(&mut Event<'a>, &'a [u8]) -> Option<()>;
 
 /// Where the search for a name begins: a few of its bytes tell most names apart.
 const fn name_slot(name: &[u8]) -> usize {
@@ -186,6 +142,72 @@ macro_rules! tokens {
     ($($all:tt)*) => { tokens!(@ [] $($all)*) };
 }
 
+/// The code of a row of tokens: what it reads, step by step, with nothing left to look up.
+macro_rules! matcher {
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident) => { $cursor.is_empty().then_some(()) };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident page) => {{
+        let _ = ($cursor, $numbers, $texts);
+        $event.set_page(PageText::parse($body)?);
+        Some(())
+    }};
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident hex $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.hex()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident hex0x $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.hex_after_0x()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident hex0x8 $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.hex_after_0x()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident hex0x16 $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.hex_after_0x()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident hexalt16 $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.hex_after_0x()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident dec $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.decimal()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident signed $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.signed()?) $($more)*)
+    };
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident raw $name:ident $($more:tt)*) => {
+        matcher!(@number $event $body $cursor $numbers $texts ($cursor.raw()?) $($more)*)
+    };
+    (@number $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident ($value:expr) $($more:tt)*) => {{
+        let value = $value;
+        $event.set_number($numbers, value)?;
+        #[allow(unused_variables, reason = "nothing is counted behind the last one")]
+        let $numbers = $numbers + 1;
+        matcher!(@ $event $body $cursor $numbers $texts $($more)*)
+    }};
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident text $name:ident $end:literal $($more:tt)*) => {{
+        $event.set_text($texts, $cursor.until($end.as_bytes())?)?;
+        #[allow(unused_variables, reason = "nothing is counted behind the last one")]
+        let $texts = $texts + 1;
+        matcher!(@ $event $body $cursor $numbers $texts $end $($more)*)
+    }};
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident text $name:ident $($more:tt)*) => {{
+        $event.set_text($texts, $cursor.until(b"")?)?;
+        #[allow(unused_variables, reason = "nothing is counted behind the last one")]
+        let $texts = $texts + 1;
+        matcher!(@ $event $body $cursor $numbers $texts $($more)*)
+    }};
+    (@ $event:ident $body:ident $cursor:ident $numbers:ident $texts:ident $text:literal $($more:tt)*) => {{
+        $cursor.literal($text.as_bytes())?;
+        matcher!(@ $event $body $cursor $numbers $texts $($more)*)
+    }};
+    ($($all:tt)*) => {
+        |event, body| {
+            #[allow(unused_mut, reason = "a page is read by its own code")]
+            let mut cursor = Cursor::new(body);
+            let (numbers, texts) = (0_usize, 0_usize);
+            let _ = (&event, numbers, texts);
+            matcher!(@ event body cursor numbers texts $($all)*)
+        }
+    };
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident $name:literal { $($kernels:literal : [$($row:tt)*])+ })+) => {
         /// Every event that is understood.
@@ -222,7 +244,7 @@ macro_rules! kinds {
             #[must_use]
             #[inline]
             pub const fn wordings(self) -> &'static [Wording] {
-                match self { $(Kind::$variant => &[$(Wording { kernels: $kernels, tokens: tokens!($($row)*) }),+]),+ }
+                match self { $(Kind::$variant => &[$(Wording { kernels: $kernels, tokens: tokens!($($row)*), read: matcher!($($row)*) }),+]),+ }
             }
         }
     };

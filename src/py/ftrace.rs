@@ -21,17 +21,13 @@ struct State {
 }
 
 impl State {
-    fn feed(&mut self, chunk: Option<&[u8]>) {
+    fn finish(&mut self) {
         let Self { reader, columns } = self;
-        let mut sink = |record: &crate::ftrace::reader::Record<'_>| {
+        reader.finish(&mut |record| {
             if let Some(columns) = columns.as_mut() {
                 columns.push(record);
             }
-        };
-        match chunk {
-            Some(chunk) => reader.feed(chunk, &mut sink),
-            None => reader.finish(&mut sink),
-        }
+        });
     }
 }
 
@@ -52,15 +48,19 @@ impl TraceReader {
         Self { state: Mutex::new(State { reader: Reader::new(), columns }) }
     }
 
-    /// Read the next chunk of decompressed bytes; the GIL is released.
-    fn feed(&self, py: Python<'_>, chunk: &Bound<'_, PyBytes>) {
+    /// Read the next chunk of decompressed bytes with so many threads; the GIL is released. The result is the same.
+    #[pyo3(signature = (chunk, threads = 1))]
+    fn feed(&self, py: Python<'_>, chunk: &Bound<'_, PyBytes>, threads: usize) {
         let bytes = chunk.as_bytes();
-        py.detach(|| self.lock().feed(Some(bytes)));
+        py.detach(|| {
+            let State { reader, columns } = &mut *self.lock();
+            reader.feed_parts(bytes, threads, columns);
+        });
     }
 
     /// The trace ends: read what is left of its last line.
     fn finish(&self, py: Python<'_>) {
-        py.detach(|| self.lock().feed(None));
+        py.detach(|| self.lock().finish());
     }
 
     /// Counts of everything read so far.

@@ -13,6 +13,7 @@ mod mutants;
 mod replay;
 mod reports;
 mod restored;
+mod trace_lines;
 
 use pyo3::prelude::*;
 
@@ -29,6 +30,8 @@ mod _core {
     use super::machine::{ActiveWalk, Mmu};
     #[pymodule_export]
     use super::replay::{ReplayLane, ReplaySurvey, Unsure};
+    #[pymodule_export]
+    use super::trace_lines::{NamedLines, TraceActivity};
 
     #[pymodule_export]
     use super::guest::guest_permissions;

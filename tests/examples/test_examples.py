@@ -134,6 +134,13 @@ def test_scale(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2,000 tables built" in out and "peak memory" in out
 
 
+def test_the_curve_of_scale(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert example(root, "scale.py")(["--curve", str(tmp_path / "scale.svg"), "--pages", "1500"]) is None
+    ElementTree.fromstring((tmp_path / "scale.svg").read_text(encoding="utf-8"))
+    out = capsys.readouterr().out
+    assert "1,500" in out and "most / least" in out
+
+
 @pytest.mark.parametrize("kernel", ["v5.0", "v5.0-seed", "v5.2"])
 def test_step_by_step(root: Path, tmp_path: Path, kernel: str) -> None:
     found = example(root, "step_by_step.py")(["-o", str(tmp_path), "--kernel", kernel])

@@ -9,27 +9,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvm_mmu.cli import trace_diff, trace_fleet
 from kvm_mmu.cli.words import YES_NO
 from kvm_mmu.errors import TraceError, UsageError
+from kvm_mmu.machine.numbers import shown
 from kvm_mmu.terminal import passing
 from kvm_mmu.trace.analysis.operation_table import SORTS
 from kvm_mmu.trace.replay.engine import BACKENDS
 from kvm_mmu.trace.replay.narrator import Prediction
 from kvm_mmu.trace.replay.opened import open_recording
 from kvm_mmu.trace.replay.replaying import replay
-from kvm_mmu.trace.replay.stripping import Kept, is_stripped
+from kvm_mmu.trace.replay.stripping import is_stripped
 from kvm_mmu.trace.text import host as host_facts
 from kvm_mmu.trace.text import recordings
 from kvm_mmu.trace.text.line import nanoseconds, parse_line
 from kvm_mmu.trace.text.recordings import SAMPLE
-from kvm_mmu.trace.text.source import display_name, iter_lines, read_lines
+from kvm_mmu.trace.text.source import display_name, iter_chunks, lines_in, read_lines
 from kvm_mmu.trace.text.window import Window
 from kvm_mmu.view.out_folder import OutFolder
 from kvm_mmu.words.bits import FAMILIES
+
+if TYPE_CHECKING:
+    from kvm_mmu.trace.analysis.explain import Explainer
+
+
+#: Threads that read a text at most.
+JOBS_MAX = 256
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,6 +123,7 @@ def _add_summary(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="count",
         help="order of the events (default: count, the most frequent first)",
     )
+    _add_jobs(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run_summary)
 
@@ -200,6 +211,7 @@ def _add_stalls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="COLUMN",
         help=f"the largest first of: {', '.join(SORTS)} (default: total)",
     )
+    _add_jobs(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON, nanoseconds")
     parser.set_defaults(run=run_stalls)
 
@@ -302,7 +314,7 @@ def run_strip(args: argparse.Namespace) -> int:
     with open_recording(args.file, host, args.ops, answers=answers) as opened:
         if opened.is_stripped:
             raise TraceError(f"{opened.name}: is stripped already")
-        passing(sys.stdout).writelines(item.text + "\n" for item in opened.items() if isinstance(item, Kept))
+        passing(sys.stdout).writelines(opened.stripped_text())
     return 0
 
 
@@ -310,10 +322,10 @@ def run_summary(args: argparse.Namespace) -> int:
     """`kvm-mmu trace summary`"""
     if trace_fleet.is_fleet(args):
         _refuse_of_fleet(args, args.strict)
-        return trace_fleet.run(args, "summary")
+        return trace_fleet.run(args, "summary", args.jobs)
     from kvm_mmu.trace.analysis.summary import summarize
 
-    found = summarize(args.file, strict=args.strict, only=_window(args))
+    found = summarize(args.file, strict=args.strict, only=_window(args), jobs=args.jobs or 1)
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text(args.sort)) + "\n")
     return 0
 
@@ -325,7 +337,9 @@ def run_decode(args: argparse.Namespace) -> int:
 
     only = _window(args)
     name = display_name(args.file)
-    stream = iter_lines(args.file)
+    chunks = iter_chunks(args.file)
+    looked_at: list[bytes] = []
+    stream = lines_in(_noted(chunks, looked_at))
     first = next(stream, None)
     if first is None:
         raise TraceError(f"{name}: empty: expected ftrace text")
@@ -334,10 +348,13 @@ def run_decode(args: argparse.Namespace) -> int:
     facts = _facts(args.file, args.host, [first])
     explain, lines, notes = host_explainer(chain([first], stream), facts, given, name)
     sys.stderr.writelines(f"kvm-mmu trace decode: {note}\n" for note in notes)
+    out = passing(sys.stdout)
+    if only is None and args.sort == "line" and not args.json:
+        out.writelines(explain.written(chain(looked_at, chunks)))
+        return _told(explain)
     explained = explain.numbered(lines, only)
     if args.sort != "line":
         explained = iter(sorted(explained, key=lambda one: _place(one[1], args.sort)))
-    out = passing(sys.stdout)
     for number, text, words in explained:
         if args.json:
             if words:
@@ -345,6 +362,18 @@ def run_decode(args: argparse.Namespace) -> int:
             continue
         out.write(text + "\n")
         out.writelines(f"{INDENT}{word}\n" for word in words)
+    return _told(explain)
+
+
+def _noted(chunks: Iterator[bytes], seen: list[bytes]) -> Iterator[bytes]:
+    """The pieces as they come, each noted."""
+    for chunk in chunks:
+        seen.append(chunk)
+        yield chunk
+
+
+def _told(explain: Explainer) -> int:
+    """Say what could not be explained, and what contradicts; the exit status."""
     if explain.unread:
         kinds = ", ".join(f"{event} {count}" for event, count in sorted(explain.unread.items()))
         sys.stderr.write(
@@ -398,10 +427,10 @@ def run_stalls(args: argparse.Namespace) -> int:
     """`kvm-mmu trace stalls`"""
     if trace_fleet.is_fleet(args):
         _refuse_of_fleet(args)
-        return trace_fleet.run(args, "stalls")
+        return trace_fleet.run(args, "stalls", args.jobs)
     from kvm_mmu.trace.analysis.stalls import stalls
 
-    found = stalls(iter_lines(args.file), display_name(args.file), _window(args), args.sort)
+    found = stalls(args.file, None, _window(args), args.sort, args.jobs or 1)
     if found.is_other_text:
         raise TraceError(f"{found.name}: no event in it: expected ftrace text")
     sys.stdout.write((json.dumps(found.as_json()) if args.json else found.as_text()) + "\n")
@@ -477,6 +506,21 @@ def _refuse_of_fleet(args: argparse.Namespace, is_strict: bool = False) -> None:
         raise UsageError(
             f"{args.file}: a fleet is read whole; expected none of --strict, --from, --to, --cpu, --vm"
         )
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        metavar="N",
+        help="read the text with N threads (default: 1), a fleet with N processes; the result is the same",
+    )
+
+
+def _jobs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= JOBS_MAX:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected 1 to {JOBS_MAX}")
+    return int(text)
 
 
 def _window(args: argparse.Namespace) -> Window | None:

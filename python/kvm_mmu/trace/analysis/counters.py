@@ -31,6 +31,10 @@ _SAYS = {
 }
 
 
+#: Events that change a number.
+EVENTS = ("kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", *_SAYS)
+
+
 class Sample(NamedTuple):
     """A number from this time on."""
 

@@ -15,11 +15,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from kvm_mmu.errors import TraceError, UsageError
-from kvm_mmu.trace.analysis.tdp_changes import Reasons, change_in_words
+from kvm_mmu.trace.analysis.phrases import Phrases, with_one_frame
+from kvm_mmu.trace.analysis.tdp_changes import TELLING, Reasons, change_in_words
 from kvm_mmu.trace.text.line import Line, clean_body, parse_line
+from kvm_mmu.trace.text.pieces import pieces_of
 from kvm_mmu.trace.text.raw_fields import with_kernel_text
 from kvm_mmu.trace.text.source import Traced, lines_of
-from kvm_mmu.trace.text.spte_words import spte_words
+from kvm_mmu.trace.text.spte_words import FRAME, spte_words
 from kvm_mmu.trace.text.window import Window
 from kvm_mmu.words.codec import Codec
 from kvm_mmu.words.roles import decode_role
@@ -39,6 +41,7 @@ _SPTES = {
     "handle_mmio_page_fault": rf"gfn {_HEX} access {_HEX}",
     "kvm_mmu_spte_requested": rf"gfn {_HEX} pfn {_HEX} level (\d{{1,3}})(?: access [0-9a-f]{{1,2}})?$",
 }
+_LEAF_SET = "kvm_mmu_set_spte"
 _COMPILED = {event: re.compile(pattern) for event, pattern in _SPTES.items()}
 #: Fields of an event that could not be turned into text: some kernels' raw wording is not known here.
 _RAW_WORD = re.compile(r"\b(spte|old_spte|new_spte)=0x([0-9a-f]{1,16})\b")
@@ -50,6 +53,8 @@ _PAGE = re.compile(
 _PAGE_EVENTS = frozenset(
     {"kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", "kvm_mmu_sync_page", "kvm_mmu_unsync_page"}
 )
+#: Events whose lines are looked at.
+_LOOKED_AT = frozenset(_COMPILED) | _PAGE_EVENTS | TELLING
 _LEVELS = {
     1: "4 KiB leaves",
     2: "2 MiB entries",
@@ -97,9 +102,14 @@ class Explainer:
     unread: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._phrase = lru_cache(maxsize=1 << 16)(self.codec.phrase)
+        self._phrases = Phrases(self.codec)
+        self._phrase = self._phrases.of
+        self._leaves: set[tuple[int, str, str]] = set()
+        self._fits_said = lru_cache(maxsize=1 << 16)(self._fits)
+        self._access_said = lru_cache(maxsize=1 << 16)(self._access)
         self._reasons = Reasons(is_ept=self.codec.family.startswith("ept"))
         self._task = ""
+        self._explain = {event: getattr(self, f"_{event}") for event in _COMPILED}
 
     def lines(self, lines: Iterable[str]) -> Iterator[tuple[str, list[Words]]]:
         """Every line as it is, with the meaning of its words."""
@@ -117,27 +127,80 @@ class Explainer:
             if is_inside or text.startswith("#"):
                 yield number, text, [] if line is None else self._of_line(number, line, text)
 
+    def written(self, chunks: Iterable[bytes]) -> Iterator[str]:
+        """The text with each word explained below its line, in parts of whole lines.
+
+        Args:
+            chunks: The text.
+        """
+        number = 0
+        for piece in pieces_of(chunks, _LOOKED_AT):
+            if isinstance(piece, str):
+                number += 1
+                (_, said), *_ = with_kernel_text([piece], self.codec.kernel)
+                line = parse_line(said)
+                text, words = piece, [] if line is None else self._of_line(number, line, piece)
+            elif len(piece) == 2:
+                number += piece[0]
+                yield piece[1].decode("utf-8", "replace")
+                continue
+            else:
+                number += 1
+                text, task, event, _, body_at = piece
+                if event == _LEAF_SET and (leaf := self._leaf(text, body_at)):
+                    yield leaf
+                    continue
+                words = self._of_event(number, task, event, text[body_at:], text)
+            yield "".join((text, "\n", *(f"{INDENT}{word}\n" for word in words)))
+
+    def _leaf(self, text: str, body_at: int) -> str | None:
+        """The line of a leaf, explained, if it differs from one that was explained before in its frame only."""
+        found = _COMPILED[_LEAF_SET].search(text, body_at)
+        if found is None:
+            return None
+        _, spte, access, level = found.groups()
+        value = int(spte, 16)
+        parts = self._phrases.parts(value)
+        if parts is None:
+            return None
+        key = (with_one_frame(value), access, level)
+        if key not in self._leaves:
+            if not self._fits(with_one_frame(value), int(level)) or not self._has_access(value, access):
+                return None
+            if len(self._leaves) >= 1 << 16:
+                self._leaves.clear()
+            self._leaves.add(key)
+        self.agreed[_LEAF_SET] += 1
+        return f"{text}\n{INDENT}spte {value:#x}: {parts[0]}{(value & FRAME) >> 12:x}{parts[1]}\n"
+
+    def _has_access(self, value: int, access: str) -> bool:
+        return self._access_said(with_one_frame(value))[: len(access)] == access
+
     def _of_line(self, number: int, line: Line, text: str) -> list[Words]:
-        body = clean_body(line.body)
-        self._reasons.note(line.task, line.event, body)
-        if line.event in _PAGE_EVENTS:
+        return self._of_event(number, line.task, line.event, line.body, text)
+
+    def _of_event(self, number: int, task: str, event: str, body: str, text: str) -> list[Words]:
+        body = clean_body(body)
+        if event in TELLING:
+            self._reasons.note(task, event, body)
+        pattern = _COMPILED.get(event)
+        if pattern is None:
+            if event not in _PAGE_EVENTS:
+                return []
             page = _PAGE.match(body)
             if page is None:
-                self.unread[line.event] += 1
+                self.unread[event] += 1
                 return []
             return [Words("page", None, _page(page)), *self._raw_role(text)]
-        pattern = _COMPILED.get(line.event)
-        if pattern is None:
-            return []
         found = pattern.search(body)
         if found is None:
             words = [self._word(name, int(value, 16)) for name, value in _RAW_WORD.findall(body)]
-            self.unread.update([] if words else [line.event])
+            self.unread.update([] if words else [event])
             return words
-        self._task = line.task
-        explained, agrees = getattr(self, f"_{line.event}")(*found.groups())
+        self._task = task
+        explained, agrees = self._explain[event](*found.groups())
         if agrees is not None:
-            (self.agreed if agrees else self.contradicted)[line.event] += 1
+            (self.agreed if agrees else self.contradicted)[event] += 1
             if not agrees and self.first_contradiction is None:
                 self.first_contradiction = (number, text)
         return list(explained)
@@ -185,10 +248,12 @@ class Explainer:
 
     def _kvm_mmu_set_spte(self, gfn: str, spte: str, access: str, level: str) -> _Explained:
         value = int(spte, 16)
-        mmio = self.codec.decode_mmio(value)
-        # v5.3 prints MMIO SPTEs here, too.
-        fits = mmio["gfn"] == int(gfn, 16) if mmio["is_mmio"] else self._fits(value, int(level))
-        return [self._word("spte", value)], fits and self._access(value)[: len(access)] == access
+        word = self._word("spte", value)
+        if word.meaning.startswith("MMIO"):  # v5.3 prints MMIO SPTEs here, too
+            fits = bool(self.codec.decode_mmio(value)["gfn"] == int(gfn, 16))
+        else:
+            fits = self._fits_said(with_one_frame(value), int(level))
+        return [word], fits and self._has_access(value, access)
 
     def _kvm_mmu_split_huge_page(self, gfn: str, spte: str, level: str) -> _Explained:
         return [self._word("spte", int(spte, 16))], self._fits(int(spte, 16), int(level))

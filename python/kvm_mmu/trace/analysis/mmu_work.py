@@ -79,15 +79,20 @@ _ENDS = {
     "slot_wrprot_ret": "slot_wrprot",
     "zap_collapsible_ret": "zap_collapsible",
 }
-#: Events that show that a task went on to something else; any other event (a timer, the scheduler) says nothing.
-_ELSEWHERE = re.compile(
-    r"kvm_(?!mmu_prepare|mmu_sync_page)|tracing_mark_write|fast_page_fault|mark_mmio|check_mmio"
-    r"|handle_mmio|vcpu_match|mmu_load|mmu_unload|free_|reset_context|new_pgd|sync_roots"
-)
-_OF_FAULT = re.compile(r"kvm_mmu_|fast_|kvm_tdp_|mark_mmio|check_mmio|handle_mmio|make_mmio|try_unsync")
+#: How the names of events begin that show that a task went on to something else; any other event (a timer, the
+#: scheduler) says nothing.
+_ELSEWHERE = (
+    "kvm_", "tracing_mark_write", "fast_page_fault", "mark_mmio", "check_mmio", "handle_mmio", "vcpu_match", "mmu_load",
+    "mmu_unload", "free_", "reset_context", "new_pgd", "sync_roots",
+)  # fmt: skip
+_NOT_ELSEWHERE = ("kvm_mmu_prepare", "kvm_mmu_sync_page")
+_OF_FAULT = (
+    "kvm_mmu_", "fast_", "kvm_tdp_", "mark_mmio", "check_mmio", "handle_mmio", "make_mmio", "try_unsync",
+)  # fmt: skip
 #: How a marker of a recorder is called that says an update, and how its return begins where the recorder writes one.
 _UPDATE_MARK, _RETURNING_MARK = "memslot marker", '{"i":'
-_UPDATE_RETURNS = re.compile(r'\{"i":\d{1,15},"ev":"set_memslot_ret"')
+_RETURN_OF_MARK = ',"ev":"set_memslot_ret"'
+_UPDATE_RETURNS = re.compile(rf"{re.escape(_RETURNING_MARK)}\d{{1,15}}{re.escape(_RETURN_OF_MARK)}")
 _MARK = re.compile(r'"op": ?"(\w+)"')
 #: What tells one root from another: where it stands and what it maps.
 _ROOT = re.compile(r"(gfn \w{1,16} l\d).* root (\d{1,10}) ")
@@ -170,8 +175,29 @@ class _Task:
         self.batch: ZapBatch | None = None
 
 
+def names(counted: Iterable[str] = ()) -> dict[str, object]:
+    """What the names of events mean here, for the reader that picks those which work is made of.
+
+    Args:
+        counted: Events that somebody wants besides.
+    """
+    return {
+        "begins": list(_BEGINS),
+        "continues": sorted(_CONTINUES),
+        "returns": list(_ENDS.items()),
+        "elsewhere": list(_ELSEWHERE),
+        "not_elsewhere": list(_NOT_ELSEWHERE),
+        "of_fault": list(_OF_FAULT),
+        "counted": list(counted),
+        "returning_mark": _RETURNING_MARK,
+        "return_of_mark": _RETURN_OF_MARK,
+        "ends": [f'"{mark}"' for mark, cause in _MARKED.items() if cause == TEARDOWN],
+        "recovery_task": RECOVERY_TASK,
+    }
+
+
 class Works:
-    """Collects the works and zap batches of a trace, event by event."""
+    """Collects the works and zap batches of a trace, event by event; those that change nothing may be left out."""
 
     def __init__(self) -> None:
         self.works: list[Work] = []
@@ -189,14 +215,14 @@ class Works:
         self._tasks: dict[str, _Task] = {}
         self._returns: set[str] = set()
         self._operations = 0
-        #: An Intel host: a fault's line has the exit's qualification.
-        self._is_ept = False
 
-    def event(self, number: int, name: str, time: int, event: str, body: str) -> None:
-        """Take in an event of the task `name`."""
+    def event(self, number: int, name: str, time: int, event: str, body: str, *, is_ept: bool) -> None:
+        """Take in an event of the task `name`.
+
+        Args:
+            is_ept: The host is an Intel one, as far as is known by then: a fault's line has the exit's qualification.
+        """
         begun_by = _ENDS.get(event)
-        if event == "kvm_exit" and not self._is_ept:
-            self._is_ept = "reason EPT_" in body
         task = self._tasks.get(name)
         if task is None:
             task = self._tasks[name] = _Task()
@@ -214,13 +240,13 @@ class Works:
             self._continue(task, name, number, time, event, body)
         elif event == "kvm_mmu_get_page" and task.stack and task.stack[-1].cause == DIRTY:
             self._note(task, number, time, event)
-        elif _ELSEWHERE.match(event):
+        elif event.startswith(_ELSEWHERE) and not event.startswith(_NOT_ELSEWHERE):
             if not self._says_when(task):
                 self._close(task)
             if event in ("kvm_page_fault", "kvm_entry", "kvm_exit", "tracing_mark_write"):
                 task.in_fault = event == "kvm_page_fault"
                 if task.in_fault:
-                    task.fault_kind = fault_kind(body, is_qualification=self._is_ept)
+                    task.fault_kind = fault_kind(body, is_qualification=is_ept)
             if event == "tracing_mark_write" and (found := _MARK.search(body)):
                 task.marked = _MARKED.get(found[1], "")
 
@@ -481,4 +507,4 @@ def disjoint(works: Iterable[Work]) -> Iterator[tuple[int, int, Work]]:
 
 def is_mmu_event(event: str) -> bool:
     """An event of MMU work, or of the part of a fault that handles the MMU."""
-    return event in _CONTINUES or event in _BEGINS or event in _ENDS or _OF_FAULT.match(event) is not None
+    return event in _CONTINUES or event in _BEGINS or event in _ENDS or event.startswith(_OF_FAULT)

@@ -9,8 +9,11 @@ is by time: a vCPU that was out of the guest while its VM's MMU was worked on. W
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from kvm_mmu.terminal import escaped, folded
 from kvm_mmu.trace.analysis.activity import Activity, Wait, activity
@@ -23,10 +26,9 @@ from kvm_mmu.trace.analysis.mmu_work import (
     disjoint,
 )
 from kvm_mmu.trace.analysis.operation_table import Row, Waited, as_lines, percentile, table, us
-from kvm_mmu.trace.text.buffer_header import BufferHeader
 from kvm_mmu.trace.text.line import process_of
 from kvm_mmu.trace.text.slot_changes import SlotChange
-from kvm_mmu.trace.text.source import Traced, lines_of, name_of
+from kvm_mmu.trace.text.source import Traced, name_of
 from kvm_mmu.trace.text.window import Processes, Window
 
 OTHER = "other"
@@ -202,7 +204,9 @@ class Stalls:
         return [cause for cause in CAUSES if self.works.get(cause)]
 
 
-def stalls(trace: Traced, name: str | None = None, only: Window | None = None, sort: str = "total") -> Stalls:
+def stalls(
+    trace: Traced, name: str | None = None, only: Window | None = None, sort: str = "total", jobs: int = 1
+) -> Stalls:
     """Returns which MMU work kept the vCPUs of a trace waiting, by operation and by cause.
 
     Args:
@@ -210,19 +214,19 @@ def stalls(trace: Traced, name: str | None = None, only: Window | None = None, s
         name: What the report calls it; None: as the file is called.
         only: Which events count; None: all.
         sort: The largest first of `total`, `count`, `p50`, `p99`, `max`, `zapped`, `waited` or `nobody`; or `name`.
+        jobs: How many threads read the text. The result is the same.
 
     Raises:
         TraceError: the file is missing, damaged or cut.
         UsageError: there is no such order.
     """
-    header = BufferHeader()
     name = name_of(trace) if name is None else name
-    processes = Processes(only)
-    found = activity(header.watch(processes.watch(lines_of(trace))), only)
-    missing = header.missing(found.events + found.outside + found.other_lines)
+    found = activity(trace, only, jobs=jobs)
     result = attributed(found, name, sort)
-    result.notes = [*missing, *_notes(found)]
-    result.notes[:0] = processes.absent()
+    missing = found.header.missing(found.events + found.outside + found.other_lines)
+    processes = Processes(only)
+    processes.see(found.tasks)
+    result.notes = [*processes.absent(), *missing, *_notes(found)]
     if only is not None:
         result.notes.insert(0, f"{only}: what began or ended outside is cut")
     result.is_other_text = found.other_lines > 0 and not found.events and not found.outside
@@ -232,13 +236,16 @@ def stalls(trace: Traced, name: str | None = None, only: Window | None = None, s
 def attributed(found: Activity, name: str, sort: str = "total") -> Stalls:
     """Returns the stalls among what was found in a trace, without notes."""
     result = Stalls(name, unfinished=found.unfinished)
-    result.halted_ns = sum(halt.end_ns - halt.start_ns for halt in found.halts)
+    result.halted_ns = found.halts.length_ns()
     for cause in CAUSES:
         result.works[cause] = len({work.operation for work in found.works if work.cause == cause})
-    guests = {process_of(wait.task) for wait in found.waits} - {""}
-    for process in sorted({process_of(wait.task) for wait in found.waits}):
-        waits = [wait for wait in found.waits if process_of(wait.task) == process]
-        _attribute(waits, [work for work in found.works if _concerns(work, process, guests)], result)
+    processes = [process_of(task) for task in found.tasks]
+    task = found.waits.columns["task"]
+    waiting = {processes[at] for at in np.unique(task).tolist()}
+    for process in sorted(waiting):
+        of_process = np.isin(task, [at for at, one in enumerate(processes) if one == process])
+        works = [work for work in found.works if _concerns(work, process, waiting - {""})]
+        _attribute(found, np.flatnonzero(of_process), works, result)
     result.stalls.sort(key=lambda stall: (stall.start_ns, stall.wait.line))
     cost = _cost(found.works, result.stalls)
     result.idle_ns = {cause: 0 for cause in CAUSES if result.works[cause]}
@@ -256,13 +263,20 @@ def _concerns(work: Work, process: str, guests: set[str]) -> bool:
     return not process or other == process or other not in guests
 
 
-def _attribute(waits: Iterable[Wait], works: list[Work], result: Stalls) -> None:
+def _attribute(found: Activity, rows: npt.NDArray[np.intp], works: list[Work], result: Stalls) -> None:
+    """Put these waits to the account of the works; one that no work overlaps is never made an object of."""
     intervals = list(disjoint(works))
     starts = [start for start, _, _ in intervals]
-    for wait in waits:
-        length = wait.end_ns - wait.start_ns
-        result.waits += 1
-        result.waited_ns += length
+    columns = found.waits.columns
+    begun, ended = (columns[name][rows].astype(np.int64) for name in ("start_ns", "end_ns"))
+    result.waits += len(rows)
+    result.waited_ns += int((ended - begun).sum())
+    others: dict[int, int] = {}
+    meets = _meets(intervals, begun, ended)
+    for reason, length in _by_reason(columns["reason"][rows[~meets]], (ended - begun)[~meets]):
+        others[reason] = others.get(reason, 0) + length
+    for row in rows[meets].tolist():
+        wait = found.waits[row]
         at = max(bisect_right(starts, wait.start_ns) - 1, 0)
         used = 0
         while at < len(intervals) and intervals[at][0] < wait.end_ns:
@@ -272,9 +286,31 @@ def _attribute(waits: Iterable[Wait], works: list[Work], result: Stalls) -> None
                 result.stalls.append(Stall(wait, work, max(start, wait.start_ns), overlap))
                 used += overlap
             at += 1
-        if length > used:
-            result.other_ns += length - used
-            result.other_reasons[wait.reason] = result.other_reasons.get(wait.reason, 0) + length - used
+        reason = int(columns["reason"][row])
+        others[reason] = others.get(reason, 0) + wait.end_ns - wait.start_ns - used
+    for reason, length in others.items():
+        if length:
+            name = found.reasons[reason]
+            result.other_ns += length
+            result.other_reasons[name] = result.other_reasons.get(name, 0) + length
+
+
+_Column = npt.NDArray[np.int64]
+
+
+def _meets(intervals: list[tuple[int, int, Work]], begun: _Column, ended: _Column) -> npt.NDArray[np.bool_]:
+    """Which waits overlap an interval: the first one that ends behind the wait's beginning starts before its end."""
+    if not intervals:
+        return np.zeros(len(begun), np.bool_)
+    starts, ends = (np.array([one[at] for one in intervals], np.int64) for at in (0, 1))
+    first = np.searchsorted(ends, begun, side="right")
+    beyond = first == len(starts)
+    return ~beyond & (starts[np.where(beyond, 0, first)] < ended)
+
+
+def _by_reason(reasons: npt.NDArray[np.uint32], lengths: _Column) -> Iterator[tuple[int, int]]:
+    for reason in np.unique(reasons).tolist():
+        yield reason, int(lengths[reasons == reason].sum())
 
 
 def _cost(works: list[Work], found: list[Stall]) -> dict[int, Waited]:

@@ -258,13 +258,16 @@ def _recovered(changed: Table) -> int:
     return int(np.count_nonzero(np.isin(changed["task"], codes) & is_link & ~is_frozen))
 
 
-def summarize(trace: Traced, *, strict: bool = False, only: Window | None = None) -> TraceSummary:
+def summarize(
+    trace: Traced, *, strict: bool = False, only: Window | None = None, jobs: int = 1
+) -> TraceSummary:
     """Returns the counts of what is in a trace.
 
     Args:
         trace: A path, an open `Trace`, or lines.
         strict: A line that is not understood is an error.
         only: Which events count; None: all.
+        jobs: How many threads read the text. The result is the same.
 
     Raises:
         TraceError: the trace cannot be read, or `strict` and a line is not understood.
@@ -272,7 +275,7 @@ def summarize(trace: Traced, *, strict: bool = False, only: Window | None = None
     found = TraceSummary(name_of(trace))
     opened = Trace(trace, only)
     found.only = opened.only
-    for batch, counts in opened.batches_and_counts():
+    for batch, counts in opened.batches_and_counts(jobs=jobs):
         found.add(batch)
         if counts is not None:
             found.counts = counts

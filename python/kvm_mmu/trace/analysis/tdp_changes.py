@@ -49,6 +49,10 @@ _CODE = re.compile(r"error_code[ =]0x([0-9a-f]{1,16})")
 _FETCH, _FETCH_QUALIFICATION = 1 << 4, 1 << 2
 
 
+#: Every event that may tell why a task changes entries.
+TELLING = frozenset({*_REASONS, *_ENDS, "flush_remote_tlbs", "tracing_mark_write"})
+
+
 class Kind(NamedTuple):
     """A kind of change; `is_table`: a table came or went with it."""
 

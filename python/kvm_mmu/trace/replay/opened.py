@@ -8,9 +8,10 @@ nothing of it is kept, so that memory does not grow with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from kvm_mmu.errors import TraceError
@@ -24,17 +25,22 @@ from kvm_mmu.trace.replay.operations import (
     operations_file_beside,
 )
 from kvm_mmu.trace.replay.stripping import (
+    Block,
     Kept,
     Recorded,
     is_stripped,
+    looked_at,
+    plain_text,
     scenario_of,
+    strip_pieces,
     stripped_lines,
     wants_answers,
 )
 from kvm_mmu.trace.text import host as host_facts
 from kvm_mmu.trace.text.host import HostFacts
-from kvm_mmu.trace.text.kinds import UPDATE_PROBES, outputs_of
+from kvm_mmu.trace.text.kinds import FLUSHES, UPDATE_PROBES, outputs_of
 from kvm_mmu.trace.text.line import parse_line
+from kvm_mmu.trace.text.pieces import pieces_of
 from kvm_mmu.trace.text.source import (
     LINE_MAX,
     STDIN,
@@ -89,13 +95,49 @@ class Opened:
         """The lines of the stripped text in order, and among them the outputs that were removed."""
         if self.is_stripped:
             return (Kept(text, number) for number, text in enumerate(self.lines(), 1))
-        host = self.facts.values
-        if self.is_tdp:
-            host = {**host, "tdp_mmu": 1}
         stripped = stripped_lines(
-            self.lines(), host, self._operations(), answers=self.answers, outputs=self.outputs
+            self.lines(), self._host(), self._operations(), answers=self.answers, outputs=self.outputs
         )
         return stripped if self.guest_memory is None else with_guest_memory(stripped, self.guest_memory)
+
+    def _host(self) -> Mapping[str, object]:
+        return {**self.facts.values, "tdp_mmu": 1} if self.is_tdp else self.facts.values
+
+    def _needs_no_answers(self) -> bool:
+        """Nothing is added to the text but operations: which lines stay, each of them says by itself."""
+        if not self.is_tdp:
+            return not self.answers
+        from kvm_mmu.trace.replay.stripping_tdp import TELL_OF_RECOVERY, questions
+
+        if questions(self._host(), answers=self.answers) or not self.outputs >= FLUSHES:
+            return False
+        texts: list[Iterable[bytes]] = [_blocks(self.source)]
+        if isinstance(self.operations, Mapping):
+            texts.append(text.encode("utf-8", "replace") for text in self.operations.values())
+        elif self.operations is not None:
+            texts.append(_blocks(self.operations))
+        return not any(word in block for block in chain(*texts) for word in TELL_OF_RECOVERY)
+
+    def stripped_text(self) -> Iterator[str]:
+        """The stripped text in parts of whole lines; lines that stay and decide nothing are taken many at once."""
+        items: Iterator[Kept | Recorded | Block]
+        if self.is_stripped or self.guest_memory is not None:
+            items = self.items()
+        elif self._needs_no_answers():
+            yield from plain_text(iter_chunks(self.source), self._host(), self._operations(), self.outputs)
+            return
+        elif self.is_tdp:
+            items = self.items()
+        else:
+            pieces = pieces_of(iter_chunks(self.source), looked_at(self.outputs))
+            items = strip_pieces(
+                pieces, self._host(), self._operations(), answers=self.answers, outputs=self.outputs
+            )
+        for item in items:
+            if isinstance(item, Kept):
+                yield f"{item.text}\n"
+            elif isinstance(item, Block):
+                yield item.text
 
     def lines(self) -> Iterator[str]:
         """The lines of the recording as they are."""

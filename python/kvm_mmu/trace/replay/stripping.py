@@ -17,7 +17,8 @@ from typing import NamedTuple
 from kvm_mmu.trace.replay.operations import KnownOperations, Operations, operations_beside, read_operations
 from kvm_mmu.trace.text import host as host_facts
 from kvm_mmu.trace.text.kinds import outputs_of
-from kvm_mmu.trace.text.line import Line, parse_line
+from kvm_mmu.trace.text.line import parse_line
+from kvm_mmu.trace.text.pieces import Piece, pieces_of
 from kvm_mmu.trace.text.raw_fields import in_kernel_text
 from kvm_mmu.trace.text.source import Traced, lines_of
 from kvm_mmu.trace.text.spte_words import SpteWords, words_of
@@ -191,20 +192,68 @@ def strip_lines(
     Args:
         outputs: the events that go (`kinds.outputs_of` the events of the whole recording).
     """
+    for item in strip_pieces(lines, host, operations, answers=answers, outputs=outputs):
+        assert not isinstance(item, Block)  # lines come one by one
+        yield item
+
+
+class Block(NamedTuple):
+    """Lines of the stripped text, with their ends, that stand so in the recording."""
+
+    text: str
+
+
+def looked_at(outputs: frozenset[str]) -> frozenset[str]:
+    """The events whose lines decide what stays."""
+    return outputs | _ENDS_ANSWER | _ASKS_HOST
+
+
+def strip_pieces(
+    pieces: Iterable[Piece],
+    host: Mapping[str, object],
+    operations: Operations | None,
+    *,
+    answers: bool,
+    outputs: frozenset[str],
+) -> Iterator[Kept | Recorded | Block]:
+    """As `strip_lines`, of a recording in pieces: `pieces_of` its text and the events that are `looked_at`."""
     yield Kept(host_facts.PREFIX + json.dumps(dict(host)), 0)
     kernel, words = host_facts.kernel_of(host), words_of(host)
-    if kernel:
-        lines = in_kernel_text(lines, kernel)
     asked: _Answer | None = None
-    held: list[Kept] = []
-    for number, text in enumerate(lines, 1):
-        line = parse_line(text)
-        event = line.event if line is not None else ""
-        if line is not None and event in outputs:
-            yield Recorded(number, event, line.body)
+    held: list[Kept | Block] = []
+    number = 0
+    for piece in pieces:
+        event = ""
+        if isinstance(piece, str):
+            text, body, event_at, body_at = piece, "", 0, 0
+            if kernel:
+                text, *_ = in_kernel_text([piece], kernel)
+            line = parse_line(text)
+            if line is not None:
+                _, _, _, event, body, event_at, body_at = line
+        elif len(piece) == 2:
+            count, block = piece
+            if asked is not None:
+                room = min(asked.until - number, count)
+                within, block = _first_lines(block, room)
+                held.append(Block(within.decode("utf-8", "replace")))
+                if room < count:
+                    yield asked.line()
+                    yield from held
+                    asked, held = None, []
+            number += count
+            if block and asked is None:
+                yield Block(block.decode("utf-8", "replace"))
+            continue
+        else:
+            text, _, event, event_at, body_at = piece
+            body = text[body_at:]
+        number += 1
+        if event in outputs:
+            yield Recorded(number, event, body)
             if asked is not None:
                 if event == "kvm_mmu_set_spte":
-                    asked.note(line.body)
+                    asked.note(body)
                 if number > asked.until:
                     yield asked.line()
                     yield from held
@@ -214,8 +263,8 @@ def strip_lines(
             yield asked.line()
             yield from held
             asked, held = None, []
-        if line is not None and event == "tracing_mark_write" and operations is not None:
-            yield from completed(text, line, operations, number)
+        if event == "tracing_mark_write" and operations is not None:
+            yield from completed(text, body, body_at, operations, number)
             continue
         if asked is not None:
             held.append(Kept(text, number))
@@ -227,21 +276,67 @@ def strip_lines(
             held = []
         else:
             yield Kept(text, number)
-        if line is not None and answers and event in _ASKS_HOST:
-            asked = _Answer(text[: line.event_at], number + _ANSWER_WITHIN, words)
+        if answers and event in _ASKS_HOST:
+            asked = _Answer(text[:event_at], number + _ANSWER_WITHIN, words)
     if asked is not None:
         yield asked.line()
         yield from held
 
 
-def completed(text: str, line: Line, operations: Operations, number: int) -> Iterator[Kept]:
+def plain_text(
+    chunks: Iterable[bytes],
+    host: Mapping[str, object],
+    operations: Operations | None,
+    outputs: frozenset[str],
+) -> Iterator[str]:
+    """The stripped text in parts of whole lines, of a recording to which no answers are added: each line by itself.
+
+    Args:
+        chunks: The text of the recording.
+        outputs: The events that go.
+    """
+    yield f"{host_facts.PREFIX}{json.dumps(dict(host))}\n"
+    kernel = host_facts.kernel_of(host)
+    markers = {"tracing_mark_write"} - outputs if operations is not None else ()
+    for piece in pieces_of(chunks, markers, outputs):
+        if isinstance(piece, str):
+            text = next(iter(in_kernel_text([piece], kernel))) if kernel else piece
+            line = parse_line(text)
+            if line is not None and line.event in outputs:
+                continue
+            is_marker = line is not None and line.event == "tracing_mark_write"
+            body, body_at = ("", 0) if line is None else (line.body, line.body_at)
+        elif len(piece) == 2:
+            yield piece[1].decode("utf-8", "replace")
+            continue
+        else:
+            text, _, _, _, body_at = piece
+            body, is_marker = text[body_at:], True
+        if operations is not None and is_marker:
+            for kept in completed(text, body, body_at, operations, 1):
+                yield f"{kept.text}\n"
+        else:
+            yield f"{text}\n"
+
+
+def _first_lines(block: bytes, count: int) -> tuple[bytes, bytes]:
+    """So many lines of a block, and the rest."""
+    at = 0
+    for _ in range(count):
+        at = block.find(b"\n", at) + 1
+        if not at:
+            return block, b""
+    return block[:at], block[at:]
+
+
+def completed(text: str, body: str, body_at: int, operations: Operations, number: int) -> Iterator[Kept]:
     """Operations left out before this marker, and the marker in full."""
-    index = _INDEXED.match(line.body)
+    index = _INDEXED.match(body)
     found = None if index is None else operations.upto(int(index[1]))
     if found is None:
         yield Kept(text, number)
         return
-    prefix = text[: line.body_at]
+    prefix = text[:body_at]
     last: str | None = None
     for full in found:
         if last is not None:

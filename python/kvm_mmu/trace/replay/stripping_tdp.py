@@ -42,6 +42,10 @@ _PARAMETER = re.compile(
 _PASSES = ("cond_resched", "slot_wrprot")
 
 
+#: Without one of these in the text nothing is said of that thread.
+TELL_OF_RECOVERY = (_RECOVERY_TASK.encode(), b'"op":"host_kvm_param"')
+
+
 @dataclass
 class _Asked:
     """A question to the host or the processor, and what the outputs after it say."""
@@ -116,6 +120,14 @@ class _Recovery:
         return found[1] == "period_ms" and int(found[2]) >= _ASLEEP and self._ratio == "1"
 
 
+def questions(host: Mapping[str, object], *, answers: bool) -> dict[str, str]:
+    """The events behind which an answer is added, and what each asks."""
+    asks = {"kvm_mmu_spte_requested": "set", "kvm_age_hva": "young"} if answers else {}
+    if host.get("mmu") == "ept" and host.get("pml"):
+        asks |= {"slot_clear_dirty": "dirty", "dirty_masked": "dirty"}
+    return asks
+
+
 def strip_tdp_lines(
     lines: Iterable[str],
     host: Mapping[str, object],
@@ -129,9 +141,7 @@ def strip_tdp_lines(
     kernel = host_facts.kernel_of(host)
     if kernel:
         lines = in_kernel_text(lines, kernel)
-    asks: dict[str, str] = {"kvm_mmu_spte_requested": "set", "kvm_age_hva": "young"} if answers else {}
-    if host.get("mmu") == "ept" and host.get("pml"):
-        asks |= {"slot_clear_dirty": "dirty", "dirty_masked": "dirty"}
+    asks = questions(host, answers=answers)
     host_writable, unseen = words_of(host).host_writable, _yields_unseen(kernel)
     recovery = _Recovery(unseen)
     is_collapsing = False
@@ -180,7 +190,11 @@ def strip_tdp_lines(
             asked, held = None, []
         if event == "tracing_mark_write":
             # What was left out goes before; then, where its operation put the recovery to sleep, that run; then itself.
-            *before, last = completed(text, line, operations, number) if operations else [Kept(text, number)]
+            *before, last = (
+                completed(text, line.body, line.body_at, operations, number)
+                if operations
+                else [Kept(text, number)]
+            )
             yield from before
             if recovery.ran_silently(last.text[line.body_at :]):
                 yield Kept(f"{text[: line.event_at]}{ANSWER}: {RECOVERS}", 0)

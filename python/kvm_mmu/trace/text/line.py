@@ -86,4 +86,4 @@ def lost_events(text: str) -> int | None:
 
 
 def _no_nul(body: str) -> str:
-    return body.replace("\0", "").strip()
+    return (body.replace("\0", "") if "\0" in body else body).strip()

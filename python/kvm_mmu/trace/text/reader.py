@@ -45,7 +45,7 @@ _SAID: dict[str, dict[str, tuple[str, ...]]] = {
 class _Native(Protocol):
     """The core's reader."""
 
-    def feed(self, chunk: bytes) -> None: ...
+    def feed(self, chunk: bytes, threads: int = 1) -> None: ...
     def finish(self) -> None: ...
     def summary(self) -> dict[str, Any]: ...
     def take(self) -> tuple[list[dict[str, Any]], dict[str, Any]]: ...
@@ -205,25 +205,28 @@ class Trace:
         reader.finish()
         return _batch(reader)
 
-    def batches_and_counts(self, size: int = BATCH_BYTES) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
+    def batches_and_counts(
+        self, size: int = BATCH_BYTES, jobs: int = 1
+    ) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
         """Yields the batches; with the last one come the counts of the whole trace, None with the others.
 
         Args:
             size: How much text a batch covers, about, in bytes.
+            jobs: How many threads read the text. The result is the same.
 
         Raises:
             TraceError: the file cannot be read to its end.
         """
-        return self._batches(size)
+        return self._batches(size, jobs)
 
-    def _batches(self, size: int) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
+    def _batches(self, size: int, jobs: int = 1) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
         reader = native_reader(columns=True)
         filled = 0
         self.head = b""
-        for chunk in self._chunks(min(size, 1 << 20)):
+        for chunk in self._chunks(min(size, max(jobs, 1) << 20)):
             if len(self.head) < HEAD_BYTES:
                 self.head += chunk[:HEAD_BYTES]
-            reader.feed(chunk)
+            reader.feed(chunk, jobs)
             filled += len(chunk)
             if filled >= size:
                 filled = 0

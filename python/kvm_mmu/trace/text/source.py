@@ -91,6 +91,33 @@ def lines_of(traced: Traced) -> Iterator[str]:
     return (text.rstrip("\r\n") for text in traced)
 
 
+def chunks_of(traced: Traced, size: int) -> Iterator[bytes]:
+    """Returns the text of a trace in pieces of about `size` bytes; a line of a list is a line of the text.
+
+    Raises:
+        TraceError: the file is missing, damaged or cut.
+        UsageError: it is none of what a trace may be.
+    """
+    if is_source(traced):
+        return iter_chunks(traced, size)
+    if is_opened(traced) and traced.is_whole and not isinstance(traced.source, list):
+        return iter_chunks(traced.source, size)
+    return _joined(lines_of(traced), size)
+
+
+def _joined(lines: Iterator[str], size: int) -> Iterator[bytes]:
+    kept: list[str] = []
+    filled = 0
+    for text in lines:
+        kept.append(text)
+        filled += len(text) + 1
+        if filled >= size:
+            yield "\n".join([*kept, ""]).encode("utf-8", "replace")
+            kept, filled = [], 0
+    if kept:
+        yield "\n".join([*kept, ""]).encode("utf-8", "replace")
+
+
 def is_same(one: Traced, other: Traced) -> bool:
     """Returns true if both are the same trace by its path, or the same object."""
     if is_source(one) and is_source(other):
@@ -269,8 +296,13 @@ def iter_lines(path: Source) -> Iterator[str]:
     Raises:
         TraceError: the file is missing, damaged or cut.
     """
+    return lines_in(iter_chunks(path))
+
+
+def lines_in(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a text that comes in pieces, as `iter_lines` gives them; no piece is longer than `LINE_MAX`."""
     carry, is_cut = b"", False
-    for chunk in iter_chunks(path):
+    for chunk in chunks:
         end = chunk.find(b"\n")
         if end < 0:
             if not is_cut:

@@ -80,6 +80,11 @@ class Window:
         time = nanoseconds(line.timestamp)
         return time >= self.from_ns and (self.to_ns is None or time <= self.to_ns)
 
+    def as_numbers(self) -> tuple[int, int | None, list[int] | None, list[int] | None]:
+        """Returns the window as the core takes it: first and last nanosecond, CPUs, processes."""
+        cpus = None if self.cpus is None else sorted(self.cpus)
+        return self.from_ns, self.to_ns, cpus, None if self.vms is None else sorted(self.vms)
+
     def lines(self, lines: Iterable[str]) -> Iterator[str | None]:
         """Yields every line of a text that is inside, None in place of each other one, so that numbers of lines stay.
 
@@ -117,17 +122,15 @@ class Processes:
         self._asked = None if only is None else only.vms
         self._seen: dict[int, str] = {}
 
-    def watch(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yields the lines as they come.
+    def see(self, tasks: Iterable[str]) -> None:
+        """Take in tasks of the trace.
 
         Args:
-            lines: The whole text.
+            tasks: Their names, in the order of the text.
         """
-        for text in lines:
-            if self._asked is not None and (line := parse_line(text)) is not None:
-                for process in _processes(line.task):
-                    self._seen.setdefault(process, line.task)
-            yield text
+        for task in tasks if self._asked is not None else ():
+            for process in _processes(task):
+                self._seen.setdefault(process, task)
 
     def absent(self) -> list[str]:
         """Returns a sentence if processes were asked for that have no event in the trace."""
