@@ -11,161 +11,18 @@
 use rustc_hash::FxHashMap;
 
 use super::line::{Line, lost_events};
+pub use super::meanings::Names;
+use super::meanings::{
+    BEGINS, CHANGED, CONTINUES, COUNTED, Class, Classes, ELSEWHERE, ENTRY, EXIT, FAULT, GET_PAGE, MARKED_UPDATE,
+    MARKER, RETURNS, SLOT, ZAP,
+};
 use super::parts::{Cutter, parts};
 use super::scan::trim_end;
-use super::vcpus::{Sign, Vcpus};
+use super::vcpus::Vcpus;
+pub use super::window::Window;
 
 /// Text below this is not worth threads.
 const PART_MIN: usize = 1 << 16;
-/// No more names of functions than bits.
-const FUNCTIONS_MAX: usize = 63;
-
-/// What the names of events mean to work on the MMU.
-#[derive(Clone, Debug, Default)]
-pub struct Names {
-    /// Events that begin work.
-    pub begins: Vec<String>,
-    /// Events that go on with it.
-    pub continues: Vec<String>,
-    /// A probe on the return of a function, and the event that began it.
-    pub returns: Vec<(String, String)>,
-    /// How names begin of events that show that a task went on to something else, and of those that do not.
-    pub elsewhere: Vec<String>,
-    /// Exceptions of `elsewhere`.
-    pub not_elsewhere: Vec<String>,
-    /// How names begin of events of the part of a fault that handles the MMU.
-    pub of_fault: Vec<String>,
-    /// Events that are passed on in any case.
-    pub counted: Vec<String>,
-    /// A recorder's marker of such a beginning says that a memslot update begins and that its return comes.
-    pub returning_mark: String,
-    /// What stands behind the number in the marker of that return.
-    pub return_of_mark: String,
-    /// A recorder's marker of this word says that the VM ends.
-    pub ends: Vec<String>,
-    /// How the names of tasks begin whose changes of entries are work always.
-    pub recovery_task: String,
-}
-
-/// Which events are looked at.
-#[derive(Clone, Debug, Default)]
-pub struct Window {
-    /// No earlier ones, nanoseconds.
-    pub from_ns: u64,
-    /// No later ones, nanoseconds.
-    pub to_ns: Option<u64>,
-    /// Only those of these CPUs.
-    pub cpus: Option<Vec<u32>>,
-    /// Only those of these processes.
-    pub vms: Option<Vec<u64>>,
-}
-
-const BEGINS: u16 = 1;
-const CONTINUES: u16 = 1 << 1;
-const RETURNS: u16 = 1 << 2;
-const FUNCTION: u16 = 1 << 3;
-const ELSEWHERE: u16 = 1 << 4;
-const MMU: u16 = 1 << 5;
-const COUNTED: u16 = 1 << 6;
-const MARKER: u16 = 1 << 7;
-const ZAP: u16 = 1 << 8;
-const CHANGED: u16 = 1 << 9;
-const GET_PAGE: u16 = 1 << 10;
-const SLOT: u16 = 1 << 11;
-const ENTRY: u16 = 1 << 12;
-const EXIT: u16 = 1 << 13;
-const FAULT: u16 = 1 << 14;
-const USER_SPACE: u16 = 1 << 15;
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Class {
-    bits: u16,
-    /// The function that it begins or ends, as a bit.
-    function: u64,
-}
-
-impl Class {
-    const fn is(self, bits: u16) -> bool {
-        self.bits & bits != 0
-    }
-
-    fn sign(self) -> Sign {
-        match self.bits {
-            bits if bits & ENTRY != 0 => Sign::Entry,
-            bits if bits & EXIT != 0 => Sign::Exit,
-            bits if bits & FAULT != 0 => Sign::Fault,
-            bits if bits & USER_SPACE != 0 => Sign::UserSpace,
-            bits if bits & MMU != 0 => Sign::Mmu,
-            _ => Sign::Other,
-        }
-    }
-}
-
-/// The names by class; a memslot update that a marker begins is the first function.
-#[derive(Clone, Debug)]
-struct Classes {
-    named: FxHashMap<Vec<u8>, Class>,
-    names: Names,
-}
-
-const MARKED_UPDATE: u64 = 1;
-
-impl Classes {
-    fn new(names: Names) -> Self {
-        let mut named: FxHashMap<Vec<u8>, Class> = FxHashMap::default();
-        let mut add = |name: &str, bits: u16, function: u64| {
-            let class = named.entry(name.as_bytes().to_vec()).or_default();
-            class.bits |= bits;
-            class.function |= function;
-        };
-        for name in &names.begins {
-            add(name, BEGINS | MMU, 0);
-        }
-        for name in &names.continues {
-            add(name, CONTINUES | MMU, 0);
-        }
-        for (at, (name, begun_by)) in names.returns.iter().take(FUNCTIONS_MAX).enumerate() {
-            add(name, RETURNS | MMU, MARKED_UPDATE << (at + 1));
-            add(begun_by, FUNCTION, MARKED_UPDATE << (at + 1));
-        }
-        for name in &names.counted {
-            add(name, COUNTED, 0);
-        }
-        for (name, bits) in [
-            ("tracing_mark_write", MARKER),
-            ("kvm_mmu_prepare_zap_page", ZAP),
-            ("kvm_tdp_mmu_spte_changed", CHANGED),
-            ("kvm_mmu_get_page", GET_PAGE),
-            ("set_memory_region", SLOT),
-            ("set_memory_region_ret", SLOT),
-            ("kvm_entry", ENTRY),
-            ("kvm_exit", EXIT),
-            ("kvm_page_fault", FAULT),
-            ("kvm_userspace_exit", USER_SPACE),
-        ] {
-            add(name, bits, 0);
-        }
-        let mut made = Self { named: FxHashMap::default(), names };
-        for (name, class) in named {
-            let bits = class.bits | made.by_beginning(&name);
-            made.named.insert(name, Class { bits, ..class });
-        }
-        made
-    }
-
-    fn of(&self, name: &[u8]) -> Class {
-        self.named.get(name).copied().unwrap_or_else(|| Class { bits: self.by_beginning(name), function: 0 })
-    }
-
-    fn by_beginning(&self, name: &[u8]) -> u16 {
-        let begins = |with: &[String]| with.iter().any(|text| name.starts_with(text.as_bytes()));
-        let mut bits = if begins(&self.names.of_fault) { MMU } else { 0 };
-        if begins(&self.names.elsewhere) && !begins(&self.names.not_elsewhere) {
-            bits |= ELSEWHERE;
-        }
-        bits
-    }
-}
 
 /// A line as far as it counts here.
 enum Said<'a> {
@@ -243,6 +100,7 @@ struct Untold {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Task {
     name: String,
     is_inside: bool,
@@ -483,39 +341,6 @@ impl Activity {
     }
 }
 
-impl Window {
-    fn has(&self, cpu: u32, time: u64) -> bool {
-        self.cpus.as_ref().is_none_or(|cpus| cpus.contains(&cpu))
-            && time >= self.from_ns
-            && self.to_ns.is_none_or(|to| time <= to)
-    }
-
-    fn has_task(&self, task: &[u8]) -> bool {
-        self.vms.as_ref().is_none_or(|vms| process_of(task).is_some_and(|process| vms.contains(&process)))
-    }
-}
-
-/// The process of a task: in brackets behind it, else the last number behind a dash.
-fn process_of(task: &[u8]) -> Option<u64> {
-    let number = |text: &[u8]| -> Option<u64> { std::str::from_utf8(text).ok()?.parse().ok() };
-    if let Some(inside) = task.strip_suffix(b")")
-        && let Some(open) = memchr::memrchr(b'(', inside)
-    {
-        let digits = inside[open + 1..].trim_ascii_start();
-        if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) {
-            return number(digits);
-        }
-    }
-    let dashes = memchr::memrchr_iter(b'-', task).map(|dash| &task[dash + 1..]);
-    dashes
-        .filter_map(|rest| {
-            let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
-            let is_number = (1..=10).contains(&end) && rest[..end].iter().all(u8::is_ascii_digit);
-            is_number.then(|| number(&rest[..end])).flatten()
-        })
-        .next()
-}
-
 /// A recorder's marker says that the update it told of has returned.
 fn marks_return(names: &Names, body: &[u8]) -> bool {
     body.strip_prefix(names.returning_mark.as_bytes()).is_some_and(|rest| {
@@ -660,13 +485,5 @@ garbage\n\
             }
             assert_eq!(all, 12);
         }
-    }
-
-    #[test]
-    fn processes() {
-        assert_eq!(process_of(b"CPU 0/KVM-4712 (   4711)"), Some(4711));
-        assert_eq!(process_of(b"a-b-17"), Some(17));
-        assert_eq!(process_of(b"a-17 b-x"), Some(17));
-        assert_eq!(process_of(b"nothing"), None);
     }
 }

@@ -13,12 +13,14 @@ pub mod format;
 mod hostile;
 pub mod kernel;
 pub mod line;
+mod meanings;
 pub mod named_lines;
 pub mod page_text;
 pub mod parts;
 pub mod reader;
 mod scan;
 pub mod vcpus;
+pub mod window;
 pub mod wording;
 
 pub use columns::Columns;

@@ -182,14 +182,14 @@ mod tests {
     use super::*;
 
     const TEXT: &[u8] = b"# tracer: nop\n\
-            a-1     [000] ....     1.000001: kvm_entry: vcpu 0, rip 0x1\n\
-            a-1     [000] ....     1.000002: kvm_mmio: mmio\n\
-            a-1     [000] ....     1.000002: kvm_exit: left out\n\
+CPU 0/KVM long-4711 [000] .... 1.000001: kvm_entry: vcpu 0, rip 0x1\n\
+CPU 0/KVM long-4711 [000] .... 1.000002: kvm_mmio: mmio\n\
+CPU 0/KVM long-4711 [000] .... 1.000002: kvm_exit: left out\n\
 \n\
-            a-1     [000] ....     1.000003: kvm_entry: vcpu_id=0\n\
-            a-1     [000] ....     1.000004: kvm_entry: vcpu 0\r\n\
-            a-1     [000] ....     1.000005: kvm_mmio: \xff\n\
-            a-1     [000] ....     1.000006: kvm_mmio: mmio";
+CPU 0/KVM long-4711 [000] .... 1.000003: kvm_entry: vcpu_id=0\n\
+CPU 0/KVM long-4711 [000] .... 1.000004: kvm_entry: vcpu 0\r\n\
+CPU 0/KVM long-4711 [000] .... 1.000005: kvm_mmio: \xff\n\
+CPU 0/KVM long-4711 [000] .... 1.000006: kvm_mmio: mmio";
 
     fn said(size: usize) -> Vec<String> {
         let mut lines = NamedLines::new(&["kvm_entry".to_owned()], &["kvm_exit".to_owned()]);
@@ -221,10 +221,10 @@ mod tests {
             "0 kvm_entry vcpu 0, rip 0x1",
             "other",
             "other",
-            "unread 65 false",
-            "unread 63 false",
-            "unread 57 false",
-            "unread 60 false",
+            "unread 61 false",
+            "unread 59 false",
+            "unread 52 false",
+            "unread 55 false",
         ];
         for size in 1..=TEXT.len() {
             assert_eq!(said(size), expected, "{size}");

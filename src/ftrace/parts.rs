@@ -94,7 +94,7 @@ mod tests {
     fn a_line_without_an_end_is_not_kept_whole() {
         let mut cutter = Cutter::default();
         for _ in 0..40 {
-            cutter.feed(&[b'x'; 1 << 16], &mut |_| panic!("no line has ended"));
+            cutter.feed(&vec![b'x'; 1 << 16], &mut |_| panic!("no line has ended"));
         }
         let mut length = 0;
         cutter.finish(&mut |piece| length = piece.len());

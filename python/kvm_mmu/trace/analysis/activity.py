@@ -54,7 +54,7 @@ class Run:
     end_ns: int
 
 
-_Span = TypeVar("_Span", Wait, Run)
+_Span = TypeVar("_Span")
 _Columns = dict[str, npt.NDArray[Any]]
 
 
@@ -73,7 +73,9 @@ class Spans(Sequence[_Span], Generic[_Span]):
         tasks: Sequence[str],
         make: Callable[[int | None, str, _Columns, int], _Span],
     ) -> None:
-        self.columns, self.tasks, self._make = columns, tasks, make
+        self.columns = columns
+        self.tasks = tasks
+        self._make = make
 
     def __len__(self) -> int:
         return len(self.columns["line"])
@@ -114,8 +116,8 @@ def _waits(found: dict[str, Any]) -> Spans[Wait]:
     reasons: list[str] = found["reasons"]
 
     def make(vcpu: int | None, task: str, columns: _Columns, at: int) -> Wait:
-        times = (int(columns[name][at]) for name in ("start_ns", "end_ns", "line"))
-        return Wait(vcpu, task, *times, reasons[int(columns["reason"][at])])
+        start_ns, end_ns, line = (int(columns[name][at]) for name in ("start_ns", "end_ns", "line"))
+        return Wait(vcpu, task, start_ns, end_ns, line, reasons[int(columns["reason"][at])])
 
     return Spans(found["waits"], found["tasks"], make)
 

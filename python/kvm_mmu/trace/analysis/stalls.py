@@ -305,7 +305,8 @@ def _meets(intervals: list[tuple[int, int, Work]], begun: _Column, ended: _Colum
     starts, ends = (np.array([one[at] for one in intervals], np.int64) for at in (0, 1))
     first = np.searchsorted(ends, begun, side="right")
     beyond = first == len(starts)
-    return ~beyond & (starts[np.where(beyond, 0, first)] < ended)
+    meets: npt.NDArray[np.bool_] = ~beyond & (starts[np.where(beyond, 0, first)] < ended)
+    return meets
 
 
 def _by_reason(reasons: npt.NDArray[np.uint32], lengths: _Column) -> Iterator[tuple[int, int]]:
