@@ -413,12 +413,9 @@ impl State {
         Ok(())
     }
 
-    fn act(&mut self, world: &World, action: Action, applied: &mut Applied) -> Result<()> {
+    /// What only a guest with tables of its own does, and INIT.
+    fn act_in_guest(&mut self, action: Action, applied: &mut Applied) -> Result<()> {
         match action {
-            Action::Access { vcpu, gpa, kind } => {
-                let done = self.mmu.access(vcpu, gpa, kind)?;
-                self.note_access(vcpu, done, applied);
-            }
             Action::Vaccess { vcpu, gva, kind, is_user } => {
                 let ended = self.guest(vcpu, GuestWork::Access { gva, kind, is_user }, applied)?;
                 applied.note(20, ended == Some(Outcome::GuestFault));
@@ -458,6 +455,26 @@ impl State {
             Action::Init { vcpu } => self.mmu.init(vcpu)?,
             Action::SetRegs { vcpu, cr0, cr4, efer } => {
                 self.mmu.set_regs(vcpu, Some(cr0), Some(cr4), Some(efer), None)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, world: &World, action: Action, applied: &mut Applied) -> Result<()> {
+        match action {
+            Action::Vaccess { .. }
+            | Action::Poke { .. }
+            | Action::EmulWrite { .. }
+            | Action::Gwrite { .. }
+            | Action::Invlpg { .. }
+            | Action::SetCr3 { .. }
+            | Action::SyncRoots { .. }
+            | Action::Init { .. }
+            | Action::SetRegs { .. } => return self.act_in_guest(action, applied),
+            Action::Access { vcpu, gpa, kind } => {
+                let done = self.mmu.access(vcpu, gpa, kind)?;
+                self.note_access(vcpu, done, applied);
             }
             Action::SetSlot { as_id, id, base, npages, hva, flags } => {
                 let old = self.slot(as_id, id);

@@ -92,9 +92,8 @@ impl MmuState {
             };
             let role = self.guest_child_role(vcpu, gva, (page, sptep.index()), level - 1, (is_direct, access));
             match self.config.kernel.child_reuse {
-                ChildReuse::Any => {}
                 ChildReuse::Access if is_direct => self.validate_direct_spte(sptep, access),
-                ChildReuse::Access => {}
+                ChildReuse::Any | ChildReuse::Access => {}
                 // No kernel of these is known to: assumed to go as a table of another access does.
                 ChildReuse::Gfn => self.drop_child_unless(sptep, |key| key.gfn == gfn),
                 ChildReuse::GfnRole => self.drop_child_unless(sptep, |key| key.gfn == gfn && key.role == role),

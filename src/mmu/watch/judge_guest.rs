@@ -103,7 +103,7 @@ impl MmuState {
                     let (is, wanted) = (held.leaf.gfn, expected.gfn.0);
                     format!("{} maps gfn {is:#x}, where the guest's tables say {wanted:#x}", at())
                 });
-                let is_within = self.is_within(mode, &held.leaf, spte & self.masks.user != 0, expected.access);
+                let is_within = Self::is_within(mode, &held.leaf, spte & self.masks.user != 0, expected.access);
                 verdict.check(is_within, "guest_rights", || {
                     format!("{} lets the guest do what its own tables do not", at())
                 });
@@ -139,7 +139,7 @@ impl MmuState {
 
     /// Whether a leaf allows no more than this access. With write protection off a supervisor may write what is read-only:
     /// then it is the supervisor's alone.
-    fn is_within(&self, mode: &GuestMode, leaf: &Leaf, is_users: bool, access: u8) -> bool {
+    const fn is_within(mode: &GuestMode, leaf: &Leaf, is_users: bool, access: u8) -> bool {
         let has_write = access & ACC_WRITE != 0 || !mode.wp && !is_users;
         (leaf.rights & WRITE == 0 || has_write)
             && (!is_users || access & ACC_USER != 0)
