@@ -5,6 +5,7 @@
 
 mod altered;
 mod facts;
+mod fault_order;
 mod fix_levels;
 mod layouts;
 mod resolve;
@@ -16,6 +17,7 @@ pub use facts::{
     StaleTest, TdpAtomicZap, TdpCollapse, TdpFaultFlush, TdpLargeInWay, TdpRootZap, Value, Valued, WalkBound,
     ZapRangeBlocks, ZapRangeFlush,
 };
+pub use fault_order::{FaultOrder, FaultStep};
 pub use fix_levels::{Change, FIX_LEVELS, FixLevel};
 pub use layouts::{GenerationKind, RoleLayout, SpteKind};
 pub use resolve::{Resolved, difference, resolve};

@@ -174,7 +174,6 @@ mod tests {
             ("6.18.3", "v6.18"),
             ("6.18.30", "v6.18:child_reuse=gfn"),
             ("6.18.38", "v6.18:child_reuse=gfn_role:large_in_way=zapped_range"),
-            ("7.1.6", "v7.1"),
         ] {
             let found = resolve(text).expect(text);
             assert_eq!(found.kernel.text(), kernel, "{text}");

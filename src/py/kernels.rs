@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::{arguments, errors};
-use crate::kernels::{FACTS, Kernel, Value, resolve};
+use crate::kernels::{FACTS, FaultOrder, Kernel, Value, resolve};
 use crate::mmu::{PLAN_FIELDS, ZapPlan};
 
 fn value(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
@@ -37,6 +37,7 @@ fn row<'py>(py: Python<'py>, kernel: &Kernel) -> PyResult<Bound<'py, PyDict>> {
     }
     dict.set_item("plans", plans)?;
     dict.set_item("tdp_plans", tdp_plans)?;
+    dict.set_item("fault_order", FaultOrder::of(kernel).steps().iter().map(|step| step.word()).collect::<Vec<_>>())?;
     let facts = PyDict::new(py);
     for (fact, held) in FACTS.iter().zip(kernel.values()) {
         facts.set_item(fact.name, value(py, held)?)?;

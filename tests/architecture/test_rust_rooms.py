@@ -29,8 +29,8 @@ FLOORS: list[tuple[str, str]] = [
     (
         "verbs",
         "walk page_count mapping rmap nx_marks unmap_hva guest_walk spte_write write_track unsync link zap reclaim sync"
-        " get_page roots page_fault prefetch account guest_page guest_roots root_cache write_flood invlpg gpte_prefetch"
-        " leaves_gone requested_leaf guest_fault guest_fetch guest_access"
+        " get_page roots page_fault steps prefetch account guest_page guest_roots root_cache write_flood invlpg"
+        " gpte_prefetch leaves_gone requested_leaf guest_fault guest_fetch guest_access"
         " fast_page_fault quick_map usual_run mmio_fault dirty_log notifier zap_plan slot_walk hardware_walk head_walk"
         " install_slot zap_batch direct_map direct_page_fault nx_recovery prefault"
         " tell iter drive tdp_roots change map zap_roots age protect split collapse recovery tables dirty_log_run"

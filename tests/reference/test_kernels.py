@@ -86,3 +86,22 @@ def test_both_have_the_same_facts_between_rows(text: str) -> None:
 def test_another_text_names_none(text: str) -> None:
     with pytest.raises(ScenarioError, match="unknown kernel"):
         kernel(text)
+
+
+def test_the_order_of_a_fault_follows_from_the_facts() -> None:
+    """Two kernels that differ in the order differ in a fact that says so."""
+    orders = {name: row["fault_order"] for name, row in CORE.items()}
+    assert (
+        orders["v6.12.0"]
+        != orders["v6.12"]
+        == _core.kernel_row("v6.12.0:stale_test=after_reclaim")["fault_order"]
+    )
+    for name, order in orders.items():
+        rules = KERNELS[name]
+        assert ("level" in order) != rules.is_level_requested
+        assert ("slot_going" in order) == rules.invalid_slot_retries
+        asked = [step for step in order if step in ("invalidated", "host")]
+        assert asked.index("host") == int(rules.retry_before_pin)
+        if rules.stale_test != "none":
+            is_late = order.index("room") < order.index("stale")
+            assert is_late == (rules.stale_test == "after_reclaim")

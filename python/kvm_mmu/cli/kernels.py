@@ -68,6 +68,7 @@ def run_show(args: argparse.Namespace) -> int:
         found = _row(profile) | {
             "schema": "kvm-mmu/kernel/1",
             "assumed": assumed(args.kernel),
+            "fault_order": list(profile.fault_order),
             "facts": {name: _described(name) | {"value": profile.facts[name]} for name in facts},
         }
         print(json.dumps(found, indent=1))
@@ -75,6 +76,7 @@ def run_show(args: argparse.Namespace) -> int:
     print(_folded(_heading(args.kernel, profile), ""))
     for event in profile.plans:
         print(f"  {event.replace('_', ' '):<13} {_plan(profile, event)}")
+    print(_folded(f"{'fault':<13} {_order(profile)}", "  ", " " * 16))
     for name in facts:
         print(f"\n{name} = {_shown(profile.facts[name])}")
         print(_in_words(name))
@@ -97,6 +99,9 @@ def run_diff(args: argparse.Namespace) -> int:
             "a": {"name": a.name, "release": a.release, "assumed": assumed(args.a)},
             "b": {"name": b.name, "release": b.release, "assumed": assumed(args.b)},
             "plans": {event: {"a": was, "b": now} for event, (was, now) in changed.items()},
+            "fault_order": {}
+            if a.fault_order == b.fault_order
+            else {"a": list(a.fault_order), "b": list(b.fault_order)},
             "facts": [
                 {"name": name} | _described(name) | {"a": was, "b": now} | _evidence(name, was, now, near)
                 for name, (was, now) in found.items()
@@ -108,6 +113,10 @@ def run_diff(args: argparse.Namespace) -> int:
     print(_folded(f"B  {_heading(args.b, b)}", "", "   "))
     for event, (plan, other) in changed.items():
         print(f"\nplan for {event.replace('_', ' ')}: {plan} -> {other}")
+    if a.fault_order != b.fault_order:
+        print("\nsteps of a page fault:")
+        print(_folded(f"A  {_order(a)}", "  ", "     "))
+        print(_folded(f"B  {_order(b)}", "  ", "     "))
     for name, (was, now) in found.items():
         print(f"\n{name}: {_shown(was)} -> {_shown(now)}")
         print(_in_words(name))
@@ -152,6 +161,10 @@ def _by_kernel(name: str) -> str:
         f"`{value}`: {', '.join(' to '.join(dict.fromkeys((part[0], part[-1]))) for part in parts)}"
         for value, parts in spans.items()
     )
+
+
+def _order(profile: KernelProfile) -> str:
+    return ", ".join(profile.fault_order)
 
 
 def _plan(profile: KernelProfile, event: str) -> str:

@@ -97,6 +97,7 @@ class KernelProfile:
         release: The patch level that the row describes.
         tdp_plans: The plans by which it zaps what its TDP MMU maps, by event; empty where it has none.
         facts: Its rules by name; `kvm_mmu.facts` says what each means.
+        fault_order: The steps of a page fault of a direct MMU, in its order; it follows from the facts.
     """
 
     name: str
@@ -110,6 +111,7 @@ class KernelProfile:
     release: str = ""
     tdp_plans: Mapping[str, ZapPlan] = field(default_factory=dict, repr=False, compare=False)
     facts: Facts = field(default_factory=lambda: Facts({}), repr=False)
+    fault_order: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def plans(self) -> dict[str, ZapPlan]:
@@ -126,6 +128,7 @@ def _profile(row: Mapping[str, Any]) -> KernelProfile:
         release=row["release"],
         tdp_plans={event: plans[plan] for event, plan in row["tdp_plans"].items() if plan},
         facts=facts,
+        fault_order=tuple(row["fault_order"]),
         **{event: plans[plan] for event, plan in row["plans"].items()},
     )
 

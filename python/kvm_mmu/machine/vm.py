@@ -319,7 +319,7 @@ class Vm:
     @property
     def splits_eagerly(self) -> bool:
         """True if a dirty log that starts splits the slot's large leaves first."""
-        return self.tdp_mmu and self.eager_split
+        return self.tdp_mmu and self.eager_split and bool(self.profile.facts["has_eager_split"])
 
     @property
     def max_gfn(self) -> int | None:

@@ -19,28 +19,12 @@ from kvm_mmu.scenario.language import SAMPLE
 from kvm_mmu.scenario.scenario_text import read_object
 
 FOLDER = SAMPLE.parent / "facts"
-_SHADOW = "shadow pages of guests with tables of their own"
 #: Facts without a file, and why.
 NOT_SHOWN: dict[str, str] = {
     "has_requested_event": "recordings only: which tracepoints the text of a recording has; the model's events are of "
     "one form",
-    "pte_list_order": _SHADOW
-    + ": at most four direct pages map a gfn, and one descriptor of fourteen holds them",
-    "zap_spares_rooted_child": _SHADOW + ": no child of a direct page is a root",
-    "has_guest_tables": _SHADOW,
-    "self_map_is_small": _SHADOW,
-    "sync_keeps_same_access": _SHADOW,
-    "sync_keeps_ad": _SHADOW,
-    "role_has_smep": _SHADOW,
-    "invlpg_syncs": _SHADOW,
-    "has_dummy_root": _SHADOW,
-    "unprotect_counts_freed": _SHADOW,
-    "invlpg_warn_line": _SHADOW,
-    "direct_gfn_bug_line": _SHADOW,
-    "has_unsync": _SHADOW,
-    "write_flood_limit": _SHADOW,
-    "has_eager_split": "the TDP MMU: the rows that have it are those that have the TDP MMU, and `eager_split` of a VM "
-    "switches it",
+    "zap_spares_rooted_child": "nested guests: only their tables are a root and the child of another table at once, "
+    "and the language has no nested guests",
     "has_tdp_mmu": "the TDP MMU: `tdp_mmu` of a VM says which of the two page tables serves a guest",
 }
 

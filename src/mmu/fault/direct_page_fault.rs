@@ -4,9 +4,10 @@
 //! Models v6.1/v6.12 `kvm_tdp_page_fault`, `direct_page_fault`, `fast_page_fault`, `kvm_mmu_hugepage_adjust`,
 //! `is_page_fault_stale`. What the tables become is in `direct_map`.
 
-use crate::kernels::{MmioCacheAccess, StaleTest};
+use crate::kernels::MmioCacheAccess;
 use crate::mmu::fault::guest_fetch::GuestGoal;
 use crate::mmu::fault::page_fault::{Frame, Handled};
+use crate::mmu::fault::steps::{PageFault, Went};
 use crate::mmu::pages::mapping::{Backing, Mapping};
 use crate::mmu::pages::page_arena::PageIdx;
 use crate::mmu::pages::page_count::ENOSPC;
@@ -27,20 +28,6 @@ use crate::mmu::words::views::HostLookup;
 /// Bits of an address within a page.
 const PAGE_SHIFT_U8: u8 = 12;
 
-/// A fault that got as far as the lock.
-struct Fault<'a> {
-    vcpu: usize,
-    /// The address that the shadow tables are walked for.
-    addr: u64,
-    gfn: Gfn,
-    error_code: u64,
-    slot: Option<SlotAt>,
-    backing: Backing,
-    is_prefetch: bool,
-    /// What the guest's own tables said, where it has some.
-    goal: Option<&'a GuestGoal<'a>>,
-}
-
 /// `handled` of the event: the entry was made to allow the access.
 const FIXED: u8 = 1;
 /// `handled` of the event: the entry allowed it already.
@@ -55,21 +42,10 @@ impl MmuState {
         error_code: u64,
         host: &HostLookup,
         is_prefetch: bool,
-    ) -> Result<(Handled, u8)> {
-        let gfn = Gfn::of_gpa(gpa);
-        let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
-        if error_code & PFERR_PRESENT == 0 {
-            self.touch_rmap_head(slot, gfn);
-        }
-        let write_present = PFERR_WRITE | PFERR_PRESENT;
-        if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, gfn) {
-            return Ok((Handled::WriteProtected, PAGE_TABLE));
-        }
-        if let Some(handled) = self.try_fast_page_fault(vcpu, slot, gpa, error_code) {
-            self.vcpus[vcpu].faults.fast += 1;
-            return Ok((handled, PAGE_TABLE));
-        }
-        self.fault_in_slot(vcpu, gpa, error_code, (gfn, slot), (None, is_prefetch), host)
+    ) -> Result<Went> {
+        let mut fault = PageFault::new(self, vcpu, gpa, Gfn::of_gpa(gpa), error_code, host);
+        fault.is_prefetch = is_prefetch;
+        self.go_through(&mut fault)
     }
 
     /// The fault of a guest with tables of its own, which said that the address is this gfn.
@@ -82,58 +58,82 @@ impl MmuState {
         goal: Option<&GuestGoal<'_>>,
         host: &HostLookup,
     ) -> Result<Handled> {
-        let slot = self.find_slot(self.vcpus[vcpu].as_id(), gfn);
-        Ok(self.fault_in_slot(vcpu, gva, error_code, (gfn, slot), (goal, false), host)?.0)
+        let mut fault = PageFault::new(self, vcpu, gva, gfn, error_code, host);
+        fault.goal = goal;
+        Ok(self.go_on(&mut fault, self.fault_order.after_guest_walk)?.0)
     }
 
-    /// From the host's answer on.
-    fn fault_in_slot(
-        &mut self,
-        vcpu: usize,
-        addr: u64,
-        error_code: u64,
-        (gfn, slot): (Gfn, Option<SlotAt>),
-        (goal, is_prefetch): (Option<&GuestGoal<'_>>, bool),
-        host: &HostLookup,
-    ) -> Result<(Handled, u8)> {
-        let seq = self.invalidation.seq;
-        // A slot that is about to go is not looked at.
-        let is_going = slot.is_some_and(|slot| self.slot_spec(slot).is_invalid());
-        if is_going && *host == HostLookup::Ask && self.config.kernel.invalid_slot_retries {
-            return Ok((Handled::Retry, PAGE_TABLE));
-        }
-        let at = slot.map(|slot| self.invalidated_as(slot, gfn));
-        let is_looked = !is_chosen(Mutant::InvalidationNotTested);
-        let must_retry = |state: &Self| is_looked && at.is_some_and(|at| state.invalidation.must_retry(seq, at));
-        let checks_first = self.config.kernel.retry_before_pin;
-        if checks_first && must_retry(self) {
-            return Ok((Handled::Retry, PAGE_TABLE));
-        }
-        let frame = self.look_up(slot, gfn, error_code & PFERR_WRITE != 0, host);
-        let backing = match self.backing_of(&frame) {
-            Ok(backing) => backing,
-            Err(handled) => return Ok((handled, PAGE_TABLE)),
-        };
-        if backing == Backing::NoSlot {
-            let access = goal.map_or(ACC_ALL, |goal| goal.walk.pte_access);
-            self.cache_mmio_info(vcpu, addr, gfn, self.cached_access(access));
-            let is_beyond = self.config.kernel.has_max_gfn && gfn.0 >> (self.config.phys_bits - PAGE_SHIFT_U8) != 0;
-            if (self.masks.mmio_mask == 0 || is_beyond) && !is_chosen(Mutant::MmioWithoutCachingMapped) {
-                return Ok((Handled::Emulate, PAGE_TABLE));
+    /// A write to a present entry of a gfn that is tracked is emulated.
+    #[inline]
+    pub(in crate::mmu) fn step_track(&self, fault: &PageFault<'_>) -> Option<Handled> {
+        let write_present = PFERR_WRITE | PFERR_PRESENT;
+        let is_write_to_present = fault.error_code & (PFERR_RSVD | write_present) == write_present;
+        (is_write_to_present && self.needs_write_protect(fault.slot, fault.gfn)).then_some(Handled::WriteProtected)
+    }
+
+    /// The lock-free path.
+    #[inline]
+    pub(in crate::mmu) fn step_fast(&mut self, fault: &PageFault<'_>) -> Option<Handled> {
+        let handled = self.try_fast_page_fault(fault.vcpu, fault.slot, fault.addr, fault.error_code)?;
+        self.vcpus[fault.vcpu].faults.fast += 1;
+        Some(handled)
+    }
+
+    /// A slot that is about to go is not looked at.
+    #[inline]
+    pub(in crate::mmu) fn step_slot_going(&self, fault: &PageFault<'_>) -> Option<Handled> {
+        let is_going = fault.slot.is_some_and(|slot| self.slot_spec(slot).is_invalid());
+        (is_going && *fault.host == HostLookup::Ask).then_some(Handled::Retry)
+    }
+
+    /// The host takes the page away now, or took one away since the fault began.
+    #[inline]
+    pub(in crate::mmu) fn step_invalidated(&self, fault: &PageFault<'_>) -> Option<Handled> {
+        let at = fault.slot.map(|slot| self.invalidated_as(slot, fault.gfn))?;
+        let must_retry = self.invalidation.must_retry(fault.seq, at) && !is_chosen(Mutant::InvalidationNotTested);
+        must_retry.then_some(Handled::Retry)
+    }
+
+    /// The host's page, or how the fault ends without one.
+    #[inline]
+    pub(in crate::mmu) fn step_host(&mut self, fault: &mut PageFault<'_>) -> Option<Handled> {
+        let frame = self.look_up(fault.slot, fault.gfn, fault.is_write(), fault.host);
+        match self.backing_of(&frame) {
+            Ok(backing) => {
+                fault.backing = Some(backing);
+                None
             }
+            Err(handled) => Some(handled),
         }
-        let found = if checks_first && must_retry(self) {
-            (Handled::Retry, PAGE_TABLE)
-        } else {
-            let fault = Fault { vcpu, addr, gfn, error_code, slot, backing, is_prefetch, goal };
-            self.map_under_lock(&fault, host, must_retry)?
-        };
-        if let Backing::Frame { pfn, .. } = backing
-            && self.config.is_stepped()
-        {
-            self.push_accessed(pfn);
+    }
+
+    /// What no slot has is remembered by the vCPU; where there can be no MMIO SPTE for it, that is all.
+    #[inline]
+    pub(in crate::mmu) fn step_no_slot(&mut self, fault: &PageFault<'_>) -> Option<Handled> {
+        if fault.backing != Some(Backing::NoSlot) {
+            return None;
         }
-        Ok(found)
+        let access = fault.goal.map_or(ACC_ALL, |goal| goal.walk.pte_access);
+        self.cache_mmio_info(fault.vcpu, fault.addr, fault.gfn, self.cached_access(access));
+        let is_beyond = self.config.kernel.has_max_gfn && fault.gfn.0 >> (self.config.phys_bits - PAGE_SHIFT_U8) != 0;
+        let is_all = (self.masks.mmio_mask == 0 || is_beyond) && !is_chosen(Mutant::MmioWithoutCachingMapped);
+        is_all.then_some(Handled::Emulate)
+    }
+
+    /// Where roots are reloaded by request, only a missing one is looked for.
+    #[inline]
+    pub(in crate::mmu) fn step_has_root(&self, fault: &PageFault<'_>) -> Option<Handled> {
+        (self.root_for(fault.vcpu, fault.addr) == PageIdx::NONE).then_some(Handled::Retry)
+    }
+
+    /// Room for shadow pages; the TDP MMU needs none.
+    #[inline]
+    pub(in crate::mmu) fn step_room(&mut self, fault: &mut PageFault<'_>) -> Option<Handled> {
+        fault.zapped_before = self.work.pages_zapped;
+        if self.tables() == Tables::Tdp || self.make_mmu_pages_available().is_ok() {
+            return None;
+        }
+        Some(if self.config.kernel.enospc_to_user { Handled::Errno(ENOSPC) } else { Handled::Retry })
     }
 
     /// What of a slot's gfn an invalidation is about: its host address up to v6.1, later itself.
@@ -151,7 +151,8 @@ impl MmuState {
     }
 
     /// Whether the fault's root is none that can be mapped into.
-    fn is_stale(&self, vcpu: usize, gpa: u64) -> bool {
+    #[inline]
+    pub(in crate::mmu) fn is_stale(&self, vcpu: usize, gpa: u64) -> bool {
         let of_vcpu = &self.vcpus[vcpu];
         if self.config.shadows_guest() && (of_vcpu.has_four_roots || of_vcpu.has_dummy_root) {
             // No page stands for them: the request to drop obsolete roots does.
@@ -161,33 +162,11 @@ impl MmuState {
         root == PageIdx::NONE || self.is_obsolete(root) && !is_chosen(Mutant::DeadRootMapped)
     }
 
-    fn map_under_lock(
-        &mut self,
-        fault: &Fault<'_>,
-        host: &HostLookup,
-        must_retry: impl Fn(&Self) -> bool,
-    ) -> Result<(Handled, u8)> {
-        let &Fault { vcpu, addr: gpa, gfn, error_code, slot, backing, is_prefetch, goal } = fault;
-        let stale_test = self.config.kernel.stale_test;
-        let is_late = stale_test == StaleTest::AfterReclaim;
-        // Where roots are reloaded by request, only a missing one is looked for.
-        let is_stale = match stale_test {
-            StaleTest::None => self.root_for(vcpu, gpa) == PageIdx::NONE,
-            StaleTest::BeforeReclaim | StaleTest::AfterReclaim => self.is_stale(vcpu, gpa),
-        };
-        if *host == HostLookup::Retry || !is_late && (must_retry(self) || is_stale) {
-            return Ok((Handled::Retry, PAGE_TABLE));
-        }
-        let is_tdp = self.tables() == Tables::Tdp;
-        if !is_tdp && self.make_mmu_pages_available().is_err() {
-            let errno = Handled::Errno(ENOSPC);
-            return Ok((if self.config.kernel.enospc_to_user { errno } else { Handled::Retry }, PAGE_TABLE));
-        }
-        if is_late && (must_retry(self) || self.is_stale(vcpu, gpa)) {
-            return Ok((Handled::Retry, PAGE_TABLE));
-        }
+    /// The level that is asked for, the tables down to it, and the leaf.
+    pub(in crate::mmu) fn step_map(&mut self, fault: &PageFault<'_>) -> Result<Went> {
+        let &PageFault { vcpu, addr: gpa, gfn, error_code, slot, is_prefetch, goal, host, .. } = fault;
+        let backing = fault.backing.unwrap_or(Backing::NoSlot);
         let is_fetch = error_code & PFERR_FETCH != 0;
-        let is_write = error_code & PFERR_WRITE != 0;
         let (access, can_unsync) = (ACC_ALL, true);
         let mut mapping = Mapping {
             vcpu,
@@ -196,7 +175,7 @@ impl MmuState {
             level: PAGE_TABLE,
             access,
             backing,
-            is_write,
+            is_write: fault.is_write(),
             speculative: is_prefetch,
             can_unsync,
         };
@@ -210,7 +189,7 @@ impl MmuState {
         let level = if is_small { PAGE_TABLE } else { asked };
         self.push_requested(&mapping, level);
         mapping.level = level;
-        if is_tdp {
+        if self.tables() == Tables::Tdp {
             // What a fetch could have had is not in the host's answer, which is the level it got.
             let could_be = if is_fetch && *host != HostLookup::Ask { self.max_mapping_level(slot, gfn) } else { asked };
             let (mapped, level) = self.tdp_map(root, &mapping, is_fetch.then_some(could_be), error_code)?;

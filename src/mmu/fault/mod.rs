@@ -11,4 +11,5 @@ pub(in crate::mmu) mod mmio_fault;
 pub(in crate::mmu) mod page_fault;
 pub(in crate::mmu) mod prefault;
 pub(in crate::mmu) mod quick_map;
+pub(in crate::mmu) mod steps;
 pub(in crate::mmu) mod usual_run;

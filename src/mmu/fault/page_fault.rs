@@ -5,6 +5,7 @@
 
 use crate::kernels::FaultReturns;
 use crate::mmu::fault::mmio_fault::MmioCheck;
+use crate::mmu::fault::steps::PageFault;
 use crate::mmu::pages::mapping::{Backing, Mapping};
 use crate::mmu::pages::page_arena::{PageIdx, Sptep};
 use crate::mmu::pages::walk::{child_of, is_shadow_present};
@@ -13,7 +14,7 @@ use crate::mmu::vm::events::Event;
 use crate::mmu::vm::host_memory::Pinned;
 use crate::mmu::vm::slots::SlotAt;
 use crate::mmu::vm::state::MmuState;
-use crate::mmu::words::access::{ACC_ALL, ACC_WRITE, PFERR_NESTED_GUEST_PAGE, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE};
+use crate::mmu::words::access::{ACC_ALL, ACC_WRITE, PFERR_NESTED_GUEST_PAGE, PFERR_PRESENT, PFERR_RSVD};
 use crate::mmu::words::addr::{Gfn, Pfn};
 use crate::mmu::words::error::Result;
 use crate::mmu::words::level::{PAGE_TABLE, level_shift, table_index};
@@ -24,8 +25,6 @@ use crate::mmu::words::views::{HostHuge, HostLookup, HostState};
 
 const EFAULT: i32 = 14;
 pub(in crate::mmu) const PTE_PREFETCH_NUM: u16 = 8;
-/// The vCPU's MMIO cache holds the access asked for, not the part an MMIO SPTE stores.
-pub(in crate::mmu) const MMIO_CACHE_ACCESS: u32 = ACC_ALL as u32;
 /// The emulator may run the instruction again natively.
 pub(in crate::mmu) const EMULTYPE_ALLOW_RETRY: u16 = 8;
 
@@ -160,7 +159,7 @@ impl MmuState {
             self.count_fault(vcpu, handled);
             handled
         } else {
-            self.tdp_page_fault(vcpu, gpa, error_code & 0xffff_ffff)?
+            self.direct_page_fault(vcpu, gpa, error_code & 0xffff_ffff, &HostLookup::Ask, false)?.0
         };
         match handled {
             Handled::Retry => Ok(Answer::RETRY),
@@ -215,61 +214,50 @@ impl MmuState {
         Answer::EMULATED
     }
 
-    fn tdp_page_fault(&mut self, vcpu: usize, gpa: u64, error_code: u64) -> Result<Handled> {
-        let as_id = self.vcpus[vcpu].as_id();
-        let asked = Gfn::of_gpa(gpa);
-        let slot = self.find_slot(as_id, asked);
-        if error_code & PFERR_PRESENT == 0 {
-            self.touch_rmap_head(slot, asked);
-        }
-        let write_present = PFERR_WRITE | PFERR_PRESENT;
-        if error_code & (PFERR_RSVD | write_present) == write_present && self.needs_write_protect(slot, asked) {
-            return Ok(Handled::Emulate);
-        }
-        let is_write = error_code & PFERR_WRITE != 0;
-        let (mut level, is_forced) = self.mapping_level(slot, asked);
-        let mut gpa = gpa;
+    /// The level that the slot and the host's tables allow; what is mapped begins at it.
+    #[inline]
+    pub(in crate::mmu) fn step_level(&self, fault: &mut PageFault<'_>) {
+        let (mut level, is_forced) = self.mapping_level(fault.slot, fault.gfn);
         if self.config.shadows_guest() {
             // A guest that does not page now: 1 GiB is no leaf, and addresses are those of pages.
             level = level.min(2);
-            gpa &= !0xfff;
+            fault.addr &= !0xfff;
         }
-        let gfn = if is_forced { asked } else { asked.align_down(level) };
-        let (is_fast, walked) = self.fast_page_fault(vcpu, slot, gpa, level, error_code);
-        if is_fast {
-            return Ok(Handled::Retry);
+        if !is_forced {
+            fault.gfn = fault.gfn.align_down(level);
         }
-        let frame = self.find_frame(slot, gfn, is_write);
-        let backing = match self.backing_of(&frame) {
-            Ok(backing) => backing,
-            Err(handled) => return Ok(handled),
-        };
-        if backing == Backing::NoSlot {
-            self.cache_mmio_info(vcpu, gpa, gfn, MMIO_CACHE_ACCESS);
-        }
-        let zapped_before = self.work.pages_zapped;
-        if self.make_mmu_pages_available().is_err() {
-            return Ok(Handled::Retry);
-        }
+        (fault.level, fault.is_forced) = (level, is_forced);
+    }
+
+    /// The lock-free path, down to the level found.
+    #[inline]
+    pub(in crate::mmu) fn step_fast_at_level(&mut self, fault: &mut PageFault<'_>) -> Option<Handled> {
+        let (is_fast, walked) = self.fast_page_fault(fault.vcpu, fault.slot, fault.addr, fault.level, fault.error_code);
+        fault.walked = walked;
+        is_fast.then_some(Handled::Retry)
+    }
+
+    /// Tables and leaf at the level found, larger where the host frame is part of a huge page.
+    #[inline]
+    pub(in crate::mmu) fn step_map_at_level(&mut self, fault: &PageFault<'_>) -> Result<Handled> {
         let mut mapping = Mapping {
-            vcpu,
-            slot,
-            gfn,
-            level,
+            vcpu: fault.vcpu,
+            slot: fault.slot,
+            gfn: fault.gfn,
+            level: fault.level,
             access: ACC_ALL,
-            backing,
-            is_write,
+            backing: fault.backing.unwrap_or(Backing::NoSlot),
+            is_write: fault.is_write(),
             speculative: false,
             can_unsync: true,
         };
-        if !is_forced {
+        if !fault.is_forced {
             self.thp_adjust(&mut mapping);
         }
         // The walk of the lock-free path ended where the mapping goes, and nothing was zapped since.
-        let at_hand = walked
-            .filter(|walked| walked.level == mapping.level && self.work.pages_zapped == zapped_before)
-            .map(|walked| walked.sptep);
-        let emulate = match at_hand {
+        let is_as_it_was = self.work.pages_zapped == fault.zapped_before;
+        let at_hand = fault.walked.as_ref().filter(|walked| walked.level == mapping.level && is_as_it_was);
+        let emulate = match at_hand.map(|walked| walked.sptep) {
             Some(sptep) => self.map_at(sptep, &mapping),
             None => self.direct_map(&mapping)?,
         };

@@ -156,7 +156,8 @@ impl MmuState {
 
     /// With bitmaps that start full large leaves may still be there: they are split first, if the parameter says so.
     fn split_before(&mut self, slot: SlotAt, offset: u64, mask: u64) -> Option<TdpWalk> {
-        if !self.is_log_initially_set || !self.tdp.is_eager_split || mask == 0 {
+        let is_eager = self.tdp.is_eager_split && self.config.kernel.has_eager_split;
+        if !self.is_log_initially_set || !is_eager || mask == 0 {
             return None;
         }
         let [first, last] = self.ends_of(slot, offset, mask);

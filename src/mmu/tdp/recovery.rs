@@ -52,9 +52,7 @@ impl MmuState {
             let slot = self.find_slot(as_id, gfn);
             let is_logged = slot.is_some_and(|slot| self.slot_body(slot).dirty.is_some());
             let is_spared = self.config.kernel.nx_recovery_spares_logged && is_logged;
-            if is_spared || is_shared {
-                self.tdp_unlist_nx(table, !self.config.kernel.tdp_nx_count_kept);
-            }
+            self.tdp_unlist_nx(table, !self.config.kernel.tdp_nx_count_kept);
             if !is_spared && let Some(sptep) = self.pte_lists.first(self.arena.page(table).parents) {
                 self.tdp_set_spte(sptep, gfn, 0, lock);
                 nx.flush = true;

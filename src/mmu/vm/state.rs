@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::PteListOrder;
+use crate::kernels::{FaultOrder, PteListOrder};
 use crate::mmu::ghost::memory::Ghost;
 use crate::mmu::pages::last_path::{LastHardware, LastPath};
 use crate::mmu::pages::page_arena::{PageArena, PageIdx, Sptep};
@@ -64,6 +64,8 @@ impl Default for TdpMmu {
 #[allow(clippy::struct_excessive_bools, reason = "each is an independent fact")]
 pub struct MmuState {
     pub(in crate::mmu) config: Config,
+    /// The steps of a page fault, as the kernel's row has them.
+    pub(in crate::mmu) fault_order: FaultOrder,
     pub(in crate::mmu) masks: Masks,
     /// gfns below this many bits lie in the range of the roots, so that a table's gfn and index give the gfn mapped.
     pub(in crate::mmu) root_gfn_bits: u32,
@@ -137,6 +139,7 @@ impl MmuState {
             vcpu.fix_role(config.family != Family::Shadow);
         }
         Ok(Self {
+            fault_order: FaultOrder::of(&config.kernel),
             masks,
             root_gfn_bits,
             has_high_pages: false,

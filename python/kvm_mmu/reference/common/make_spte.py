@@ -78,7 +78,7 @@ def make_spte(
             spte |= PT_WRITABLE_MASK | masks.mmu_writeable
             if has_ad_bits and not (exempts == "dirty_and_unsync" and was_writable):
                 spte |= masks.dirty
-    if is_prefetch:
+    if not is_used:
         spte = word.mark_spte_for_access_track(masks, spte)
     if word.is_writable_pte(spte):
         kvm_vcpu_mark_page_dirty(kvm, vcpu, gfn)

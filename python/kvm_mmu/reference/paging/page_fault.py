@@ -171,8 +171,9 @@ def fetch(
 
 def check_direct_gfn(kvm: Kvm, sp: ShadowPage, index: int, gfn: int) -> None:
     """A direct table stays where a large guest page became a table behind KVM's back: these kernels stop then."""
-    if role_is_direct(sp.role) and index not in sp.aliased and kvm_mmu_page_get_gfn(sp, index) != gfn:
-        line = kvm.rules.direct_gfn_bug_line
+    line = kvm.rules.direct_gfn_bug_line
+    is_direct = role_is_direct(sp.role) and index not in sp.aliased
+    if line and is_direct and kvm_mmu_page_get_gfn(sp, index) != gfn:
         raise KernelBug(kvm.rules.name, f"mmu.c:{line} gfn != kvm_mmu_page_get_gfn(sp, index)")
 
 

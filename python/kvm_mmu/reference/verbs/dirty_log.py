@@ -179,7 +179,7 @@ def kvm_arch_mmu_enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemorySlot, offse
     if kvm.dirty_log_initially_set and mask:
         first = slot.base_gfn + offset + (mask & -mask).bit_length() - 1
         last = slot.base_gfn + offset + mask.bit_length() - 1
-        if kvm.config.tdp_mmu and kvm.eager_page_split:
+        if kvm.config.tdp_mmu and kvm.eager_page_split and kvm.rules.has_eager_split:
             end = last + 1 if kvm.rules.tdp_split_whole_mask else last
             kvm_tdp_mmu_try_split_huge_pages(kvm, slot, first, end, PT_PAGE_TABLE_LEVEL, shared=False)
         kvm_mmu_slot_gfn_write_protect(kvm, slot, first, LARGE_LEVELS.first)
