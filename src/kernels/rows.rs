@@ -357,6 +357,19 @@ impl Kernel {
         ..Self::V6_12_0
     };
 
+    /// Linux 7.1, an early patch level.
+    pub const V7_1_3: Self = Self {
+        name: "v7.1.3",
+        release: "7.1.3",
+        title: "Linux 7.1 (7.1.3): the first fixes of 2026; a wrap zaps only where MMIO SPTEs are made (from source)",
+        child_reuse: ChildReuse::GfnRole,
+        large_in_way: LargeInWay::ZappedRange,
+        mmio_over_leaf: MmioOverLeaf::DropFirst,
+        wrap_zaps_without_caching: false,
+        collapse: Collapse::ByTableInSlot,
+        ..Self::V6_18
+    };
+
     /// Linux 7.1.
     pub const V7_1: Self = Self {
         name: "v7.1",
@@ -364,13 +377,8 @@ impl Kernel {
         title: "Linux 7.1 (7.1.13): most fixes of 2026; a wrap zaps only where MMIO SPTEs are made (from source)",
         stale_test: StaleTest::AfterReclaim,
         child_role_valid: true,
-        child_reuse: ChildReuse::GfnRole,
-        large_in_way: LargeInWay::ZappedRange,
-        mmio_over_leaf: MmioOverLeaf::DropFirst,
         track_all_spaces: true,
-        wrap_zaps_without_caching: false,
-        collapse: Collapse::ByTableInSlot,
-        ..Self::V6_18
+        ..Self::V7_1_3
     };
 
     /// Linux 7.2, an early patch level.
@@ -408,7 +416,7 @@ impl Kernel {
     };
 
     /// Every kernel, oldest first.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::V5_0,
         Self::V5_0_SEED,
         Self::V5_2,
@@ -420,6 +428,7 @@ impl Kernel {
         Self::V6_12_0,
         Self::V6_12,
         Self::V6_18,
+        Self::V7_1_3,
         Self::V7_1,
         Self::V7_2_6,
         Self::V7_2,

@@ -374,18 +374,23 @@ _V6_18 = replace(
     tdp_nx_recovery_shared=True,
     tdp_nx_count_kept=True,
 )
-_V7_1 = replace(
+_V7_1_3 = replace(
     _V6_18,
+    name="v7.1.3",
+    release="7.1.3",
+    child_reuse="gfn_role",
+    large_in_way="zapped_range",
+    mmio_over_leaf="drop_first",
+    wrap_zaps_without_caching=False,
+    collapse="by_table_in_slot",
+)
+_V7_1 = replace(
+    _V7_1_3,
     name="v7.1",
     release="7.1.13",
     stale_test="after_reclaim",
     child_role_valid=True,
-    child_reuse="gfn_role",
-    large_in_way="zapped_range",
-    mmio_over_leaf="drop_first",
     track_all_spaces=True,
-    wrap_zaps_without_caching=False,
-    collapse="by_table_in_slot",
 )
 _V7_2_6 = replace(
     _V7_1,
@@ -407,7 +412,7 @@ KERNELS: dict[str, KernelRules] = {
     rules.name: rules
     for rules in (
         *(_V5_0, _V5_0_SEED, _V5_2, _V5_3, _V5_4, _V5_10, _V6_1_0, _V6_1, _V6_12_0, _V6_12),
-        *(_V6_18, _V7_1, _V7_2_6, _V7_2, _V7_3),
+        *(_V6_18, _V7_1_3, _V7_1, _V7_2_6, _V7_2, _V7_3),
     )
 }
 
