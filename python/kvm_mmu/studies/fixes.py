@@ -16,7 +16,7 @@ from kvm_mmu.check.search import Result, check
 from kvm_mmu.check.story import story_text, tell
 from kvm_mmu.check.worlds import WORLDS, World
 from kvm_mmu.lab.ring import ring
-from kvm_mmu.machine.profiles import kernel_profile
+from kvm_mmu.machine.profiles import kernel_profile, kernels
 
 SCHEMA = "kvm-mmu/fixes/1"
 
@@ -149,7 +149,11 @@ DEPTH = 6
 
 #: Kernels of today, and the worlds in which each is judged.
 TODAY_TITLE = "## Kernels of today"
-TODAY = ("v5.10", "v6.1", "v6.12", "v6.18", "v7.1", "v7.2", "v7.3")
+TODAY = tuple(
+    name
+    for name, row in kernels.items()
+    if row.facts["is_level_requested"] and row.release.count(".") > name.count(".")
+)
 
 
 @dataclass(frozen=True)
