@@ -33,7 +33,13 @@ ROW_PAIRS = [
     and any(value_text(row.facts[fact]) == other for row in kernels.values())
 ]
 #: Values that no row has: nobody's, or of kernels that no row is of.
-OF_NO_ROW = {("child_reuse", "gfn"), ("init_resets", "yes"), ("max_parents", "2")}
+OF_NO_ROW = {
+    ("child_reuse", "gfn"),
+    ("init_resets", "yes"),
+    ("max_parents", "2"),
+    ("has_unsync", "no"),
+    ("write_flood_limit", "0"),
+}
 BACKENDS = ("core", "reference")
 Lines = list[dict[str, Any]]
 
