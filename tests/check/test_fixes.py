@@ -31,3 +31,9 @@ def test_a_fix_is_proved_by_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_difference_of_two_kernels_leads_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "diff", "7.2.6", "7.2.12"]) == 0
     assert "kvm-mmu gallery fixes mmio_cache_space" in capsys.readouterr().out
+
+
+def test_a_repair_of_shadow_paging_is_proved_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gallery", "fixes", "mmio_over_leaf"]) == 0
+    said = capsys.readouterr().out
+    assert "present_dropped_first after 6 operations" in said and "NOT" not in said
