@@ -7,10 +7,10 @@ off). What that saves others, and what it costs, is counted on workloads by name
 from __future__ import annotations
 
 from kvm_mmu.lab.sweep.run import sweep
-from kvm_mmu.machine.profiles import kernel_profile, kernels
+from kvm_mmu.machine.profiles import kernel_profile
 from kvm_mmu.machine.vm import Vm
 from kvm_mmu.studies.gallery import Answer, Line, Table, facts_digest
-from kvm_mmu.studies.study import Study
+from kvm_mmu.studies.study import ROWS, Study
 from kvm_mmu.types import GIB, MIB, PAGE_SIZE
 
 #: Workloads and sizes of the first table.
@@ -25,7 +25,7 @@ def q1() -> Answer:
         name: [] for name in ("kernels", "release", "shadow pages", "TDP MMU", "can choose")
     }
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for name in kernels:
+    for name in ROWS:
         profile = kernel_profile(name)
         tdp = profile.tdp_plans.get("slot_removal")
         key = (

@@ -14,6 +14,11 @@ from kvm_mmu.machine.numbers import shown
 from kvm_mmu.studies.gallery import Answer
 
 SCHEMA = "kvm-mmu/study/1"
+#: The rows that studies of rules go through, oldest first; all rows are on the page of the kernels.
+ROWS = (
+    *("v5.0", "v5.2", "v5.3", "v5.4", "v5.10", "v6.1.0", "v6.1"),
+    *("v6.12.0", "v6.12", "v6.18", "v7.1", "v7.2.6", "v7.2", "v7.3"),
+)
 
 
 @dataclass(frozen=True)
