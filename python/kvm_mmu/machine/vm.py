@@ -1,7 +1,7 @@
 """`Vm`: the machine. It owns a core, applies policy to it, and drives what may drop `mmu_lock`.
 
 The core returns at every lock break; `Vm` runs `on_lock_break` there and resumes. Models the parts of a KVM VM that
-decide: `virt/kvm/kvm_main.c` memslots and the x86 commit hooks, v5.0 to v5.2.
+decide: `virt/kvm/kvm_main.c` memslots and the x86 commit hooks, v5.0 to v7.3.
 
 Long: most of it says in words what each method of the machine takes and gives back.
 """
