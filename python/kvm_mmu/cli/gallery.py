@@ -58,7 +58,7 @@ def _figures(args: argparse.Namespace) -> int:
 def _fixes(args: argparse.Namespace) -> int:
     if args.scale is not None:
         raise UsageError("gallery fixes: --scale belongs to the thread")
-    known = [fix.fact for fix in (*fixes.FIXES, *fixes.BY_NAME)]
+    known = [fix.fact for fix in fixes.FIXES]
     for name in args.claims:
         if name not in known:
             raise UsageError(f"fix {shown(name)}: expected one of {', '.join(known)}")

@@ -18,7 +18,7 @@ from kvm_mmu.machine.profiles import (
     kernels,
 )
 from kvm_mmu.scenario.fact_scenarios import fact_scenario, reason, value_text
-from kvm_mmu.studies.fixes import BY_NAME, FIXES
+from kvm_mmu.studies.fixes import FIXES
 
 SCHEMA = "kvm-mmu/kernels/1"
 _WIDTH = 78
@@ -121,7 +121,7 @@ def run_diff(args: argparse.Namespace) -> int:
         print(f"\n{name}: {_shown(was)} -> {_shown(now)}")
         print(_in_words(name))
         print(_evidence_in_words(name, was, now, near))
-        if any(fix.fact == name for fix in (*FIXES, *BY_NAME)):
+        if any(fix.fact == name for fix in FIXES):
             print(f"  found by the judge: kvm-mmu gallery fixes {name} (docs/soundness.md)")
     if not found and not changed:
         print("\nno fact and no plan differs")

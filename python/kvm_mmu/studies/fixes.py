@@ -53,6 +53,24 @@ class Fix:
 #: A processor whose flushes may be of a range.
 RANGED = replace(WORLDS["W6"], name="W6 with ranged flushes", config={"flush_range": 1})
 
+_LEVELS = {"op": "set_regs", "vcpu": 0, "cr0": 0x8001_0001, "efer": 0xD00}
+#: A guest that may have five levels of tables.
+FIVE = replace(
+    WORLDS["S1"],
+    name="S1 with five levels",
+    actions=(*WORLDS["S1"].actions[:9], {**_LEVELS, "cr4": 0x1020}, {**_LEVELS, "cr4": 0x20}),
+    depth=5,
+    goals=(),
+)
+#: vCPUs that are reset.
+INIT = replace(
+    WORLDS["W4"],
+    name="W4 with INIT",
+    actions=(*WORLDS["W4"].actions, {"op": "init", "vcpu": 0}),
+    depth=6,
+    goals=(),
+)
+
 FIXES: tuple[Fix, ...] = (
     Fix(
         "generation_layout",
@@ -124,28 +142,6 @@ FIXES: tuple[Fix, ...] = (
         None,
         "6.12.0 has it, 6.1.192 does not",
     ),
-)
-
-_LEVELS = {"op": "set_regs", "vcpu": 0, "cr0": 0x8001_0001, "efer": 0xD00}
-#: A guest that may have five levels of tables.
-FIVE = replace(
-    WORLDS["S1"],
-    name="S1 with five levels",
-    actions=(*WORLDS["S1"].actions[:9], {**_LEVELS, "cr4": 0x1020}, {**_LEVELS, "cr4": 0x20}),
-    depth=5,
-    goals=(),
-)
-#: vCPUs that are reset.
-INIT = replace(
-    WORLDS["W4"],
-    name="W4 with INIT",
-    actions=(*WORLDS["W4"].actions, {"op": "init", "vcpu": 0}),
-    depth=6,
-    goals=(),
-)
-
-#: Repairs of shadow paging and of INIT, proved by name: their searches are not on the page.
-BY_NAME: tuple[Fix, ...] = (
     Fix(
         "mmio_over_leaf",
         "a fault without a memslot turns a present leaf into an MMIO SPTE, and no TLB is flushed",
@@ -334,14 +330,14 @@ def proofs(facts: Sequence[str] = (), progress: Callable[[str], None] | None = N
     """Prove the fixes of some facts, or all.
 
     Args:
-        facts: names of facts; empty: all that stand on the page.
+        facts: names of facts; empty: all that have a line here.
         progress: called with a line now and then.
 
     Returns:
         A proof each, as soon as it is there.
     """
     searched: dict[tuple[str, str], Result] = {}
-    for fix in FIXES if not facts else (*FIXES, *BY_NAME):
+    for fix in FIXES:
         if not facts or fix.fact in facts:
             yield prove(fix, progress, searched)
 
@@ -428,10 +424,6 @@ def page(progress: Callable[[str], None] | None = None, has_today: bool = True) 
                 + ".",
             ]
     lines += [
-        "",
-        "Proved by name alone: "
-        + ", ".join(dict.fromkeys(f"`kvm-mmu gallery fixes {fix.fact}`" for fix in BY_NAME))
-        + ".",
         "",
         "Not shown:",
         "",
