@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kvm_mmu.trace import replay
+from kvm_mmu.trace.replay.replaying import replay
 
 DATA = Path(__file__).resolve().parents[2] / "tests/data/traces"
 RECORDINGS = (

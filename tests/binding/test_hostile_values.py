@@ -52,6 +52,7 @@ Call = Callable[[km.Vm, Any], object]
 CALLS: list[tuple[str, str, Call, list[Any]]] = [
     ("Vcpu.access", "gpa", lambda vm, x: vm.vcpus[0].access(x), HOSTILE[:-1]),
     ("Vcpu.access", "kind", lambda vm, x: vm.vcpus[0].access(0, x), WORDS),
+    ("Vcpu.set_pkru", "pkru", lambda vm, x: vm.vcpus[0].set_pkru(x), HOSTILE),
     ("Vcpu.access_many", "kind", lambda vm, x: vm.vcpus[0].access_many([0], x), WORDS),
     ("Vcpu.fault", "gpa", lambda vm, x: vm.vcpus[0].fault(x, 0), HOSTILE),
     ("Vcpu.fault", "error_code", lambda vm, x: vm.vcpus[0].fault(0, x), HOSTILE),
@@ -196,6 +197,7 @@ def test_a_hostile_value_is_refused_by_name_and_changes_nothing(word: str, call:
 #: What takes no argument of its own, or is a seam that the package itself fills.
 WITHOUT_ARGUMENTS = (
     "Vcpu.enter Vcpu.load Vcpu.unload Vcpu.clear_mmio_info Vm.clear_events Vm.snapshot Vm.digest Vm.audit Vm.clone",
+    "Vcpu.init Vm.fingerprint",
     "Vm.to_bytes Vm.destroy Vm.zap_batch Vm.flush_all Vm.require_idle Vm.to_svg",
     "Vm.updating Vm.install_slot Vm.remove_slot Vm.generation Vm.set_generation Vm.total_slot_pages",
     "Vm.requested_mmu_pages Vm.memslots_updated Vm.invalidate_mmio Vm.flush_shadow_memslot",

@@ -122,7 +122,7 @@ def test_a_signal_from_outside(
     """The process is stopped in the middle of a level; the command gives what it gives when nobody stops it."""
     if sent is signal.SIGKILL and not os.environ.get("KVM_MMU_SOAK"):
         pytest.skip("a second process of the same kind: with KVM_MMU_SOAK=1")
-    arguments = ["check", "--kernel", "v6.12", "--world", "W4", "--resume", str(tmp_path)]
+    arguments = ["check", "--kernel", "v6.12", "--world", "S2", "--resume", str(tmp_path)]
     with subprocess.Popen(
         [sys.executable, "-m", "kvm_mmu", *arguments, "--depth", "30"], stdout=subprocess.PIPE, text=True
     ) as searching:
@@ -137,6 +137,6 @@ def test_a_signal_from_outside(
     capsys.readouterr()
     assert main([*arguments, "--depth", str(reached + 1), "--json"]) in (0, 3)
     resumed = json.loads(capsys.readouterr().out)["results"][0]
-    whole = check(Subject("v6.12"), WORLDS["W4"], depth=reached + 1)
+    whole = check(Subject("v6.12"), WORLDS["S2"], depth=reached + 1)
     assert (resumed["states"], resumed["transitions"]) == (whole.states, whole.transitions)
     assert resumed["goals"] == dict(whole.goals) and resumed["premises"] == dict(whole.premises)

@@ -16,7 +16,7 @@ from kvm_mmu.cli import main
     ("fact", "names", "most"),
     [
         ("mmio_over_leaf=overwrite", {"present_dropped_first", "debt_overdue"}, 6),
-        ("child_reuse=any", {"leaf_gfn"}, 8),
+        ("child_reuse=any", {"child_expected"}, 8),
     ],
 )
 def test_a_row_before_its_fix(fact: str, names: set[str], most: int) -> None:

@@ -229,3 +229,20 @@ def test_a_fault_without_a_root_makes_room_first_where_the_row_does(
     none_left: Ops = [{"op": "set_max_raw", "n": 0}, {"op": "fault", "gpa": 0x5000, "err": 0}]
     line = lockstep(kernel, [*begin, full[0], *none_left])[1][-1]
     assert line["ret"] == (-28 if is_first and kernels[kernel].facts["enospc_to_user"] else 1)
+
+
+@pytest.mark.parametrize("kernel", SHADOWING)
+def test_the_end_of_a_log_leaves_what_shadows_a_guest_entry(kernel: str) -> None:
+    """That the host's memory is one large page says nothing of what the guest maps small (a recording of 5.2)."""
+    ops: Ops = [
+        {"op": "host_huge", "hva": HVA, "npages": 0x800, "kind": "thp"},
+        slot(flags=1),
+        *(poke(0x1000 * at, 0x1067 + 0x1000 * at) for at in range(1, 4)),
+        poke(0x4028, 0x6067),
+        write(0x5000),
+        slot(flags=0),
+        read(0x5000),
+    ]
+    _, lines, found = lockstep(kernel, ops)
+    assert found == []
+    assert lines[-1]["stops"] == [] and lines[-1]["out"]["faults"] == 0

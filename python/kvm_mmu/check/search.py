@@ -365,7 +365,7 @@ class _Journal:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return found
         except (OSError, ValueError) as error:
-            raise UsageError(f"--resume {shown(str(file))}: {error}") from None
+            raise UsageError(f"--resume {shown(str(self._folder))}: {file.name}: {error}") from None
 
     def load_levels(self, search: _core.Search, keep: bool) -> None:
         """Go on from the last complete level."""
@@ -376,9 +376,11 @@ class _Journal:
         try:
             packed = file.read_bytes()
         except OSError as error:
-            raise UsageError(f"--resume {shown(str(file))}: {error}") from None
+            raise UsageError(f"--resume {shown(str(self._folder))}: {file.name}: {error}") from None
         if hashlib.sha256(packed).hexdigest() != level["sha256"]:
-            raise UsageError(f"--resume {shown(str(file))}: it is not the file that was written")
+            raise UsageError(
+                f"--resume {shown(str(self._folder))}: {file.name}: it is not the file that was written"
+            )
         if not search.load(packed, level["first"], level["depth"], level["transitions"], keep):
             raise UsageError(f"--resume {shown(str(file))}: its states are not those of this world")
         self._remember(level)

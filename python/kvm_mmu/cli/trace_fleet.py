@@ -40,12 +40,12 @@ def is_fleet(args: argparse.Namespace) -> bool:
     return is_many
 
 
-def run(args: argparse.Namespace, what: str) -> int:
-    """Read the fleet and print; exit status 1 when a file could not be read."""
+def run(args: argparse.Namespace, what: str, jobs: int | None = None) -> int:
+    """Read the fleet with so many processes and print; exit status 1 when a file could not be read."""
     from kvm_mmu.cli.compare import clear_progress, reporter
     from kvm_mmu.lab.fleet import fleet
 
-    found = fleet(what, args.file, sort=args.worst, executor=args.executor, progress=reporter())
+    found = fleet(what, args.file, sort=args.worst, executor=args.executor, jobs=jobs, progress=reporter())
     clear_progress()
     print(json.dumps(found.as_json(), indent=1) if args.json else found.as_text())
     return 1 if found.broken else 0

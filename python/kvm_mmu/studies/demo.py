@@ -73,7 +73,7 @@ def recording_path(stack: ExitStack) -> Path:
 
 
 def _replay(demo: Demo, path: Path) -> str:
-    replay = importlib.import_module("kvm_mmu.trace").replay
+    replay = importlib.import_module("kvm_mmu.trace.replay.replaying").replay
     report = replay(path, lambda kernel, config: MachineEngine(kernel, config))
     total = sum(report.recorded.values())
     agreed = total if report.divergence is None else report.divergence.agreed

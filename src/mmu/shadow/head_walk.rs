@@ -211,9 +211,12 @@ impl MmuState {
         }
     }
 
-    /// Whether a leaf could be part of a larger one now.
+    /// Whether a leaf could be part of a larger one now; one that shadows an entry of the guest is as large as that.
     fn is_collapsible(&self, slot: SlotAt, sptep: Sptep) -> bool {
         let key = self.arena.key(sptep.page());
+        if !key.role.direct() {
+            return false;
+        }
         match self.config.kernel.collapse {
             Collapse::ByLeaf => {
                 self.host.is_compound(pfn_of(self.arena.spte(sptep)))
