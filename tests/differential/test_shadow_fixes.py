@@ -246,3 +246,44 @@ def test_the_end_of_a_log_leaves_what_shadows_a_guest_entry(kernel: str) -> None
     _, lines, found = lockstep(kernel, ops)
     assert found == []
     assert lines[-1]["stops"] == [] and lines[-1]["out"]["faults"] == 0
+
+
+#: A root at 0x1000 over 0x2000, 0x3000 and two page tables of the guest: 0x4000 and, for 2 MiB and up, 0x6000.
+TWO_TABLES: Ops = [
+    slot(),
+    poke(0x1000, 0x2067),
+    poke(0x2000, 0x3067),
+    poke(0x3000, 0x4067),
+    poke(0x3008, 0x6067),
+]
+SECOND = 0x20_0000
+
+
+@pytest.mark.parametrize("kernel", SHADOWING)
+def test_a_walk_that_marks_an_entry_accessed_dirties_its_table(kernel: str) -> None:
+    unused = [slot(flags=1), poke(0x1000, 0x2007), *TWO_TABLES[2:], poke(0x4028, 0x6007), read(0x5000)]
+    _, lines, found = lockstep(kernel, [*unused, {"op": "get_dirty_log", "id": 0}])
+    assert found == []
+    # What was poked is not logged: only tables whose entries the walk marked, at the root and at the leaf.
+    assert [word for word in lines[-1]["out"]["bitmap"] if word] == [0b1_0010]
+
+
+@pytest.mark.parametrize("kernel", SHADOWING)
+def test_a_sync_makes_no_other_table_unsync(kernel: str) -> None:
+    ops: Ops = [
+        *TWO_TABLES,
+        poke(0x6000, 0x7067),
+        poke(0x6008, 0x4067),
+        poke(0x4028, 0x6025),  # the first table maps the second, read only
+        read(SECOND),
+        read(0x5000),
+        write(SECOND + 0x1000),  # the first is unsync now
+        poke(0x4028, 0x6067),  # through the leaf, which is writable
+        {"op": "set_cr3", "cr3": 0x1000},
+        {"op": "enter"},
+        write(0x5000),
+    ]
+    _, lines, found = lockstep(kernel, ops)
+    assert found == [] and lines[-1]["stops"] == []
+    events = [event[0] for line in lines[-3:-1] for event in line["events"]]
+    assert "sync" in events and "unsync" not in events

@@ -115,10 +115,10 @@ CORE: dict[str, str] = {
     "write-through-wp-for-user": vector("v5.0/sx_perm_wp0_smep1_smap1_nx1.shadow"),  # fault
     "fault-leaves-entry": vector("v6.1/random_61_shadow_200.shadow.tdp0"),
     "clean-leaf-writable": vector("v5.2/shadow_accessed_dirty_in_guest.shadow"),  # guest walk
-    "walked-table-not-dirty": vector("v5.2/sk_slots_p32.shadow"),
+    "walked-table-not-dirty": FIXES + "test_a_walk_that_marks_an_entry_accessed_dirties_its_table",
     "misaligned-taken": vector("v5.2/sx_emulwrite_l1.shadow"),  # misalignment
     "unprotect-first-only": vector("v5.2/sx_p32.shadow"),  # unprotect
-    "sync-unsyncs": vector("v5.2/sx_sync_rules.shadow"),
+    "sync-unsyncs": FIXES + "test_a_sync_makes_no_other_table_unsync",
     "any-child-kept": FIXES + "test_a_child_of_another_gfn_or_role",  # the repairs of 2026
     "parents-one-more": FIXES + "test_a_bound_on_parents",
     "init-keeps-roots": FIXES + "test_init_in_smm",
