@@ -273,11 +273,12 @@ def test_a_sync_makes_no_other_table_unsync(kernel: str) -> None:
     ops: Ops = [
         *TWO_TABLES,
         poke(0x6000, 0x7067),
-        poke(0x6008, 0x4067),
+        poke(0x3010, 0x8067),  # a third page table, which maps the first
+        poke(0x8000, 0x4067),
         poke(0x4028, 0x6025),  # the first table maps the second, read only
         read(SECOND),
         read(0x5000),
-        write(SECOND + 0x1000),  # the first is unsync now
+        write(2 * SECOND),  # the first is unsync now
         poke(0x4028, 0x6067),  # through the leaf, which is writable
         {"op": "set_cr3", "cr3": 0x1000},
         {"op": "enter"},
