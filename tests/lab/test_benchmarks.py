@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def suite(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    # pytest-benchmark measures nothing in a worker of pytest-xdist, which it knows by these.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=where, env=own, capture_output=True, text=True, check=False)
 
 
 def test_the_lines_of_the_how_to_print_what_it_shows(suite: Path, root: Path) -> None:
