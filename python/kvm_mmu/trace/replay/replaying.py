@@ -209,8 +209,7 @@ def replay(
         kernel: The profile; None: the kernel of the host facts.
         host: Facts of the host, or the file or JSON text that has them; they win over the trace's own line and over
             `host.json` beside it.
-        backend: The model that is driven, `core` or `reference`; `auto`: the core, and the reference where guests
-            have page tables of their own that are shadowed.
+        backend: The model that is driven, `core` or `reference`; `auto` is the core.
         operations: Full operation texts or the file that has them; None: an `ops.jsonl` beside the trace.
         emit: Gets each prediction as it is made; None: they are kept, in `Report.predictions`.
         keep: False: predictions are neither kept nor given away. The core then compares typed events where it can, much
